@@ -1,0 +1,1 @@
+"""Decides: values in, values out. No clock, no randomness, no I/O and no logger may enter here."""

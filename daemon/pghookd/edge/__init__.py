@@ -1,0 +1,1 @@
+"""Touches the world, one resource a file. Foreign names and foreign exceptions stop here."""
