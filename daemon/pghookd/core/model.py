@@ -1,0 +1,160 @@
+"""The values that everything else speaks of: endpoint, event, delivery, attempt, outcome.
+
+One word per thing, the same in SQL, Python, logs and README. Nothing here decides or acts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from pghookd.core.snapshot import Ticket
+
+EVENT_TYPES = (
+    "order_created",
+    "order_updated",
+    "product_created",
+    "product_updated",
+    "form_submitted",
+    "contact_updated",
+)
+
+
+class Outcome(enum.StrEnum):
+    """What one attempt came to. A closed set (column `attempts.outcome`)."""
+
+    DELIVERED = "delivered"  # a 2xx head was received; the body cannot change it
+    REFUSED = "refused"  # any other answer
+    TIMEOUT = "timeout"
+    UNREACHABLE = "unreachable"
+    BLOCKED = "blocked"  # the destination is not allowed
+    FAILED = "failed"  # our own fault
+
+
+class State(enum.StrEnum):
+    """Where an undelivered delivery stands. A closed set (column `backlog.state`, and `dead`)."""
+
+    WAITING = "waiting"
+    PARKED = "parked"
+    HELD = "held"
+
+
+class Reason(enum.StrEnum):
+    """Why a delivery is where it is (columns `backlog.reason`, `dead.reason`)."""
+
+    # waiting
+    RETRY = "retry"
+    QUEUED = "queued"
+    ADOPTED = "adopted"
+    # parked
+    LANE_FULL = "lane_full"
+    # held
+    DISABLED = "disabled"
+    # dead
+    EXHAUSTED = "exhausted"
+    TOO_OLD = "too_old"
+    TOO_LARGE = "too_large"
+    BLOCKED = "blocked"
+    ABORTED = "aborted"
+    INVALID = "invalid"
+    NO_ENDPOINT = "no_endpoint"
+
+
+class DisabledReason(enum.StrEnum):
+    """Who switched an endpoint off (column `endpoints.disabled_reason`)."""
+
+    OWNER = "owner"
+    OPERATOR = "operator"
+    GONE = "gone"
+    FAILING = "failing"
+    RECEIVER = "receiver"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of `endpoints`, as read after the page that needed it."""
+
+    endpoint_id: int
+    site_id: str
+    shard: int
+    url: str
+    event_types: tuple[str, ...]
+    enabled: bool
+    from_event_id: int
+    secret: str | None = dataclasses.field(default=None, repr=False)
+    source: str | None = None  # sites.url, sent as x-webhook-source
+    concurrency: int | None = None  # null means delivery.endpoint_concurrency
+    timeout_s: float | None = None  # null means delivery.timeout_s
+
+    def takes(self, event_type: str) -> bool:
+        """Whether this endpoint asked for the type; `*` is all but the reserved `webhook_*`."""
+        for wanted in self.event_types:
+            if wanted == event_type:
+                return True
+            if wanted == "*" and not event_type.startswith("webhook_"):
+                return True
+        return False
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Event:
+    """One row of `events`. Shared by all its deliveries; not frozen because thousands are made a second."""
+
+    event_id: int
+    site_id: str
+    type: str
+    created_at_us: int  # microseconds since 1970, UTC
+    payload: bytes | None  # the producer's own JSON text; None: large, loaded when it is sent
+    endpoint_id: int | None = None  # only to this one
+    body: bytes | None = None  # the envelope, made once and kept while queued
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Delivery:
+    """One event on its way to one endpoint, while it is in memory."""
+
+    event: Event
+    endpoint_id: int
+    attempts: int  # attempts recorded so far; the next one is attempts + 1
+    since: float  # monotonic seconds at which it came into memory
+    ticket: Ticket | None = None  # what of the log waits for it; None once it has a row of its own
+    in_backlog: bool = False
+    age_from_us: int = 0  # what age_max_s counts from; microseconds since 1970
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """A response head was received.
+
+    Attributes:
+        status: as sent by the receiver.
+        body: at most `response_bytes_max` bytes, possibly cut.
+        retry_after: the raw header's value, if present.
+        control: the raw value of `webhook-delivery`, lower case, if present.
+        location: the raw value of `Location`, if present.
+    """
+
+    status: int
+    body: bytes = b""
+    retry_after: str | None = None
+    control: str | None = None
+    location: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """No response: what stood in the way.
+
+    Attributes:
+        outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED.
+        error: a constant name, or `name: detail` (NAMES: timeout connect, response; unreachable dns, refused,
+            reset, stale_connection, ...; blocked url, scheme, port, ...).
+    """
+
+    outcome: Outcome
+    error: str
+
+
+Answer: TypeAlias = Reply | Fault
