@@ -1,0 +1,215 @@
+"""Postgres: sessions, the statements in `sql/queries`, and errors sorted by what the caller does next.
+
+The only importer of asyncpg. A session is one connection that is never reopened: after any loss the epoch ends and
+everything is opened anew. No pool: a pool would release advisory locks and LISTENs at each return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib.resources
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+
+Row: TypeAlias = asyncpg.Record
+
+CONNECT_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 2.0
+EPOCH_2000_US: Final = 946_684_800_000_000  # Postgres counts its microseconds from 2000-01-01
+
+# SQLSTATE classes and codes after which a session is of no use: connection, shutdown, crash of another backend,
+# system error, and a session ended by one of its own timeouts.
+_AWAY_CLASSES: Final = ("08", "58", "XX")
+_AWAY_CODES: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "53300"})
+
+
+class DatabaseAway(Exception):  # noqa: N818 - it is a state of the world, not a mistake
+    """The database cannot be reached, or the session is gone: close everything and take the recovery road."""
+
+
+class DatabaseError(Exception):
+    """A statement was refused, the session lives on.
+
+    Attributes:
+        sqlstate: the five characters of Postgres.
+    """
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        super().__init__(f"{message} (SQLSTATE {sqlstate})")
+        self.sqlstate = sqlstate
+
+
+@functools.cache
+def query(name: str) -> str:
+    """Return the text of `sql/queries/<name>.sql`, one statement."""
+    return importlib.resources.files("pghookd").joinpath("sql", "queries", f"{name}.sql").read_text()
+
+
+def _translate(error: Exception, *, closed: bool) -> Exception:
+    if isinstance(error, asyncpg.PostgresError) and not closed:
+        state = error.sqlstate or "XX000"
+        if state not in _AWAY_CODES and state[:2] not in _AWAY_CLASSES:
+            return DatabaseError(state, str(error))
+    detail = str(error) or type(error).__name__
+    return DatabaseAway(detail)
+
+
+_FOREIGN = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+    EOFError,
+)
+
+
+class Session:
+    """One connection with a name, one statement at a time.
+
+    Every method raises `DatabaseAway` when the session is gone and `DatabaseError` when Postgres refused the
+    statement.
+    """
+
+    def __init__(self, connection: asyncpg.Connection[Row], name: str) -> None:
+        self._connection = connection
+        self._lock = asyncio.Lock()
+        self.name = name
+        self.pid: int = connection.get_server_pid()
+
+    async def fetch(self, sql: str, *args: object, timeout_s: float | None = None) -> list[Row]:
+        """Run a statement and return its rows."""
+        async with self._lock:
+            try:
+                return await self._connection.fetch(sql, *args, timeout=timeout_s)
+            except _FOREIGN as error:
+                raise _translate(error, closed=self._connection.is_closed()) from error
+
+    async def fetchrow(self, sql: str, *args: object, timeout_s: float | None = None) -> Row | None:
+        """Run a statement and return its first row."""
+        rows = await self.fetch(sql, *args, timeout_s=timeout_s)
+        return rows[0] if rows else None
+
+    async def fetchval(self, sql: str, *args: object, timeout_s: float | None = None) -> Any:  # noqa: ANN401 - a column of any type
+        """Run a statement and return the first column of its first row."""
+        rows = await self.fetch(sql, *args, timeout_s=timeout_s)
+        return rows[0][0] if rows else None
+
+    async def execute(self, sql: str, *args: object, timeout_s: float | None = None) -> str:
+        """Run a statement (several, where there are no arguments) and return its command tag."""
+        async with self._lock:
+            try:
+                return await self._connection.execute(sql, *args, timeout=timeout_s)
+            except _FOREIGN as error:
+                raise _translate(error, closed=self._connection.is_closed()) from error
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Open a READ COMMITTED transaction around the statements inside; one task at a time."""
+        await self.execute("begin")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(DatabaseAway, DatabaseError):
+                await self.execute("rollback")
+            raise
+        await self.execute("commit")
+
+    async def listen(self, channel: str, heard: Callable[[str], None]) -> None:
+        """LISTEN; `heard` gets the payload of each notification."""
+
+        def callback(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            heard(str(payload))
+
+        async with self._lock:
+            try:
+                await self._connection.add_listener(channel, callback)
+            except _FOREIGN as error:
+                raise _translate(error, closed=self._connection.is_closed()) from error
+
+    def when_lost(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(name)` once when the connection ends for whatever reason."""
+
+        def lost(_connection: object) -> None:
+            callback(self.name)
+
+        self._connection.add_termination_listener(lost)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is known to have ended."""
+        return self._connection.is_closed()
+
+    def terminate(self) -> None:
+        """End the connection at once, whatever runs on it."""
+        self._connection.terminate()
+
+    async def close(self) -> None:
+        """End the connection politely within two seconds, else at once."""
+        try:
+            await self._connection.close(timeout=CLOSE_TIMEOUT_S)
+        except _FOREIGN:
+            self._connection.terminate()
+
+
+async def connect(
+    url: str,
+    *,
+    name: str,
+    settings: dict[str, str] | None = None,
+    writable: bool = True,
+) -> Session:
+    """Open a session named `pghookd/<name>`.
+
+    Args:
+        url: a libpq URI, `?host=` sockets and several hosts too; empty: libpq's PG* variables.
+        name: shown in pg_stat_activity.
+        settings: server settings of this session.
+        writable: refuse a standby.
+
+    Raises:
+        DatabaseAway: it cannot be reached, or refused us.
+    """
+    try:
+        connection = await asyncpg.connect(
+            url or None,
+            timeout=CONNECT_TIMEOUT_S,
+            server_settings={"application_name": f"pghookd/{name}", **(settings or {})},
+            target_session_attrs="read-write" if writable else "any",
+        )
+    except (*_FOREIGN, ValueError) as error:
+        raise DatabaseAway(_reachability(error)) from error
+    try:
+        await _set_codecs(connection)
+    except _FOREIGN as error:
+        connection.terminate()
+        raise DatabaseAway(_reachability(error)) from error
+    return Session(connection, name)
+
+
+def _reachability(error: Exception) -> str:
+    """Say why in words that carry no password: asyncpg's own messages name hosts and roles only."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {CONNECT_TIMEOUT_S:g} s"
+    return str(error) or type(error).__name__
+
+
+async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
+    """Take json as the bytes it is, and times as microseconds since 1970 (infinity included)."""
+    await connection.set_type_codec("json", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes)
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        format="tuple",
+        encoder=lambda us: (us - EPOCH_2000_US,),
+        decoder=lambda value: value[0] + EPOCH_2000_US,
+    )
+
+
+def columns(rows: Sequence[Sequence[object]], width: int) -> list[list[Any]]:
+    """Turn rows into `width` columns, as `unnest` wants them."""
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]

@@ -1,0 +1,50 @@
+-- The four roles of a pghookd schema, each with the least it needs. Repeatable; roles belong to the whole cluster,
+-- so one that exists already is used as it is. Run by `pghookd migrate --roles`, by a role that may create roles.
+
+do $$
+declare
+  r text;
+begin
+  foreach r in array array['webhooks_producer', 'webhooks_admin', 'webhooks_reader', 'webhooks_daemon'] loop
+    if not exists (select from pg_roles where rolname = r) then
+      begin
+        execute format('create role %I nologin', r);
+      exception when duplicate_object or unique_violation then
+        null;  -- another database of this cluster made it in this moment
+      end;
+    end if;
+  end loop;
+end $$;
+
+grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_reader, webhooks_daemon;
+
+-- Producers insert events. SELECT (event_id) is there because Django, SQLAlchemy and others add RETURNING.
+grant insert (site_id, type, payload, subject, traceparent, ordering_key, dedupe_key, supersede_key, deliver_after, deliver_before),
+  select (event_id) on webhooks.events to webhooks_producer;
+grant execute on function webhooks.emit, webhooks.webhook_id to webhooks_producer;
+
+-- Readers see what happened, but no secret and no payload.
+grant select on webhooks.deliveries, webhooks.event_types, webhooks.operations to webhooks_reader;
+grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
+grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
+
+-- Administrators register sites and endpoints and act on deliveries through the functions.
+grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
+grant select on webhooks.deliveries, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
+  webhooks.emails, webhooks.replays to webhooks_admin;
+grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
+  webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.takes to webhooks_admin;
+
+-- The daemon reads the log and writes what became of it. It is a member of the tables' owner, since DETACH
+-- CONCURRENTLY and ANALYZE need ownership.
+grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon;
+grant select, insert, update, delete on all tables in schema webhooks to webhooks_daemon;
+grant execute on all functions in schema webhooks to webhooks_daemon;
+do $$
+declare
+  owner name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');
+begin
+  if not (select rolsuper from pg_roles where rolname = owner) and not pg_has_role('webhooks_daemon', owner, 'member') then
+    execute format('grant %I to webhooks_daemon', owner);
+  end if;
+end $$;
