@@ -1,0 +1,466 @@
+"""Where a request may go: the first wall between a customer's URL and the inside of the house.
+
+A URL comes from a stranger and is turned into a connection made from within. This file says which URLs,
+host names and addresses are fit for that, as pure decisions over text; edge/resolver.py and edge/http.py
+ask it again about every address that a name came to. The table of address space is written out here on
+purpose: the standard library's `is_global` calls multicast, embedded IPv4 and cloud metadata addresses
+global, and changes with the Python version.
+
+Never here: DNS, sockets, a third-party URL class that "repairs" what it reads, and texts that name an
+address back to the customer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import idna
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+URL_LENGTH_MAX = 2048  # characters; the schema's CHECK says the same
+PORTS = (
+    "80,443,1024-65535,!1433,!1521,!2049,!2375,!2376,!2379,!3306,!3389,!5432,!5672,!5900,!6379,!6443,!9042,"
+    "!9092,!9200,!9300,!10250,!11211,!27017"
+)
+
+# IANA special-purpose registries (RFC 6890 and successors), as of 2026, and what lies beside them.
+_REFUSED_V4 = tuple(
+    ipaddress.IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",  # this network, RFC 791
+        "10.0.0.0/8",  # private, RFC 1918
+        "100.64.0.0/10",  # carrier-grade NAT, RFC 6598
+        "127.0.0.0/8",  # loopback, RFC 1122
+        "169.254.0.0/16",  # link local, RFC 3927
+        "172.16.0.0/12",  # private, RFC 1918
+        "192.0.0.0/24",  # protocol assignments, RFC 6890
+        "192.0.2.0/24",  # documentation, RFC 5737
+        "192.88.99.0/24",  # 6to4 relays, RFC 7526
+        "192.168.0.0/16",  # private, RFC 1918
+        "198.18.0.0/15",  # benchmarks, RFC 2544
+        "198.51.100.0/24",  # documentation, RFC 5737
+        "203.0.113.0/24",  # documentation, RFC 5737
+        "224.0.0.0/4",  # multicast, RFC 5771
+        "240.0.0.0/4",  # reserved and broadcast, RFC 1112
+        "168.63.129.16/32",  # a cloud's host agent on an address that looks public
+    )
+)
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # RFC 4291: all else is refused by not being in it
+_REFUSED_V6 = tuple(
+    ipaddress.IPv6Network(text)
+    for text in (
+        "2001::/23",  # protocol assignments, Teredo among them, RFC 2928
+        "2001:db8::/32",  # documentation, RFC 3849
+        "2002::/16",  # 6to4, RFC 3056
+        "3fff::/20",  # documentation, RFC 9637
+    )
+)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
+_NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
+_LAST_32 = tuple(
+    ipaddress.IPv6Network(text)
+    for text in ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")
+)
+_METADATA = frozenset(
+    ipaddress.ip_address(text)
+    for text in (
+        "169.254.169.254",
+        "169.254.170.2",
+        "169.254.170.23",
+        "169.254.169.253",
+        "169.254.42.42",
+        "169.254.0.23",
+        "100.100.100.200",
+        "192.0.0.192",
+        "168.63.129.16",
+        "fd00:ec2::254",
+        "fd00:ec2::23",
+        "fd00:c1::a9fe:a9fe",
+        "fd20:ce::254",
+        "fd00:42::42",
+        "fe80::a9fe:a9fe",
+    )
+)
+_INNER_DOMAINS = frozenset(
+    {
+        "localhost",
+        "local",
+        "internal",
+        "corp",
+        "home",
+        "lan",
+        "onion",
+        "consul",
+        "svc",
+        "arpa",
+        "test",
+        "invalid",
+        "alt",
+    }
+)
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
+_AUTHORITY = re.compile(r"//([^/?#]*)")
+_LABEL = re.compile(r"[a-z0-9_\-]{1,63}")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # what inet_aton would take for a part of an address
+_DOTTED_QUAD = re.compile(r"(?:(?:0|[1-9][0-9]{0,2})\.){3}(?:0|[1-9][0-9]{0,2})")
+_NAME_LENGTH_MAX = 253
+_PORT_MAX = 65535
+_PORT_DIGITS_MAX = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a destination is not allowed.
+
+    Attributes:
+        name: url, scheme, port, userinfo, name, literal or address (NAMES: `blocked`).
+        why: one sentence for a person, without any address in it.
+    """
+
+    name: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ports:
+    """A set of TCP ports; what is excluded stays excluded, in whatever order it was written."""
+
+    allowed: tuple[tuple[int, int], ...]  # both ends included
+    excluded: tuple[tuple[int, int], ...] = ()
+
+    def __contains__(self, port: int) -> bool:
+        """Whether a request may go to this port."""
+        return _within(port, self.allowed) and not _within(port, self.excluded)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Places:
+    """Networks and host names, as an operator lists them in one setting."""
+
+    networks: tuple[Network, ...] = ()
+    names: frozenset[str] = frozenset()
+
+    def has(self, address: Address) -> bool:
+        """Whether one of the networks holds the address."""
+        return any(address in network for network in self.networks)
+
+    def has_exactly(self, address: Address) -> bool:
+        """Whether the address itself is listed, as a /32 or /128."""
+        return any(net.num_addresses == 1 and net[0] == address for net in self.networks)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policy:
+    """The operator's word on egress (settings `egress.*`).
+
+    Attributes:
+        allow: networks and exact host names that are open although the rules would refuse them.
+        deny: networks, and host names with all below them, that are refused although they look public; wins.
+        https_only: plain http is refused.
+        ports: the ports a URL may name.
+        nat64: `64:ff9b::/96` is this site's NAT64 and inherits the verdict on the IPv4 address it carries.
+    """
+
+    allow: Places = Places()
+    deny: Places = Places()
+    https_only: bool = False
+    ports: Ports = dataclasses.field(default_factory=lambda: parse_ports(PORTS))
+    nat64: bool = False
+
+    def names(self, host: str) -> bool:
+        """Whether the operator opened this very host by its name."""
+        return host in self.allow.names
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Destination:
+    """A URL that may be tried.
+
+    Attributes:
+        scheme: http or https.
+        host: lower-case A-labels without a trailing dot, or an address's canonical text, without brackets.
+        port: the port to dial.
+        target: path and query as the owner wrote them, but non-ASCII percent-encoded (RFC 3987, 3.1).
+        host_header: the value of `Host` (RFC 9112, 3.2).
+        address: the host again if it is a literal address, else None: then what it resolves to is judged.
+        named: the operator opened the host by its name, so that it may resolve to an inner address.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+    host_header: str
+    address: str | None = None
+    named: bool = False
+
+
+def parse_ports(text: str) -> Ports:
+    """Read `80,443,1024-65535,!1433`: ports and ranges, `!` excludes.
+
+    Raises:
+        ValueError: a part is no port or range, or nothing is left to allow; the message names the part.
+    """
+    allowed: list[tuple[int, int]] = []
+    excluded: list[tuple[int, int]] = []
+    for raw in text.split(","):
+        part = raw.strip()
+        if part:
+            (excluded if part.startswith("!") else allowed).append(_port_range(part))
+    if not allowed:
+        raise ValueError("no port is allowed: name at least one without a !")
+    return Ports(tuple(allowed), tuple(excluded))
+
+
+def parse_places(texts: Iterable[str]) -> Places:
+    """Read a list of networks, addresses and host names.
+
+    Raises:
+        ValueError: an entry is neither; the message names it.
+    """
+    networks: list[Network] = []
+    names: set[str] = set()
+    for raw in texts:
+        text = raw.strip()
+        network = _network(text)
+        if network is not None:
+            networks.append(network)
+        else:
+            names.add(_place_name(text))
+    return Places(tuple(networks), frozenset(names))
+
+
+def parse(url: str, policy: Policy) -> Destination | Refusal:  # noqa: PLR0911 -- guards, one after another
+    """Decide about a URL as it stands in `endpoints.url`. Never raises, whatever the text; asks no DNS."""
+    if len(url) > URL_LENGTH_MAX:
+        return Refusal("url", f"it is longer than {URL_LENGTH_MAX} characters")
+    if not url.isprintable() or " " in url or "\\" in url:
+        return Refusal("url", "it contains a space, a backslash or a character that cannot be seen")
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return Refusal("url", "it does not start with http:// or https://")
+    kind = scheme[1].lower()
+    if kind not in {"http", "https"}:
+        return Refusal("scheme", "only http and https are spoken")
+    if policy.https_only and kind != "https":
+        return Refusal("scheme", "only https is allowed")
+    authority = _AUTHORITY.match(url, scheme.end())
+    if authority is None or not authority[1]:
+        return Refusal("url", "it names no host")
+    where = _split_authority(authority[1], 443 if kind == "https" else 80)
+    if isinstance(where, Refusal):
+        return where
+    host, port = where
+    if port not in policy.ports:
+        return Refusal("port", "this port is not among those allowed")
+    return _aim(kind, host, port, _target(url[authority.end() :]), policy)
+
+
+def judge_address(address: str, policy: Policy, *, named: bool = False) -> Refusal | None:
+    """Decide about one address that a name came to, or that a socket is about to be connected to.
+
+    Args:
+        address: its text; anything that is no plain address is refused, a scope id too.
+        policy: the operator's word.
+        named: the operator opened the host by its name: then all but denied and metadata addresses pass.
+    """
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return _REFUSED
+    if "%" in address:
+        return _REFUSED
+    return None if _is_open(parsed, policy, named=named) else _REFUSED
+
+
+_REFUSED = Refusal("address", "it leads to an address that is not public")
+_REFUSED_LITERAL = Refusal("literal", "its address is not public, or is not written in the usual way")
+_REFUSED_NAME = Refusal("name", "its host name is not a public one, or is written in a misleading way")
+
+
+def _is_open(address: Address, policy: Policy, *, named: bool) -> bool:
+    for each in (address, *_carried(address)):
+        if policy.deny.has(each):
+            return False
+        if each in _METADATA and not policy.allow.has_exactly(each):
+            return False
+    return named or policy.allow.has(address) or _is_public(address, policy)
+
+
+def _is_public(address: Address, policy: Policy) -> bool:
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in network for network in _REFUSED_V4)
+    if policy.nat64 and address in _NAT64:
+        return _is_open(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF), policy, named=False)
+    return address in _GLOBAL_V6 and not any(address in network for network in _REFUSED_V6)
+
+
+def _carried(address: Address) -> Iterator[ipaddress.IPv4Address]:
+    """Yield the IPv4 addresses that an IPv6 one may stand for (RFC 3056, 4291, 4380, 6052, 6145, 8215)."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return
+    number = int(address)
+    if any(address in network for network in _LAST_32):
+        yield ipaddress.IPv4Address(number & 0xFFFFFFFF)
+    if address in _NAT64_LOCAL:  # RFC 6052, 2.2: at a /48 the address lies around bits 64 to 71
+        yield ipaddress.IPv4Address((number >> 64 & 0xFFFF) << 16 | number >> 40 & 0xFFFF)
+    if address.sixtofour is not None:
+        yield address.sixtofour
+    if address.teredo is not None:
+        yield from address.teredo
+
+
+def _within(port: int, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= port <= last for first, last in ranges)
+
+
+def _port_range(part: str) -> tuple[int, int]:
+    first, dash, last = part.removeprefix("!").partition("-")
+    low, high = _port(first, part), _port(last, part) if dash else _port(first, part)
+    if low > high:
+        raise ValueError(f"{part!r}: the range ends before it starts")
+    return low, high
+
+
+def _port(digits: str, part: str) -> int:
+    text = digits.strip()
+    if not (text.isascii() and text.isdecimal() and len(text) <= _PORT_DIGITS_MAX):
+        raise ValueError(f"{part!r} is not a port, a range (1024-65535) or an exclusion (!5432)")
+    port = int(text)
+    if not 1 <= port <= _PORT_MAX:
+        raise ValueError(f"{part!r}: ports are 1 to {_PORT_MAX}")
+    return port
+
+
+def _network(text: str) -> Network | None:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        if "/" in text or ":" in text:
+            raise ValueError(
+                f"{text!r} is not a network such as 10.0.0.0/8 (are host bits set?), nor a host name"
+            ) from None
+        return None
+
+
+def _place_name(text: str) -> str:
+    host = _normalise(text)
+    if host is None or _NUMBER.fullmatch(host.rpartition(".")[2]):
+        raise ValueError(f"{text!r} is neither a network such as 10.0.0.0/8 nor a host name")
+    return host
+
+
+def _split_authority(  # noqa: PLR0911 -- guards, one after another
+    authority: str, default_port: int
+) -> tuple[str, int] | Refusal:
+    """Split `host:port`; the brackets stay on an IPv6 literal."""
+    if "@" in authority:
+        return Refusal("userinfo", "it carries a user name or password: use a header instead")
+    if "%" in authority:
+        return Refusal("url", "its host or port is percent-encoded")
+    head, bracket, tail = authority.rpartition("]")
+    host, colon, digits = tail.partition(":")
+    if bracket and host:
+        return Refusal("url", "something follows the bracketed address")
+    if not colon:
+        return head + bracket + host, default_port
+    if not (digits.isascii() and digits.isdecimal()):
+        return Refusal("url", "its port is not a number")
+    if len(digits) > _PORT_DIGITS_MAX:
+        return Refusal("port", "this port is not among those allowed")
+    return head + bracket + host, int(digits)
+
+
+def _target(rest: str) -> str:
+    """Make the request target (RFC 9112, 3.2.1) of what follows the authority; the fragment stays at home."""
+    path = rest.partition("#")[0]
+    if not path.startswith("/"):
+        path = "/" + path
+    if path.isascii():
+        return path
+    return "".join(c if c.isascii() else "".join(f"%{b:02X}" for b in c.encode()) for c in path)
+
+
+def _aim(  # noqa: PLR0911 -- guards, one after another
+    scheme: str, host: str, port: int, target: str, policy: Policy
+) -> Destination | Refusal:
+    shown_port = "" if port == (443 if scheme == "https" else 80) else f":{port}"
+    if host.startswith("["):
+        literal = _literal_v6(host)
+        if literal is None or judge_address(literal, policy) is not None:
+            return _REFUSED_LITERAL
+        return Destination(scheme, literal, port, target, f"[{literal}]{shown_port}", literal)
+    name = _normalise(host)
+    if name is None:
+        return _REFUSED_NAME
+    if _NUMBER.fullmatch(name.rpartition(".")[2]):
+        # Whatever resolvers make of 2130706433, 0x7f.1 or 127.0.0.1. : only the plain form is taken.
+        if not _DOTTED_QUAD.fullmatch(host) or judge_address(host, policy) is not None:
+            return _REFUSED_LITERAL
+        return Destination(scheme, host, port, target, host + shown_port, host)
+    if not _is_fit(name, policy):
+        return _REFUSED_NAME
+    return Destination(scheme, name, port, target, name + shown_port, named=policy.names(name))
+
+
+def _literal_v6(bracketed: str) -> str | None:
+    if not bracketed.endswith("]"):
+        return None
+    try:
+        return str(ipaddress.IPv6Address(bracketed[1:-1]))
+    except ValueError:
+        return None
+
+
+def _is_fit(name: str, policy: Policy) -> bool:
+    """Whether a normalised name may be looked up at all."""
+    parents = name.split(".")
+    if any(".".join(parents[i:]) in policy.deny.names for i in range(len(parents))):
+        return False
+    return policy.names(name) or (len(parents) > 1 and parents[-1] not in _INNER_DOMAINS)
+
+
+def _normalise(host: str) -> str | None:
+    """Give the lower-case A-label form of a host name, or None if it has none that is not misleading.
+
+    One trailing dot is dropped. Mapping may change case and composition only (RFC 5895 allows more: circled
+    letters, full-width dots and the like, which is how an inner name is smuggled past a filter).
+    """
+    name = host.removesuffix(".")
+    if not name.isascii():
+        encoded = _a_labels(name)
+        if encoded is None:
+            return None
+        name = encoded
+    name = name.lower()
+    if len(name) > _NAME_LENGTH_MAX:
+        return None
+    return name if all(_LABEL.fullmatch(label) for label in name.split(".")) else None
+
+
+def _a_labels(name: str) -> str | None:
+    if any(_is_misleading(c) for c in name if not c.isascii()):
+        return None
+    try:
+        return ".".join(_a_label(label) for label in unicodedata.normalize("NFC", name.lower()).split("."))
+    except (idna.IDNAError, UnicodeError):
+        return None
+
+
+def _a_label(label: str) -> str:
+    return label if label.isascii() else idna.alabel(label).decode("ascii")
+
+
+def _is_misleading(c: str) -> bool:
+    """Whether a non-ASCII character turns into something else on the way, or is a digit of another script."""
+    small = c.lower()
+    mapped = unicodedata.normalize("NFKC", small)
+    return c.isnumeric() or mapped.isascii() or mapped != unicodedata.normalize("NFC", small)
