@@ -1,0 +1,364 @@
+"""The first wall, as tables: what is refused, what is ordinary, and that no text whatever makes it raise."""
+
+# ruff: noqa: E501 -- tables are read by the line
+# ruff: noqa: RUF001 -- look-alike characters are the subject
+# ruff: noqa: SIM905 -- long lists of plain words
+# ruff: noqa: S104 -- 0.0.0.0 is a thing to refuse here, nothing is bound
+import ipaddress
+import socket
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pghookd.core.destination import (
+    PORTS,
+    Destination,
+    Policy,
+    Refusal,
+    judge_address,
+    parse,
+    parse_places,
+    parse_ports,
+)
+
+OPEN = Policy()
+NAMES = {"url", "scheme", "port", "userinfo", "name", "literal", "address"}
+
+
+def refused(url: str, policy: Policy = OPEN) -> str | None:
+    answer = parse(url, policy)
+    return answer.name if isinstance(answer, Refusal) else None
+
+
+def aimed(url: str, policy: Policy = OPEN) -> Destination:
+    answer = parse(url, policy)
+    assert isinstance(answer, Destination), answer
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "target", "host_header"),
+    [
+        ("https://example.com", "example.com", 443, "/", "example.com"),
+        ("http://example.com/", "example.com", 80, "/", "example.com"),
+        ("HTTPS://Example.COM/Hook", "example.com", 443, "/Hook", "example.com"),
+        ("https://example.com:443/a", "example.com", 443, "/a", "example.com"),
+        ("http://example.com:443/a", "example.com", 443, "/a", "example.com:443"),
+        ("https://example.com:8443/a?b=c&d", "example.com", 8443, "/a?b=c&d", "example.com:8443"),
+        ("https://example.com?token=1", "example.com", 443, "/?token=1", "example.com"),
+        ("https://example.com/a#frag?x", "example.com", 443, "/a", "example.com"),
+        ("https://example.com#frag", "example.com", 443, "/", "example.com"),
+        ("https://example.com./x", "example.com", 443, "/x", "example.com"),
+        ("https://example.com/%2f%7E/a/../b%zz", "example.com", 443, "/%2f%7E/a/../b%zz", "example.com"),
+        ("https://example.com//double//", "example.com", 443, "//double//", "example.com"),
+        ("https://example.com/a@b:c", "example.com", 443, "/a@b:c", "example.com"),
+        ("https://example.com/?u=http://127.0.0.1/", "example.com", 443, "/?u=http://127.0.0.1/", "example.com"),
+        ("https://a-b.c_d.example.co.uk/", "a-b.c_d.example.co.uk", 443, "/", "a-b.c_d.example.co.uk"),
+        ("https://bücher.example.de/", "xn--bcher-kva.example.de", 443, "/", "xn--bcher-kva.example.de"),
+        ("https://BÜCHER.example.de/", "xn--bcher-kva.example.de", 443, "/", "xn--bcher-kva.example.de"),
+        ("https://bu\u0308cher.de/", "xn--bcher-kva.de", 443, "/", "xn--bcher-kva.de"),
+        ("https://xn--bcher-kva.de/", "xn--bcher-kva.de", 443, "/", "xn--bcher-kva.de"),
+        ("https://例え.jp/", "xn--r8jz45g.jp", 443, "/", "xn--r8jz45g.jp"),
+        ("https://straße.de/", "xn--strae-oqa.de", 443, "/", "xn--strae-oqa.de"),
+        ("https://example.com/über?q=ß", "example.com", 443, "/%C3%BCber?q=%C3%9F", "example.com"),
+        ("http://93.184.216.34/x", "93.184.216.34", 80, "/x", "93.184.216.34"),
+        ("https://[2606:2800:220:1::0248]:8443/", "2606:2800:220:1::248", 8443, "/", "[2606:2800:220:1::248]:8443"),
+        ("https://[2606:4700::1111]", "2606:4700::1111", 443, "/", "[2606:4700::1111]"),
+        ("https://hooks.zapier.com/hooks/catch/1/2/", "hooks.zapier.com", 443, "/hooks/catch/1/2/", "hooks.zapier.com"),
+        ("https://1password.com/1", "1password.com", 443, "/1", "1password.com"),
+        ("https://0x.org/", "0x.org", 443, "/", "0x.org"),
+        ("https://127.0.0.1.nip.io/", "127.0.0.1.nip.io", 443, "/", "127.0.0.1.nip.io"),  # its answer is judged
+    ],
+)  # fmt: skip
+def test_ordinary_urls_are_aimed_at_exactly_as_written(url, host, port, target, host_header):
+    found = aimed(url)
+    assert (found.host, found.port, found.target, found.host_header) == (host, port, target, host_header)
+    is_literal = host[0].isdigit() and host.replace(".", "").isdigit()
+    assert found.address == (host if is_literal or ":" in host else None)
+    assert not found.named
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("", "url"),
+        ("example.com", "url"),
+        ("//example.com/", "url"),
+        ("http:example.com", "url"),
+        ("http:/example.com", "url"),
+        ("http://", "url"),
+        ("http:///x", "url"),
+        ("http://?x", "url"),
+        ("http://#x", "url"),
+        (" http://example.com/", "url"),
+        ("http://example.com/ ", "url"),
+        ("http://example.com/a b", "url"),
+        ("http://example.com\\@127.0.0.1/", "url"),
+        ("http:\\\\example.com", "url"),
+        ("http://example.com/\x00", "url"),
+        ("http://example.com/\u2028", "url"),
+        ("http://example.com/\u200b", "url"),
+        ("http://example.com/\ud800", "url"),
+        ("http://exam%70le.com/", "url"),
+        ("http://example.com%2f@127.0.0.1/", "userinfo"),
+        ("http://example.com:/", "url"),
+        ("http://example.com:a/", "url"),
+        ("http://example.com:8\u0663/", "url"),
+        ("http://a:80:80/", "url"),
+        ("http://example.com:-1/", "url"),
+        ("http://[::1", "url"),
+        ("http://[::1]x/", "url"),
+        ("http://[::1]80/", "url"),
+        ("https://example.com/" + "a" * 2029, "url"),
+        ("ftp://example.com/", "scheme"),
+        ("file:///etc/passwd", "scheme"),
+        ("javascript:alert(1)", "scheme"),
+        ("gopher://example.com/", "scheme"),
+        ("httpss://example.com/", "scheme"),
+        ("http://example.com:22/", "port"),
+        ("http://example.com:0/", "port"),
+        ("http://example.com:25/", "port"),
+        ("http://example.com:5432/", "port"),
+        ("http://example.com:6379/", "port"),
+        ("http://example.com:65536/", "port"),
+        ("http://example.com:99999999999999999999/", "port"),
+        ("http://user@example.com/", "userinfo"),
+        ("http://user:pw@example.com/", "userinfo"),
+        ("http://@example.com/", "userinfo"),
+        ("http://example.com@127.0.0.1/", "userinfo"),
+    ],
+)  # fmt: skip
+def test_urls_that_are_no_plain_web_address_are_refused(url, name):
+    assert refused(url) == name
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost", "LOCALHOST", "localhost.", "foo.localhost", "db", "printer.local", "vault.internal",
+        "metadata.google.internal", "intranet.corp", "nas.home", "router.lan", "abc.onion", "web.service.consul",
+        "kubernetes.default.svc", "1.0.0.127.in-addr.arpa", "a.test", "a.invalid", "a.alt", "example..com",
+        ".example.com", "example.com..", "-", "a" * 64 + ".com", ".".join(["a" * 60] * 5), "exa!.com",
+        "ex*mple.com", "exam,ple.com", "a$b.com", "ⓛocalhost", "ⓔxample.com", "ｅxample.com", "example。com",
+        "example．com", "example｡com", "exa\u00admple.com", "exaﬁle.com", "\u212aelvin.com", "ſite.com", "a².com",
+        "١٢٣.com", "a٣.com", "x\u0661.com", "℀.com", "example.com\uff0f.evil.com", "user＠example.com", "½.com",
+        "xn\u00b7.com",
+    ],
+)  # fmt: skip
+def test_names_that_are_not_public_or_mislead_are_refused(host):
+    assert refused(f"http://{host}/") == ("name" if host.isprintable() else "url")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "2130706433", "0x7f000001", "0x7f.1", "0x7f.0.0.1", "0X7F.0.0.1", "0177.0.0.1", "127.1", "127.0.0.1.",
+        "127.0.0.01", "0.0.0.0", "0", "0x", "1.2.3.4.5", "256.256.256.256", "8.8.8.8.", "08.8.8.8", "example.0x1f",
+        "example.1", "8.8.8", "017700000001", "127.0.0.1", "10.1.2.3", "100.64.0.1", "169.254.1.1", "172.16.0.1",
+        "172.31.255.255", "192.0.0.192", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.19.255.255",
+        "198.51.100.7", "203.0.113.9", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255",
+        "168.63.129.16", "169.254.169.254", "100.100.100.200",
+        "[::1]", "[::]", "[::127.0.0.1]", "[::ffff:127.0.0.1]", "[::ffff:8.8.8.8]", "[::ffff:0:7f00:1]",
+        "[64:ff9b::7f00:1]", "[64:ff9b::808:808]", "[64:ff9b:1::1]", "[100::1]", "[fc00::1]", "[fd00:ec2::254]",
+        "[fe80::1]", "[fec0::1]", "[ff02::1]", "[5f00::1]", "[4000::1]", "[2001::1]", "[2001:db8::1]",
+        "[2002:7f00:1::1]", "[3fff::1]", "[v1.x]", "[]", "[1.2.3.4]", "[::1]]",
+        "[[::1]]", "[fd20:ce::254]", "[fd00:c1::a9fe:a9fe]", "[fd00:42::42]", "[fe80::a9fe:a9fe]",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_inner_or_oddly_written_are_refused(host):
+    assert refused(f"http://{host}/") == "literal"
+
+
+def test_dotted_digits_of_other_shapes_are_not_addresses():
+    assert refused("http://①②⑦.⓪.⓪.①/") == "name"
+    assert refused("http://１２７.0.0.1/") == "name"
+    assert refused("http://[fe80::1%25eth0]/") == "url"
+
+
+@pytest.mark.parametrize(
+    "what", ["\x00", "\t", "\n", "\r", "\x0b", "\x1b", "\x7f", "\x85", "\xa0", " ", "\\"]
+)
+def test_a_control_character_anywhere_is_refused(what):
+    url = "https://example.com:8443/hook?a=b"
+    for position in range(len(url) + 1):
+        assert refused(url[:position] + what + url[position:]) == "url", position
+
+
+HOSTILE = (
+    "0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.255 169.254.169.254 169.254.170.2 "
+    "169.254.170.23 169.254.169.253 169.254.42.42 169.254.0.23 172.16.0.1 172.31.255.255 192.0.0.8 192.0.0.192 "
+    "192.0.2.1 192.88.99.1 192.168.255.255 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.1.1.1 240.0.0.1 "
+    "255.255.255.255 168.63.129.16 100.100.100.200 :: ::1 ::127.0.0.1 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:8.8.8.8 "
+    "::ffff:100.64.0.1 ::ffff:0:127.0.0.1 64:ff9b::7f00:1 64:ff9b::808:808 64:ff9b:1::7f00:1 100::1 2001::1 "
+    "2001:0:7f00:1::1 2001:10::1 2001:20::1 2001:1ff::1 2001:db8::1 2002:7f00:1::1 2002:808:808::1 3fff::1 "
+    "3fff:fff::1 4000::1 5f00::1 8000::1 fc00::1 fd00:ec2::254 fd00:ec2::23 fd00:c1::a9fe:a9fe fd20:ce::254 "
+    "fd00:42::42 fe80::1 fe80::a9fe:a9fe febf::1 fec0::1 ff02::1 ff0e::1 fe80::1%eth0 2606:4700::1%1 "
+    "garbage 1.2.3 01.2.3.4 0x7f.0.0.1"
+).split()
+
+
+@pytest.mark.parametrize("address", [*HOSTILE, "", " 8.8.8.8", "8.8.8.8\n", "127.0.0.1\x00"])
+def test_hostile_addresses_are_refused(address):
+    assert judge_address(address, OPEN) == Refusal("address", "it leads to an address that is not public")
+
+
+@pytest.mark.parametrize(
+    "address",
+    "1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 172.15.255.255 "
+    "172.32.0.0 192.0.1.1 192.167.1.1 198.17.255.255 198.20.0.0 223.255.255.255 168.63.129.17 2000::1 2001:200::1 "
+    "2001:4860:4860::8888 2003::1 2606:4700::1111 3ffe::1 3fff:1000::1".split(),
+)  # fmt: skip
+def test_public_addresses_pass(address):
+    assert judge_address(address, OPEN) is None
+
+
+def test_allowed_networks_open_what_lies_in_them():
+    policy = Policy(allow=parse_places(["127.0.0.0/8", "::1", "10.1.2.3"]))
+    assert aimed("http://127.0.0.1:8080/", policy).address == "127.0.0.1"
+    assert aimed("http://[::1]:8080/", policy).address == "::1"
+    assert judge_address("10.1.2.3", policy) is None
+    assert judge_address("10.1.2.4", policy) is not None
+    assert judge_address("::ffff:127.0.0.1", policy) is not None
+    assert refused("http://localhost:8080/", policy) == "name"
+
+
+def test_a_name_may_be_opened_and_may_then_lead_inside():
+    policy = Policy(allow=parse_places(["localhost", "Hooks.Corp."]))
+    assert aimed("http://LOCALHOST:8080/", policy).named
+    assert aimed("https://hooks.corp/", policy).named
+    assert refused("https://other.corp/", policy) == "name"
+    assert refused("https://a.hooks.corp/", policy) == "name"
+    assert judge_address("127.0.0.1", policy, named=True) is None
+    assert judge_address("127.0.0.1", policy) is not None
+    assert judge_address("169.254.169.254", policy, named=True) is not None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "::169.254.169.254",
+     "64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1::a9fe:a9fe", "::ffff:0:a9fe:a9fe", "168.63.129.16", "fd00:ec2::254"],
+)  # fmt: skip
+def test_metadata_stays_shut_unless_named_exactly(address):
+    wide = Policy(allow=parse_places(["0.0.0.0/0", "::/0"]))
+    assert judge_address(address, wide) is not None
+    assert judge_address(address, wide, named=True) is not None
+
+
+def test_metadata_named_exactly_is_open():
+    policy = Policy(allow=parse_places(["169.254.169.254/32", "fd00:ec2::254"]))
+    assert judge_address("169.254.169.254", policy) is None
+    assert judge_address("fd00:ec2::254", policy) is None
+
+
+def test_deny_wins():
+    policy = Policy(
+        allow=parse_places(["10.0.0.0/8", "shop.example.com"]),
+        deny=parse_places(["10.9.0.0/16", "8.8.8.0/24", "example.com"]),
+    )
+    assert judge_address("10.1.1.1", policy) is None
+    assert judge_address("10.9.1.1", policy) is not None
+    assert judge_address("8.8.8.8", policy) is not None
+    assert refused("http://8.8.8.8/", policy) == "literal"
+    assert refused("https://shop.example.com/", policy) == "name"
+    assert refused("https://example.com./", policy) == "name"
+    assert aimed("https://notexample.com/", policy)
+
+
+def test_nat64_inherits_the_verdict_on_what_it_carries():
+    policy = Policy(nat64=True)
+    assert judge_address("64:ff9b::808:808", policy) is None
+    assert judge_address("64:ff9b::7f00:1", policy) is not None
+    assert judge_address("64:ff9b::a9fe:a9fe", policy) is not None
+    assert judge_address("64:ff9b:1::808:808", policy) is not None
+    assert judge_address("64:ff9b::808:808", Policy(nat64=True, deny=parse_places(["8.8.8.8"]))) is not None
+
+
+def test_https_only():
+    policy = Policy(https_only=True)
+    assert refused("http://example.com/", policy) == "scheme"
+    assert aimed("https://example.com/", policy)
+
+
+def test_ports_exclusion_wins_in_any_order():
+    ports = parse_ports("!5000-5002, 443 ,1024-65535,!6379")
+    assert 443 in ports
+    assert 1024 in ports
+    assert 65535 in ports
+    assert 80 not in ports
+    assert 5001 not in ports
+    assert 6379 not in ports
+    assert 5003 in ports
+    assert 5432 not in parse_ports(PORTS)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "!80", "a", "80;443", "0", "65536", "1-", "-1", "90-80", "80,,x", "８０", "1-2-3", "!!80", "1e3", "+80"]
+)  # fmt: skip
+def test_ports_that_cannot_be_read_are_named(text):
+    with pytest.raises(ValueError, match=r"port|range"):
+        parse_ports(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.1/8", "10.0.0.0/33", "10.0.0", "http://a", "a b", "fe80::/200", "", "1.2.3.4.5"]
+)
+def test_places_that_cannot_be_read_are_named(text):
+    with pytest.raises(ValueError, match=r"neither|nor"):
+        parse_places([text])
+
+
+def test_no_refusal_names_an_address():
+    for address in HOSTILE:
+        refusal = judge_address(address, OPEN)
+        assert refusal is not None
+        assert address not in refusal.why
+
+
+AUTHORITIES = st.text(alphabet="a1.:@[]%-_xX0７①。\\/?# éſ\u00ad\n", max_size=30)
+
+
+@given(
+    st.text(max_size=80)
+    | st.builds("http://{}".format, AUTHORITIES)
+    | st.builds("https://{}/p".format, st.text())
+)
+def test_parse_never_raises_and_says_only_what_is_safe_on_a_request_line(url):
+    answer = parse(url, OPEN)
+    if isinstance(answer, Refusal):
+        assert answer.name in NAMES
+        return
+    for text in (answer.target, answer.host_header, answer.host):
+        assert text.isascii()
+        assert text.isprintable()
+        assert " " not in text
+    assert answer.target.startswith("/")
+
+
+@given(st.text(alphabet="0123456789abcdefx.:%", max_size=40) | st.text())
+def test_judging_never_raises(address):
+    judge_address(address, OPEN)
+
+
+@given(st.text(alphabet="0123456789xabcdefX.", min_size=1, max_size=24))
+def test_what_the_system_would_read_as_an_inner_address_is_refused(host):
+    try:
+        address = socket.inet_ntoa(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return
+    answer = parse(f"http://{host}/", OPEN)
+    if isinstance(answer, Destination):
+        assert answer.address == address == host
+        assert ipaddress.ip_address(address).is_global
+
+
+@given(st.ip_addresses(v=4))
+def test_every_form_that_carries_an_ipv4_address_is_refused(address):
+    for prefix in ("::", "::ffff:", "::ffff:0:", "64:ff9b::", "64:ff9b:1::"):
+        assert judge_address(f"{prefix}{address}", OPEN) is not None
+
+
+@given(st.ip_addresses(v=6))
+def test_ipv6_is_public_only_in_the_global_block(address):
+    if judge_address(str(address), OPEN) is None:
+        assert int(address) >> 125 == 1
