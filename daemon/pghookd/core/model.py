@@ -54,6 +54,7 @@ class Reason(enum.StrEnum):
     DISABLED = "disabled"
     # dead
     EXHAUSTED = "exhausted"
+    EXPIRED = "expired"
     TOO_OLD = "too_old"
     TOO_LARGE = "too_large"
     BLOCKED = "blocked"

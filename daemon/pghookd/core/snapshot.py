@@ -1,0 +1,167 @@
+"""How far the log is read and settled: snapshots, positions, the floor, tickets.
+
+The arithmetic that loses no event (PgQ's idea of 2006): what is new since the last read is what is visible now and
+was not visible in the snapshot of that read. Nothing here asks the database or the clock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from typing import NamedTuple
+
+from pghookd.core.model import Delivery
+
+
+class Snapshot(NamedTuple):
+    """A pg_snapshot. Beware: xmax is the latest *completed* xid + 1; running transactions may have higher xids."""
+
+    xmin: int
+    xmax: int
+    xips: tuple[int, ...]
+
+
+# Before everything: no transaction of any database has an xid below 3.
+BEGINNING = Snapshot(1, 1, ())
+
+
+class Position(NamedTuple):
+    """A place in the log.
+
+    Everything visible in `snapshot` lies before it; where `upto` is set, so does what is visible in `upto` with an
+    event_id of at most `last_event_id`: the place of a page in the middle of a long difference.
+    """
+
+    snapshot: Snapshot
+    upto: Snapshot | None = None
+    last_event_id: int = 0
+
+
+class Mark(NamedTuple):
+    """The newest event_id handed out, read *before* the xid was assigned."""
+
+    event_id: int
+    xid: int
+
+
+class Marks:
+    """The marks of this epoch, from which every floor is computed.
+
+    A transaction whose xid is above a mark's was assigned it after the mark's id was read, and drew its event ids
+    later still (`events.xid` is the first column): so its ids are above the mark's. Hence no unread event of
+    transactions from `xid` on lies at or below `below(xid)`.
+    """
+
+    def __init__(self, floor: int = 0, front: int = 0) -> None:
+        self._floor = floor
+        self._front = front
+        self._marks: deque[Mark] = deque()
+
+    def note(self, mark: Mark) -> None:
+        """Add a mark; they come in the order in which they were made."""
+        self._marks.append(mark)
+
+    @property
+    def newest(self) -> Mark | None:
+        """The last mark noted."""
+        return self._marks[-1] if self._marks else None
+
+    def floor(self, snapshot: Snapshot) -> int:
+        """Return an event_id at or below which everything that will ever commit is visible in `snapshot`."""
+        return max(self._floor, self._below(snapshot.xmin))
+
+    def front(self, snapshot: Snapshot) -> int:
+        """Return an event_id at or below which no event has an xid of `snapshot.xmax` or more."""
+        return max(self._front, self._below(snapshot.xmax))
+
+    def _below(self, xid: int) -> int:
+        return next((mark.event_id for mark in reversed(self._marks) if mark.xid < xid), 0)
+
+    def forget(self, oldest: Snapshot) -> None:
+        """Drop the marks that no snapshot from `oldest` on needs, keeping what they proved."""
+        while len(self._marks) > 1 and self._marks[1].xid < oldest.xmin:
+            mark = self._marks.popleft()
+            self._floor = max(self._floor, mark.event_id)
+            self._front = max(self._front, mark.event_id)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Ticket:
+    """A page's part in one shard: its end, and the deliveries that must be settled before the shard may stand there."""
+
+    shard: ShardLog
+    end: Position
+    read_at: float
+    open: set[Delivery] = dataclasses.field(default_factory=set)
+
+
+class ShardLog:
+    """One shard's settled position, and the pages read beyond it."""
+
+    def __init__(self, shard: int, settled: Position) -> None:
+        self.shard = shard
+        self.settled = settled
+        self._tickets: deque[Ticket] = deque()
+
+    def page(self, end: Position, now: float) -> Ticket:
+        """Open the ticket of a page that ends at `end`; deliveries are added to it before it is closed."""
+        ticket = Ticket(self, end, now)
+        self._tickets.append(ticket)
+        return ticket
+
+    def skip(self, end: Position) -> None:
+        """Take a page in which nothing was for this shard."""
+        if self._tickets:
+            self._tickets[-1].end = end
+        else:
+            self.settled = end
+
+    def advance(self) -> None:
+        """Move the settled position over every page in front that has nothing open."""
+        tickets = self._tickets
+        while tickets and not tickets[0].open:
+            self.settled = tickets.popleft().end
+
+    def overdue(self, before: float) -> list[Delivery]:
+        """Return what is open in pages read before that moment: each needs a row of its own."""
+        late: list[Delivery] = []
+        for ticket in self._tickets:
+            if ticket.read_at >= before:
+                break
+            late.extend(ticket.open)
+        return late
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Log:
+    """The log as this epoch sees it.
+
+    Attributes:
+        read: the snapshot of the last read; what is new is new against it.
+        shards: the shards owned, by number.
+        marks: what floors are computed from.
+        rows: events read in this epoch, of whatever shard.
+    """
+
+    read: Snapshot
+    shards: dict[int, ShardLog]
+    marks: Marks
+    rows: int = 0
+
+    def overdue(self, before: float) -> list[Delivery]:
+        """Return the deliveries that have been open since before that moment."""
+        return [delivery for shard in self.shards.values() for delivery in shard.overdue(before)]
+
+    def oldest(self) -> Snapshot:
+        """Return the oldest snapshot that a floor may still be asked for."""
+        return min((self.read, *(shard.settled.snapshot for shard in self.shards.values())), key=lambda s: s.xmin)
+
+
+def settle(delivery: Delivery) -> None:
+    """Say that the outcome, or a row in `backlog` or `dead`, is durable: the log need not wait for it any more."""
+    ticket = delivery.ticket
+    if ticket is not None:
+        delivery.ticket = None
+        ticket.open.discard(delivery)
+        if not ticket.open:
+            ticket.shard.advance()

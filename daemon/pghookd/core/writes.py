@@ -1,0 +1,139 @@
+"""What the recorder writes: a closed union, and how a batch of it becomes rows.
+
+Within a batch the last word on a delivery wins. Whether a delivery has a row in `backlog` is known from memory, so
+that the healthy path neither looks nor deletes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TypeAlias, assert_never
+
+from pghookd.core.model import Delivery, Outcome, Reason, State
+from pghookd.core.verdict import Dead, Delivered, Disable, Retry, Verdict
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Attempted:
+    """One request was made, or refused before it left."""
+
+    delivery: Delivery
+    outcome: Outcome
+    status: int | None
+    error: str | None
+    response: bytes | None
+    attempted_at_us: int
+    duration_ms: float
+    verdict: Verdict
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Kept:
+    """A delivery gets a row in `backlog` without an attempt: queued for long, parked, or held."""
+
+    delivery: Delivery
+    state: State
+    reason: Reason
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Died:
+    """A delivery is given up without an attempt."""
+
+    delivery: Delivery
+    reason: Reason
+
+
+Write: TypeAlias = Attempted | Kept | Died
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """The rows of one transaction, in the order in which the statements want their columns."""
+
+    attempts: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
+    backlog: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
+    cleared: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    dead: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
+    disabled: dict[int, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def single(self) -> bool:
+        """Whether one statement is all there is, so that it needs no transaction around it."""
+        return not (self.backlog or self.cleared or self.dead or self.disabled)
+
+
+def batch_of(writes: Iterable[Write]) -> Batch:
+    """Turn writes into rows; a later write about the same delivery replaces what an earlier one said of its state."""
+    batch = Batch()
+    states: dict[tuple[int, int], Write] = {}
+    for write in writes:
+        delivery = write.delivery
+        if isinstance(write, Attempted):
+            batch.attempts.append(_attempt_row(write))
+            if isinstance(write.verdict, Delivered) and not delivery.in_backlog:
+                continue
+        states[delivery.event.event_id, delivery.endpoint_id] = write
+    for write in states.values():
+        _add_state(batch, write)
+    return batch
+
+
+def _attempt_row(write: Attempted) -> tuple[object, ...]:
+    delivery = write.delivery
+    return (
+        delivery.event.event_id,
+        delivery.endpoint_id,
+        delivery.attempts + 1,
+        write.attempted_at_us,
+        write.duration_ms,
+        write.outcome.value,
+        write.status,
+        write.error,
+        write.response,
+        delivery.event.site_id,
+    )
+
+
+def _add_state(batch: Batch, write: Write) -> None:
+    match write:
+        case Attempted():
+            _add_verdict(batch, write.delivery, write.verdict)
+        case Kept():
+            _keep(batch, write.delivery, write.state, write.reason, write.delivery.attempts, None)
+        case Died():
+            _die(batch, write.delivery, write.reason, write.delivery.attempts)
+        case _:
+            assert_never(write)
+
+
+def _add_verdict(batch: Batch, delivery: Delivery, verdict: Verdict) -> None:
+    attempts = delivery.attempts + 1
+    match verdict:
+        case Delivered():
+            batch.cleared.append((delivery.event.event_id, delivery.endpoint_id))
+        case Retry():
+            _keep(batch, delivery, State.WAITING, Reason.RETRY, attempts, verdict.wait_s)
+        case Dead():
+            _die(batch, delivery, verdict.reason, attempts)
+        case Disable():
+            batch.disabled[delivery.endpoint_id] = verdict.reason.value
+            _keep(batch, delivery, State.HELD, Reason.DISABLED, attempts, None)
+        case _:
+            assert_never(verdict)
+
+
+def _keep(
+    batch: Batch, delivery: Delivery, state: State, reason: Reason, attempts: int, wait_s: float | None
+) -> None:
+    event = delivery.event
+    row = (event.event_id, delivery.endpoint_id, event.site_id, state.value, reason.value, attempts, wait_s)
+    batch.backlog.append(row)
+
+
+def _die(batch: Batch, delivery: Delivery, reason: Reason, attempts: int) -> None:
+    event = delivery.event
+    batch.dead.append((event.event_id, delivery.endpoint_id, event.site_id, reason.value, attempts))
+    if delivery.in_backlog:
+        batch.cleared.append((event.event_id, delivery.endpoint_id))

@@ -1,0 +1,296 @@
+"""The recorder: writes outcomes in batches, keeps the lease, stores how far the log is settled, takes due rows.
+
+All of it on one session, the one that holds the shard locks, one step after another: rows are due only when no
+outcome about them is still unwritten, and nobody writes who does not own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.core.home import Server, check_newest
+from pghookd.core.lanes import Lanes
+from pghookd.core.model import Reason, State
+from pghookd.core.snapshot import Log, Mark, Position, settle
+from pghookd.core.writes import Attempted, Batch, Kept, Write, batch_of
+from pghookd.edge.postgres import DatabaseError, Session, columns, query
+
+ANSWER_MAX_AGE_S: Final = 6.0  # no POST starts unless the lease's session answered within this
+OUTCOME_MAX_AGE_S: Final = 5.0  # nor while an outcome older than this is unrecorded
+CHECKPOINT_AFTER_S: Final = 10.0  # a delivery unsettled for this long gets a row of its own
+STORE_EVERY_S: Final = 1.0
+STORE_IDLE_EVERY_S: Final = 30.0  # where nothing but other people's transactions has moved
+TEND_EVERY_S: Final = 0.25
+PENDING_MAX: Final = 5000  # writes waiting; who wants to add more waits
+RETRY_WAIT_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+class Due(Protocol):
+    """What takes due rows back into memory, between two batches."""
+
+    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[None]:
+        """Take a bounded page if there is one to take; `put` takes what is to be written instead."""
+        ...
+
+
+class Recorder:
+    """Gathers writes for a few milliseconds and makes them durable."""
+
+    def __init__(
+        self,
+        session: Session,
+        log: Log,
+        lanes: Lanes,
+        server: Server,
+        due: Due,
+        *,
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+        batch_max: int,
+        batch_wait_s: float,
+        heartbeat_s: float,
+        recorded: Callable[[], None],
+        beat: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._log = log
+        self._lanes = lanes
+        self._server = server
+        self._due = due
+        self._logger = logger
+        self._monotonic = monotonic
+        self._batch_max = batch_max
+        self._batch_wait_s = batch_wait_s
+        self._heartbeat_s = heartbeat_s
+        self._recorded = recorded
+        self._beat = beat
+        self._pending: list[Write] = []
+        self._writing: list[Write] = []
+        self._oldest_at: float | None = None
+        self._wake = asyncio.Event()
+        self._roomy = asyncio.Event()
+        self._roomy.set()
+        self._answered_at = monotonic()
+        self._stored_at = 0.0
+        self._stored: dict[int, Position] = {}
+        self._stored_rows = -1
+        self._checked_at = 0.0
+        self._changed: set[int] | None = set()  # endpoints whose held rows may have to go out; None: all
+        self.heal_all()
+
+    # What others may ask and say ------------------------------------------------------------------------------------
+
+    def put(self, write: Write, now: float) -> None:
+        """Hand over an outcome or a change of state; it is durable within milliseconds."""
+        self._pending.append(write)
+        if self._oldest_at is None:
+            self._oldest_at = now
+            self._wake.set()
+        if len(self._pending) >= self._batch_max:
+            self._wake.set()
+            if len(self._pending) >= PENDING_MAX:
+                self._roomy.clear()
+
+    async def room(self) -> None:
+        """Wait until the writes waiting are fewer than the bound."""
+        await self._roomy.wait()
+
+    @property
+    def unrecorded(self) -> int:
+        """Writes that are not durable yet."""
+        return len(self._pending) + len(self._writing)
+
+    def closed(self, now: float) -> str | None:
+        """Say why no POST may start now, if so: the lease is not proven, or outcomes are piling up."""
+        if now - self._answered_at > ANSWER_MAX_AGE_S:
+            return "lease"
+        if self._oldest_at is not None and now - self._oldest_at > OUTCOME_MAX_AGE_S:
+            return "unrecorded"
+        return None
+
+    def heal(self, endpoint_ids: Iterable[int]) -> None:
+        """Endpoints have changed: rows held for those that are enabled go out again."""
+        if self._changed is not None:
+            self._changed.update(endpoint_ids)
+
+    def heal_all(self) -> None:
+        """Any endpoint may have changed."""
+        self._changed = None
+
+    # The loop ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write and tend until cancelled."""
+        while True:
+            await self._gather()
+            await self._flush(self._batch_max)
+            await self._tend()
+            self._recorded()
+            self._beat()
+
+    async def finish(self) -> None:
+        """Write everything that is pending, checkpoint nothing, and store the position: the orderly end."""
+        while self._pending:
+            await self._flush(self._batch_max)
+        self._stored_rows = -1
+        await self._store(self._monotonic())
+
+    async def _gather(self) -> None:
+        if not self._pending:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(TEND_EVERY_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+        if len(self._pending) < self._batch_max:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(self._batch_wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+
+    async def _flush(self, rows: int) -> None:
+        if not self._pending:
+            return
+        self._writing, self._pending = self._pending[:rows], self._pending[rows:]
+        await self._write(self._writing)
+        done, self._writing = self._writing, []
+        self._oldest_at = self._monotonic() if self._pending else None
+        if len(self._pending) < PENDING_MAX:
+            self._roomy.set()
+        for write in done:
+            self._settle(write)
+
+    def _settle(self, write: Write) -> None:
+        settle(write.delivery)
+        if write.delivery.in_backlog:
+            self._lanes.aboard.pop((write.delivery.event.event_id, write.delivery.endpoint_id), None)
+        if isinstance(write, Kept) and write.state is State.PARKED:
+            self._lanes.parked.add(write.delivery.endpoint_id)
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    async def _write(self, writes: list[Write]) -> None:
+        """Make writes durable, whatever it takes; only the loss of the session ends it."""
+        for attempt in range(1_000_000):
+            try:
+                return await self._transact(batch_of(writes))
+            except DatabaseError as error:
+                if error.sqlstate[:2] in ("22", "23"):  # one row's data: find it, the others are not to blame
+                    return await self._isolate(writes, error)
+                self._logger.warning("database.refused", error=str(error), writes=len(writes))
+            await asyncio.sleep(RETRY_WAIT_S[min(attempt, len(RETRY_WAIT_S) - 1)])
+        return None
+
+    async def _isolate(self, writes: list[Write], error: DatabaseError) -> None:
+        if len(writes) > 1:
+            half = len(writes) // 2
+            await self._write(writes[:half])
+            await self._write(writes[half:])
+            return
+        write = writes[0]
+        if not isinstance(write, Attempted) or (write.response is None and write.error is None):
+            raise error
+        write.response, write.error = None, "unrecordable" if write.error else None
+        await self._write(writes)
+
+    async def _transact(self, batch: Batch) -> None:
+        started = self._monotonic()
+        if batch.single:
+            await self._session.execute(query("record_attempts"), *columns(batch.attempts, 10))
+        else:
+            async with self._session.transaction():
+                await self._change(batch)
+        self._answered_at = started
+
+    async def _change(self, batch: Batch) -> None:
+        session = self._session
+        if batch.attempts:
+            await session.execute(query("record_attempts"), *columns(batch.attempts, 10))
+        if batch.disabled:
+            sql = query("disable_endpoints")
+            for row in await session.fetch(sql, list(batch.disabled), list(batch.disabled.values())):
+                self._logger.warning(
+                    "endpoint.disabled",
+                    endpoint_id=row["endpoint_id"],
+                    site_id=row["site_id"],
+                    reason=row["disabled_reason"],
+                )
+        if batch.backlog:
+            await session.execute(query("put_backlog"), *columns(batch.backlog, 7))
+        if batch.dead:
+            await session.execute(query("put_dead"), *columns(batch.dead, 5))
+        if batch.cleared:
+            await session.execute(query("clear_backlog"), *columns(batch.cleared, 2))
+
+    # Between batches --------------------------------------------------------------------------------------------------
+
+    async def _tend(self) -> None:
+        now = self._monotonic()
+        if now - self._checked_at >= TEND_EVERY_S:
+            self._checked_at = now
+            await self._checkpoint(now)
+            await self._heal()
+        await self._due.step(self._session, now, self.put)
+        if now - self._stored_at >= STORE_EVERY_S:
+            await self._store(now)
+        if now - self._answered_at >= self._heartbeat_s:
+            await self._session.fetchval("select 1")
+            self._answered_at = now
+
+    async def _checkpoint(self, now: float) -> None:
+        """Give what has been unsettled for ten seconds a row of its own; it stays in memory."""
+        late = self._log.overdue(now - CHECKPOINT_AFTER_S)
+        if not late:
+            return
+        spoken_for = {id(write.delivery) for write in self._pending}
+        late = [delivery for delivery in late if id(delivery) not in spoken_for]
+        for start in range(0, len(late), self._batch_max):
+            page = [d for d in late[start : start + self._batch_max] if d.ticket is not None]
+            for delivery in page:  # said before it is so: an outcome that comes meanwhile must clear the row
+                delivery.in_backlog = True
+                self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
+            await self._write([Kept(delivery, State.WAITING, Reason.QUEUED) for delivery in page])
+            for delivery in page:
+                settle(delivery)
+
+    async def _heal(self) -> None:
+        changed = self._changed
+        if changed is None or changed:
+            self._changed = set()
+            await self._session.execute(query("release_held"), None if changed is None else list(changed))
+
+    async def _store(self, now: float) -> None:
+        """Store each shard's settled position, with a mark; at most once a second, and only if it moved."""
+        moved = [s for s in self._log.shards.values() if self._stored.get(s.shard) is not s.settled]
+        if not moved or (self._stored_rows == self._log.rows and now - self._stored_at < STORE_IDLE_EVERY_S):
+            return
+        self._stored_at = now
+        self._stored_rows = self._log.rows
+        newest: int = await self._session.fetchval(query("read_newest_event_id"))
+        check_newest(newest, self._log.marks.newest)
+        marks = self._log.marks
+        settled = [(shard.shard, shard.settled) for shard in moved]
+        rows = [
+            (number, at.snapshot, at.upto, at.last_event_id, marks.floor(at.snapshot), marks.front(at.snapshot))
+            for number, at in settled
+        ]
+        server = self._server
+        xid: int = await self._session.fetchval(
+            query("store_positions"),
+            *columns(rows, 6),
+            newest,
+            server.system_identifier,
+            server.database_oid,
+            server.timeline,
+        )
+        self._answered_at = now
+        self._stored.update(settled)
+        marks.note(Mark(newest, xid))
+        marks.forget(self._log.oldest())

@@ -1,0 +1,17 @@
+-- Deliveries that get a row of their own, or whose row changes. A disabled endpoint's are held whatever was asked.
+-- An endpoint that is gone takes none. $1.. arrays: event_id, endpoint_id, site_id, state, reason, attempts, wait in
+-- seconds until the next attempt (null: none), whether it was just released.
+insert into webhooks.backlog as b (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)
+select u.event_id, u.endpoint_id, u.site_id,
+  case when p.enabled then u.state else 'held' end,
+  case when p.enabled then u.reason else 'disabled' end,
+  u.attempts,
+  case when p.enabled and u.state = 'waiting' then now() + coalesce(u.wait_s, 0) * interval '1 second' end
+from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::float8[])
+  as u(event_id, endpoint_id, site_id, state, reason, attempts, wait_s)
+join webhooks.endpoints p using (endpoint_id)
+on conflict (event_id, endpoint_id) do update
+set state = excluded.state, reason = excluded.reason, attempts = greatest(b.attempts, excluded.attempts),
+  next_attempt_at = excluded.next_attempt_at,
+  since = case when b.state = excluded.state then b.since else now() end,
+  released_at = case when b.state <> 'waiting' and excluded.state = 'waiting' then now() else b.released_at end
