@@ -1,8 +1,8 @@
 """Gathers the settings from environment, credentials and TOML, and says everything that is wrong at once.
 
 pydantic-settings merges the layers; its own readers are not used: they decode lists as JSON, skip unknown
-variables and missing files in silence, and print the value that was wrong, a password too. So each layer is read
-here, with the place of every value beside it, and faults are told as variable, file or TOML key, in the
+variables and missing files in silence, and print the value that was wrong, a password too. So each layer is
+read here, with the place of every value beside it, and faults are told as variable, file or TOML key, in the
 operator's words.
 
 Never here: what a setting means (core/settings.py), and any value of a secret in a text.
@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pydantic
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pghookd.core import settings as core
 from pghookd.core.settings import Settings
@@ -35,7 +35,7 @@ class SettingsError(Exception):
 
     Attributes:
         faults: a sentence each, naming the variable, the file or the key.
-        rest: the settings with defaults where something is wrong, for those who only want to look further; None
+        rest: the settings with defaults where something is wrong, for those who only look further; None
             where `database.url` itself is at fault.
     """
 
@@ -101,7 +101,7 @@ def load(config_path: Path | None, environ: Mapping[str, str], credentials_dir: 
     return settings
 
 
-# Merging ----------------------------------------------------------------------------------------------------------
+# Merging ----------------------------------------------------------------------------------------------------
 
 
 class _Source(PydanticBaseSettingsSource):
@@ -120,18 +120,21 @@ class _Source(PydanticBaseSettingsSource):
 
 
 def _merge(layers: Iterable[_Layer]) -> Settings:
-    class Layered(Settings, BaseSettings):
+    class Layered(BaseSettings):
+        """Takes whatever there is; what it means is for Settings to say."""
+
+        model_config = SettingsConfigDict(extra="allow")
+
         @classmethod
         def settings_customise_sources(
             cls, settings_cls: type[BaseSettings], *_: object, **__: object
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return tuple(_Source(settings_cls, layer) for layer in layers)
 
-    merged = Layered()
-    return Settings(**{section: getattr(merged, section) for section in Settings.model_fields})
+    return Settings.model_validate(Layered().model_extra)
 
 
-# Reading ----------------------------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------------------
 
 
 def variable(name: str) -> str:
@@ -237,7 +240,7 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-# Telling ----------------------------------------------------------------------------------------------------------
+# Telling ----------------------------------------------------------------------------------------------------
 
 
 def _name_of(fault: Mapping[str, Any]) -> str:
