@@ -10,9 +10,10 @@ What it leans on that aiohttp does not promise (hence `aiohttp < 4`; tests/edge/
   a connection from its pool without giving up the loop;
 - `connector._factory` makes the protocol of each connection; the argument of `socket_factory` ends in the
   sockaddr about to be dialled;
-- `ResponseHandler`: `set_response_params` makes the parser, which may go on to the next response;
-  `_parser.feed_eof()` says None exactly when it stands between two responses; `read()` gives queued messages
-  before the exception; `_payload` is the body being received; `should_close`, `abort()`, `set_exception`;
+- `ResponseHandler`: `set_response_params` makes the parser, which may go on to the next response; its
+  `feed_eof()` says None exactly when it stands between two (of the parser in Python: `_tail` and `_lines` are
+  empty); `read()` gives queued messages before the exception; `_payload` is the body being received;
+  `should_close`, `abort()`, `set_exception`;
 - `StreamReader`: `wait_eof` ends with the body, `_buffer` holds what came of it;
 - where several addresses failed, the connector raises an OSError that only quotes their errors.
 
@@ -42,6 +43,7 @@ from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import AddrInfoType, Connection
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpResponseParserPy
 from aiohttp.streams import StreamReader
 from multidict import istr
 
@@ -58,12 +60,13 @@ DNS_CACHE_S = 10
 DNS_CACHE_MAX = 4096
 BIG_BODY_BYTES = 65536  # from here on head and body are not copied together
 
-_SWITCHING_PROTOCOLS = 101
+_INTERIM: Final = frozenset(range(100, 200)) - {101}  # RFC 9110, 15.2; nobody asked to switch protocols
 _STATUS_FIRST, _STATUS_LAST = 200, 599
 _REDIRECTS_FROM = 300
 _NEVER: Final = float("inf")
 _RETRY_AFTER, _CONTROL, _LOCATION = istr("Retry-After"), istr("Webhook-Delivery"), istr("Location")
 _NO_TRACES: list[aiohttp.tracing.Trace] = []
+_PURE_PYTHON = aiohttp.http.HttpResponseParser is HttpResponseParserPy  # its feed_eof is not as exact
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _QUOTED_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
@@ -151,6 +154,8 @@ class _Wire(ResponseHandler):
         """Whether it stands exactly between two responses: no byte of a next one, no unread rest."""
         if self._parser is None or self.should_close:
             return False
+        if _PURE_PYTHON:
+            return not (self._parser._tail or self._parser._lines)  # noqa: SLF001 -- the list at the top
         try:
             return self._parser.feed_eof() is None
         except Exception:  # noqa: BLE001 -- it found the beginning of something, and that is broken
@@ -293,7 +298,7 @@ class Sender:
             wire.begin(deadline)
             _write(wire, target.prefix + head, body)
             message, payload = await wire.read()
-            while message.code < _STATUS_FIRST and message.code != _SWITCHING_PROTOCOLS:
+            while message.code in _INTERIM:
                 message, payload = await wire.read()
             text = await _read_body(payload)
             reply = _reply(message, text[: self._response_bytes_max])
