@@ -103,7 +103,7 @@ async def test_the_request_is_what_was_given_and_nothing_else():
     ]
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 3_000_000])
+@pytest.mark.parametrize("size", [0, 1, 16_383, 16_384, 3_000_000])
 async def test_bodies_of_any_size_arrive_whole(size):
     seen = []
 

@@ -44,7 +44,7 @@ from aiohttp.connector import AddrInfoType, Connection
 from aiohttp.http import RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpResponseParserPy
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import istr
 
 from pghookd.core.destination import Policy, Refusal, judge_address, parse
@@ -58,7 +58,7 @@ RESPONSE_SLACK_BYTES = (
 SWEEP_S = 0.25
 DNS_CACHE_S = 10
 DNS_CACHE_MAX = 4096
-BIG_BODY_BYTES = 65536  # from here on head and body are not copied together
+BIG_BODY_BYTES = 16384  # from here on copying head and body together costs more than a second piece
 
 _INTERIM: Final = frozenset(range(100, 200)) - {101}  # RFC 9110, 15.2; nobody asked to switch protocols
 _STATUS_FIRST, _STATUS_LAST = 200, 599
@@ -128,8 +128,7 @@ class _Wire(ResponseHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._wires.add(self)
-        # Session default `read_until_eof`: a body without a length ends with the connection (RFC 9112, 6.3).
-        self.set_response_params(read_until_eof=True, auto_decompress=False)
+        self._make_parser()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         payload = self._payload
@@ -137,6 +136,14 @@ class _Wire(ResponseHandler):
         super().connection_lost(exc)
         if payload is not None:  # after broken framing the parser leaves it open, and nobody else ends it
             _end_payload(payload, aiohttp.ClientPayloadError("the connection was lost"))
+
+    def _make_parser(self) -> None:
+        """Make a parser that never pauses: the byte budget bounds what it holds.
+
+        A body without a length ends with the connection (RFC 9112, 6.3). aiohttp pauses beyond twice
+        `read_bufsize`, or a sixteenth of it in chunks, of which the smallest takes 6 bytes.
+        """
+        self.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=4 * self._budget)
 
     def begin(self, deadline: float) -> None:
         """Expect one response."""
@@ -193,7 +200,7 @@ class _Wire(ResponseHandler):
     def salvage(self) -> RawResponseMessage | None:
         """Find the head of a response whose rest could not be parsed: the parser dropped both together."""
         data = b"".join(self._chunks)
-        self.set_response_params(read_until_eof=True, auto_decompress=False)
+        self._make_parser()
         parser = self._parser
         start = 0
         for match in _HEAD_END.finditer(data):
@@ -412,14 +419,15 @@ def _end_payload(payload: StreamReader, why: Exception) -> None:
 
 async def _read_body(payload: StreamReader) -> bytes:
     """Read a body to its end; one that fails or stalls gives what came of it."""
-    if payload.is_eof():
-        return payload.read_nowait()
+    if payload is EMPTY_PAYLOAD:
+        return b""
     try:
-        if payload.exception() is None:
+        if not payload.is_eof() and payload.exception() is None:
             await payload.wait_eof()
     except Exception:  # noqa: BLE001, S110 -- the head has decided; the body is an illustration
         pass
-    return b"".join(payload._buffer)  # noqa: SLF001 -- read_nowait would raise what ended it
+    # read_nowait would raise what ended the body, and feeds the parser once more for nothing.
+    return b"".join(payload._buffer)  # noqa: SLF001 -- the list at the top
 
 
 def _reply(message: RawResponseMessage, body: bytes) -> Answer:
