@@ -44,9 +44,12 @@ class LogEvent(enum.StrEnum):
     BELL_RUNG = "bell.rung"
     SHARD_TAKEN = "shard.taken"
     SHARD_LOST = "shard.lost"
+    DATABASE_REFUSED = "database.refused"  # a statement; it is tried again
+    PARTITIONS_DELAYED = "partitions.delayed"  # a lock was not to be had; tried again
     LOG_REANCHORED = "log.reanchored"
     DELIVERY_ATTEMPTED = "delivery.attempted"
     DELIVERY_PARKED = "delivery.parked"
+    DELIVERY_BROKEN = "delivery.broken"  # a fault of ours, recorded as a failed attempt
     DELIVERY_DIED = "delivery.died"
     ROW_QUARANTINED = "row.quarantined"
     BREAKER_OPENED = "breaker.opened"

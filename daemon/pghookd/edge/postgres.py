@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
 Row: TypeAlias = asyncpg.Record
 
@@ -99,6 +100,15 @@ class Session:
         rows = await self.fetch(sql, *args, timeout_s=timeout_s)
         return rows[0][0] if rows else None
 
+    async def ping(self, within_s: float) -> None:
+        """Ask whether the session lives; one that is busy is left alone.
+
+        Raises:
+            DatabaseAway: it did not answer within that many seconds.
+        """
+        if not self._lock.locked():
+            await self.fetchval("select 1", timeout_s=within_s)
+
     async def execute(self, sql: str, *args: object, timeout_s: float | None = None) -> str:
         """Run a statement (several, where there are no arguments) and return its command tag."""
         async with self._lock:
@@ -179,7 +189,7 @@ async def connect(
             url or None,
             timeout=CONNECT_TIMEOUT_S,
             server_settings={"application_name": f"pghookd/{name}", **(settings or {})},
-            target_session_attrs="read-write" if writable else "any",
+            target_session_attrs=SessionAttribute.read_write if writable else SessionAttribute.any,
         )
     except (*_FOREIGN, ValueError) as error:
         raise DatabaseAway(_reachability(error)) from error

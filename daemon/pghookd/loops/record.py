@@ -17,6 +17,7 @@ from pghookd.core.lanes import Lanes
 from pghookd.core.model import Reason, State
 from pghookd.core.snapshot import Log, Mark, Position, settle
 from pghookd.core.writes import Attempted, Batch, Kept, Write, batch_of
+from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseError, Session, columns, query
 
 ANSWER_MAX_AGE_S: Final = 6.0  # no POST starts unless the lease's session answered within this
@@ -80,6 +81,7 @@ class Recorder:
         self._stored_rows = -1
         self._checked_at = 0.0
         self._changed: set[int] | None = set()  # endpoints whose held rows may have to go out; None: all
+        self._stopping = False
         self.heal_all()
 
     # What others may ask and say ------------------------------------------------------------------------------------
@@ -124,13 +126,18 @@ class Recorder:
     # The loop ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Write and tend until cancelled."""
-        while True:
+        """Write and tend until told to stop."""
+        while not self._stopping:
             await self._gather()
             await self._flush(self._batch_max)
             await self._tend()
             self._recorded()
             self._beat()
+
+    def stop(self) -> None:
+        """End the loop after its present round."""
+        self._stopping = True
+        self._wake.set()
 
     async def finish(self) -> None:
         """Write everything that is pending, checkpoint nothing, and store the position: the orderly end."""
@@ -184,7 +191,7 @@ class Recorder:
             except DatabaseError as error:
                 if error.sqlstate[:2] in ("22", "23"):  # one row's data: find it, the others are not to blame
                     return await self._isolate(writes, error)
-                self._logger.warning("database.refused", error=str(error), writes=len(writes))
+                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), writes=len(writes))
             await asyncio.sleep(RETRY_WAIT_S[min(attempt, len(RETRY_WAIT_S) - 1)])
         return None
 
@@ -217,7 +224,7 @@ class Recorder:
             sql = query("disable_endpoints")
             for row in await session.fetch(sql, list(batch.disabled), list(batch.disabled.values())):
                 self._logger.warning(
-                    "endpoint.disabled",
+                    LogEvent.ENDPOINT_DISABLED,
                     endpoint_id=row["endpoint_id"],
                     site_id=row["site_id"],
                     reason=row["disabled_reason"],

@@ -1,0 +1,45 @@
+"""Adopts a database that is not the one pghookd ran in before: a restored copy, an upgraded or replaced cluster.
+
+What the old positions say is settled stays settled; the rest is queued, or, where the operator says so, left alone.
+Producers wait meanwhile: everything happens in one transaction under a lock on `events`. It never prompts.
+"""
+
+from __future__ import annotations
+
+from pghookd.core.settings import Settings
+from pghookd.edge.postgres import DatabaseError, connect, query
+
+_LOCK = "select pg_try_advisory_xact_lock(1885825131, s + 1) from generate_series(0, $1::int - 1) s"
+
+
+async def adopt(settings: Settings, *, skip_backlog: bool) -> dict[str, int]:
+    """Take this database for ours and say how many deliveries were queued.
+
+    Args:
+        settings: for `database.url` and `delivery.shards`.
+        skip_backlog: queue nothing: what was not settled in the other database is never sent from this one.
+
+    Raises:
+        DatabaseAway: it cannot be reached.
+        DatabaseError: a running daemon owns the shards, or the role may not do this.
+    """
+    session = await connect(settings.database.url.get_secret_value(), name="adopt", settings={"lock_timeout": "30s"})
+    try:
+        async with session.transaction():
+            await session.execute("lock table webhooks.events in share mode")
+            if not all(row[0] for row in await session.fetch(_LOCK, settings.delivery.shards)):
+                raise DatabaseError("55P03", "an instance owns the shards and is reading: there is nothing to adopt")
+            queued = 0
+            if not skip_backlog:
+                queued = await session.fetchval(query("adopt_unsettled"))
+            highest = await session.fetchval(query("adopt_sequence"))
+            await session.execute(query("adopt_positions"), highest)
+            await session.execute(
+                "insert into webhooks.operations (what, detail) values ('adopt', jsonb_build_object('queued', $1::bigint,"
+                " 'skip_backlog', $2::bool))",
+                queued,
+                skip_backlog,
+            )
+        return {"queued": queued, "max_event_id": highest}
+    finally:
+        await session.close()

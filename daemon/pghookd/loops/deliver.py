@@ -1,0 +1,304 @@
+"""Delivers: takes what is next, signs it, POSTs it, takes the verdict, hands the outcome to the recorder.
+
+A worker goes on with the next delivery as long as there is one and a slot for it; there is no task per delivery and
+no timer per request. One boundary stands around each delivery, so that a poisoned row harms nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.core import envelope, signing, verdict
+from pghookd.core.lanes import Lane, Lanes
+from pghookd.core.model import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
+from pghookd.core.writes import Attempted, Died, Kept, Write
+from pghookd.edge.http import Sender, Target
+from pghookd.edge.journal import LogEvent
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
+
+HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet looks again
+
+
+class Gate(Protocol):
+    """What the recorder says about starting requests."""
+
+    @property
+    def unrecorded(self) -> int:
+        """Outcomes that are not durable yet."""
+        ...
+
+    def closed(self, now: float) -> str | None:
+        """Say why nothing may start now, if so."""
+        ...
+
+    def put(self, write: Write, now: float) -> None:
+        """Take an outcome."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terms:
+    """The settings that a delivery needs, ready for use."""
+
+    concurrency: int
+    batch_max: int
+    timeout_s: float
+    payload_bytes_max: int
+    large_at_once: int  # payloads loaded apart that may be in memory together
+    user_agent: str
+    retry: verdict.Policy
+    successes: int  # log one in so many; 0 none
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Aim:
+    """What is prepared once for an endpoint; kept on its lane until the endpoint changes."""
+
+    target: Target | Fault
+    head: envelope.StaticHead
+    key: bytes | None
+
+
+class Deliverer:
+    """Runs the requests in flight."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        lanes: Lanes,
+        gate: Gate,
+        loader: Session,
+        terms: Terms,
+        *,
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+        wall_us: Callable[[], int],
+        random01: Callable[[], float],
+        room: asyncio.Event,
+        beat: Callable[[], None],
+    ) -> None:
+        self._sender = sender
+        self._lanes = lanes
+        self._gate = gate
+        self._loader = loader
+        self._terms = terms
+        self._logger = logger
+        self._monotonic = monotonic
+        self._wall_us = wall_us
+        self._random01 = random01
+        self._room = room
+        self._beat = beat
+        self._large = asyncio.Semaphore(terms.large_at_once)
+        self._group: asyncio.TaskGroup | None = None
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._sampled = 0
+
+    async def run(self) -> None:
+        """Hold the workers until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self.kick()
+            while True:
+                self._beat()
+                await asyncio.sleep(1.0)
+
+    def kick(self) -> None:
+        """Start workers for what may start now. Called whenever there is more work or more room."""
+        if self._group is None:
+            return
+        while (taken := self._take(self._monotonic())) is not None:
+            self._group.create_task(self._work(*taken))
+
+    async def drain(self, grace_s: float) -> bool:
+        """Start nothing any more and wait for what is in flight; whether all of it ended in time."""
+        self._stopping = True
+        if not self._lanes.flying:
+            return True
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _take(self, now: float) -> tuple[Lane, Delivery] | None:
+        terms = self._terms
+        if self._stopping or self._gate.closed(now):
+            return None
+        if self._lanes.flying + self._gate.unrecorded >= terms.concurrency + terms.batch_max:
+            return None
+        return self._lanes.next()
+
+    async def _work(self, lane: Lane, delivery: Delivery) -> None:
+        while True:
+            write = await self._deliver(lane, delivery)
+            now = self._monotonic()
+            delivered = isinstance(write, Attempted) and write.outcome is Outcome.DELIVERED
+            self._lanes.done(lane, delivered=delivered)
+            self._gate.put(write, now)
+            if not delivered:
+                self._after_failure(lane, write, now)
+            if self._lanes.wanted is not None and self._lanes.has_wanted_room():
+                self._room.set()
+            taken = self._take(now)
+            if taken is None:
+                break
+            lane, delivery = taken
+            if self._lanes.flying < self._terms.concurrency:
+                self.kick()  # slow start: one success makes room for more than this worker
+        if self._stopping and not self._lanes.flying:
+            self._idle.set()
+
+    def _after_failure(self, lane: Lane, write: Write, now: float) -> None:
+        """Log what failed; an endpoint that said so is emptied, its deliveries are held."""
+        delivery = write.delivery
+        if isinstance(write, Attempted):
+            self._log(write)
+            if isinstance(write.verdict, verdict.Disable):
+                lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
+                for queued in self._lanes.empty(lane):
+                    self._gate.put(Kept(queued, State.HELD, Reason.DISABLED), now)
+            if isinstance(write.verdict, verdict.Dead):
+                self._log_death(delivery, write.verdict.reason)
+        elif isinstance(write, Died):
+            self._log_death(delivery, write.reason)
+
+    # One delivery -----------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, lane: Lane, delivery: Delivery) -> Write:
+        try:
+            if delivery.event.payload is not None:
+                return await self._attempt(lane, delivery, delivery.event.payload)
+            async with self._large:
+                payload = await self._load(delivery.event)
+                if payload is None:
+                    return Died(delivery, Reason.TOO_LARGE)
+                return await self._attempt(lane, delivery, payload)
+        except (DatabaseAway, DatabaseError):
+            raise  # the epoch is over
+        except Exception as error:  # noqa: BLE001 - the one boundary: a poisoned row harms nobody else
+            self._logger.exception(LogEvent.DELIVERY_BROKEN, event_id=delivery.event.event_id)
+            return self._attempted(delivery, Fault(Outcome.FAILED, type(error).__name__), self._monotonic())
+
+    async def _load(self, event: Event) -> bytes | None:
+        row = await self._loader.fetchrow(query("load_payload"), event.event_id, self._terms.payload_bytes_max)
+        return None if row is None else row["payload"]
+
+    async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
+        event = delivery.event
+        if len(payload) > self._terms.payload_bytes_max:
+            return Died(delivery, Reason.TOO_LARGE)
+        aim = lane.cache
+        if not isinstance(aim, Aim):
+            made = self._aim(lane)
+            if made is None:
+                return Died(delivery, Reason.INVALID)
+            aim = lane.cache = made
+        while self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
+            await asyncio.sleep(HELD_BACK_S)
+        if isinstance(aim.target, Fault):
+            return self._attempted(delivery, aim.target, self._monotonic())
+        body = event.body
+        if body is None:
+            body = envelope.body(event.event_id, event.type, event.created_at_us, payload)
+            if event.payload is not None:
+                event.body = body
+        head = self._head(aim, delivery, body)
+        timeout_s = lane.endpoint.timeout_s or self._terms.timeout_s
+        started = self._monotonic()
+        answer = await self._sender.post(aim.target, head, body, timeout_s)
+        return self._attempted(delivery, answer, started)
+
+    def _aim(self, lane: Lane) -> Aim | None:
+        endpoint = lane.endpoint
+        try:
+            key = None if endpoint.secret is None else signing.key_of(endpoint.secret)
+        except ValueError:
+            return None
+        head = envelope.StaticHead.of(self._terms.user_agent, endpoint.source)
+        return Aim(self._sender.aim(endpoint.url), head, key)
+
+    def _head(self, aim: Aim, delivery: Delivery, body: bytes) -> bytes:
+        event = delivery.event
+        webhook_id = envelope.webhook_id(event.event_id, event.created_at_us)
+        timestamp_s = self._wall_us() // 1_000_000
+        return aim.head.head(
+            webhook_id=webhook_id,
+            timestamp_s=timestamp_s,
+            signature=None if aim.key is None else signing.sign(aim.key, webhook_id, timestamp_s, body),
+            event_type=event.type,
+            attempt=delivery.attempts + 1,
+            triggered_at=envelope.timestamp_text(event.created_at_us),
+            body_bytes=len(body),
+        )
+
+    def _attempted(self, delivery: Delivery, answer: Answer, started: float) -> Attempted:
+        took_s = self._monotonic() - started
+        now_us = self._wall_us()
+        record = verdict.record(answer)
+        judged = verdict.judge(
+            answer,
+            delivery.attempts + 1,
+            self._terms.retry,
+            now_s=now_us / 1e6,
+            age_from_s=delivery.age_from_us / 1e6,
+            random01=self._random01(),
+        )
+        response = answer.body or None if isinstance(answer, Reply) else None
+        if self._terms.successes and record.outcome is Outcome.DELIVERED:
+            self._log_success(delivery, record.status, took_s)
+        return Attempted(
+            delivery,
+            record.outcome,
+            record.status,
+            record.error,
+            response,
+            now_us - int(took_s * 1e6),
+            took_s * 1e3,
+            judged,
+        )
+
+    # Log lines --------------------------------------------------------------------------------------------------------
+
+    def _log(self, write: Attempted) -> None:
+        self._logger.info(
+            LogEvent.DELIVERY_ATTEMPTED,
+            event_id=write.delivery.event.event_id,
+            endpoint_id=write.delivery.endpoint_id,
+            site_id=write.delivery.event.site_id,
+            attempt=write.delivery.attempts + 1,
+            outcome=write.outcome.value,
+            status=write.status,
+            error=write.error,
+            duration_ms=round(write.duration_ms, 1),
+        )
+
+    def _log_success(self, delivery: Delivery, status: int | None, took_s: float) -> None:
+        self._sampled += 1
+        if self._sampled % self._terms.successes == 0:
+            self._logger.info(
+                LogEvent.DELIVERY_ATTEMPTED,
+                event_id=delivery.event.event_id,
+                endpoint_id=delivery.endpoint_id,
+                site_id=delivery.event.site_id,
+                attempt=delivery.attempts + 1,
+                outcome=Outcome.DELIVERED.value,
+                status=status,
+                duration_ms=round(took_s * 1e3, 1),
+            )
+
+    def _log_death(self, delivery: Delivery, reason: Reason) -> None:
+        self._logger.warning(
+            LogEvent.DELIVERY_DIED,
+            event_id=delivery.event.event_id,
+            endpoint_id=delivery.endpoint_id,
+            site_id=delivery.event.site_id,
+            reason=reason.value,
+        )

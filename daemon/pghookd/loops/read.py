@@ -1,0 +1,352 @@
+"""Reads the log: the difference to the last read, then the endpoints of its sites, then into the lanes.
+
+One road for everything: after a start, a crash or a takeover the stored positions are walked to a snapshot of now, and
+from there on each read is the difference to the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias, cast
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.core.envelope import valid_type
+from pghookd.core.lanes import Lane, Lanes, Offer
+from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
+from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot, Ticket, settle
+from pghookd.core.writes import Died, Kept, Write
+from pghookd.edge.journal import LogEvent
+from pghookd.edge.postgres import DatabaseAway, Session, query
+from pghookd.edge.rows import endpoint_of
+
+PAGE: Final = 1000  # events
+PAUSE_MIN_S: Final = 0.001
+PAUSE_MAX_S: Final = 0.004
+LULL_S: Final = 0.25  # without a row: go to sleep
+ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
+REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
+
+# event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large)
+EventRow: TypeAlias = tuple[int, str, str, int, int | None, bytes | None]
+
+
+class Sleeper(Protocol):
+    """The bell."""
+
+    async def sleep(self, read: Callable[[], Awaitable[int]]) -> None:
+        """Sleep until there is something to read."""
+        ...
+
+
+class Outbox(Protocol):
+    """What the recorder takes from the reader."""
+
+    def put(self, write: Write, now: float) -> None:
+        """Take a change of state."""
+        ...
+
+    async def room(self) -> None:
+        """Wait until it has room."""
+        ...
+
+    def heal(self, endpoint_ids: Iterable[int]) -> None:
+        """Endpoints have changed."""
+        ...
+
+    def heal_all(self) -> None:
+        """Any endpoint may have changed."""
+        ...
+
+
+class Reader:
+    """Reads differences and fans them out."""
+
+    def __init__(
+        self,
+        session: Session,
+        log: Log,
+        lanes: Lanes,
+        outbox: Outbox,
+        *,
+        shards: int,
+        kick: Callable[[], None],
+        room: asyncio.Event,
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+        beat: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._log = log
+        self._lanes = lanes
+        self._outbox = outbox
+        self._shards = shards
+        self._kick = kick
+        self._room = room
+        self._logger = logger
+        self._monotonic = monotonic
+        self._beat = beat
+        self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
+        self._refresh_at = monotonic() + REFRESH_EVERY_S
+
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Look at endpoints again before long; None: at all that have work."""
+        if endpoint_ids is None:
+            self._changed = None
+            self._outbox.heal_all()
+        else:
+            ids = list(endpoint_ids)
+            if self._changed is not None:
+                self._changed.update(ids)
+            self._outbox.heal(ids)
+
+    # The loop ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, bell: Sleeper) -> None:
+        """Read until cancelled: at once while there are rows, then ever slower, then asleep."""
+        idle_at, pause = self._monotonic(), PAUSE_MIN_S
+        while True:
+            found = await self.read()
+            now = self._monotonic()
+            if found:
+                idle_at, pause = now, PAUSE_MIN_S
+            elif now - idle_at < LULL_S:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, PAUSE_MAX_S)
+            else:
+                await bell.sleep(self.read)
+                idle_at, pause = self._monotonic(), PAUSE_MIN_S
+
+    async def read(self) -> int:
+        """Read what is new since the last read, queue it, and return how many events it was."""
+        log, marks = self._log, self._log.marks
+        since = log.read
+        rows = await self._session.fetch(
+            query("read_new_events"), since, marks.floor(since), marks.front(since), PAGE
+        )
+        if rows[0]["in_recovery"]:
+            raise DatabaseAway("the server is a standby")
+        now = Snapshot(*rows[0]["snapshot"])
+        if len(rows) > PAGE:
+            found = await self._pages(Position(since, now, 0), now, marks)
+        else:
+            events = cast("list[EventRow]", sorted(row[2:] for row in rows if row[2] is not None))
+            await self._page(events, Position(now), log.shards)
+            found = len(events)
+        log.read = now
+        await self._attend()
+        self._beat()
+        return found
+
+    async def recover(self, since: Position, marks: Marks, shards: Sequence[int]) -> int:
+        """Walk shards from a stored position to the reader's own, leaving out what is settled already."""
+        found = 0
+        if since.upto is not None:
+            found += await self._pages(since, since.upto, marks, shards)
+            since = Position(since.upto)
+        start = Position(since.snapshot, self._log.read, 0)
+        return found + await self._pages(start, self._log.read, marks, shards)
+
+    async def _pages(
+        self, at: Position, upto: Snapshot, marks: Marks, shards: Sequence[int] | None = None
+    ) -> int:
+        """Take a long difference in pages, each a short statement; `shards` are given on the recovery road."""
+        since, last = at.snapshot, at.last_event_id
+        floors = (marks.floor(since), marks.front(since))
+        last = max(last, await self._session.fetchval(query("find_first_event"), since, upto, *floors))
+        newest = await self._session.fetchval(query("read_newest_event_id"))
+        logs = self._log.shards if shards is None else {s: self._log.shards[s] for s in shards}
+        only = None if shards is None or len(shards) == self._shards else list(shards)
+        found = 0
+        while True:
+            rows = await self._session.fetch(
+                query("read_events_page"), since, upto, last, newest, PAGE, only, self._shards
+            )
+            settled: set[tuple[int, int]] = set()
+            if rows and shards is not None:
+                first, last_id = rows[0]["event_id"], rows[-1]["event_id"]
+                settled = {(e, p) for e, p in await self._session.fetch(query("read_settled"), first, last_id)}
+            full = len(rows) == PAGE
+            end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
+            await self._page(cast("list[EventRow]", rows), end, logs, settled)
+            found += len(rows)
+            await self._attend()
+            self._beat()
+            if not full:
+                return found
+            last = rows[-1]["event_id"]
+
+    # One page -----------------------------------------------------------------------------------------------------------
+
+    async def _page(
+        self,
+        rows: Sequence[EventRow],
+        end: Position,
+        shards: Mapping[int, ShardLog],
+        settled: set[tuple[int, int]] | None = None,
+    ) -> None:
+        work: list[tuple[Endpoint, Delivery]] = []
+        tickets: dict[int, Ticket] = {}
+        if rows:
+            self._log.rows += len(rows)
+            now = self._monotonic()
+            endpoints = await self._endpoints(rows)
+            work = self._fan_out(rows, endpoints, tickets, end, shards, settled or set(), now)
+        for number in shards:
+            if number not in tickets:
+                self._log.shards[number].skip(end)
+        if work:
+            await self._offer(work)
+
+    async def _endpoints(self, rows: Sequence[EventRow]) -> dict[str, list[Endpoint]]:
+        """Read the endpoints of a page's sites; after the page, so that none committed before an event is missed."""
+        sites = list({row[1] for row in rows})
+        found: dict[str, list[Endpoint]] = {}
+        for row in await self._session.fetch(query("read_endpoints_of_sites"), sites, self._shards):
+            endpoint = endpoint_of(row)
+            found.setdefault(endpoint.site_id, []).append(endpoint)
+        return found
+
+    def _fan_out(
+        self,
+        rows: Sequence[EventRow],
+        endpoints: dict[str, list[Endpoint]],
+        tickets: dict[int, Ticket],
+        end: Position,
+        shards: Mapping[int, ShardLog],
+        settled: set[tuple[int, int]],
+        now: float,
+    ) -> list[tuple[Endpoint, Delivery]]:
+        """Make a delivery for each endpoint that takes an event; every ticket is filled before anything is queued."""
+        takers: dict[tuple[str, str], list[Endpoint]] = {}
+        work: list[tuple[Endpoint, Delivery]] = []
+        for event_id, site_id, kind, created_at_us, only, payload in rows:
+            of_site = endpoints.get(site_id)
+            if of_site is None:
+                continue
+            wanting = takers.get((site_id, kind))
+            if wanting is None:
+                wanting = takers[site_id, kind] = [e for e in of_site if e.takes(kind) and e.shard in shards]
+            if only is not None:
+                wanting = [e for e in of_site if e.endpoint_id == only and e.shard in shards]
+            event: Event | None = None
+            for endpoint in wanting:
+                if event_id <= endpoint.from_event_id or (settled and (event_id, endpoint.endpoint_id) in settled):
+                    continue
+                if event is None:
+                    event = Event(event_id, site_id, kind, created_at_us, payload, only)
+                ticket = tickets.get(endpoint.shard)
+                if ticket is None:
+                    ticket = tickets[endpoint.shard] = self._log.shards[endpoint.shard].page(end, now)
+                delivery = Delivery(event, endpoint.endpoint_id, 0, now, ticket, False, created_at_us)
+                ticket.open.add(delivery)
+                work.append((endpoint, delivery))
+        return work
+
+    async def _offer(self, work: list[tuple[Endpoint, Delivery]]) -> None:
+        lanes = self._lanes
+        known: dict[int, Lane] = {}
+        now = self._monotonic()
+        for endpoint, delivery in work:
+            lane = known.get(endpoint.endpoint_id)
+            if lane is None:
+                lane = known[endpoint.endpoint_id] = lanes.lane(endpoint)
+            if not lane.endpoint.enabled:
+                self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
+                await self._outbox.room()
+            elif not valid_type(delivery.event.type):
+                self._die(delivery, Reason.INVALID, now)
+            elif lanes.offer(lane, delivery, now) is not Offer.QUEUED:
+                await self._overflow(lane, delivery)
+                known.clear()
+                now = self._monotonic()
+        self._kick()
+
+    def _die(self, delivery: Delivery, reason: Reason, now: float) -> None:
+        self._logger.warning(
+            LogEvent.DELIVERY_DIED,
+            event_id=delivery.event.event_id,
+            endpoint_id=delivery.endpoint_id,
+            site_id=delivery.event.site_id,
+            reason=reason.value,
+        )
+        self._outbox.put(Died(delivery, reason), now)
+
+    async def _overflow(self, lane: Lane, delivery: Delivery) -> None:
+        """Wait for room, or park: whichever the lanes say, until the delivery has found its place."""
+        while True:
+            now = self._monotonic()
+            lane = self._lanes.by_endpoint.get(delivery.endpoint_id, lane)
+            if not lane.endpoint.enabled:
+                self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
+                return
+            offer = self._lanes.offer(lane, delivery, now)
+            if offer is Offer.QUEUED:
+                return
+            if offer is Offer.PARK:
+                self._park([delivery], now)
+                await self._outbox.room()
+                return
+            self._kick()
+            self._park(self._lanes.shed(now), now)
+            await self._wait_for_room(lane)
+
+    def _park(self, deliveries: list[Delivery], now: float) -> None:
+        for delivery in deliveries:
+            self._outbox.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
+
+    async def _wait_for_room(self, lane: Lane) -> None:
+        self._room.clear()
+        self._lanes.wanted = lane
+        try:
+            if not self._lanes.has_wanted_room():
+                async with asyncio.timeout(ROOM_LOOK_S):
+                    await self._room.wait()
+        except TimeoutError:
+            await self._attend()
+        finally:
+            self._lanes.wanted = None
+        self._beat()
+
+    # Endpoints that change while work for them is queued -----------------------------------------------------------------
+
+    async def _attend(self) -> None:
+        now = self._monotonic()
+        if now >= self._refresh_at:
+            self._refresh_at = now + REFRESH_EVERY_S
+            self._changed = None
+        if self._changed is None:
+            ids = [lane.key.endpoint_id for lane in self._lanes.busy()]
+        elif self._changed:
+            ids = [i for i in self._changed if i in self._lanes.by_endpoint]
+        else:
+            return
+        self._changed = set()
+        if ids:
+            await self._refresh(ids)
+
+    async def _refresh(self, ids: list[int]) -> None:
+        rows = await self._session.fetch(query("read_endpoints"), ids, self._shards)
+        found = {row["endpoint_id"]: endpoint_of(row) for row in rows}
+        now = self._monotonic()
+        for endpoint_id in ids:
+            lane = self._lanes.by_endpoint.get(endpoint_id)
+            if lane is None:
+                continue
+            endpoint = found.get(endpoint_id)
+            if endpoint is not None and endpoint.site_id == lane.key.site_id:
+                self._lanes.lane(endpoint)
+                if not endpoint.enabled:
+                    for delivery in self._lanes.empty(lane):
+                        self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
+            else:
+                self._forget(lane, now)
+
+    def _forget(self, lane: Lane, now: float) -> None:
+        """Drop the work of a deleted endpoint: what had a row is dead, the rest leaves none."""
+        for delivery in self._lanes.empty(lane):
+            if delivery.in_backlog:
+                self._die(delivery, Reason.NO_ENDPOINT, now)
+            else:
+                settle(delivery)

@@ -1,0 +1,25 @@
+-- Queues what the old positions leave open: not visible in the snapshot of its shard, or beyond the greatest id known
+-- there, and neither delivered nor in backlog nor dead. Under the lock on events. Returns how many.
+with shards as (
+  select shard, coalesce(upto, snapshot) as snapshot, snapshot as since, upto is not null as inside, last_event_id,
+    least(floor, front) as floor, coalesce(max_event_id, 0) as max_event_id, count(*) over () as n
+  from webhooks.shards
+), open as (
+  select e.event_id, p.endpoint_id, e.site_id
+  from webhooks.events e
+  join webhooks.endpoints p on p.site_id = e.site_id and e.event_id > p.from_event_id
+    and (case when e.endpoint_id is not null then e.endpoint_id = p.endpoint_id else webhooks.takes(p.event_types, e.type) end)
+  join shards s on s.shard = mod(mod(hashtextextended(e.site_id, 0), s.n) + s.n, s.n)
+  where e.event_id > s.floor
+    and (s.snapshot is null or e.event_id > s.max_event_id or not pg_visible_in_snapshot(e.xid, s.snapshot)
+      or (s.inside and e.event_id > s.last_event_id and not pg_visible_in_snapshot(e.xid, s.since)))
+    and not exists (select from webhooks.attempts a
+      where a.event_id = e.event_id and a.endpoint_id = p.endpoint_id and a.outcome = 'delivered')
+    and not exists (select from webhooks.dead d where d.event_id = e.event_id and d.endpoint_id = p.endpoint_id)
+), queued as (
+  insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, next_attempt_at)
+  select event_id, endpoint_id, site_id, 'waiting', 'adopted', now() from open
+  on conflict do nothing
+  returning 1
+)
+select count(*) from queued
