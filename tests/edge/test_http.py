@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from aiohttp.abc import AbstractResolver
@@ -20,7 +21,7 @@ from fault_server import Certificates, answering, naming, receiving
 
 from pghookd.core.destination import Policy, parse_places
 from pghookd.core.model import Fault, Outcome, Reply
-from pghookd.edge.http import Sender, _os_fault, trust
+from pghookd.edge.http import KEEPALIVE_S, Sender, _os_fault, trust
 from pghookd.edge.resolver import AddressRefused, GuardedResolver, Refusal
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
@@ -265,6 +266,25 @@ async def test_tiny_chunks_are_bounded_too():
     answer, _ = await exchange(handler, timeout_s=20)
     assert answer == Reply(200, b"a" * 4096)
     assert time.monotonic() - started < 3
+
+
+async def test_many_tiny_chunks_within_the_budget_are_read_to_their_end():
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 11_000 + b"0\r\n\r\n"
+    answer, receiver = await exchange(answering(chunked), times=2)
+    assert answer == Reply(200, b"a" * 4096)
+    assert receiver.connections == 1
+
+
+async def test_a_large_part_of_a_response_may_be_kept():
+    async with (
+        receiving(answering(response("200 OK", body=b"a" * 2_000_000))) as receiver,
+        sender(response_bytes_max=2_000_000) as sending,
+    ):
+        for _ in range(2):
+            assert await post_to(sending, f"http://127.0.0.1:{receiver.port}/") == Reply(
+                200, b"a" * 2_000_000
+            )
+    assert receiver.connections == 1
 
 
 # No answer
@@ -529,6 +549,64 @@ async def test_many_at_once_share_few_connections():
         got = await asyncio.gather(*(post_to(sending, url) for _ in range(100)))
     assert set(got) == {Reply(200, b"ok")}
     assert receiver.connections <= 4
+
+
+async def test_a_kept_connection_is_taken_without_giving_up_the_loop():
+    async with receiving(answering(OK)) as receiver, sender() as sending:
+        url = f"http://127.0.0.1:{receiver.port}/"
+        await post_to(sending, url)
+        with pytest.raises(StopIteration) as got:
+            sending._connect(sending.aim(url), 5.0).send(None)
+        got.value.value.close()
+
+
+async def test_a_kept_connection_is_not_kept_for_ever():
+    async with receiving(answering(OK)) as receiver, sender() as sending:
+        await post_to(sending, f"http://127.0.0.1:{receiver.port}/")
+        assert sending._connector._keepalive_timeout == KEEPALIVE_S < 5
+        assert len(sending._wires) == 1
+
+
+async def test_leaving_ends_what_is_under_way():
+    async with receiving(raw(b"")) as receiver:
+        async with sender() as sending:
+            task = asyncio.create_task(post_to(sending, f"http://127.0.0.1:{receiver.port}/"))
+            while not receiver.connections:
+                await asyncio.sleep(0.005)
+        assert await asyncio.wait_for(task, 2) == unreachable("reset")
+        assert not sending._wires
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_mutilated_responses_never_surprise(seed):
+    random = Random(seed)
+    whole = (
+        OK,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nWebhook-Delivery: disable\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        b"HTTP/1.1 103 E\r\n\r\n" + response("429 Slow", "Retry-After: 1", "Location: /x", body=b"later"),
+    )
+
+    async def handler(visit):
+        await visit.request()
+        await visit.send(mutilated(random, random.choice(whole)))
+
+    async with receiving(handler) as receiver, sender() as sending:
+        url = f"http://127.0.0.1:{receiver.port}/"
+        got = [await post_to(sending, url, timeout_s=2) for _ in range(250)]
+    assert {answer.outcome for answer in got if isinstance(answer, Fault)} <= {Outcome.UNREACHABLE}
+    assert any(isinstance(answer, Reply) for answer in got)
+    assert any(isinstance(answer, Fault) for answer in got)
+
+
+def mutilated(random, data):
+    """Change, cut, double or insert some bytes."""
+    mutable = bytearray(data)
+    for _ in range(random.randint(1, 3)):
+        at = random.randrange(len(mutable) + 1)
+        mutable[at : at + random.choice([0, 1, 1, 8])] = random.choice(
+            [b"", b"\x00", b"\r\n", b"\n", b":", random.randbytes(3), bytes(mutable[at : at + 20]), b"9" * 20]
+        )
+    return bytes(mutable)
 
 
 # Gates
