@@ -19,7 +19,7 @@ _UNUSABLE_PREFIXES: Final = ("whsk_", "enc:")  # other kinds of secret, whose te
 def key_of(secret: str) -> bytes:
     """Return the HMAC key of a secret.
 
-    `whsec_` + base64 is a Standard Webhooks secret; any other text is a legacy secret, its UTF-8 bytes the key.
+    `whsec_` + base64 follows Standard Webhooks; any other text is a legacy one: its UTF-8 bytes are the key.
 
     Raises:
         ValueError: the secret cannot be used for an HMAC; the message holds nothing of it.
