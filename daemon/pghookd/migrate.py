@@ -118,7 +118,7 @@ async def look(
     """
     row = await session.fetchrow(
         """select obj_description(n.oid, 'pg_namespace') as comment,
-             to_regclass('webhooks.migrations') is not null as has_table
+             exists (select from pg_class where relnamespace = n.oid and relname = 'migrations') as has_table
            from pg_namespace n where n.nspname = 'webhooks'"""
     )
     if row is None:

@@ -30,7 +30,7 @@ _SHOWN_MAX: Final = 40  # characters of a wrong value
 _FILE_BYTES_MAX: Final = 65_536  # a credential is a line, not a disk
 
 
-class SettingsError(Exception):
+class SettingsError(ValueError):
     """The settings are wrong.
 
     Attributes:

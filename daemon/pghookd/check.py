@@ -1,0 +1,292 @@
+"""Looks for everything that would keep the daemon from working, and tells all of it at once.
+
+Every probe stands alone: one that Postgres refuses is a finding itself and does not hide the others.
+
+Never here: repairs. What is found is told with the command that helps, and left as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from pghookd import migrate
+from pghookd.core.home import why_foreign
+from pghookd.core.settings import Settings
+from pghookd.core.snapshot import Snapshot
+from pghookd.edge import postgres
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
+from pghookd.edge.rows import server_of, shard_of
+
+POSTGRES_LEAST: Final = 140_000  # server_version_num
+
+# What the daemon's role must be able to do with each table.
+NEEDS: Final = {
+    "attempts": ("select", "insert"),
+    "backlog": ("select", "insert", "update", "delete"),
+    "dead": ("select", "insert", "delete"),
+    "endpoints": ("select", "update"),
+    "events": ("select",),
+    "migrations": ("select",),
+    "operations": ("insert",),
+    "partitions": ("select", "insert"),
+    "shards": ("select", "insert", "update", "delete"),
+    "sites": ("select",),
+}
+
+
+class Grade(enum.StrEnum):
+    """How bad a finding is."""
+
+    SETTINGS = "settings"  # the settings are wrong
+    BLOCKED = "blocked"  # no database, or no schema that could be used
+    FAULT = "fault"  # the daemon would not work, or not well
+    WARNING = "warning"  # it works; somebody should know
+    FINE = "fine"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        grade: how bad it is.
+        what: settings, database, schema, privileges, home, shards, two_phase, pooler or locks.
+        text: a sentence for the operator.
+    """
+
+    grade: Grade
+    what: str
+    text: str
+
+
+def exit_status(findings: Sequence[Finding]) -> int:
+    """Return 78 for settings, 3 for no usable database or schema, 1 for other faults, else 0."""
+    grades = {finding.grade for finding in findings}
+    for grade, status in ((Grade.SETTINGS, 78), (Grade.BLOCKED, 3), (Grade.FAULT, 1)):
+        if grade in grades:
+            return status
+    return 0
+
+
+async def check(settings: Settings) -> list[Finding]:
+    """Look at the database that the settings name; never raises for what it finds there."""
+    url = settings.database.url.get_secret_value()
+    try:
+        session = await postgres.connect(url, name="check", settings=_BOUNDS, writable=False)
+    except DatabaseAway as error:
+        return [Finding(Grade.BLOCKED, "database", f"cannot be reached: {error}")]
+    try:
+        findings = [found async for found in _probe_all(session, settings, url)]
+    except DatabaseAway as error:
+        return [Finding(Grade.BLOCKED, "database", f"was lost: {error}")]
+    finally:
+        await session.close()
+    return findings
+
+
+_BOUNDS: Final = {"statement_timeout": "10s", "lock_timeout": "2s", "search_path": "pg_catalog"}
+_Probe = Callable[[Session, Settings], AsyncIterator[Finding]]
+
+
+async def _probe_all(session: Session, settings: Settings, url: str) -> AsyncIterator[Finding]:
+    general: list[tuple[str, _Probe]] = [("database", _server), ("two_phase", _two_phase), ("locks", _locks)]
+    inside: list[tuple[str, _Probe]] = [
+        ("schema", _schema),
+        ("privileges", _privileges),
+        ("home", _home),
+        ("shards", _shards),
+    ]
+    for what, probe in general:
+        async for finding in _guarded(what, probe, session, settings):
+            yield finding
+    async for finding in _pooler(session, url):
+        yield finding
+    if not await session.fetchval("select to_regnamespace('webhooks') is not null"):
+        yield Finding(Grade.BLOCKED, "schema", "there is no schema webhooks: run pghookd migrate")
+        return
+    if not await session.fetchval("select has_schema_privilege('webhooks', 'usage')"):
+        yield await _no_usage(session)
+        return
+    for what, probe in inside:
+        async for finding in _guarded(what, probe, session, settings):
+            yield finding
+
+
+async def _guarded(what: str, probe: _Probe, session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        async for finding in probe(session, settings):
+            yield finding
+    except DatabaseError as error:
+        yield Finding(Grade.FAULT, what, f"cannot be looked at: {error}")
+
+
+async def _no_usage(session: Session) -> Finding:
+    role = await session.fetchval("select current_user")
+    return Finding(
+        Grade.FAULT, "privileges", f"role {role} may not use the schema webhooks: {_REMEDY.format(role)}"
+    )
+
+
+_REMEDY: Final = "run pghookd migrate --roles, then GRANT webhooks_daemon TO {}"
+
+
+# Any database -----------------------------------------------------------------------------------------------
+
+
+async def _server(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    row = await session.fetchrow(
+        "select version() as version, current_setting('server_version_num')::int as number,"
+        " pg_is_in_recovery() as in_recovery, current_database() as name, current_user as role"
+    )
+    if row is None:
+        return
+    for product in ("CockroachDB", "YugabyteDB", "-YB-"):
+        if product in row["version"]:
+            yield Finding(
+                Grade.FAULT, "database", f"{row['version']}: its advisory locks are not those of Postgres"
+            )
+    if row["number"] < POSTGRES_LEAST:
+        yield Finding(Grade.FAULT, "database", f"{row['version']}: Postgres 14 or later is needed")
+    if row["in_recovery"]:
+        yield Finding(Grade.FAULT, "database", "this is a standby: the log can only be read on the primary")
+    yield Finding(Grade.FINE, "database", f"{row['name']} answers, as role {row['role']}: {row['version']}")
+
+
+async def _two_phase(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    count = await session.fetchval("select current_setting('max_prepared_transactions')::int")
+    if count:
+        yield Finding(
+            Grade.WARNING,
+            "two_phase",
+            f"max_prepared_transactions is {count}: producers that use PREPARE TRANSACTION"
+            " must SET webhooks.bell = off, or their PREPARE fails while the daemon sleeps",
+        )
+
+
+async def _locks(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    for row in await session.fetch(_HOLDERS, migrate.LOCK_CLASS):
+        yield Finding(
+            Grade.FAULT,
+            "locks",
+            f"advisory key ({migrate.LOCK_CLASS}, {row['key']}) is held by backend {row['pid']}"
+            f" (role {row['role']}, application {row['application']!r}), which is none of ours:"
+            " it would keep the daemon waiting",
+        )
+
+
+# Producers hold key 0 shared, for a transaction, whoever they are. Keys are int, shown as oid.
+_HOLDERS: Final = """
+select l.pid,
+  case when l.objid::bigint > 2147483647 then l.objid::bigint - 4294967296 else l.objid::bigint end as key,
+  coalesce(a.usename, '?') as role, coalesce(a.application_name, '') as application
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.classid = $1::int::bigint::oid
+  and l.database = (select oid from pg_database where datname = current_database())
+  and not (l.objid = 0 and l.mode = 'ShareLock')
+  and coalesce(a.application_name, '') not like 'pghookd/%'
+order by 2, 1
+"""
+
+
+async def _pooler(session: Session, url: str) -> AsyncIterator[Finding]:
+    """Tell a pooler in transaction mode by its backends: it lends one to two sessions, or changes it under one."""
+    other = await postgres.connect(url, name="check", settings=_BOUNDS, writable=False)
+    try:
+        before = await session.fetchval("select pg_backend_pid()")
+        async with other.transaction():
+            lent = await other.fetchval("select pg_backend_pid()")
+            after = await session.fetchval("select pg_backend_pid()")
+    except DatabaseError as error:
+        yield Finding(Grade.FAULT, "pooler", f"sessions do not behave as Postgres's own: {error}")
+        return
+    finally:
+        await other.close()
+    if lent == before or after != before:
+        yield Finding(
+            Grade.FAULT,
+            "pooler",
+            "sessions share backends: this is a pooler in transaction mode, where the daemon would hear no"
+            " bell and hold no lock. Name Postgres itself in database.url (producers may keep the pooler)",
+        )
+
+
+# Our schema -------------------------------------------------------------------------------------------------
+
+
+async def _schema(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    found = await migrate.look(session, migrate.load())
+    for fault in found.plan.faults:
+        yield Finding(Grade.BLOCKED, "schema", fault)
+    if found.plan.pending:
+        missing = ", ".join(f"{each.version:04}_{each.name}" for each in found.plan.pending)
+        yield Finding(
+            Grade.FAULT, "schema", f"it is older than this program, without {missing}: run pghookd migrate"
+        )
+    if found.is_usable:
+        newer = ", newer than this program and compatible" if found.plan.newer else ""
+        yield Finding(Grade.FINE, "schema", f"at migration {found.version:04}{newer}")
+
+
+async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    pairs = [(table, privilege) for table, privileges in NEEDS.items() for privilege in privileges]
+    tables, privileges = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    rows = await session.fetch(_LACKING, tables, privileges)
+    role = await session.fetchval("select current_user")
+    if rows:
+        lacking = ", ".join(row["lacking"] for row in rows)
+        yield Finding(Grade.FAULT, "privileges", f"role {role} lacks {lacking}: {_REMEDY.format(role)}")
+    else:
+        yield Finding(Grade.FINE, "privileges", f"role {role} may do what the daemon does")
+
+
+_LACKING: Final = """
+with ours as (
+  select c.oid, c.relname, c.relkind, c.relowner
+  from pg_class c where c.relnamespace = to_regnamespace('webhooks') and not c.relispartition
+)
+select format('%s on %s', n.privilege, n.name) as lacking
+from unnest($1::text[], $2::text[]) n (name, privilege)
+left join ours o on o.relname = n.name and o.relkind in ('r', 'p')
+where o.oid is null or not has_table_privilege(o.oid, n.privilege)
+union all
+select format('%s on sequence %s', p, o.relname)
+from ours o, unnest(array['select', 'update']) p
+where o.relkind = 'S' and o.relname = 'events_event_id_seq' and not has_sequence_privilege(o.oid, p)
+union all
+select format('execute on function %s', p.proname)
+from pg_proc p
+where p.pronamespace = to_regnamespace('webhooks') and not has_function_privilege(p.oid, 'execute')
+union all
+select format('membership of %s, the owner of %s', pg_get_userbyid(o.relowner), o.relname)
+from ours o where o.relname = 'events' and not pg_has_role(o.relowner, 'member')
+"""
+
+
+async def _home(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    server = await session.fetchrow(query("identify_server"))
+    stored = [shard_of(row) for row in await session.fetch(query("read_shards"))]
+    now = await session.fetchval("select pg_current_snapshot()")
+    newest = await session.fetchval(query("read_newest_event_id"))
+    if server is None or server["in_recovery"] or now is None:
+        return
+    why = why_foreign(server_of(server), stored, Snapshot(*now), newest)
+    if why is not None:
+        yield Finding(
+            Grade.FAULT,
+            "home",
+            f"this is not the database the daemon ran in before ({why}): it would deliver nothing."
+            " If it is meant to go on here, run pghookd adopt",
+        )
+
+
+async def _shards(session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    rows, wanted = await session.fetchval("select count(*) from webhooks.shards"), settings.delivery.shards
+    if rows not in {0, wanted}:
+        yield Finding(
+            Grade.FAULT,
+            "shards",
+            f"delivery.shards is {wanted}, but the log was divided into {rows} at the first run: set it to {rows}",
+        )
