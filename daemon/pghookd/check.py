@@ -192,7 +192,7 @@ order by 2, 1
 
 
 async def _pooler(session: Session, url: str) -> AsyncIterator[Finding]:
-    """Tell a pooler in transaction mode by its backends: it lends one to two sessions, or changes it under one."""
+    """Tell a pooler in transaction mode by its backends: one for two sessions, or two for one."""
     other = await postgres.connect(url, name="check", settings=_BOUNDS, writable=False)
     try:
         before = await session.fetchval("select pg_backend_pid()")
@@ -240,6 +240,11 @@ async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Fi
         yield Finding(Grade.FAULT, "privileges", f"role {role} lacks {lacking}: {_REMEDY.format(role)}")
     else:
         yield Finding(Grade.FINE, "privileges", f"role {role} may do what the daemon does")
+    # No role is made a member of a superuser: it delivers, but old partitions cannot be dropped.
+    owner = await session.fetchval(_SUPER)
+    if owner is not None:
+        text = f"the tables belong to the superuser {owner}: dropping old partitions needs their owner"
+        yield Finding(Grade.WARNING, "privileges", text)
 
 
 _LACKING: Final = """
@@ -261,7 +266,13 @@ from pg_proc p
 where p.pronamespace = to_regnamespace('webhooks') and not has_function_privilege(p.oid, 'execute')
 union all
 select format('membership of %s, the owner of %s', pg_get_userbyid(o.relowner), o.relname)
-from ours o where o.relname = 'events' and not pg_has_role(o.relowner, 'member')
+from ours o join pg_roles r on r.oid = o.relowner
+where o.relname = 'events' and not r.rolsuper and not pg_has_role(o.relowner, 'member')
+"""
+_SUPER: Final = """
+select r.rolname from pg_class c join pg_roles r on r.oid = c.relowner
+where c.relnamespace = to_regnamespace('webhooks') and c.relname = 'events'
+  and r.rolsuper and not pg_has_role(r.oid, 'member')
 """
 
 
@@ -288,5 +299,5 @@ async def _shards(session: Session, settings: Settings) -> AsyncIterator[Finding
         yield Finding(
             Grade.FAULT,
             "shards",
-            f"delivery.shards is {wanted}, but the log was divided into {rows} at the first run: set it to {rows}",
+            f"delivery.shards is {wanted}, but the first run divided the log into {rows}: set it to {rows}",
         )
