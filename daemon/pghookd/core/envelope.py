@@ -26,7 +26,7 @@ _UNFIT_BUT_BLANK: Final = re.compile(rb"[^\x20-\x7e]")
 
 
 def valid_type(event_type: str) -> bool:
-    """Whether it is a type: identifiers of letters, digits, `_`, dots between (Standard Webhooks), 128 at most."""
+    """Whether it is a type: at most 128 of letters, digits, `_`, single dots between (Standard Webhooks)."""
     return len(event_type) <= TYPE_LENGTH_MAX and _TYPE.fullmatch(event_type) is not None
 
 
