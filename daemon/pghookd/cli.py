@@ -347,7 +347,7 @@ def _load(config: Path | None) -> Settings:
 
 @contextlib.contextmanager
 def _expected_faults(*, as_json: bool = False) -> Iterator[None]:
-    """Turn faults that an operator can meet into a message and a status; all others are bugs and show as such."""
+    """Turn faults that an operator can meet into a message and a status; others are bugs and show as such."""
     from pghookd.edge.credentials import SettingsError
     from pghookd.edge.postgres import DatabaseAway, DatabaseError
     from pghookd.migrate import SchemaFault

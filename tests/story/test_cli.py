@@ -38,17 +38,10 @@ def invoke(*args, **variables):
 
 
 @pytest.fixture
-async def session(database_url):
-    session = await postgres.connect(database_url, name="test", writable=False)
+async def session(database):
+    session = await postgres.connect(database, name="test")
     yield session
     await session.close()
-
-
-@pytest.fixture
-def schema(database_url):
-    done = pghookd("migrate", url=database_url)
-    assert done.returncode == 0, done.stderr
-    return database_url
 
 
 # Without a database -----------------------------------------------------------------------------------------
@@ -207,7 +200,7 @@ def test_what_is_shown_cannot_act_on_a_terminal():
 # With a database --------------------------------------------------------------------------------------------
 
 
-def test_migrate_tells_what_it_did(database_url):
+async def test_migrate_tells_what_it_did(database_url):
     dry = json.loads(pghookd("migrate", "--dry-run", "--json", url=database_url).stdout)
     done = json.loads(pghookd("migrate", "--json", url=database_url).stdout)
     again = pghookd("migrate", "--roles", url=database_url)
@@ -217,8 +210,8 @@ def test_migrate_tells_what_it_did(database_url):
     assert "the roles are made" in again.stdout
 
 
-async def test_a_foreign_schema_exits_3(database_url, session):
-    await session.execute("create schema webhooks")
+async def test_a_foreign_schema_exits_3(database_url, connect):
+    await (await connect(database_url)).execute("create schema webhooks")
     done = pghookd("migrate", url=database_url)
     assert done.returncode == 3
     assert "is not pghookd's" in done.stderr
@@ -229,23 +222,23 @@ def findings_of(done):
     return {(each["grade"], each["what"]): each["text"] for each in json.loads(done.stdout)["findings"]}
 
 
-def test_check_finds_a_new_schema_in_order(schema):
-    done = pghookd("check", "--json", url=schema)
+async def test_check_finds_a_new_schema_in_order(database):
+    done = pghookd("check", "--json", url=database)
     found = findings_of(done)
     assert done.returncode == 0, found
     assert {grade for grade, _ in found} <= {"fine", "warning"}
     assert ("fine", "schema") in found
     assert ("fine", "privileges") in found
-    assert pghookd("check", url=schema).stdout.startswith("fine")
+    assert pghookd("check", url=database).stdout.startswith("fine")
 
 
-def test_check_without_a_schema_exits_3(database_url):
+async def test_check_without_a_schema_exits_3(database_url):
     done = pghookd("check", "--json", url=database_url)
     assert done.returncode == 3
     assert "run pghookd migrate" in findings_of(done)["blocked", "schema"]
 
 
-async def test_check_tells_all_faults_of_a_database_at_once(schema, session):
+async def test_check_tells_all_faults_of_a_database_at_once(database, session):
     await session.execute("update webhooks.migrations set sha256 = 'other' where version = 1")
     await session.execute(
         "insert into webhooks.shards (shard, snapshot, system_identifier, database_oid)"
@@ -253,7 +246,7 @@ async def test_check_tells_all_faults_of_a_database_at_once(schema, session):
     )
     await session.execute("select pg_advisory_lock(1885825131, -2)")
     await session.execute("set application_name = 'stranger'")
-    done = pghookd("check", "--json", url=schema, PGHOOKD_STORM_SHARE="x")
+    done = pghookd("check", "--json", url=database, PGHOOKD_STORM_SHARE="x")
     found = findings_of(done)
     assert done.returncode == 78
     assert "PGHOOKD_STORM_SHARE" in found["settings", "settings"]
@@ -262,20 +255,20 @@ async def test_check_tells_all_faults_of_a_database_at_once(schema, session):
     assert "set it to 4" in found["fault", "shards"]
     assert "(1885825131, -2) is held by backend" in found["fault", "locks"]
     assert "'stranger'" in found["fault", "locks"]
-    assert pghookd("check", url=schema).returncode == 3
+    assert pghookd("check", url=database).returncode == 3
 
 
 def as_role(url, role):
     return f"{url}{'&' if '?' in url else '?'}role={role}"
 
 
-async def test_check_tells_a_role_what_it_lacks(schema, session):
+async def test_check_tells_a_role_what_it_lacks(database, session):
     await session.execute("drop role if exists check_guest; create role check_guest")
     try:
-        lacking = findings_of(pghookd("check", "--json", url=as_role(schema, "check_guest")))
+        lacking = findings_of(pghookd("check", "--json", url=as_role(database, "check_guest")))
         assert "may not use the schema webhooks" in lacking["fault", "privileges"]
         await session.execute("grant usage on schema webhooks to check_guest")
-        done = pghookd("check", "--json", url=as_role(schema, "check_guest"))
+        done = pghookd("check", "--json", url=as_role(database, "check_guest"))
         assert done.returncode == 1
         for part in (
             "insert on attempts",
@@ -287,44 +280,44 @@ async def test_check_tells_a_role_what_it_lacks(schema, session):
         await session.execute("drop owned by check_guest; drop role check_guest")
 
 
-async def test_check_accepts_the_role_made_for_the_daemon(schema, session):
-    assert pghookd("migrate", "--roles", url=schema).returncode == 0
+async def test_check_accepts_the_role_made_for_the_daemon(database, session):
+    assert pghookd("migrate", "--roles", url=database).returncode == 0
     await session.execute(
         "drop role if exists check_daemon; create role check_daemon in role webhooks_daemon"
     )
     try:
-        done = pghookd("check", "--json", url=as_role(schema, "check_daemon"))
+        done = pghookd("check", "--json", url=as_role(database, "check_daemon"))
     finally:
         await session.execute("drop role check_daemon")
     assert done.returncode == 0, done.stdout
     assert ("fine", "privileges") in findings_of(done)
 
 
-async def test_event_why_takes_a_number_and_a_webhook_id(schema, session):
+async def test_event_why_takes_a_number_and_a_webhook_id(database, session):
     event_id, created_at_us = await session.fetchrow(
         "insert into webhooks.events (site_id, type, payload) values ('s1', 'order_created', '{}')"
         " returning event_id, created_at"
     )
-    by_number = pghookd("event", "why", str(event_id), "--json", url=schema)
-    by_name = pghookd("events", "why", webhook_id(event_id, created_at_us), "--json", url=schema)
+    by_number = pghookd("event", "why", str(event_id), "--json", url=database)
+    by_name = pghookd("events", "why", webhook_id(event_id, created_at_us), "--json", url=database)
     assert (by_number.returncode, by_name.returncode) == (0, 0)
     assert json.loads(by_number.stdout) == json.loads(by_name.stdout)
     steps = json.loads(by_number.stdout)["steps"]
     assert [step["what"] for step in steps] == ["inserted", "no_site"]
     assert steps[0]["at"].endswith("Z")
-    assert "site s1 is not known" in pghookd("event", "why", str(event_id), url=schema).stdout
-    other = pghookd("event", "why", webhook_id(event_id, created_at_us + 1), url=schema)
+    assert "site s1 is not known" in pghookd("event", "why", str(event_id), url=database).stdout
+    other = pghookd("event", "why", webhook_id(event_id, created_at_us + 1), url=database)
     assert other.returncode == 1
     assert "is another" in other.stdout
 
 
-def test_event_why_of_an_unknown_event_exits_1(schema):
-    done = pghookd("event", "why", "9223372036854775807", "--json", url=schema)
+async def test_event_why_of_an_unknown_event_exits_1(database):
+    done = pghookd("event", "why", "9223372036854775807", "--json", url=database)
     assert done.returncode == 1
     assert json.loads(done.stdout)["steps"][0]["what"] == "unknown"
 
 
-def test_event_why_without_a_schema_exits_3(database_url):
+async def test_event_why_without_a_schema_exits_3(database_url):
     done = pghookd("event", "why", "1", url=database_url)
     assert done.returncode == 3
     assert "pghookd migrate" in done.stderr
