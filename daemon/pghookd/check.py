@@ -53,7 +53,7 @@ class Finding:
 
     Attributes:
         grade: how bad it is.
-        what: settings, database, schema, privileges, home, shards, two_phase, pooler or locks.
+        what: settings, database, schema, privileges, home, shards, days, two_phase, pooler or locks.
         text: a sentence for the operator.
     """
 
@@ -98,6 +98,7 @@ async def _probe_all(session: Session, settings: Settings, url: str) -> AsyncIte
         ("privileges", _privileges),
         ("home", _home),
         ("shards", _shards),
+        ("days", _days),
     ]
     for what, probe in general:
         async for finding in _guarded(what, probe, session, settings):
@@ -301,3 +302,18 @@ async def _shards(session: Session, settings: Settings) -> AsyncIterator[Finding
             "shards",
             f"delivery.shards is {wanted}, but the first run divided the log into {rows}: set it to {rows}",
         )
+
+
+async def _days(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    if not await session.fetchval(_HAS_DAY):
+        text = "no partition takes the next event, so that producers fail: run pghookd migrate"
+        yield Finding(Grade.FAULT, "days", text)
+
+
+_HAS_DAY: Final = """
+select exists (
+  select from pg_inherits i
+  where i.inhrelid = to_regclass('webhooks.events_' || (s.last_value + s.is_called::int) / 4294967296)
+)
+from webhooks.events_event_id_seq s
+"""

@@ -157,7 +157,7 @@ def check(config: Path | None, *, as_json: bool) -> None:
     """Look for everything that would keep the daemon from working."""
     from pghookd.check import Finding, Grade, exit_status
     from pghookd.check import check as look
-    from pghookd.edge.credentials import SettingsError
+    from pghookd.edge.credentials import SettingsError, exposed
 
     findings: list[Finding] = []
     settings: Settings | None
@@ -168,6 +168,9 @@ def check(config: Path | None, *, as_json: bool) -> None:
         findings += [Finding(Grade.SETTINGS, "settings", fault) for fault in error.faults]
     else:
         findings.append(Finding(Grade.FINE, "settings", "in order"))
+    for variable in exposed(os.environ):
+        text = f"{variable} carries a secret, which every child process inherits: a credential file does not"
+        findings.append(Finding(Grade.WARNING, "settings", text))
     if settings is not None:
         findings += asyncio.run(look(settings))
     status = exit_status(findings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pghookd.core import settings as core
-from pghookd.edge.credentials import SettingsError, load, variable
+from pghookd.edge.credentials import SettingsError, exposed, load, variable
 
 
 @pytest.fixture
@@ -164,3 +164,18 @@ def test_what_is_right_is_kept_for_those_who_look_further():
     assert error.rest is not None
     assert error.rest.database.url.get_secret_value() == "postgresql://h/d"
     assert faults_of(environ={"PGHOOKD_DATABASE_URL": "h"}).rest is None
+
+
+def test_secrets_in_the_environment_are_noticed():
+    environ = {
+        "PGHOOKD_DATABASE_URL": "postgresql://u@h/d",
+        "PGHOOKD_EGRESS_PROXY": "http://proxy.example:3128",
+        "PGHOOKD_SMTP_PASSWORD": "x",
+        "PGHOOKD_SECRETS_KEY": "",
+    }
+    assert exposed(environ) == ("PGHOOKD_SMTP_PASSWORD",)
+    environ |= {
+        "PGHOOKD_DATABASE_URL": "postgresql:///d?user=u&password=x",
+        "PGHOOKD_EGRESS_PROXY": "http://u:p@proxy.example:3128",
+    }
+    assert exposed(environ) == ("PGHOOKD_DATABASE_URL", "PGHOOKD_EGRESS_PROXY", "PGHOOKD_SMTP_PASSWORD")

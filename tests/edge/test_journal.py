@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pty
+import subprocess
+import sys
 
 import orjson
 import pytest
@@ -182,6 +184,30 @@ def test_a_full_disk_and_a_closed_pipe_cost_lines_and_nothing_else(device):
     assert sink.dropped == 1
     sink.close()
     os.close(descriptor)
+
+
+def test_a_closed_standard_output_is_not_a_socket_opened_later():
+    code = (
+        "import os, socket; from pghookd.core.settings import Log; from pghookd.edge import journal;"
+        "sink = journal.configure(Log()); left, right = socket.socketpair();"
+        "journal.logger().info(journal.LogEvent.DAEMON_READY); sink.close();"
+        "os.write(2, repr(sorted((left.fileno(), right.fileno()))[0] > 1).encode())"
+    )
+    command = f'exec "{sys.executable}" -c "$0" >&-'
+    done = subprocess.run(["sh", "-c", command, code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "True")
+
+
+NAMES = """
+daemon.started daemon.ready daemon.draining daemon.stopped settings.reloaded settings.rejected
+database.lost database.restored database.foreign bell.slept bell.rung shard.taken shard.lost
+log.reanchored delivery.attempted delivery.parked delivery.died row.quarantined breaker.opened
+breaker.closed endpoint.disabled storm.suspected email.queued email.sent email.failed
+"""
+
+
+def test_the_events_that_others_rely_on_are_all_there():
+    assert set(NAMES.split()) <= set(LogEvent)
 
 
 def test_every_event_is_named_noun_past_verb():

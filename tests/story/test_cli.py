@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -244,15 +247,18 @@ async def test_check_tells_all_faults_of_a_database_at_once(database, session):
         "insert into webhooks.shards (shard, snapshot, system_identifier, database_oid)"
         " select s, pg_current_snapshot(), 42, 1 from generate_series(0, 3) s"
     )
+    await session.execute("alter sequence webhooks.events_event_id_seq restart with 1")
     await session.execute("select pg_advisory_lock(1885825131, -2)")
     await session.execute("set application_name = 'stranger'")
-    done = pghookd("check", "--json", url=database, PGHOOKD_STORM_SHARE="x")
+    done = pghookd("check", "--json", url=database, PGHOOKD_STORM_SHARE="x", PGHOOKD_SMTP_PASSWORD="x")
     found = findings_of(done)
     assert done.returncode == 78
     assert "PGHOOKD_STORM_SHARE" in found["settings", "settings"]
+    assert "PGHOOKD_SMTP_PASSWORD carries a secret" in found["warning", "settings"]
     assert "another content" in found["blocked", "schema"]
     assert "another server" in found["fault", "home"]
     assert "set it to 4" in found["fault", "shards"]
+    assert "no partition takes the next event" in found["fault", "days"]
     assert "(1885825131, -2) is held by backend" in found["fault", "locks"]
     assert "'stranger'" in found["fault", "locks"]
     assert pghookd("check", url=database).returncode == 3
@@ -321,3 +327,50 @@ async def test_event_why_without_a_schema_exits_3(database_url):
     done = pghookd("event", "why", "1", url=database_url)
     assert done.returncode == 3
     assert "pghookd migrate" in done.stderr
+
+
+# The daemon as systemd sees it ------------------------------------------------------------------------------
+
+
+def until_told(manager, state):
+    while state not in manager.recv(4096):
+        pass
+
+
+@pytest.fixture
+def manager(tmp_path):
+    """What systemd would be: the socket that the daemon tells its states."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(30)
+        yield listener
+
+
+@pytest.fixture
+def start_into_full_disk(manager):
+    """Return `start(url)`: `pghookd run` with a standard output that takes nothing."""
+    started = []
+    with Path("/dev/full").open("wb") as full:
+
+        def start(url):
+            environ = os.environ | {"NOTIFY_SOCKET": manager.getsockname(), "PGHOOKD_DATABASE_URL": url}
+            started.append(
+                subprocess.Popen([sys.executable, "-m", "pghookd", "run"], env=environ, stdout=full)
+            )
+            return started[-1]
+
+        yield start
+    for each in started:
+        each.kill()
+        each.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_run_is_ready_and_ends_with_0_though_nothing_takes_its_lines(
+    database, manager, start_into_full_disk, number
+):
+    daemon = start_into_full_disk(database)
+    until_told(manager, b"READY=1")
+    daemon.send_signal(number)
+    until_told(manager, b"STOPPING=1")
+    assert daemon.wait(30) == 0

@@ -101,6 +101,23 @@ def load(config_path: Path | None, environ: Mapping[str, str], credentials_dir: 
     return settings
 
 
+def exposed(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the variables that carry a secret: every child process inherits them, credentials not."""
+    return tuple(
+        variable(name)
+        for name in sorted(core.SECRETS)
+        if (value := environ.get(variable(name))) and (name not in _URLS or _has_password(value))
+    )
+
+
+_URLS: Final = frozenset({"database.url", "egress.proxy"})
+
+
+def _has_password(url: str) -> bool:
+    authority = url.partition("://")[2].partition("/")[0]
+    return ":" in authority.rpartition("@")[0] or "password=" in url
+
+
 # Merging ----------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,6 @@ import enum
 import logging
 import os
 import select
-import sys
 import threading
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
@@ -66,6 +65,7 @@ class LogEvent(enum.StrEnum):
 BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024
 LINE_BYTES_MAX: Final = 16 * 1024
 _FLUSH_S: Final = 1.0
+_STDOUT: Final = 1
 _TEXT_MAX: Final = 2000  # characters of one value
 _DEPTH_MAX: Final = 4
 _PRIORITY: Final = {"debug": b"<7>", "info": b"<6>", "warning": b"<4>", "error": b"<3>", "critical": b"<2>"}
@@ -265,7 +265,7 @@ def configure(log: Log, environ: Mapping[str, str] = os.environ, descriptor: int
     Returns:
         The sink: close it last.
     """
-    target = sys.stdout.fileno() if descriptor is None else descriptor
+    target = _standard_output() if descriptor is None else descriptor
     sink = Sink(target)
     pretty = log.format == "pretty" or (log.format == "auto" and os.isatty(target))
     priority = log.format == "auto" or "JOURNAL_STREAM" in environ
@@ -285,6 +285,15 @@ def configure(log: Log, environ: Mapping[str, str] = os.environ, descriptor: int
     )
     _take_over_logging()
     return sink
+
+
+def _standard_output() -> int:
+    """Return its descriptor, or the null device's if it was closed: a socket might get its number."""
+    try:
+        os.fstat(_STDOUT)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
+    return _STDOUT
 
 
 def logger() -> FilteringBoundLogger:
