@@ -73,6 +73,8 @@ def batch_of(writes: Iterable[Write]) -> Batch:
         if isinstance(write, Attempted):
             batch.attempts.append(_attempt_row(write))
             if isinstance(write.verdict, Delivered) and not delivery.in_backlog:
+                if states:
+                    states.pop((delivery.event.event_id, delivery.endpoint_id), None)
                 continue
         states[delivery.event.event_id, delivery.endpoint_id] = write
     for write in states.values():

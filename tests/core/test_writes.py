@@ -1,0 +1,97 @@
+"""How writes become rows: the last word on a delivery wins; the healthy path touches one table."""
+
+from __future__ import annotations
+
+import pytest
+
+from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason, State
+from pghookd.core.verdict import Dead, Delivered, Disable, Retry
+from pghookd.core.writes import Attempted, Died, Kept, batch_of
+
+
+def delivery(event_id=1, endpoint_id=7, *, attempts=0, in_backlog=False):
+    made = Delivery(Event(event_id, "site", "order_created", 5, b"{}"), endpoint_id, attempts, 0.0)
+    made.in_backlog = in_backlog
+    return made
+
+
+def attempted(to, verdict, outcome=Outcome.REFUSED, status=500):
+    return Attempted(to, outcome, status, None, b"no", 1_000_000, 12.5, verdict)
+
+
+def delivered(to):
+    return attempted(to, Delivered(), Outcome.DELIVERED, 200)
+
+
+def test_a_success_on_the_healthy_path_is_one_row_and_one_statement():
+    batch = batch_of([delivered(delivery())])
+    assert batch.attempts == [(1, 7, 1, 1_000_000, 12.5, "delivered", 200, None, b"no", "site")]
+    assert (batch.backlog, batch.cleared, batch.dead, batch.disabled) == ([], [], [], {})
+    assert batch.single
+
+
+def test_a_success_clears_only_what_has_a_row():
+    batch = batch_of([delivered(delivery(1)), delivered(delivery(2, attempts=3, in_backlog=True))])
+    assert batch.cleared == [(2, 7)]
+    assert [row[2] for row in batch.attempts] == [1, 4]
+    assert not batch.single
+
+
+def test_a_failure_waits_for_its_next_attempt():
+    batch = batch_of([attempted(delivery(attempts=2), Retry(30.0))])
+    assert batch.backlog == [(1, 7, "site", "waiting", "retry", 3, 30.0)]
+    assert len(batch.attempts) == 1
+
+
+@pytest.mark.parametrize("in_backlog", [False, True])
+def test_a_dead_one_leaves_the_backlog_if_it_was_there(in_backlog):
+    batch = batch_of([attempted(delivery(attempts=9, in_backlog=in_backlog), Dead(Reason.EXHAUSTED))])
+    assert batch.dead == [(1, 7, "site", "exhausted", 10)]
+    assert batch.cleared == ([(1, 7)] if in_backlog else [])
+    assert batch.backlog == []
+
+
+def test_death_without_an_attempt_counts_none():
+    batch = batch_of([Died(delivery(attempts=2, in_backlog=True), Reason.NO_ENDPOINT)])
+    assert (batch.attempts, batch.dead, batch.cleared) == ([], [(1, 7, "site", "no_endpoint", 2)], [(1, 7)])
+
+
+def test_a_disabling_answer_holds_its_own_delivery_and_says_why():
+    batch = batch_of([attempted(delivery(), Disable(DisabledReason.GONE))])
+    assert batch.disabled == {7: "gone"}
+    assert batch.backlog == [(1, 7, "site", "held", "disabled", 1, None)]
+
+
+def test_rows_without_an_attempt_keep_the_number_of_attempts():
+    batch = batch_of([Kept(delivery(attempts=4), State.PARKED, Reason.LANE_FULL)])
+    assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None)]
+    assert not batch.single
+
+
+def test_the_last_word_on_a_delivery_wins():
+    same = delivery()
+    batch = batch_of([attempted(same, Retry(30.0)), Kept(same, State.HELD, Reason.DISABLED)])
+    assert [row[3] for row in batch.backlog] == ["held"]
+    assert len(batch.attempts) == 1
+
+
+def test_a_success_after_a_row_was_asked_for_leaves_no_row():
+    same = delivery()
+    batch = batch_of([Kept(same, State.WAITING, Reason.QUEUED), delivered(same)])
+    assert batch.backlog == []
+
+
+def test_a_checkpoint_then_a_success_in_the_same_batch_clears_the_row():
+    same = delivery(in_backlog=True)
+    batch = batch_of([Kept(same, State.WAITING, Reason.QUEUED), delivered(same)])
+    assert (batch.backlog, batch.cleared) == ([], [(1, 7)])
+
+
+def test_two_endpoints_of_one_event_do_not_replace_each_other():
+    batch = batch_of([attempted(delivery(1, 7), Retry(1.0)), attempted(delivery(1, 8), Retry(2.0))])
+    assert [row[1] for row in batch.backlog] == [7, 8]
+
+
+def test_an_empty_batch_is_nothing():
+    batch = batch_of([])
+    assert (batch.attempts, batch.single) == ([], True)
