@@ -1,7 +1,7 @@
 """`pghookd demo`: watch events travel from a table to a receiver, on this machine, with nothing to set up.
 
-The daemon is the one that `run` runs (app.py), on an embedded Postgres in a folder of its own; around it stand
-a producer that INSERTs as a shop would and a receiver that verifies signatures.
+The daemon is the one that `run` runs (app.py), on an embedded Postgres in a folder of its own; around it
+stand a producer that INSERTs as a shop would and a receiver that verifies signatures.
 
 Never here: another way to deliver. What the demo shows is what production does.
 """
@@ -73,8 +73,8 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
         with _alone(where), Server(where) as server:
             log, sink = _journal(where)
             with (
-                say[0],
-                contextlib.closing(say[1]),
+                log,
+                contextlib.closing(sink),
                 asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
             ):
                 return runner.run(Demo(server, console, events).run())

@@ -1,7 +1,7 @@
 """The demo's receiver: what somebody who receives webhooks would write, the check of the signature above all.
 
-It knows the secrets and the Standard Webhooks text and nothing of how the daemon signs: the check is made from
-the request's raw bytes with the standard library alone, so that a demo that ends well says something.
+It knows the secrets and the Standard Webhooks text and nothing of how the daemon signs: the check is made
+from the request's raw bytes with the standard library alone, so that a demo that ends well says something.
 
 Never here: imports from core/signing.py or core/envelope.py.
 """
