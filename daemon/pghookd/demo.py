@@ -81,6 +81,11 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
     except (EmbeddedFault, DatabaseAway, DatabaseError, OSError) as error:
         console.print(str(error), style="red", soft_wrap=True)
         return _NO
+    except migrate.SchemaFault as error:
+        console.print(
+            f"{error}; name another folder with --dir, or delete {where}", style="red", soft_wrap=True
+        )
+        return _NO
     except KeyboardInterrupt:  # while Postgres was starting or stopping
         return _NO
 
