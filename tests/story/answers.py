@@ -1,0 +1,22 @@
+"""What a receiver process answers; runs inside that process (`receiver.py --script answers:NAME`).
+
+Answers depend on the request alone, so that a seeded run is the same each time.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import __main__ as receiver  # the process is `python receiver.py`, its classes are there
+
+
+def lively(request):
+    """Take up to 30 ms; refuse one first attempt in forty."""
+    dice = zlib.crc32(request.webhook_id.encode())
+    status = 503 if request.attempt == 1 and dice % 40 == 0 else 200
+    return receiver.Response(status, delay_s=dice % 31 / 1000)
+
+
+def slow(_request):
+    """Take 40 ms."""
+    return receiver.Response(delay_s=0.04)

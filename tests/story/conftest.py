@@ -1,0 +1,49 @@
+"""What the stories share: daemons and receivers as processes that end with the test."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from daemon import Daemon, NotifySocket, ReceiverProcess
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start():
+    """Return `await start(url, **settings)`: a daemon, ready unless `ready=False`; killed at the end."""
+    started = []
+
+    async def start_one(url, *, ready="reading the log", environ=None, **settings):
+        daemon = Daemon(url, environ=environ, **settings)
+        started.append(daemon)
+        await daemon.start()
+        if ready:
+            await daemon.ready(ready)
+        return daemon
+
+    yield start_one
+    for daemon in started:
+        await daemon.kill()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def receiver_process(tmp_path):
+    """Return a receiver that is a process of its own and answers 200."""
+    async with ReceiverProcess(tmp_path / "received.jsonl") as running:
+        yield running
+
+
+@pytest.fixture
+def notify_socket(tmp_path):
+    """Return a socket that stands for systemd's."""
+    made = NotifySocket(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def db(database):
+    """Return a plain connection to `database`."""
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()

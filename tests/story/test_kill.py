@@ -1,0 +1,143 @@
+"""The daemon is killed and Postgres crashes at random moments: nothing is lost, repeats are few and identical."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+
+import asyncpg
+import checker
+import pytest
+from daemon import ReceiverProcess
+
+from pghookd import migrate
+
+SITES = 50
+EVENTS = 20_000
+CHUNK = 40
+AHEAD_MAX = 1600  # events in the log that have not arrived yet: work for every moment, and never all of it
+KILLS = 10
+RESTARTS = 2
+CONCURRENCY = 64
+BATCH_MAX = 100
+
+GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
+@pytest.fixture
+def rng():
+    """Return the run's source of chance; PGHOOKD_TEST_SEED repeats a run."""
+    seed = int(os.environ.get("PGHOOKD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"PGHOOKD_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+class Producer:
+    """Inserts chunk after chunk, each exactly once whatever happens to the server."""
+
+    def __init__(self, url, received, rng):
+        self._url = url
+        self._received = received
+        self._rng = rng
+        self._connection = None
+        self._committed = 0
+
+    async def run(self):
+        for number in range(EVENTS // CHUNK):
+            while self._committed - self._received() > AHEAD_MAX:
+                await asyncio.sleep(0.01)
+            sites = [f"site {self._rng.randrange(SITES)}" for _ in range(CHUNK)]
+            payloads = [f'{{ "chunk":{number},  "n":{n}e0 }}' for n in range(CHUNK)]
+            while not await self._insert(f"chunk/{number}", sites, payloads):
+                await asyncio.sleep(0.05)
+            self._committed += CHUNK
+        await self._connection.close()
+
+    async def _insert(self, subject, sites, payloads):
+        """Insert a chunk unless it is there: what became of a COMMIT that was cut off is unknown."""
+        try:
+            if self._connection is None:
+                self._connection = await asyncpg.connect(self._url)
+            await self._connection.execute(
+                "insert into webhooks.events (site_id, type, payload, subject)"
+                " select site_id, 'order_created', payload::json, $3"
+                " from unnest($1::text[], $2::text[]) as u(site_id, payload) where not exists"
+                " (select from webhooks.events e where e.site_id = any ($1) and e.subject = $3)",
+                sites,
+                payloads,
+                subject,
+            )
+        except GONE:
+            if self._connection is not None:
+                self._connection.terminate()
+                self._connection = None
+            return False
+        return True
+
+
+async def _sites(url, receiving):
+    connection = await asyncpg.connect(url)
+    await connection.execute(
+        "insert into webhooks.sites (site_id, name) select 'site ' || n, 'a site' from generate_series(0, $1) n",
+        SITES - 1,
+    )
+    await connection.execute(
+        "insert into webhooks.endpoints (site_id, url, secret)"
+        " select site_id, $1 || replace(site_id, ' ', '-'), webhooks.new_secret() from webhooks.sites",
+        receiving.url("/"),
+    )
+    await connection.close()
+
+
+async def _settled(connection):
+    return await connection.fetchval(
+        "select (select count(*) from webhooks.events) = $1 and not exists (select from webhooks.backlog)"
+        " and (select count(*) from webhooks.attempts where outcome = 'delivered') >= $1",
+        EVENTS,
+    )
+
+
+async def test_ten_kills_and_two_crashes_of_postgres_lose_nothing(own_server, tmp_path, start, until, rng):
+    url = own_server.url()
+    await migrate.migrate(url)
+    settings = {"delivery_concurrency": CONCURRENCY, "recorder_batch_max": BATCH_MAX}
+    async with ReceiverProcess(tmp_path / "received.jsonl", "answers:lively") as receiving:
+        await _sites(url, receiving)
+
+        def received():
+            return len(receiving.entries())
+
+        daemon = await start(url, **settings)
+        producing = asyncio.create_task(Producer(url, received, rng).run())
+        faults = ["kill"] * KILLS + ["restart"] * RESTARTS
+        rng.shuffle(faults)
+        for n, fault in enumerate(faults, 1):
+            if rng.random() < 0.75:  # at work, after some progress
+                share = (n - rng.random()) / (len(faults) + 1)
+                await until(lambda share=share: received() >= share * EVENTS, 60)
+                await asyncio.sleep(rng.uniform(0, 0.03))
+            else:  # while starting or recovering
+                await asyncio.sleep(rng.uniform(0, 1.2))
+            if fault == "kill":
+                await daemon.kill()
+                assert not daemon.noise, daemon.told()
+                daemon = await start(url, ready=None, **settings)
+            else:
+                await asyncio.to_thread(own_server.stop, "immediate")
+                await asyncio.to_thread(own_server.start)
+        async with asyncio.timeout(60):
+            await producing
+        connection = await asyncpg.connect(url)
+        await until(lambda: _settled(connection), 60)
+        daemon.stop()
+        assert await daemon.ended() == 0
+        assert not daemon.noise, daemon.told()
+        found = await checker.check(
+            connection,
+            receiving.entries(),
+            repeats_max=(KILLS + RESTARTS) * (CONCURRENCY + BATCH_MAX),
+        )
+        assert found.deliveries == EVENTS
+        print(found)
+        await connection.close()
