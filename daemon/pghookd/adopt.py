@@ -23,20 +23,24 @@ async def adopt(settings: Settings, *, skip_backlog: bool) -> dict[str, int]:
         DatabaseAway: it cannot be reached.
         DatabaseError: a running daemon owns the shards, or the role may not do this.
     """
-    session = await connect(settings.database.url.get_secret_value(), name="adopt", settings={"lock_timeout": "30s"})
+    session = await connect(
+        settings.database.url.get_secret_value(), name="adopt", settings={"lock_timeout": "30s"}
+    )
     try:
         async with session.transaction():
             await session.execute("lock table webhooks.events in share mode")
             if not all(row[0] for row in await session.fetch(_LOCK, settings.delivery.shards)):
-                raise DatabaseError("55P03", "an instance owns the shards and is reading: there is nothing to adopt")
+                raise DatabaseError(
+                    "55P03", "an instance owns the shards and is reading: there is nothing to adopt"
+                )
             queued = 0
             if not skip_backlog:
                 queued = await session.fetchval(query("adopt_unsettled"))
             highest = await session.fetchval(query("adopt_sequence"))
             await session.execute(query("adopt_positions"), highest)
             await session.execute(
-                "insert into webhooks.operations (what, detail) values ('adopt', jsonb_build_object('queued', $1::bigint,"
-                " 'skip_backlog', $2::bool))",
+                "insert into webhooks.operations (what, detail)"
+                " values ('adopt', jsonb_build_object('queued', $1::bigint, 'skip_backlog', $2::bool))",
                 queued,
                 skip_backlog,
             )

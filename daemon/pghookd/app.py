@@ -18,8 +18,7 @@ import uvloop
 from structlog.typing import FilteringBoundLogger
 
 from pghookd import __version__, adopt, epoch, migrate
-from pghookd.core import destination
-from pghookd.core.settings import Settings
+from pghookd.core.settings import Settings, reloaded
 from pghookd.edge import journal
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
@@ -43,17 +42,24 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
         settings: as loaded.
         reload: loads them again on SIGHUP; raises ValueError with every fault.
     """
-    sink = journal.configure(settings.log)
+    sinks = [journal.configure(settings.log)]
+
+    def configure_log(fresh: Settings) -> None:
+        sinks.append(journal.configure(fresh.log))
+        sinks.pop(0).close()
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_until_signalled(settings, reload))
+            return runner.run(_until_signalled(settings, reload, configure_log))
     finally:
-        sink.close()
+        sinks[0].close()
 
 
-async def _until_signalled(settings: Settings, reload: Callable[[], Settings] | None) -> int:
+async def _until_signalled(
+    settings: Settings, reload: Callable[[], Settings] | None, configure_log: Callable[[Settings], None]
+) -> int:
     loop = asyncio.get_running_loop()
-    app = App(settings, logger=journal.logger(), reload=reload)
+    app = App(settings, logger=journal.logger(), reload=reload, configure_log=configure_log)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
     loop.add_signal_handler(signal.SIGHUP, app.reload)
@@ -69,6 +75,7 @@ class App:
         *,
         logger: FilteringBoundLogger,
         reload: Callable[[], Settings] | None = None,
+        configure_log: Callable[[Settings], None] = lambda _settings: None,
         environ: Mapping[str, str] = os.environ,
         monotonic: Callable[[], float] = time.monotonic,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -77,6 +84,7 @@ class App:
         self._settings = settings
         self._logger = logger
         self._load = reload
+        self._configure_log = configure_log
         self._notifier = Notifier(environ)
         self._watchdog_s = watchdog_interval_s(environ)
         self._monotonic = monotonic
@@ -106,11 +114,9 @@ class App:
         except ValueError as error:
             self._logger.error(LogEvent.SETTINGS_REJECTED, faults=str(error))  # noqa: TRY400 - no traceback helps
         else:
-            old = self._settings
-            fixed = {"database": old.database}  # and delivery.shards: these need a restart
-            delivery = fresh.delivery.model_copy(update={"shards": old.delivery.shards})
-            self._settings = fresh.model_copy(update={**fixed, "delivery": delivery})
-            self._logger.info(LogEvent.SETTINGS_RELOADED)
+            self._settings, waiting = reloaded(self._settings, fresh)
+            self._configure_log(self._settings)
+            self._logger.info(LogEvent.SETTINGS_RELOADED, waiting_for_restart=list(waiting) or None)
             self._turn.set()
         self._notifier.ready(self._said)
 
@@ -201,11 +207,15 @@ class App:
         """Hold still before a database that is not the one we ran in, until somebody adopts it."""
         if settings.database.adopt == "auto":
             await adopt.adopt(settings, skip_backlog=False)
-            self._logger.warning(LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto")
+            self._logger.warning(
+                LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
+            )
             return
         status = f"holding still: {reason}; run `pghookd adopt` if this database is meant"
         if self._say(status):
-            self._logger.error(LogEvent.DATABASE_FOREIGN, reason=reason, note="nothing is delivered until `pghookd adopt`")
+            self._logger.error(
+                LogEvent.DATABASE_FOREIGN, reason=reason, note="nothing is delivered until `pghookd adopt`"
+            )
         self._ready(status)
         await self._pause(FOREIGN_LOOK_S)
 
@@ -260,21 +270,9 @@ class App:
 def sender_of(settings: Settings) -> Sender:
     """Make the sender that settings ask for."""
     return Sender(
-        policy=policy_of(settings),
+        policy=settings.egress.policy(),
         connections_max=settings.delivery.concurrency,
         connect_timeout_s=settings.delivery.connect_timeout_s,
         response_bytes_max=settings.delivery.response_bytes_max,
         ca_file=settings.egress.ca_file or None,
-    )
-
-
-def policy_of(settings: Settings) -> destination.Policy:
-    """Make the egress policy that settings ask for."""
-    egress = settings.egress
-    return destination.Policy(
-        allow=destination.parse_places(egress.allow),
-        deny=destination.parse_places(egress.deny),
-        https_only=egress.https_only,
-        ports=destination.parse_ports(",".join(egress.ports)),
-        nat64=egress.nat64,
     )

@@ -153,7 +153,9 @@ class Sessions:
 
     async def read(self) -> Session:
         """Open the reader's session, which also LISTENs."""
-        return await self._connect("read", {"plan_cache_mode": "force_custom_plan", "statement_timeout": "60s"})
+        return await self._connect(
+            "read", {"plan_cache_mode": "force_custom_plan", "statement_timeout": "60s"}
+        )
 
     async def work(self) -> Session:
         """Open the session for partitions and large payloads."""
@@ -203,7 +205,7 @@ async def _live(world: World, sessions: Sessions) -> Ending:
     if not await _owned(world, sessions, record, shards):
         return Stopped()
     world.logger.info(LogEvent.SHARD_TAKEN, shards=shards)
-    crew = await _assemble(world, sessions, record, shards)
+    crew = await _assemble(world, sessions, record)
     world.ready(f"reading the log, {shards} shards")
     async with asyncio.TaskGroup() as group:
         await crew.run(group)
@@ -256,7 +258,9 @@ async def _identify(sessions: Sequence[Session]) -> Server:
     if first is None or any(row is None or server_of(row) != server_of(first) for row in rows):
         raise DatabaseAway("the sessions are on different servers")
     if [row and row["pid"] for row in rows] != [session.pid for session in sessions]:
-        raise _Misfit("the backend changes between statements: connect directly, not through a transaction pooler")
+        raise _Misfit(
+            "the backend changes between statements: connect directly, not through a transaction pooler"
+        )
     if "CockroachDB" in first["version"] or "-YB-" in first["version"]:
         raise _Misfit("this is not Postgres: its advisory locks or snapshots are not what pghookd relies on")
     if first["version_num"] < SERVER_VERSION_MIN:
@@ -274,12 +278,16 @@ async def _check_echo(read: Session, work: Session, echo: asyncio.Event) -> None
         async with asyncio.timeout(ECHO_WITHIN_S):
             await echo.wait()
     if not echo.is_set():
-        raise _Misfit("a notification to ourselves was not heard: connect directly, not through a transaction pooler")
+        raise _Misfit(
+            "a notification to ourselves was not heard: connect directly, not through a transaction pooler"
+        )
     if await work.fetchval(f"select pg_try_advisory_lock({LOCK_CLASS}, 1)"):
-        raise _Misfit("a lock held by one session was given to another: connect directly, not through a pooler")
+        raise _Misfit(
+            "a lock held by one session was given to another: connect directly, not through a pooler"
+        )
 
 
-async def _assemble(world: World, sessions: Sessions, record: Session, shards: int) -> Crew:
+async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
     read, work, bell = await sessions.read(), await sessions.work(), await sessions.bell()
     hears = Hears()
@@ -374,7 +382,7 @@ class Crew:
             batch_max=settings.recorder.batch_max,
             batch_wait_s=settings.recorder.batch_wait_ms / 1000,
             heartbeat_s=settings.database.heartbeat_s,
-            recorded=lambda: self.deliverer.kick(),
+            recorded=self._kick,
             beat=beats.of("record"),
         )
         self.deliverer = Deliverer(
@@ -436,6 +444,9 @@ class Crew:
         await self.recorder.finish()
         async with _ended(behind):
             world.logger.info(LogEvent.SHARD_LOST, reason="released", in_time=in_time)
+
+    def _kick(self) -> None:
+        self.deliverer.kick()
 
     async def _read(self) -> None:
         for (position, floor, front), shards in _walks(self._stored).items():

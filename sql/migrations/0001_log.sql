@@ -169,6 +169,7 @@ create table webhooks.backlog (
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 create index backlog_due on webhooks.backlog (next_attempt_at, event_id, endpoint_id) where state = 'waiting';
 create index backlog_of_endpoint on webhooks.backlog (endpoint_id, event_id);
+create index backlog_parked on webhooks.backlog (endpoint_id, event_id) where state = 'parked';
 comment on table webhooks.backlog is 'Deliveries that did not go out at once: to be retried, parked, or held for a disabled endpoint';
 comment on column webhooks.backlog.released_at is 'When it last left parked or held: its age counts from here';
 
@@ -312,6 +313,9 @@ comment on function webhooks.note_day is 'After attach_day has committed: notes 
 create function webhooks.enter_day(day int) returns boolean
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 begin
+  if not pg_try_advisory_xact_lock(1885825131, -3) then  -- two at once could move it backward: not even into the same day
+    return false;
+  end if;
   perform setval('webhooks.events_event_id_seq', enter_day.day * 4294967296, false)
   from webhooks.partitions p, webhooks.events_event_id_seq s
   where p.day = enter_day.day and s.last_value < enter_day.day * 4294967296
@@ -553,7 +557,7 @@ comment on function webhooks.explain is 'Why an event went to each endpoint of i
 
 create function webhooks.takes(event_types text[], type text) returns boolean
 language sql immutable parallel safe as $$
-  select type = any (event_types) or ('*' = any (event_types) and type not like 'webhook\_%')
+  select coalesce(type = any (event_types), false) or (coalesce('*' = any (event_types), false) and type not like 'webhook\_%')
 $$;
 
 -- What happened, for people ------------------------------------------------------------------------------------------

@@ -1,2 +1,3 @@
--- Moves the sequence into today once nobody is left who may not know its partition; false: not yet, or there already.
-select webhooks.enter_day(webhooks.day_of())
+-- Moves the sequence into a day once nobody is left who may not know its partition; false: not yet, or there already.
+-- $1 int: the day.
+select webhooks.enter_day($1)

@@ -1,5 +1,5 @@
 -- Which endpoints have parked deliveries: asked once an epoch, then known from what is written.
--- A loose walk along backlog_of_endpoint, a step per endpoint.
+-- A loose walk along backlog_parked, a step per endpoint.
 with recursive step(endpoint_id) as (
   (select endpoint_id from webhooks.backlog where state = 'parked' order by endpoint_id limit 1)
   union all

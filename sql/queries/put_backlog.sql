@@ -1,6 +1,6 @@
 -- Deliveries that get a row of their own, or whose row changes. A disabled endpoint's are held whatever was asked.
 -- An endpoint that is gone takes none. $1.. arrays: event_id, endpoint_id, site_id, state, reason, attempts, wait in
--- seconds until the next attempt (null: none), whether it was just released.
+-- seconds until the next attempt (null: none). A row that was not waiting and is now has just been released.
 insert into webhooks.backlog as b (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)
 select u.event_id, u.endpoint_id, u.site_id,
   case when p.enabled then u.state else 'held' end,

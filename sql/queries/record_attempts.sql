@@ -1,6 +1,11 @@
 -- What was attempted, a batch at a time. INSERT and not COPY: a client stopped in mid-COPY is ended by no timeout.
--- Idempotent: one row per event, endpoint and attempt.
-insert into webhooks.attempts (event_id, endpoint_id, attempt, attempted_at, duration_ms, outcome, status, error, response, site_id)
-select * from unnest($1::bigint[], $2::bigint[], $3::smallint[], $4::timestamptz[], $5::real[], $6::text[], $7::smallint[], $8::text[],
-  $9::bytea[], $10::text[])
+-- Idempotent: one row per event, endpoint and attempt. The numbers come as array literals, which cost the daemon a
+-- third of what arrays of the driver do. $1 text: event ids; $2 text: endpoint ids; $3 text: attempts; $4 text:
+-- microseconds since 1970; $5 text: milliseconds; $6 text: statuses; then outcomes, errors, responses, site ids.
+insert into webhooks.attempts (event_id, endpoint_id, attempt, attempted_at, duration_ms, status, outcome, error, response, site_id)
+select event_id, endpoint_id, attempt, timestamptz 'epoch' + attempted_at_us * interval '1 microsecond', duration_ms, status,
+  outcome, error, response, site_id
+from unnest($1::text::bigint[], $2::text::bigint[], $3::text::smallint[], $4::text::bigint[], $5::text::real[], $6::text::smallint[],
+  $7::text[], $8::text[], $9::bytea[], $10::text[])
+  as u(event_id, endpoint_id, attempt, attempted_at_us, duration_ms, status, outcome, error, response, site_id)
 on conflict do nothing

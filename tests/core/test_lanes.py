@@ -272,8 +272,8 @@ def test_a_full_lane_has_room_again_once_it_is_half_empty():
     lanes = make(endpoint_concurrency=1000)
     lane = lanes.wanted = fill(lanes, 1, LANE_QUEUE_MAX)
     assert not lanes.has_wanted_room()
-    lane.width = 1000.0
     lane.limit = 1000
+    lane.resize(1000)
     for _ in range(LANE_QUEUE_MAX // 2):
         assert lanes.next()
     assert lanes.has_wanted_room()

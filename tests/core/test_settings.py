@@ -178,7 +178,7 @@ def test_texts_become_values(name, text, value):
     [
         ({"delivery": {"timeout_s": 20}}, {"delivery.grace_s", "delivery.timeout_s"}),
         ({"delivery": {"connect_timeout_s": 16}}, {"delivery.connect_timeout_s", "delivery.timeout_s"}),
-        ({"delivery": {"concurrency": 8}}, {"delivery.endpoint_concurrency", "delivery.concurrency"}),
+        ({"delivery": {"concurrency": 8}}, set()),
         ({"delivery": {"queue_bytes_max": 9}}, {"delivery.payload_bytes_max", "delivery.queue_bytes_max"}),
         ({"breaker": {"probe_s": 601}}, {"breaker.probe_s", "breaker.probe_max_s"}),
         ({"disable": {"warn_s": 432_000}}, {"disable.warn_s", "disable.after_s"}),

@@ -25,7 +25,7 @@ def delivered(to):
 
 def test_a_success_on_the_healthy_path_is_one_row_and_one_statement():
     batch = batch_of([delivered(delivery())])
-    assert batch.attempts == [(1, 7, 1, 1_000_000, 12.5, "delivered", 200, None, b"no", "site")]
+    assert batch.attempts == [(1, 7, 1, 1_000_000, 12.5, 200, "delivered", None, b"no", "site")]
     assert (batch.backlog, batch.cleared, batch.dead, batch.disabled) == ([], [], [], {})
     assert batch.single
 

@@ -25,6 +25,7 @@ _UNFIT: Final = re.compile(rb"[^\x21-\x7e]")  # RFC 9110, 5.5: visible ASCII alo
 _UNFIT_BUT_BLANK: Final = re.compile(rb"[^\x20-\x7e]")
 
 
+@functools.lru_cache(maxsize=1024)
 def valid_type(event_type: str) -> bool:
     """Whether it is a type: at most 128 of letters, digits, `_`, single dots between (Standard Webhooks)."""
     return len(event_type) <= TYPE_LENGTH_MAX and _TYPE.fullmatch(event_type) is not None
@@ -41,7 +42,9 @@ def webhook_id(event_id: int, created_at_us: int) -> str:
         created_at_us: microseconds since 1970; anything before is taken as 1970, anything after the year 4253
             (infinity too) as that.
     """
-    return f"evt_{event_id:014x}{_clamp(created_at_us):014x}"
+    if not 0 <= created_at_us <= CREATED_AT_US_MAX:
+        created_at_us = _clamp(created_at_us)
+    return f"evt_{event_id:014x}{created_at_us:014x}"
 
 
 def event_id_of(webhook_id: str) -> int:
@@ -72,17 +75,17 @@ def body(event_id: int, event_type: str, created_at_us: int, payload: bytes) -> 
     Raises:
         ValueError: the type is not a valid one (it stands in the JSON as it is).
     """
-    return b"".join(
-        (
-            b'{"id":"',
-            webhook_id(event_id, created_at_us).encode(),
-            _type_part(event_type),
-            timestamp_text(created_at_us).encode(),
-            b'","data":',
-            payload,
-            b"}",
-        )
-    )
+    return wrap(webhook_id(event_id, created_at_us), event_type, timestamp_text(created_at_us), payload)
+
+
+def wrap(webhook_id: str, event_type: str, triggered_at: str, payload: bytes) -> bytes:
+    """Return the same envelope, its id and time in the texts that the head needs as well.
+
+    Raises:
+        ValueError: the type is not a valid one.
+    """
+    opening = f'{{"id":"{webhook_id}","type":"{_checked_type(event_type)}","timestamp":"{triggered_at}","data":'
+    return opening.encode("ascii") + payload + b"}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,19 +164,15 @@ def _second_text(second: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _type_part(event_type: str) -> bytes:
-    return b'","type":"' + _checked_type(event_type) + b'","timestamp":"'
+def _topic_line(event_type: str) -> bytes:
+    return f"\r\nx-webhook-topic: {_checked_type(event_type)}\r\n".encode("ascii")
 
 
 @functools.lru_cache(maxsize=1024)
-def _topic_line(event_type: str) -> bytes:
-    return b"\r\nx-webhook-topic: " + _checked_type(event_type) + b"\r\n"
-
-
-def _checked_type(event_type: str) -> bytes:
+def _checked_type(event_type: str) -> str:
     if not valid_type(event_type):
         raise ValueError("not a valid event type")
-    return event_type.encode("ascii")
+    return event_type
 
 
 def _source_line(source: str | None) -> bytes:

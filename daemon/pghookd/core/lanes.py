@@ -49,12 +49,16 @@ class Lane:
     width: float = START_WIDTH
     proved: bool = False  # has answered 2xx since the lane was made
     in_turn: bool = False
-    cache: object | None = None  # what the sender prepared for this endpoint; dropped when the endpoint changes
+    allowed: int = 0  # requests that may be in flight now
+    cache: object | None = None  # what is prepared for the endpoint; dropped when the endpoint changes
 
-    @property
-    def allowed(self) -> int:
-        """Requests that may be in flight now."""
-        return min(int(self.width), self.limit)
+    def __post_init__(self) -> None:
+        self.resize(self.width)
+
+    def resize(self, width: float) -> None:
+        """Set how many requests it may have in flight, within its limit and never below one."""
+        self.width = max(1.0, min(width, self.limit))
+        self.allowed = int(self.width)
 
     def waits_too_long(self, now: float) -> bool:
         """Whether the delivery at the head has been waiting longer than a lane that keeps up would let it."""
@@ -101,6 +105,7 @@ class Lanes:
         elif lane.endpoint != endpoint:
             lane.endpoint = endpoint
             lane.limit = self._limit(endpoint)
+            lane.resize(lane.width)
             lane.cache = None
         return lane
 
@@ -144,7 +149,8 @@ class Lanes:
     def _push(self, lane: Lane, delivery: Delivery) -> None:
         if not lane.queue and not lane.flying:
             self._idle.pop(lane.key, None)
-            self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane  # perhaps forgotten while idle
+            # It may have been forgotten while idle.
+            self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane
         lane.queue.append(delivery)
         self.queued += 1
         self.queued_bytes += len(delivery.event.payload or b"")
@@ -182,9 +188,10 @@ class Lanes:
         self.flying -= 1
         if delivered:
             lane.proved = True
-            lane.width = min(lane.width + 1, lane.limit)
+            if lane.allowed < lane.limit:
+                lane.resize(lane.width + 1)
         else:
-            lane.width = max(lane.width / 2, 1.0)
+            lane.resize(lane.width / 2)
         if lane.queue:
             if not lane.in_turn and lane.flying < lane.allowed:
                 lane.in_turn = True

@@ -109,7 +109,9 @@ class Event:
     created_at_us: int  # microseconds since 1970, UTC
     payload: bytes | None  # the producer's own JSON text; None: large, loaded when it is sent
     endpoint_id: int | None = None  # only to this one
-    body: bytes | None = None  # the envelope, made once and kept while queued
+    webhook_id: str = ""  # made with the body
+    triggered_at: str = ""  # made with the body
+    body: bytes | None = None  # the envelope, made once for all deliveries of the event
 
 
 @dataclasses.dataclass(slots=True, eq=False)

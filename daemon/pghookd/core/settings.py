@@ -369,7 +369,6 @@ _BELOW: Final = (  # the first must be less than the second
 )
 _AT_MOST: Final = (  # the first must not be more than the second
     ("delivery.connect_timeout_s", "delivery.timeout_s"),
-    ("delivery.endpoint_concurrency", "delivery.concurrency"),
     ("delivery.payload_bytes_max", "delivery.queue_bytes_max"),
     ("breaker.probe_s", "breaker.probe_max_s"),
     ("mail.urgent_gap_s", "mail.gap_s"),
@@ -420,7 +419,7 @@ def reloaded(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...]]:
     waiting = tuple(
         name
         for name in NAMES
-        if (name.startswith("database.") or name == "delivery.shards")
+        if name.startswith(FIXED)
         and value_of(old, name) != value_of(new, name)
     )
     delivery = new.delivery.model_copy(update={"shards": old.delivery.shards})

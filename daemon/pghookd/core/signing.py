@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
+import functools
+import hashlib
 from typing import Final
 
 KEY_BYTES_MIN: Final = 24  # Standard Webhooks: 24 to 64 random bytes
 KEY_BYTES_MAX: Final = 64
+_BLOCK_BYTES: Final = 64  # of SHA-256
+_INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
+_OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
 _PREFIX: Final = "whsec_"
 _UNUSABLE_PREFIXES: Final = ("whsk_", "enc:")  # other kinds of secret, whose text is no HMAC key
 
@@ -42,8 +46,18 @@ def sign(key: bytes, webhook_id: str, timestamp_s: int, body: bytes) -> bytes:
         timestamp_s: the header's value, Unix seconds of this attempt.
         body: the very bytes that are sent.
     """
-    signed = b"%s.%d.%s" % (webhook_id.encode("ascii"), timestamp_s, body)
-    return b"v1," + binascii.b2a_base64(hmac.digest(key, signed, "sha256"), newline=False)
+    begun_inner, begun_outer = _begun(key)
+    inner, outer = begun_inner.copy(), begun_outer.copy()
+    inner.update(b"%s.%d.%s" % (webhook_id.encode("ascii"), timestamp_s, body))
+    outer.update(inner.digest())
+    return b"v1," + binascii.b2a_base64(outer.digest(), newline=False)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _begun(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+    """Return the two hashes of HMAC (RFC 2104) with the key already in: a third less work for each signature."""
+    block = (hashlib.sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
+    return hashlib.sha256(block.translate(_INNER)), hashlib.sha256(block.translate(_OUTER))
 
 
 def _decoded(text: str) -> bytes:

@@ -154,7 +154,9 @@ class Log:
 
     def oldest(self) -> Snapshot:
         """Return the oldest snapshot that a floor may still be asked for."""
-        return min((self.read, *(shard.settled.snapshot for shard in self.shards.values())), key=lambda s: s.xmin)
+        return min(
+            (self.read, *(shard.settled.snapshot for shard in self.shards.values())), key=lambda s: s.xmin
+        )
 
 
 def settle(delivery: Delivery) -> None:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import asyncpg
+import orjson
 from asyncpg.connect_utils import SessionAttribute
 
 Row: TypeAlias = asyncpg.Record
@@ -210,7 +211,9 @@ def _reachability(error: Exception) -> str:
 
 async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
     """Take json as the bytes it is, and times as microseconds since 1970 (infinity included)."""
-    await connection.set_type_codec("json", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes)
+    await connection.set_type_codec(
+        "json", schema="pg_catalog", format="binary", encoder=bytes, decoder=bytes
+    )
     await connection.set_type_codec(
         "timestamptz",
         schema="pg_catalog",
@@ -223,3 +226,8 @@ async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:
 def columns(rows: Sequence[Sequence[object]], width: int) -> list[list[Any]]:
     """Turn rows into `width` columns, as `unnest` wants them."""
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def number_literal(values: Sequence[int | float | None]) -> str:
+    """Write numbers as a Postgres array literal: JSON's list in other brackets, null included."""
+    return "{" + orjson.dumps(values)[1:-1].decode("ascii") + "}"

@@ -183,12 +183,14 @@ class Deliverer:
                 return await self._attempt(lane, delivery, payload)
         except (DatabaseAway, DatabaseError):
             raise  # the epoch is over
-        except Exception as error:  # noqa: BLE001 - the one boundary: a poisoned row harms nobody else
+        except Exception as error:
             self._logger.exception(LogEvent.DELIVERY_BROKEN, event_id=delivery.event.event_id)
             return self._attempted(delivery, Fault(Outcome.FAILED, type(error).__name__), self._monotonic())
 
     async def _load(self, event: Event) -> bytes | None:
-        row = await self._loader.fetchrow(query("load_payload"), event.event_id, self._terms.payload_bytes_max)
+        row = await self._loader.fetchrow(
+            query("load_payload"), event.event_id, self._terms.payload_bytes_max
+        )
         return None if row is None else row["payload"]
 
     async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
@@ -201,20 +203,20 @@ class Deliverer:
             if made is None:
                 return Died(delivery, Reason.INVALID)
             aim = lane.cache = made
-        while self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
-            await asyncio.sleep(HELD_BACK_S)
+        if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
+            await self._held_back()
         if isinstance(aim.target, Fault):
             return self._attempted(delivery, aim.target, self._monotonic())
-        body = event.body
-        if body is None:
-            body = envelope.body(event.event_id, event.type, event.created_at_us, payload)
-            if event.payload is not None:
-                event.body = body
+        body = event.body or _wrap(event, payload)
         head = self._head(aim, delivery, body)
         timeout_s = lane.endpoint.timeout_s or self._terms.timeout_s
         started = self._monotonic()
         answer = await self._sender.post(aim.target, head, body, timeout_s)
         return self._attempted(delivery, answer, started)
+
+    async def _held_back(self) -> None:
+        while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens
+            await asyncio.sleep(HELD_BACK_S)
 
     def _aim(self, lane: Lane) -> Aim | None:
         endpoint = lane.endpoint
@@ -227,7 +229,7 @@ class Deliverer:
 
     def _head(self, aim: Aim, delivery: Delivery, body: bytes) -> bytes:
         event = delivery.event
-        webhook_id = envelope.webhook_id(event.event_id, event.created_at_us)
+        webhook_id = event.webhook_id
         timestamp_s = self._wall_us() // 1_000_000
         return aim.head.head(
             webhook_id=webhook_id,
@@ -235,7 +237,7 @@ class Deliverer:
             signature=None if aim.key is None else signing.sign(aim.key, webhook_id, timestamp_s, body),
             event_type=event.type,
             attempt=delivery.attempts + 1,
-            triggered_at=envelope.timestamp_text(event.created_at_us),
+            triggered_at=event.triggered_at,
             body_bytes=len(body),
         )
 
@@ -302,3 +304,13 @@ class Deliverer:
             site_id=delivery.event.site_id,
             reason=reason.value,
         )
+
+
+def _wrap(event: Event, payload: bytes) -> bytes:
+    """Make the body, and keep it for the event's other deliveries unless it is large."""
+    event.webhook_id = envelope.webhook_id(event.event_id, event.created_at_us)
+    event.triggered_at = envelope.timestamp_text(event.created_at_us)
+    body = envelope.wrap(event.webhook_id, event.type, event.triggered_at, payload)
+    if event.payload is not None:
+        event.body = body
+    return body

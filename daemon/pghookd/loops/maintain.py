@@ -20,9 +20,7 @@ LOOK_AGAIN_S: Final = 2.0  # a lock was not to be had, or a producer is still op
 DAYS_AHEAD: Final = 8  # today and a week
 _TRY: Final = "select pg_try_advisory_lock(1885825131, -3)"
 _FREE: Final = "select pg_advisory_unlock(1885825131, -3)"
-_ENTERED: Final = (
-    "select last_value >= webhooks.day_of() * 4294967296 from webhooks.events_event_id_seq"
-)
+_TODAY: Final = "select webhooks.day_of()"
 
 
 async def maintain(
@@ -36,12 +34,21 @@ async def maintain(
             await asyncio.sleep(1.0)
 
 
-async def step(session: Session, *, logger: FilteringBoundLogger, days: int = DAYS_AHEAD) -> bool:
-    """Do what is to be done now; whether nothing is left to do."""
+async def step(
+    session: Session, *, logger: FilteringBoundLogger, days: int = DAYS_AHEAD, today: int | None = None
+) -> bool:
+    """Do what is to be done now; whether nothing is left to do.
+
+    Args:
+        session: in no transaction.
+        logger: is told what did not work.
+        days: how many to have, today included.
+        today: as `webhooks.day_of()` counts days; None: by the server's clock.
+    """
     if not await session.fetchval(_TRY):
         return False  # another instance is at it
     try:
-        return await _step(session, days)
+        return await _step(session, days, today)
     except DatabaseError as error:
         logger.info(LogEvent.PARTITIONS_DELAYED, error=str(error))
         return False
@@ -50,13 +57,15 @@ async def step(session: Session, *, logger: FilteringBoundLogger, days: int = DA
             await session.fetchval(_FREE)
 
 
-async def _step(session: Session, days: int) -> bool:
-    for row in await session.fetch(query("find_missing_days"), days):
+async def _step(session: Session, days: int, today: int | None) -> bool:
+    if today is None:
+        today = await session.fetchval(_TODAY)
+    for row in await session.fetch(query("find_missing_days"), today, days):
         await session.fetchval(query("attach_day"), row["day"])
         await session.fetchval(query("note_day"), row["day"])
-    if await session.fetchval(_ENTERED):
+    if await session.fetchval(query("is_in_day"), today):
         return True
-    if not await session.fetchval(query("enter_day")):
+    if not await session.fetchval(query("enter_day"), today):
         return False
     await _analyze(session)
     return True

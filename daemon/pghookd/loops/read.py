@@ -166,7 +166,9 @@ class Reader:
             settled: set[tuple[int, int]] = set()
             if rows and shards is not None:
                 first, last_id = rows[0]["event_id"], rows[-1]["event_id"]
-                settled = {(e, p) for e, p in await self._session.fetch(query("read_settled"), first, last_id)}
+                settled = {
+                    (e, p) for e, p in await self._session.fetch(query("read_settled"), first, last_id)
+                }
             full = len(rows) == PAGE
             end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
             await self._page(cast("list[EventRow]", rows), end, logs, settled)
@@ -177,7 +179,7 @@ class Reader:
                 return found
             last = rows[-1]["event_id"]
 
-    # One page -----------------------------------------------------------------------------------------------------------
+    # One page -----------------------------------------------------------------------------------------------
 
     async def _page(
         self,
@@ -232,14 +234,16 @@ class Reader:
                 wanting = [e for e in of_site if e.endpoint_id == only and e.shard in shards]
             event: Event | None = None
             for endpoint in wanting:
-                if event_id <= endpoint.from_event_id or (settled and (event_id, endpoint.endpoint_id) in settled):
+                if event_id <= endpoint.from_event_id or (
+                    settled and (event_id, endpoint.endpoint_id) in settled
+                ):
                     continue
                 if event is None:
                     event = Event(event_id, site_id, kind, created_at_us, payload, only)
                 ticket = tickets.get(endpoint.shard)
                 if ticket is None:
                     ticket = tickets[endpoint.shard] = self._log.shards[endpoint.shard].page(end, now)
-                delivery = Delivery(event, endpoint.endpoint_id, 0, now, ticket, False, created_at_us)
+                delivery = Delivery(event, endpoint.endpoint_id, 0, now, ticket, age_from_us=created_at_us)
                 ticket.open.add(delivery)
                 work.append((endpoint, delivery))
         return work
@@ -309,7 +313,7 @@ class Reader:
             self._lanes.wanted = None
         self._beat()
 
-    # Endpoints that change while work for them is queued -----------------------------------------------------------------
+    # Endpoints that change while work for them is queued ----------------------------------------------------
 
     async def _attend(self) -> None:
         now = self._monotonic()

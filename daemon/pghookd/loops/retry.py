@@ -92,7 +92,9 @@ class DueRows:
             if write is not None:
                 put(write, now)
 
-    def _take_aboard(self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float) -> Write | None:
+    def _take_aboard(
+        self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float
+    ) -> Write | None:
         """Queue one row's delivery, or return what is to be written of it instead."""
         if endpoint is None:
             return Died(delivery, Reason.NO_ENDPOINT)
@@ -119,4 +121,6 @@ def _delivery_of(row: Row, now: float) -> Delivery:
         row["only_endpoint_id"],
     )
     age_from_us = max(event.created_at_us, row["released_at"] or 0)
-    return Delivery(event, row["endpoint_id"], row["attempts"], now, None, in_backlog=True, age_from_us=age_from_us)
+    return Delivery(
+        event, row["endpoint_id"], row["attempts"], now, None, in_backlog=True, age_from_us=age_from_us
+    )

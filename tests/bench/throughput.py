@@ -1,0 +1,93 @@
+"""Figure 3: end to end, events already in the table, one endpoint, 64 in flight, against a plain aiohttp loop.
+
+usage: throughput.py [--quick]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from datetime import datetime
+
+import asyncpg
+from common import HERE, SECRET, Nginx, fresh, keep, running, server, spread
+
+IN_FLIGHT = 64
+
+
+def yardstick(url: str, requests: int) -> float:
+    command = [sys.executable, str(HERE / "yardstick.py"), url, str(requests), str(IN_FLIGHT)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+async def fill(connection: asyncpg.Connection, url: str, events: int) -> None:
+    await connection.execute(
+        "insert into webhooks.sites (site_id, name, url) values ('s', 'S', 'https://shop.example')"
+    )
+    await connection.execute(
+        "insert into webhooks.endpoints (site_id, url, secret) values ('s', $1, $2)", url, SECRET
+    )
+    await connection.execute(
+        """insert into webhooks.events (site_id, type, payload)
+           select 's', 'order_created', json_build_object('id', g, 'x', repeat('a', 400)) from generate_series(1, $1::int) g""",
+        events,
+    )
+    await connection.execute("checkpoint")
+
+
+async def ours(admin: str, receiver: Nginx, events: int) -> tuple[float, float]:
+    """Deliver all; return the rate and the peak memory in MB. From `ready` to the last answer, as `attempts` says."""
+    url = await fresh(admin, "bench")
+    connection = await asyncpg.connect(url)
+    await fill(connection, receiver.url, events)
+    before = receiver.arrived()
+    settings = {"delivery_concurrency": IN_FLIGHT, "delivery_endpoint_concurrency": IN_FLIGHT}
+    async with running(url, **settings) as daemon:
+        ready = datetime.fromisoformat(str(daemon.log[-1]["timestamp"]))
+        async with asyncio.timeout(600):
+            while (await connection.fetchval("select count(*) from webhooks.attempts")) < events:
+                await asyncio.sleep(max(0.05, events / 400_000))
+        rss = daemon.peak_rss_mb()
+    row = await connection.fetchrow(
+        """select count(*) filter (where outcome = 'delivered') as delivered, count(*) as attempts,
+             max(attempted_at + duration_ms * interval '1 ms') as last from webhooks.attempts"""
+    )
+    arrived = receiver.arrived() - before - 1
+    assert (row["delivered"], row["attempts"], arrived) == (events, events, events), (dict(row), arrived)
+    await connection.close()
+    return events / (row["last"] - ready).total_seconds(), rss
+
+
+async def main(*, quick: bool) -> None:
+    events, pairs = (2_000, 1) if quick else (20_000, 10)
+    receiver = Nginx()
+    try:
+        with server() as admin:
+            ratios, rates, yards = [], [], [yardstick(receiver.url, events)]
+            for _ in range(pairs):
+                rate, _ = await ours(admin, receiver, events)
+                yards.append(yardstick(receiver.url, events))
+                rates.append(rate)
+                ratios.append(rate / ((yards[-2] + yards[-1]) / 2))
+                print(
+                    f"{time.strftime('%X')} ours {rate:.0f}/s, yardstick {yards[-1]:.0f}/s, ratio {ratios[-1]:.2f}",
+                    flush=True,
+                )
+            keep(
+                "throughput",
+                {
+                    "ratio to a plain aiohttp loop": spread(ratios),
+                    "deliveries per second": spread(rates, 0),
+                    "yardstick per second": spread(yards, 0),
+                    "events": events,
+                },
+                quick=quick,
+            )
+    finally:
+        receiver.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(quick="--quick" in sys.argv))
