@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pghookd.core import envelope
 from pghookd.core.envelope import StaticHead
 
-EVENT_ID = 0x0009D60000000001
+EVENT_ID = 0x0009D600000001
 CREATED_AT_US = 0x0660FA643BE000
 TIMES = st.integers(-(2**63), 2**63 - 1)
 AGENT = "pghookd/1.2 (+https://docs.example/webhooks)"

@@ -44,12 +44,12 @@ def test_schedules(text, waits):
         "0.0000001s",
         "31d",
         "nan",
-        "٥s",
+        "\N{ARABIC-INDIC DIGIT FIVE}s",
         "1" * 5000 + "s",
     ],
 )
 def test_what_is_no_schedule_is_refused(text):
-    with pytest.raises(ValueError, match="wait|schedule"):
+    with pytest.raises(ValueError, match=r"wait|schedule"):
         retry.parse_schedule(text)
 
 
@@ -111,7 +111,7 @@ def test_jitter_stays_within_its_share(failure_n, jitter, random01):
         ("Mon, 24 Nov 2025 16:00:60 GMT", 59),
         ("Mon, 24 Nov 2025 15:00:00 GMT", 0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 251_638_300_799 - 1),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 253_402_300_799 - NOW_S),
         ("Mon, 31 Feb 2025 16:02:00 GMT", None),
         ("Mon, 24 Nov 0000 16:02:00 GMT", None),
         ("Mon, 24 Nov 2025 25:02:00 GMT", None),
@@ -120,11 +120,7 @@ def test_jitter_stays_within_its_share(failure_n, jitter, random01):
     ],
 )
 def test_retry_after(value, seconds):
-    found = retry.retry_after_s(value, NOW_S)
-    if value is not None and "9999" in value and "Dec" in value:
-        assert found == pytest.approx(253_402_300_799 - NOW_S)
-    else:
-        assert found == seconds
+    assert retry.retry_after_s(value, NOW_S) == seconds
 
 
 def test_two_digits_of_a_year_are_not_far_ahead():
