@@ -33,30 +33,25 @@ SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
 
 
 @contextlib.contextmanager
-def server(*extra: str) -> Iterator[str]:
-    """A durable Postgres of its own from the embedded wheel; yields the URL of its database postgres."""
-    with tempfile.TemporaryDirectory(prefix="pghookd-bench-") as folder:
-        own = embedded.Server(
-            Path(folder) / "data",
-            settings={"max_connections": "200", "shared_buffers": "512MB"}
-            | dict(e.split("=") for e in extra),
-        )
-        own.start()
-        try:
-            yield own.url
-        finally:
-            own.stop()
+def server(**options: str) -> Iterator[embedded.Server]:
+    """A durable Postgres of its own from the embedded wheel."""
+    options = {"max_connections": "200", "shared_buffers": "512MB"} | options
+    own = embedded.Server(Path(tempfile.mkdtemp(prefix="pghookd-bench-")), options=options)
+    own.start()
+    try:
+        yield own
+    finally:
+        embedded.remove(own)
 
 
-async def fresh(url: str, name: str) -> str:
+async def fresh(own: embedded.Server, name: str) -> str:
     """Make a migrated database; return its URL."""
-    connection = await asyncpg.connect(url)
-    await connection.execute(f"drop database if exists {name}")
+    connection = await asyncpg.connect(own.url())
+    await connection.execute(f"drop database if exists {name} with (force)")
     await connection.execute(f"create database {name}")
     await connection.close()
-    target = url.replace("/postgres?", f"/{name}?")
-    await migrate.migrate(target)
-    return target
+    await migrate.migrate(own.url(name))
+    return own.url(name)
 
 
 def free_port() -> int:

@@ -56,8 +56,8 @@ async def main(*, quick: bool) -> None:
     receiver = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
     port = receiver.sockets[0].getsockname()[1]
     idle, beside = [], []
-    with server() as admin:
-        url = await fresh(admin, "bench")
+    with server() as own:
+        url = await fresh(own, "bench")
         producer, other = await asyncpg.connect(url), await asyncpg.connect(url)
         await producer.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")
         await producer.execute(

@@ -14,6 +14,8 @@ from datetime import datetime
 import asyncpg
 from common import HERE, SECRET, Nginx, fresh, keep, running, server, spread
 
+from pghookd.edge.embedded import Server
+
 IN_FLIGHT = 64
 
 
@@ -37,9 +39,9 @@ async def fill(connection: asyncpg.Connection, url: str, events: int) -> None:
     await connection.execute("checkpoint")
 
 
-async def ours(admin: str, receiver: Nginx, events: int) -> tuple[float, float]:
+async def ours(own: Server, receiver: Nginx, events: int) -> tuple[float, float]:
     """Deliver all; return the rate and the peak memory in MB. From `ready` to the last answer, as `attempts` says."""
-    url = await fresh(admin, "bench")
+    url = await fresh(own, "bench")
     connection = await asyncpg.connect(url)
     await fill(connection, receiver.url, events)
     before = receiver.arrived()
@@ -64,10 +66,10 @@ async def main(*, quick: bool) -> None:
     events, pairs = (2_000, 1) if quick else (20_000, 10)
     receiver = Nginx()
     try:
-        with server() as admin:
+        with server() as own:
             ratios, rates, yards = [], [], [yardstick(receiver.url, events)]
             for _ in range(pairs):
-                rate, _ = await ours(admin, receiver, events)
+                rate, _ = await ours(own, receiver, events)
                 yards.append(yardstick(receiver.url, events))
                 rates.append(rate)
                 ratios.append(rate / ((yards[-2] + yards[-1]) / 2))

@@ -18,12 +18,13 @@ from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot, Ticket, settle
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseAway, Session, query
+from pghookd.edge.postgres import DatabaseAway, Row, Session, query
 from pghookd.edge.rows import endpoint_of
 
 PAGE: Final = 1000  # events
+DAY_IDS: Final = 2**32  # event ids of a day, and of a partition
 PAUSE_MIN_S: Final = 0.001
-PAUSE_MAX_S: Final = 0.004
+PAUSE_MAX_S: Final = 0.002  # a read that finds nothing takes 0.1 ms; 4 ms here makes the median latency 2.6 ms, not 1.6
 LULL_S: Final = 0.25  # without a row: go to sleep
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
@@ -87,6 +88,7 @@ class Reader:
         self._logger = logger
         self._monotonic = monotonic
         self._beat = beat
+        self._upper = 0  # no event_id lies above this, as far as was seen
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
 
@@ -121,23 +123,32 @@ class Reader:
     async def read(self) -> int:
         """Read what is new since the last read, queue it, and return how many events it was."""
         log, marks = self._log, self._log.marks
-        since = log.read
-        rows = await self._session.fetch(
-            query("read_new_events"), since, marks.floor(since), marks.front(since), PAGE
-        )
-        if rows[0]["in_recovery"]:
-            raise DatabaseAway("the server is a standby")
+        rows = await self._difference(log.read)
         now = Snapshot(*rows[0]["snapshot"])
         if len(rows) > PAGE:
-            found = await self._pages(Position(since, now, 0), now, marks)
+            found = await self._pages(Position(log.read, now, 0), now, marks)
         else:
-            events = cast("list[EventRow]", sorted(row[2:] for row in rows if row[2] is not None))
+            events = cast("list[EventRow]", sorted(row[3:] for row in rows if row[3] is not None))
             await self._page(events, Position(now), log.shards)
             found = len(events)
         log.read = now
         await self._attend()
         self._beat()
         return found
+
+    async def _difference(self, since: Snapshot) -> list[Row]:
+        """Read the difference; again, with another upper end, where the sequence has moved beyond it."""
+        marks = self._log.marks
+        floor, front = marks.floor(since), marks.front(since)
+        while True:
+            statement = read_new_events(floor, self._upper)
+            rows = await self._session.fetch(statement, since, floor, front, PAGE)
+            if rows[0]["in_recovery"]:
+                raise DatabaseAway("the server is a standby")
+            newest = rows[0]["newest"]
+            upper, self._upper = self._upper, max(self._upper, upper_end(newest))
+            if newest <= upper:
+                return rows
 
     async def recover(self, since: Position, marks: Marks, shards: Sequence[int]) -> int:
         """Walk shards from a stored position to the reader's own, leaving out what is settled already."""
@@ -354,3 +365,14 @@ class Reader:
                 self._die(delivery, Reason.NO_ENDPOINT, now)
             else:
                 settle(delivery)
+
+
+def upper_end(newest: int) -> int:
+    """Return the last id of the day after that of the newest one: where the sequence may be tomorrow."""
+    return (newest // DAY_IDS + 2) * DAY_IDS - 1
+
+
+def read_new_events(floor: int, upper: int) -> str:
+    """Return the statement for the days from a floor's to an upper end's; the same text all day long."""
+    lower = floor // DAY_IDS * DAY_IDS - 1
+    return query("read_new_events").replace(" -1 ", f" {lower} ").replace(f"{2**63 - 1}", f"{upper}")

@@ -20,7 +20,7 @@ from pghookd.core.writes import Attempted, Batch, Kept, Write, batch_of
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseError, Session, columns, number_literal, query
 
-ANSWER_MAX_AGE_S: Final = 6.0  # no POST starts unless the lease's session answered within this
+ANSWER_MAX_AGE: Final = 0.6  # of the lease: no POST starts unless its session answered within this
 OUTCOME_MAX_AGE_S: Final = 5.0  # nor while an outcome older than this is unrecorded
 CHECKPOINT_AFTER_S: Final = 10.0  # a delivery unsettled for this long gets a row of its own
 STORE_EVERY_S: Final = 1.0
@@ -54,6 +54,7 @@ class Recorder:
         batch_max: int,
         batch_wait_s: float,
         heartbeat_s: float,
+        lease_s: float = 10.0,
         recorded: Callable[[], None],
         beat: Callable[[], None],
     ) -> None:
@@ -67,6 +68,7 @@ class Recorder:
         self._batch_max = batch_max
         self._batch_wait_s = batch_wait_s
         self._heartbeat_s = heartbeat_s
+        self._answer_max_age_s = ANSWER_MAX_AGE * lease_s
         self._recorded = recorded
         self._beat = beat
         self._pending: list[Write] = []
@@ -108,7 +110,7 @@ class Recorder:
 
     def closed(self, now: float) -> str | None:
         """Say why no POST may start now, if so: the lease is not proven, or outcomes are piling up."""
-        if now - self._answered_at > ANSWER_MAX_AGE_S:
+        if now - self._answered_at > self._answer_max_age_s:
             return "lease"
         if self._oldest_at is not None and now - self._oldest_at > OUTCOME_MAX_AGE_S:
             return "unrecorded"

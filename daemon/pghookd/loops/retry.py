@@ -37,6 +37,7 @@ class DueRows:
         self._look_at = 0.0
         self._look_again_at = 0.0
         self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
+        self._parked_known = False
 
     def ring(self) -> None:
         """Somebody else has made rows due, perhaps earlier ones than were looked at."""
@@ -50,6 +51,10 @@ class DueRows:
             self._cursor = _BEGINNING
         if now >= self._look_at and not self._lanes.full:
             await self._due(session, now, put)
+        if not self._parked_known:  # what others parked: those before a crash, or the owner before us
+            found = await session.fetch(query("find_parked_endpoints"))
+            self._lanes.parked.update(row["endpoint_id"] for row in found)
+            self._parked_known = True
         if self._lanes.parked:
             await self._unpark(session, now, put)
 
