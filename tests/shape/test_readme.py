@@ -1,0 +1,45 @@
+"""What the README lists is what the code has: settings, log events, and commands."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tree import ROOT
+
+from pghookd.cli import cli
+from pghookd.core.settings import NAMES
+from pghookd.edge.journal import LogEvent
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOTTED = re.compile(r"`([a-z]+\.[a-z][a-z0-9_]*)`")
+
+
+def section(name):
+    """Return what stands between `<!-- name -->` and the next `<!-- /name -->`."""
+    found = re.search(rf"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.DOTALL)
+    assert found, f"the README has no section between <!-- {name} --> and <!-- /{name} -->"
+    return found[1]
+
+
+def test_every_setting_is_listed_and_no_other():
+    assert sorted(DOTTED.findall(section("settings"))) == sorted(NAMES)
+
+
+def test_every_log_event_is_listed_and_no_other():
+    assert sorted(DOTTED.findall(section("log events"))) == sorted(event.value for event in LogEvent)
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_is_spoken_of(command):
+    assert re.search(rf"pghookd {command}\b", README)
+
+
+def test_the_two_commands_are_one_line_each():
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    demo = [line for line in lines if line.endswith("&& .venv/bin/pghookd demo")]
+    tests = [line for line in lines if "pytest" in line]
+    assert len(demo) == 1
+    assert tests, "the README says how the tests are run"
+    assert tests[0].endswith("&& .venv/bin/pytest")
