@@ -260,7 +260,7 @@ class _Protocol(asyncio.Protocol):
 
 
 def _line(request: Request, *, cut: bool) -> bytes:
-    names = ("webhook-id", "webhook-timestamp", "webhook-signature", "x-webhook-attempt")
+    names = ("user-agent", "webhook-id", "webhook-timestamp", "webhook-signature", "x-webhook-attempt")
     row = {
         "path": request.path,
         "status": request.status,

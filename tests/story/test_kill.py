@@ -36,21 +36,21 @@ def rng():
 class Producer:
     """Inserts chunk after chunk, each exactly once whatever happens to the server."""
 
-    def __init__(self, url, received, rng):
+    def __init__(self, url, received, rng, until):
         self._url = url
         self._received = received
         self._rng = rng
+        self._until = until
         self._connection = None
         self._committed = 0
 
     async def run(self):
         for number in range(EVENTS // CHUNK):
-            while self._committed - self._received() > AHEAD_MAX:
-                await asyncio.sleep(0.01)
+            await self._until(lambda: self._committed - self._received() <= AHEAD_MAX, 60)
             sites = [f"site {self._rng.randrange(SITES)}" for _ in range(CHUNK)]
             payloads = [f'{{ "chunk":{number},  "n":{n}e0 }}' for n in range(CHUNK)]
-            while not await self._insert(f"chunk/{number}", sites, payloads):
-                await asyncio.sleep(0.05)
+            chunk = (f"chunk/{number}", sites, payloads)
+            await self._until(lambda chunk=chunk: self._insert(*chunk), 60)
             self._committed += CHUNK
         await self._connection.close()
 
@@ -109,7 +109,7 @@ async def test_ten_kills_and_two_crashes_of_postgres_lose_nothing(own_server, tm
             return len(receiving.entries())
 
         daemon = await start(url, **settings)
-        producing = asyncio.create_task(Producer(url, received, rng).run())
+        producing = asyncio.create_task(Producer(url, received, rng, until).run())
         faults = ["kill"] * KILLS + ["restart"] * RESTARTS
         rng.shuffle(faults)
         for n, fault in enumerate(faults, 1):
