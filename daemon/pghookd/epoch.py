@@ -22,9 +22,10 @@ from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, connect, query
-from pghookd.edge.rows import server_of, shard_of
-from pghookd.loops.bell import LOCK_CLASS, Bell
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
+from pghookd.edge.rows import shard_of
+from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
+from pghookd.loops.bell import Bell
 from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.maintain import maintain
 from pghookd.loops.own import own
@@ -34,27 +35,6 @@ from pghookd.loops.retry import DueRows
 from pghookd.loops.watch import Beats, watch
 
 LOOPS: Final = ("read", "record", "deliver", "maintain")
-ECHO_WITHIN_S: Final = 2.0
-SERVER_VERSION_MIN: Final = 140000
-
-_KEEPALIVE: Final = {
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "2",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "10s",
-    "client_connection_check_interval": "2s",
-}
-
-# The daemon's statements are few and always the same: each is planned once, along the index that it lives on, and not
-# by what the statistics of a table that was filled a moment ago say. Planning took ten times as long as reading.
-PLANS: Final = {
-    "plan_cache_mode": "force_generic_plan",
-    "enable_seqscan": "off",
-    "enable_bitmapscan": "off",
-    "enable_sort": "off",
-    "jit": "off",
-}
-
 T = TypeVar("T")
 
 
@@ -87,10 +67,6 @@ class Misfit:
 Ending: TypeAlias = Lost | Stopped | Foreign | Misfit
 
 
-class _Misfit(Exception):  # noqa: N818 - carries its value up
-    pass
-
-
 @dataclasses.dataclass(frozen=True)
 class World:
     """What an epoch is given: settings, edges, clocks."""
@@ -108,7 +84,7 @@ class World:
 
 async def run(world: World) -> Ending:
     """Live one epoch."""
-    sessions = Sessions(world)
+    sessions = Sessions(world.settings.database)
     try:
         return await _live(world, sessions)
     except BaseExceptionGroup as group:
@@ -120,7 +96,7 @@ async def run(world: World) -> Ending:
         return Lost(str(error))
     except ForeignDatabase as error:
         return Foreign(str(error))
-    except _Misfit as error:
+    except Unfit as error:
         return Misfit(str(error))
     finally:
         sessions.terminate()
@@ -136,71 +112,6 @@ def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return Foreign(str(first)) if foreign else Lost(str(first))
-
-
-# Sessions -----------------------------------------------------------------------------------------------------------
-
-
-class Sessions:
-    """The epoch's connections; none of them outlives it."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._open: dict[str, Session] = {}
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-    async def record(self) -> Session:
-        """Open the session that holds the locks and writes the outcomes: a lease that Postgres itself ends."""
-        lease = f"{self._world.settings.database.lease_s:g}s"
-        timeouts = {
-            "idle_session_timeout": lease,
-            "idle_in_transaction_session_timeout": lease,
-            "statement_timeout": "8s",
-            "lock_timeout": "2s",
-        }
-        return await self._connect("record", {**PLANS, **timeouts})
-
-    async def read(self) -> Session:
-        """Open the reader's session, which also LISTENs."""
-        return await self._connect("read", {**PLANS, "statement_timeout": "60s"})
-
-    async def work(self) -> Session:
-        """Open the session for partitions and large payloads."""
-        return await self._connect("work", {"lock_timeout": "2s"})
-
-    async def bell(self) -> Session:
-        """Open the session that sleeps: it may wait for ever, but not for a client that is gone."""
-        lease = f"{self._world.settings.database.lease_s:g}s"
-        settings = {"statement_timeout": "0", "lock_timeout": "0", "idle_session_timeout": lease}
-        return await self._connect("bell", settings)
-
-    async def _connect(self, name: str, settings: dict[str, str]) -> Session:
-        url = self._world.settings.database.url.get_secret_value()
-        session = await connect(url, name=name, settings={**_KEEPALIVE, **settings})
-        self._open[name] = session
-        if name != "bell":  # the bell's may be ended on purpose; who waits on it is told
-            session.when_lost(self._on_lost)
-        return session
-
-    def _on_lost(self, name: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(name)
-
-    async def watch(self) -> None:
-        """Raise DatabaseAway once a session has ended."""
-        name = await self.lost
-        raise DatabaseAway(f"the session {name!r} was lost")
-
-    def all(self) -> list[Session]:
-        """Return the sessions that are open."""
-        return list(self._open.values())
-
-    def terminate(self) -> None:
-        """End them all at once; Postgres frees their locks."""
-        if not self.lost.done():
-            self.lost.cancel()
-        for session in self._open.values():
-            session.terminate()
 
 
 # The epoch ------------------------------------------------------------------------------------------------------------
@@ -225,7 +136,7 @@ async def _shards(world: World, record: Session) -> int:
     await record.execute(query("make_shards"), wanted)
     there: int = await record.fetchval("select count(*)::int from webhooks.shards")
     if there != wanted:
-        raise _Misfit(f"delivery.shards is {wanted}, but the database has {there}: set it to {there}")
+        raise Unfit(f"delivery.shards is {wanted}, but the database has {there}: set it to {there}")
     return there
 
 
@@ -260,49 +171,13 @@ async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event, sessions: Ses
             await task
 
 
-async def _identify(sessions: Sequence[Session]) -> Server:
-    """Ask every session who its server is; they must agree, and it must be one that we can work with."""
-    rows = [await session.fetchrow(query("identify_server")) for session in sessions]
-    first = rows[0]
-    if first is None or any(row is None or server_of(row) != server_of(first) for row in rows):
-        raise DatabaseAway("the sessions are on different servers")
-    if [row and row["pid"] for row in rows] != [session.pid for session in sessions]:
-        raise _Misfit(
-            "the backend changes between statements: connect directly, not through a transaction pooler"
-        )
-    if "CockroachDB" in first["version"] or "-YB-" in first["version"]:
-        raise _Misfit("this is not Postgres: its advisory locks or snapshots are not what pghookd relies on")
-    if first["version_num"] < SERVER_VERSION_MIN:
-        raise _Misfit("Postgres 14 or later is needed")
-    server = server_of(first)
-    if server.in_recovery:
-        raise DatabaseAway("the server is a standby")
-    return server
-
-
-async def _check_echo(read: Session, work: Session, echo: asyncio.Event) -> None:
-    """Refuse a transaction pooler: there a LISTEN is accepted and never heard, and a session lock is nobody's."""
-    await read.execute("select pg_notify('pghookd', 'echo')")
-    with suppress(TimeoutError):
-        async with asyncio.timeout(ECHO_WITHIN_S):
-            await echo.wait()
-    if not echo.is_set():
-        raise _Misfit(
-            "a notification to ourselves was not heard: connect directly, not through a transaction pooler"
-        )
-    if await work.fetchval(f"select pg_try_advisory_lock({LOCK_CLASS}, 1)"):
-        raise _Misfit(
-            "a lock held by one session was given to another: connect directly, not through a pooler"
-        )
-
-
 async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
     read, work, bell = await sessions.read(), await sessions.work(), await sessions.bell()
     hears = Hears()
     await read.listen("pghookd", hears)
-    server = await _identify([record, read, work, bell])
-    await _check_echo(read, work, hears.echo)
+    server = await identify([record, read, work, bell])
+    await check_echo(read, work, hears.echo)
     stored = [shard_of(row) for row in await record.fetch(query("read_shards"))]
     now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))  # after the locks were granted
     newest = await read.fetchval(query("read_newest_event_id"))
@@ -317,7 +192,7 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
             stored_timeline=fork,
             note="attempts made after the fork are unknown; what receivers saw since may come again",
         )
-    if await _identify([record, read, work, bell]) != server:
+    if await identify([record, read, work, bell]) != server:
         raise DatabaseAway("the server restarted meanwhile")
     return Crew(world, sessions, server, Log(now, _shard_logs(stored), _marks(stored)), stored, hears)
 
@@ -371,71 +246,85 @@ class Crew:
         self._world = world
         self._sessions = sessions
         self._stored = stored
-        opened = {session.name: session for session in sessions.all()}
-        settings, beats, logger = world.settings, world.beats, world.logger
-        room = asyncio.Event()
-        lanes = Lanes(
-            concurrency=settings.delivery.concurrency,
-            endpoint_concurrency=settings.delivery.endpoint_concurrency,
-            queue_bytes_max=settings.delivery.queue_bytes_max,
+        delivery = world.settings.delivery
+        self._log = log
+        self._room = asyncio.Event()
+        self._lanes = Lanes(
+            concurrency=delivery.concurrency,
+            endpoint_concurrency=delivery.endpoint_concurrency,
+            queue_bytes_max=delivery.queue_bytes_max,
         )
-        due = DueRows(lanes, log, shards=len(stored))
-        self.recorder = Recorder(
-            opened["record"],
-            log,
-            lanes,
+        due = DueRows(self._lanes, log, shards=len(stored))
+        self.recorder = self._make_recorder(server, due)
+        self.deliverer = self._make_deliverer()
+        self.reader = self._make_reader()
+        self.bell = self._make_bell(hears.wake)
+        hears.due, hears.endpoints = due.ring, self.reader.endpoints_changed
+
+    def _make_recorder(self, server: Server, due: DueRows) -> Recorder:
+        settings = self._world.settings
+        return Recorder(
+            self._sessions["record"],
+            self._log,
+            self._lanes,
             server,
             due,
-            logger=logger,
-            monotonic=world.monotonic,
+            logger=self._world.logger,
+            monotonic=self._world.monotonic,
             batch_max=settings.recorder.batch_max,
             batch_wait_s=settings.recorder.batch_wait_ms / 1000,
             heartbeat_s=settings.database.heartbeat_s,
             lease_s=settings.database.lease_s,
             recorded=self._kick,
-            beat=beats.of("record"),
+            beat=self._world.beats.of("record"),
         )
-        self.deliverer = Deliverer(
+
+    def _make_deliverer(self) -> Deliverer:
+        world = self._world
+        return Deliverer(
             world.sender,
-            lanes,
+            self._lanes,
             self.recorder,
-            opened["work"],
-            _terms(settings),
-            logger=logger,
+            self._sessions["work"],
+            _terms(world.settings),
+            logger=world.logger,
             monotonic=world.monotonic,
             wall_us=world.wall_us,
             random01=world.random01,
-            room=room,
-            beat=beats.of("deliver"),
+            room=self._room,
+            beat=world.beats.of("deliver"),
         )
-        self.reader = Reader(
-            opened["read"],
-            log,
-            lanes,
+
+    def _make_reader(self) -> Reader:
+        return Reader(
+            self._sessions["read"],
+            self._log,
+            self._lanes,
             self.recorder,
-            shards=len(stored),
+            shards=len(self._stored),
             kick=self.deliverer.kick,
-            room=room,
-            logger=logger,
-            monotonic=world.monotonic,
-            beat=beats.of("read"),
+            room=self._room,
+            logger=self._world.logger,
+            monotonic=self._world.monotonic,
+            beat=self._world.beats.of("read"),
         )
-        self.bell = Bell(
-            opened["bell"],
-            sessions.bell,
+
+    def _make_bell(self, wake: asyncio.Event) -> Bell:
+        return Bell(
+            self._sessions["bell"],
+            self._sessions.bell,
             self._end_backend,
-            wake=hears.wake,
-            logger=logger,
-            monotonic=world.monotonic,
-            fallback_s=settings.poll.fallback_s,
-            beat=beats.of("read"),
+            wake=wake,
+            logger=self._world.logger,
+            monotonic=self._world.monotonic,
+            fallback_s=self._world.settings.poll.fallback_s,
+            beat=self._world.beats.of("read"),
         )
-        hears.due, hears.endpoints = due.ring, self.reader.endpoints_changed
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Run until told to stop, then end in order: read no more, let requests end, record, store."""
         world = self._world
-        work = next(session for session in self._sessions.all() if session.name == "work")
+        work = self._sessions["work"]
         front = [
             group.create_task(self._read()),
             group.create_task(maintain(work, logger=world.logger, beat=world.beats.of("maintain"))),
@@ -464,8 +353,8 @@ class Crew:
         await self.reader.run(self.bell)
 
     async def _end_backend(self, pid: int) -> None:
-        work = next(session for session in self._sessions.all() if session.name == "work")
-        await work.fetchval("select pg_terminate_backend($1)", pid)
+        self._sessions.let_go("bell")
+        await self._sessions["work"].fetchval("select pg_terminate_backend($1)", pid)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from common import fresh, keep, server, spread
 from pghookd.core.snapshot import BEGINNING, Marks, Snapshot
 from pghookd.edge.embedded import Server
 from pghookd.edge.postgres import Session, connect, query
-from pghookd.epoch import PLANS
+from pghookd.edge.sessions import PLANS
 from pghookd.loops.read import read_new_events, upper_end
 
 PAGE = 1000

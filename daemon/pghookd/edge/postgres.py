@@ -142,11 +142,11 @@ class Session:
             except _FOREIGN as error:
                 raise _translate(error, closed=self._connection.is_closed()) from error
 
-    def when_lost(self, callback: Callable[[str], None]) -> None:
-        """Call `callback(name)` once when the connection ends for whatever reason."""
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call back once when the connection ends for whatever reason."""
 
         def lost(_connection: object) -> None:
-            callback(self.name)
+            callback()
 
         self._connection.add_termination_listener(lost)
 

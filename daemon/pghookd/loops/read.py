@@ -309,6 +309,14 @@ class Reader:
 
     def _park(self, deliveries: list[Delivery], now: float) -> None:
         for delivery in deliveries:
+            if delivery.endpoint_id not in self._lanes.parked:
+                self._lanes.parked.add(delivery.endpoint_id)
+                self._logger.info(
+                    LogEvent.DELIVERY_PARKED,
+                    endpoint_id=delivery.endpoint_id,
+                    site_id=delivery.event.site_id,
+                    reason=Reason.LANE_FULL.value,
+                )
             self._outbox.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
 
     async def _wait_for_room(self, lane: Lane) -> None:

@@ -1,0 +1,150 @@
+"""The sessions of an instance: what each is for and how it is set, whose server they are on, and whether they are fit.
+
+All are opened before the first snapshot is taken, then each is asked who its server is; none is ever reopened, but the
+bell's. No statement of a loop's belongs here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+from pghookd.core.home import Server
+from pghookd.core.settings import Database
+from pghookd.edge.postgres import DatabaseAway, Session, connect, query
+from pghookd.edge.rows import server_of
+
+ECHO_WITHIN_S: Final = 2.0
+SERVER_VERSION_MIN: Final = 140000
+
+_KEEPALIVE: Final = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10s",
+    "client_connection_check_interval": "2s",
+}
+
+# The daemon's statements are few and always the same: each is planned once, along the index that it lives on, and not
+# by what the statistics of a table that was filled a moment ago say. Planning took ten times as long as reading.
+PLANS: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "jit": "off",
+}
+
+
+class Unfit(Exception):  # noqa: N818 - a state of the world, not a mistake
+    """These settings, this server or what lies between must not be worked with; waiting does not help."""
+
+
+class Sessions:
+    """The epoch's connections; none of them outlives it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._open: dict[str, Session] = {}
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def record(self) -> Session:
+        """Open the session that holds the locks and writes the outcomes: a lease that Postgres itself ends."""
+        lease = f"{self._database.lease_s:g}s"
+        timeouts = {
+            "idle_session_timeout": lease,
+            "idle_in_transaction_session_timeout": lease,
+            "statement_timeout": "8s",
+            "lock_timeout": "2s",
+        }
+        return await self._connect("record", {**PLANS, **timeouts})
+
+    async def read(self) -> Session:
+        """Open the reader's session, which also LISTENs."""
+        return await self._connect("read", {**PLANS, "statement_timeout": "60s"})
+
+    async def work(self) -> Session:
+        """Open the session for partitions and large payloads."""
+        return await self._connect("work", {"lock_timeout": "2s"})
+
+    async def bell(self) -> Session:
+        """Open the session that sleeps: it may wait for ever, but not for a client that is gone."""
+        lease = f"{self._database.lease_s:g}s"
+        settings = {"statement_timeout": "0", "lock_timeout": "0", "idle_session_timeout": lease}
+        return await self._connect("bell", settings)
+
+    async def _connect(self, name: str, settings: dict[str, str]) -> Session:
+        url = self._database.url.get_secret_value()
+        session = await connect(url, name=name, settings={**_KEEPALIVE, **settings})
+        self._open[name] = session
+        session.when_lost(lambda: self._on_lost(name, session))
+        return session
+
+    def _on_lost(self, name: str, session: Session) -> None:
+        if self._open.get(name) is session and not self.lost.done():
+            self.lost.set_result(name)
+
+    def let_go(self, name: str) -> None:
+        """Say that a session is about to be ended on purpose: its loss is none."""
+        self._open.pop(name, None)
+
+    def __getitem__(self, name: str) -> Session:
+        """Return an open session by its name."""
+        return self._open[name]
+
+    async def watch(self) -> None:
+        """Raise DatabaseAway once a session has ended."""
+        name = await self.lost
+        raise DatabaseAway(f"the session {name!r} was lost")
+
+    def all(self) -> list[Session]:
+        """Return the sessions that are open."""
+        return list(self._open.values())
+
+    def terminate(self) -> None:
+        """End them all at once; Postgres frees their locks."""
+        if not self.lost.done():
+            self.lost.cancel()
+        for session in self._open.values():
+            session.terminate()
+
+
+# Whose server, and is it fit? ---------------------------------------------------------------------------
+
+
+async def identify(sessions: Sequence[Session]) -> Server:
+    """Ask every session who its server is; they must agree, and it must be one that we can work with."""
+    rows = [await session.fetchrow(query("identify_server")) for session in sessions]
+    first = rows[0]
+    if first is None or any(row is None or server_of(row) != server_of(first) for row in rows):
+        raise DatabaseAway("the sessions are on different servers")
+    if [row and row["pid"] for row in rows] != [session.pid for session in sessions]:
+        raise Unfit(
+            "the backend changes between statements: connect directly, not through a transaction pooler"
+        )
+    if "CockroachDB" in first["version"] or "-YB-" in first["version"]:
+        raise Unfit("this is not Postgres: its advisory locks or snapshots are not what pghookd relies on")
+    if first["version_num"] < SERVER_VERSION_MIN:
+        raise Unfit("Postgres 14 or later is needed")
+    server = server_of(first)
+    if server.in_recovery:
+        raise DatabaseAway("the server is a standby")
+    return server
+
+
+async def check_echo(read: Session, work: Session, echo: asyncio.Event) -> None:
+    """Refuse a transaction pooler: there a LISTEN is accepted and never heard, and a session lock is nobody's."""
+    await read.execute("select pg_notify('pghookd', 'echo')")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ECHO_WITHIN_S):
+            await echo.wait()
+    if not echo.is_set():
+        raise Unfit(
+            "a notification to ourselves was not heard: connect directly, not through a transaction pooler"
+        )
+    if await work.fetchval("select pg_try_advisory_lock(1885825131, 1)"):
+        raise Unfit(
+            "a lock held by one session was given to another: connect directly, not through a pooler"
+        )
