@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from pghookd.edge.postgres import Session
+from pghookd.edge.postgres import DatabaseAway, Session
 
 ANSWER_WITHIN_S: Final = 5.0
 
@@ -46,4 +46,8 @@ async def watch(sessions: Callable[[], Iterable[Session]], heartbeat_s: float) -
     while True:
         await asyncio.sleep(heartbeat_s)
         for session in sessions():
-            await session.ping(ANSWER_WITHIN_S)
+            try:
+                await session.ping(ANSWER_WITHIN_S)
+            except DatabaseAway:
+                if session in sessions():  # else it was let go meanwhile, on purpose
+                    raise
