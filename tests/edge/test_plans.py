@@ -1,0 +1,404 @@
+"""The plans of the hot statements, on 90 days of log: which tables and indexes they touch, and how many pages.
+
+Never here: times. A page count is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from pghookd.edge import postgres
+from pghookd.edge.postgres import number_literal, query
+from pghookd.edge.sessions import PLANS
+from pghookd.loops.read import read_new_events, upper_end
+
+DAY = 2**32  # ids
+DAYS = 90
+A_DAY = 1_000  # events in each of the past days
+TODAY = 40_000  # events so far today
+FIRST_XID = 1_000_000  # made up: one transaction each, none of them of this server's own counting
+LAST_XID = FIRST_XID + (DAYS - 1) * A_DAY + TODAY - 1
+ENDPOINTS = 100_000
+
+FILL = f"""
+set webhooks.bell = off;
+do $$ begin
+  for day in webhooks.day_of() - {DAYS - 1} .. webhooks.day_of() - 1 loop
+    perform webhooks.attach_day(day);
+  end loop;
+end $$;
+insert into webhooks.sites (site_id, name) select 's' || n, 'a site' from generate_series(0, {ENDPOINTS // 2 - 1}) n;
+alter table webhooks.endpoints disable trigger user;
+insert into webhooks.endpoints (site_id, url)
+select 's' || n % {ENDPOINTS // 2}, 'http://127.0.0.1/' || n from generate_series(1, {ENDPOINTS}) n;
+alter table webhooks.endpoints enable trigger user;
+insert into webhooks.events (xid, event_id, site_id, type, payload) overriding system value
+select ({FIRST_XID} + n)::text::xid8,
+  (webhooks.day_of() - {DAYS - 1} + least(n / {A_DAY}, {DAYS - 1})) * {DAY}
+    + n - least(n / {A_DAY}, {DAYS - 1}) * {A_DAY},
+  's' || n % 5000, 'order_created', json_build_object('id', n, 'text', repeat('x', 150))
+from generate_series(0, {LAST_XID - FIRST_XID}) n;
+insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, site_id)
+select event_id, 1 + event_id % 5000, now(), 12, 1, 200, 'delivered', site_id from webhooks.events;
+insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts)
+select event_id, 1 + event_id % 5000, site_id, 'exhausted', 10 from webhooks.events where event_id % 50 = 0;
+"""
+ANALYZE = "analyze webhooks.events; analyze webhooks.attempts; analyze webhooks.dead; analyze"
+
+
+# A plan, taken apart ------------------------------------------------------------------------------------------
+
+
+class Plan:
+    """What EXPLAIN (ANALYZE, BUFFERS) said."""
+
+    def __init__(self, explained):
+        self.nodes = list(_ran(explained["Plan"]))
+        self.run_pages = _pages(explained["Plan"])
+
+    def scans(self, table, today=None):
+        """Return (kind, relation, index) of a table's scans; a look into a later day, still empty, is none."""
+        return {
+            (node["Node Type"], node["Relation Name"], node.get("Index Name", ""))
+            for node in self.nodes
+            if re.fullmatch(rf"{table}(_\d+)?", node.get("Relation Name", ""))
+            and not _is_empty_day(node, today)
+        }
+
+    def kinds(self):
+        return {node["Node Type"] for node in self.nodes}
+
+
+def _ran(node):
+    if node["Actual Loops"]:
+        yield node
+        for child in node.get("Plans", []):
+            yield from _ran(child)
+
+
+def _is_empty_day(node, today):
+    day = node["Relation Name"].partition("_")[2]
+    return today is not None and int(day) > today and _pages(node) <= 2 * node["Actual Loops"]
+
+
+def _pages(node):
+    return sum(node.get(f"Shared {what} Blocks", 0) for what in ("Hit", "Read"))
+
+
+_names = itertools.count(1)
+
+
+def literal(value):
+    """Return a value as an SQL literal: EXPLAIN EXECUTE takes no parameters."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return "array[" + ",".join(literal(each) for each in value) + "]"
+    if isinstance(value, tuple):  # a snapshot
+        return literal(f"{value[0]}:{value[1]}:{','.join(str(xid) for xid in value[2])}")
+    if isinstance(value, bytes):
+        return literal("\\x" + value.hex()) + "::bytea"
+    return str(value) if isinstance(value, int | float) else "'" + value.replace("'", "''") + "'"
+
+
+async def explain(session, sql, *args):
+    """Run a statement as the daemon's sessions do: planned once, whatever the arguments."""
+    name = f"statement_{next(_names)}"
+    await session.execute(f"prepare {name} as {sql}")
+    arguments = f"({', '.join(literal(each) for each in args)})" if args else ""
+    text = await session.fetchval(f"explain (analyze, buffers, format json) execute {name}{arguments}")
+    return Plan(json.loads(text)[0])
+
+
+async def explain_new_events(session, since, floor, front, newest):
+    return await explain(session, read_new_events(floor, upper_end(newest)), since, floor, front, 1000)
+
+
+# The filled database --------------------------------------------------------------------------------------------
+
+
+async def make_filled(admin, server_url, template, name):
+    await admin.execute(f'drop database if exists "{name}" with (force)')
+    await admin.execute(f'create database "{name}" template "{template}"')
+    url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    connection = await asyncpg.connect(url)
+    # nobody but the test may analyze: a plan must not depend on when autovacuum came by
+    await connection.execute(
+        FILL.replace("set webhooks.bell = off;", "set webhooks.bell = off;\n" + NO_AUTOVACUUM)
+    )
+    return url, connection
+
+
+NO_AUTOVACUUM = """
+alter table webhooks.endpoints set (autovacuum_enabled = off);
+alter table webhooks.sites set (autovacuum_enabled = off);
+alter table webhooks.backlog set (autovacuum_enabled = off);
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def filled(admin, server_url, template):
+    name = f"pghookd_plans_{os.getpid()}"
+    url, connection = await make_filled(admin, server_url, template, name)
+    await connection.execute(ANALYZE)
+    await connection.close()
+    yield url
+    await admin.execute(f'drop database if exists "{name}" with (force)')
+
+
+@pytest.fixture
+async def session(filled):
+    """Return a session like the daemon's; what a test writes is rolled back."""
+    session = await postgres.connect(filled, name="plans", settings=PLANS)
+    await session.execute("begin; set local webhooks.bell = off")
+    yield session
+    await session.execute("rollback")
+    await session.close()
+
+
+@pytest.fixture
+async def today(session):
+    return await session.fetchval("select webhooks.day_of()")
+
+
+def id_of(today, n):
+    """Return the id of the event that is n before the newest of today."""
+    return today * DAY + TODAY - 1 - n
+
+
+# The reader -------------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_new_costs_a_few_pages_however_old_the_log(session, today):
+    since = (LAST_XID + 1, LAST_XID + 1, [])
+    plan = await explain_new_events(session, since, id_of(today, 3000), id_of(today, 3000), id_of(today, 0))
+    assert {relation for _, relation, _ in plan.scans("events", today)} <= {f"events_{today}"}
+    assert plan.run_pages < 40
+
+
+async def test_new_events_are_found_by_their_xid(session, today):
+    running = list(range(LAST_XID - 3000, LAST_XID - 2000, 100))
+    since = (running[0], LAST_XID - 9, running)
+    plan = await explain_new_events(session, since, id_of(today, 5000), id_of(today, 3000), id_of(today, 0))
+    assert plan.scans("events", today) == {("Index Scan", f"events_{today}", f"events_{today}_xid_idx")}
+    assert plan.run_pages < 100
+
+
+async def test_an_old_transaction_lowers_the_floor_and_no_more(session, today):
+    """One that began yesterday: two days are touched, by xid, and not the 40,000 events since."""
+    since = (LAST_XID - TODAY - 10, LAST_XID - 9, [LAST_XID - TODAY - 10])
+    plan = await explain_new_events(
+        session, since, (today - 1) * DAY + 900, id_of(today, 3000), id_of(today, 0)
+    )
+    assert {relation for _, relation, _ in plan.scans("events", today)} <= {
+        f"events_{today}",
+        f"events_{today - 1}",
+    }
+    assert plan.run_pages < 60
+
+
+async def test_a_burst_since_the_last_analyze_changes_no_plan(session, today):
+    """Two days of 100,000 each that no ANALYZE has ever seen; the reader stands at the end of the second."""
+    for day, xid in ((today + 3, LAST_XID + 1), (today + 4, LAST_XID + 100_001)):
+        await session.execute(
+            f"""insert into webhooks.events (xid, event_id, site_id, type, payload) overriding system value
+            select ({xid} + n)::text::xid8, {day * DAY} + n, 's' || n % 5000, 'order_created', '{{}}'
+            from generate_series(0, 99999) n"""
+        )
+    newest = LAST_XID + 200_000
+    running = [LAST_XID + 100]
+    since = (running[0], newest - 9, running)
+    plan = await explain_new_events(
+        session, since, (today + 3) * DAY, (today + 4) * DAY + 97_000, (today + 4) * DAY + 99_999
+    )
+    assert {index.split("_", 2)[2] for _, _, index in plan.scans("events", today + 4)} == {"xid_idx"}
+    assert plan.run_pages < 100
+    upto = (newest + 1, newest + 1, [])
+    page = await explain(
+        session, query("read_events_page"), since, upto, (today + 4) * DAY, (today + 5) * DAY, 1000, None, 16
+    )
+    assert page.scans("events", today + 4) == {
+        ("Index Scan", f"events_{today + 4}", f"events_{today + 4}_pkey")
+    }
+    assert not page.kinds() & {"Sort", "Seq Scan", "Bitmap Heap Scan"}
+
+
+@pytest.mark.parametrize("shards", [None, [3], [1, 5, 9]])
+async def test_a_page_walks_the_primary_key_and_stops(session, today, shards):
+    """From the beginning of the log: a page of all shards reads a page of rows, of one shard sixteen times that."""
+    since, upto = (1, 1, []), (LAST_XID + 1, LAST_XID + 1, [])
+    plan = await explain(session, query("read_events_page"), since, upto, 0, id_of(today, 0), 200, shards, 16)
+    scans = plan.scans("events", today)
+    assert {kind for kind, _, _ in scans} == {"Index Scan"}
+    assert {index.split("_", 2)[2] for _, _, index in scans} == {"pkey"}
+    assert len(scans) <= (1 if shards is None else 5)
+    assert not plan.kinds() & {"Sort", "Incremental Sort", "Seq Scan", "Bitmap Heap Scan"}
+    assert plan.run_pages < (30 if shards is None else 400)
+
+
+async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, today):
+    running = list(range(LAST_XID - 30_000, LAST_XID - 29_000, 2))
+    since, upto = (running[0], LAST_XID - 20_000, running), (LAST_XID + 1, LAST_XID + 1, [])
+    begin = query("find_first_event")
+    first = await explain(session, begin, since, upto, id_of(today, 31_000), id_of(today, 20_500))
+    assert {index for _, _, index in first.scans("events", today)} == {f"events_{today}_xid_idx"}
+    assert first.run_pages < 4 * len(running)
+    at = await session.fetchval(begin, since, upto, id_of(today, 31_000), id_of(today, 20_500))
+    assert at == id_of(today, 30_000) - 1
+    plan = await explain(
+        session, query("read_events_page"), since, upto, id_of(today, 20_500), id_of(today, 0), 1000, None, 16
+    )
+    assert plan.scans("events", today) == {("Index Scan", f"events_{today}", f"events_{today}_pkey")}
+    assert plan.run_pages < 120
+
+
+async def test_what_is_settled_is_read_from_one_day(session, today):
+    plan = await explain(session, query("read_settled"), id_of(today, 2000), id_of(today, 1000))
+    assert {relation for _, relation, _ in plan.scans("attempts", today)} == {f"attempts_{today}"}
+    assert {relation for _, relation, _ in plan.scans("dead", today)} <= {f"dead_{today}"}
+    assert "Seq Scan" not in plan.kinds()
+    assert plan.run_pages < 100
+
+
+async def test_endpoints_of_a_page_are_found_by_their_sites(session):
+    sites = [f"s{n * 7}" for n in range(50)]
+    plan = await explain(session, query("read_endpoints_of_sites"), sites, 16)
+    assert plan.scans("endpoints") == {("Index Scan", "endpoints", "endpoints_of_site")}
+    assert "Seq Scan" not in plan.kinds()
+    assert plan.run_pages < 600
+    many = await explain(session, query("read_endpoints_of_sites"), [f"s{n}" for n in range(1000)], 16)
+    assert "Seq Scan" not in {kind for kind, _, _ in many.scans("endpoints")}
+
+
+async def test_endpoints_by_id_are_found_by_their_key(session):
+    plan = await explain(session, query("read_endpoints"), list(range(1, ENDPOINTS, 1000)), 16)
+    assert "Seq Scan" not in plan.kinds()
+    assert plan.run_pages < 1000
+
+
+# The backlog ----------------------------------------------------------------------------------------------------
+
+BACKLOG = """
+insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)
+select event_id, 1 + event_id % 1000, site_id, 'waiting', 'retry', 1, now() - interval '1 hour' + n * interval '10 ms'
+from (select *, row_number() over (order by event_id) n from webhooks.events) e where n <= {rows}
+"""
+
+
+@pytest.mark.parametrize("analyzed", [False, True])
+async def test_a_due_page_steps_into_each_events_own_day(session, today, analyzed):
+    await session.execute(BACKLOG.format(rows=20_000))
+    if analyzed:
+        await session.execute("analyze webhooks.backlog")
+    rows = 200
+    plan = await explain(session, query("read_due"), "-infinity", 0, 0, rows)
+    assert ("Index Scan", "backlog", "backlog_due") in plan.scans("backlog")
+    assert {kind for kind, _, _ in plan.scans("events", today)} == {"Index Scan"}
+    assert plan.run_pages < 8 * rows
+
+
+async def test_a_due_page_does_not_pay_for_rows_that_were_cleared(filled, session, connect):
+    """100,000 dead rows before the cursor that no vacuum may take, since an old snapshot could still see them."""
+    writer, holder = await connect(filled), await connect(filled)
+    await writer.execute(BACKLOG.format(rows=100_000))
+    cursor = await writer.fetchrow(
+        "select next_attempt_at::text, event_id, endpoint_id"
+        " from webhooks.backlog order by next_attempt_at desc offset 500 limit 1"
+    )
+    await holder.execute("begin isolation level repeatable read; select count(*) from webhooks.backlog")
+    try:
+        await writer.execute(
+            "delete from webhooks.backlog"
+            " where (next_attempt_at, event_id, endpoint_id) <= ($1::text::timestamptz, $2, $3)",
+            *cursor,
+        )
+        plan = await explain(session, query("read_due"), *cursor, 200)
+        from_the_start = await explain(session, query("read_due"), "-infinity", 0, 0, 200)
+        assert plan.run_pages < 8 * 200
+        assert from_the_start.run_pages > 5 * plan.run_pages  # so that the cursor is what makes it cheap
+    finally:
+        for each in (holder, session):
+            await each.execute("rollback")
+        await writer.execute("truncate webhooks.backlog")
+
+
+async def test_parked_rows_are_found_among_many_that_wait(session, today):
+    """An endpoint with thousands of rows to be retried, and a few parked ones at the end."""
+    await session.execute(BACKLOG.format(rows=30_000))
+    await session.execute("update webhooks.backlog set endpoint_id = 7")
+    await session.execute(
+        "update webhooks.backlog set state = 'parked', reason = 'lane_full', next_attempt_at = null"
+        " where event_id in (select event_id from webhooks.backlog order by event_id desc limit 50)"
+    )
+    plan = await explain(session, query("read_parked"), 7, 0, 500)
+    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_parked"}
+    assert {kind for kind, _, _ in plan.scans("events", today)} == {"Index Scan"}
+    assert plan.run_pages < 400
+    endpoints = await explain(session, query("find_parked_endpoints"))
+    assert {index for _, _, index in endpoints.scans("backlog")} == {"backlog_parked"}
+    assert endpoints.run_pages < 200
+    assert [row[0] for row in await session.fetch(query("find_parked_endpoints"))] == [7]
+
+
+# The recorder -----------------------------------------------------------------------------------------------------
+
+
+def batch(today, n):
+    ids = [id_of(today, k) for k in range(n)]
+    return ids, [1 + k for k in range(n)], [f"s{k}" for k in range(n)]
+
+
+async def test_a_batch_of_attempts_costs_by_its_rows(session, today):
+    n = 500
+    events, endpoints, sites = batch(today, n)
+    plan = await explain(
+        session, query("record_attempts"),
+        *(number_literal(each) for each in (events, endpoints, [2] * n, [10**15] * n, [1.5] * n, [500] * n)),
+        ["refused"] * n, ["reset"] * n, [b"no"] * n, sites,
+    )  # fmt: skip
+    assert "Seq Scan" not in plan.kinds()
+    assert plan.run_pages < 25 * n
+
+
+async def test_a_batch_into_the_backlog_and_out_of_it_costs_by_its_rows(session, today):
+    n = 500
+    events, endpoints, sites = batch(today, n)
+    await session.execute(BACKLOG.format(rows=100_000))
+    await session.execute("analyze webhooks.backlog")
+    put = await explain(
+        session, query("put_backlog"), events, endpoints, sites, ["waiting"] * n, ["retry"] * n, [1] * n, [5.0] * n
+    )  # fmt: skip
+    assert not put.kinds() & {"Seq Scan"}
+    assert put.run_pages < 40 * n
+    cleared = await explain(session, query("clear_backlog"), events, endpoints)
+    assert not cleared.kinds() & {"Seq Scan"}
+    assert cleared.run_pages < 20 * n
+    dead = await explain(session, query("put_dead"), events, endpoints, sites, ["exhausted"] * n, [9] * n)
+    assert dead.run_pages < 25 * n
+
+
+async def test_positions_are_stored_without_touching_an_index(session):
+    """HOT: else the key's index grows with every second; with the snapshots that busy systems have."""
+    shards = 64
+    await session.execute(query("make_shards"), shards)
+    for n in range(3):
+        running = list(range(1000, 1000 + 40 * n, 2))
+        snapshot = (1000 if running else 2000, 2000, running)
+        await session.fetch(
+            query("store_positions"), list(range(shards)), [snapshot] * shards, [None] * shards, [0] * shards,
+            [n] * shards, [n] * shards, n, 1, 1, "00000001",
+        )  # fmt: skip
+    updates, hot = await session.fetchrow(
+        "select pg_stat_get_xact_tuples_updated(c), pg_stat_get_xact_tuples_hot_updated(c)"
+        " from (select 'webhooks.shards'::regclass::oid c) t"
+    )
+    assert updates == 3 * shards
+    assert hot >= 2 * shards
