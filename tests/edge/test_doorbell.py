@@ -95,10 +95,13 @@ class Sleeper:
         self.bell = bell
         self.diary = diary
         self.read_at = {}
+        self.after_read = None  # what happens between the end of a statement and the use of its rows
         self._noted = 0
 
     async def read(self):
         found = await self.desk.read()
+        if self.after_read is not None:
+            await self.after_read()
         if found:
             now = time.monotonic()
             for event in self.desk.seen[self._noted :]:
@@ -206,6 +209,50 @@ async def test_a_silent_producer_is_waited_for(database, session, connect, ears,
         await until(lambda: "quiet-1" in sleeper.read_at, 1.0)
         assert sleeper.cycles <= slept + 1
         assert await ears.count() == 0
+
+
+async def test_what_commits_while_the_key_is_granted_during_a_read_is_read_before_the_sleep(
+    database, session, connect, until
+):
+    """The grant proves that all who kept silent have ended, but not that what they wrote was read."""
+    long_one = await connect(database)
+    async with sleeping(database) as sleeper:
+        await until(lambda: sleeper.cycles >= 1)
+        await until(lambda: _free(session))
+        await long_one.execute("begin")
+        await producers.emit(long_one, mark="silent")
+
+        async def commit_behind_the_read():
+            if await _asked(session):
+                sleeper.after_read = None
+                slept.append(sleeper.cycles)
+                await long_one.execute("commit")
+                await until(lambda: _holders(session))
+
+        slept = []
+        sleeper.after_read = commit_behind_the_read
+        await until(lambda: slept and "silent-1" in sleeper.read_at, 2.0)
+        assert sleeper.cycles <= slept[0] + 1
+
+
+async def test_a_ring_between_the_last_read_and_the_sleep_is_heard(database, session, until):
+    async with sleeping(database) as sleeper:
+        await until(lambda: sleeper.cycles >= 1)
+        held, rung = [], []
+
+        async def ring_behind_the_last_read():
+            held.append(await _holders(session))
+            if held[-2:] == [1, 1]:  # the first with the key ended the drowsiness, the second is the last one
+                sleeper.after_read = None
+                rung.extend(await producers.emit(session, mark="rings"))
+                await until(sleeper.bell._wake.is_set)
+
+        sleeper.after_read = ring_behind_the_last_read
+        while not rung:
+            slept = sleeper.cycles
+            await producers.emit(session, mark="wakes")
+            await until(lambda slept=slept: rung or sleeper.cycles > slept)
+        await until(lambda: "rings-1" in sleeper.read_at, 2.0)
 
 
 async def _free(session):
