@@ -38,8 +38,24 @@ def pytest_asyncio_loop_factories(config, item):  # noqa: ARG001 - the hook's ow
     return {"uvloop": uvloop.new_event_loop}
 
 
+PREFIX = "pghookd-test-"
+
+
 def _folder():
-    return Path(tempfile.mkdtemp(prefix="pghookd-test-"))  # short, since a socket lies in it
+    made = Path(tempfile.mkdtemp(prefix=PREFIX))  # short, since a socket lies in it
+    (made / "owner").write_text(str(os.getpid()))
+    return made
+
+
+def _sweep():
+    """Remove the servers of test runs that were killed."""
+    for owner in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/owner"):
+        try:
+            os.kill(int(owner.read_text()), 0)
+        except (ProcessLookupError, ValueError):
+            embedded.remove(embedded.Server(owner.parent))
+        except (PermissionError, FileNotFoundError):
+            continue  # somebody else's, or just ended
 
 
 def with_database(url, name):
@@ -56,6 +72,7 @@ def server():
     if os.environ.get("PGHOOKD_TEST_DATABASE_URL"):
         yield None
         return
+    _sweep()
     made = embedded.Server(_folder(), options={**FOR_TESTS, **embedded.FAST_AND_LOOSE})
     made.start()
     yield made

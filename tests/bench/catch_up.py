@@ -28,7 +28,9 @@ async def main(*, quick: bool) -> None:
                 rates.append(rate)
                 peaks.append(rss)
                 ratios.append(rate / ((before + after) / 2))
-                print(f"caught up at {rate:.0f}/s, {ratios[-1]:.2f} of figure 3, peak {rss:.0f} MB", flush=True)
+                print(
+                    f"caught up at {rate:.0f}/s, {ratios[-1]:.2f} of figure 3, peak {rss:.0f} MB", flush=True
+                )
             keep(
                 "catch_up",
                 {

@@ -71,7 +71,9 @@ async def place(own: Server, name: str) -> Place:
     url = await fresh(own, name)
     made = Place(await connect(url, name="read", settings=PLANS), await asyncpg.connect(url))
     await made.admin.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")
-    await made.admin.execute("insert into webhooks.endpoints (site_id, url) values ('s', 'http://127.0.0.1:9/')")
+    await made.admin.execute(
+        "insert into webhooks.endpoints (site_id, url) values ('s', 'http://127.0.0.1:9/')"
+    )
     return made
 
 
@@ -140,7 +142,9 @@ async def main(*, quick: bool) -> None:
         writer = await asyncpg.connect(own.url("bare"))
         held_here = writer.transaction()
         await held_here.start()
-        await writer.execute("insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')")
+        await writer.execute(
+            "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
+        )
         beside = await backlog_through(empty, rows)
         idle_beside = []
         for _ in range(rounds):
@@ -158,7 +162,9 @@ async def main(*, quick: bool) -> None:
                 "busy read ms": spread(busy_ms),
                 "rows through backlog": rows,
                 "due page ms": spread([statistics.median(quiet)]),
-                "due page, ratio beside a writing transaction": round(statistics.median(beside) / statistics.median(quiet), 3),
+                "due page, ratio beside a writing transaction": round(
+                    statistics.median(beside) / statistics.median(quiet), 3
+                ),
                 "last tenth of the due pages, same ratio": round(_tail(beside) / _tail(quiet), 3),
                 "idle read beside both, ratio to the database without": spread(idle_beside),
             },

@@ -9,6 +9,7 @@ import asyncio
 import re
 import sys
 import time
+from typing import ClassVar
 
 import asyncpg
 import uvloop
@@ -20,7 +21,7 @@ NUMBER = re.compile(rb'"n" : (\d+)')
 class Receiver(asyncio.Protocol):
     """Notes when each event arrived; answers at once."""
 
-    arrived: dict[int, float] = {}
+    arrived: ClassVar[dict[int, float]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport

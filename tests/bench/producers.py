@@ -23,7 +23,21 @@ INSERT = "insert into {} (site_id, type, payload) values ('s', 'order_created', 
 
 def pgbench(program: Path, url: str, script: Path, seconds: float) -> float:
     """Run 32 clients for that long; return transactions per second."""
-    command = [str(program), "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2", "-T", str(seconds), "-f", str(script), url]
+    command = [
+        str(program),
+        "-n",
+        "-M",
+        "prepared",
+        "-c",
+        str(CLIENTS),
+        "-j",
+        "2",
+        "-T",
+        str(seconds),
+        "-f",
+        str(script),
+        url,
+    ]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(re.search(r"tps = ([0-9.]+)", out)[1])
 
@@ -40,7 +54,9 @@ async def make_bare(connection: asyncpg.Connection) -> None:
             f"""create table webhooks.bare_{day[0]} partition of webhooks.bare
                 for values from ({day[0] * 2**32}) to ({(day[0] + 1) * 2**32})"""
         )
-    await connection.execute("select setval('webhooks.bare_event_id_seq', webhooks.day_of() * 4294967296, false)")
+    await connection.execute(
+        "select setval('webhooks.bare_event_id_seq', webhooks.day_of() * 4294967296, false)"
+    )
 
 
 class Slices:
@@ -60,7 +76,10 @@ class Slices:
             ours = await run(pgbench, self.program, self.url, self.events, self.seconds)
             yards.append(await run(pgbench, self.program, self.url, self.bare, self.seconds))
             found.append(ours / ((yards[-2] + yards[-1]) / 2))
-            print(f"{time.strftime('%X')} {name}: {ours:.0f} tps of {yards[-1]:.0f}, ratio {found[-1]:.3f}", flush=True)
+            print(
+                f"{time.strftime('%X')} {name}: {ours:.0f} tps of {yards[-1]:.0f}, ratio {found[-1]:.3f}",
+                flush=True,
+            )
         return found
 
 
@@ -82,14 +101,20 @@ async def main(*, quick: bool) -> None:
                 figures["daemon awake"] = spread(await slices.ratios("awake", pairs))
                 transaction = other.transaction()
                 await transaction.start()
-                await other.execute("insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')")
+                await other.execute(
+                    "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
+                )
                 figures["daemon awake, one producer open"] = spread(await slices.ratios("open", pairs))
                 await transaction.rollback()
             await connection.execute(
-                "insert into webhooks.endpoints (site_id, url, secret) values ('s', $1, $2)", receiver.url, SECRET
+                "insert into webhooks.endpoints (site_id, url, secret) values ('s', $1, $2)",
+                receiver.url,
+                SECRET,
             )
             async with running(url):
-                figures["daemon awake and delivering"] = spread(await slices.ratios("delivering", max(1, pairs // 3)))
+                figures["daemon awake and delivering"] = spread(
+                    await slices.ratios("delivering", max(1, pairs // 3))
+                )
             await connection.close()
             await other.close()
             keep("producers", figures, quick=quick)

@@ -214,3 +214,18 @@ async def test_a_script_may_refuse_delay_and_cut(receiver):
     receiver.paths["/slow"] = lambda _request: Response(503, (("retry-after", "7"),), b"later", delay_s=0.01)
     request = await send(receiver, path="/slow")
     assert (request.status, receiver.in_flight, receiver.in_flight_max) == (503, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "us", [0, 1, CREATED_AT_US, -1, -(10**15), (1 << 56) - 1, 1 << 56, 9_000_000_000_000_000_000]
+)
+async def test_the_database_makes_the_same_webhook_id(database, connect, us):
+    connection = await connect(database, server_settings={"timezone": "UTC"})  # where every day is as long
+    made = await connection.fetchval(
+        "select webhooks.webhook_id($1, timestamptz 'epoch' + make_interval(days => $2) + make_interval(secs => $3))",
+        EVENT_ID,
+        us // 86_400_000_000,
+        us % 86_400_000_000 / 1e6,
+    )
+    assert made == envelope.webhook_id(EVENT_ID, us)
+    assert await connection.fetchval("select webhooks.event_id($1)", made) == EVENT_ID
