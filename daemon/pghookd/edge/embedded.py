@@ -13,6 +13,7 @@ import hashlib
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -193,8 +194,8 @@ class Server:
 
         for folder in (self.folder, self.sockets):
             os.chown(folder, user.pw_uid, user.pw_gid)
-            utils.ensure_prefix_permissions(folder)
-        utils.ensure_prefix_permissions(self._binaries)
+            _let_through(folder)
+        _let_through(self._binaries)
         for path in (self._binaries, self._binaries.parent / "lib", self._binaries.parent / "share"):
             if path.exists():
                 utils.ensure_folder_permissions(path, 0o055 if path is self._binaries else 0o044)
@@ -226,6 +227,14 @@ def remove(server: Server) -> None:
     with contextlib.suppress(EmbeddedFault):
         server.stop("immediate")
     shutil.rmtree(server.folder, ignore_errors=True)
+
+
+def _let_through(path: Path) -> None:
+    """Let others pass through the folders above, but not list them."""
+    for folder in path.parents:
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            folder.chmod(mode | stat.S_IXOTH)
 
 
 def _binaries() -> Path:
