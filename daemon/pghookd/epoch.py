@@ -202,8 +202,11 @@ def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:
 
 
 def _marks(stored: Sequence[StoredShard]) -> Marks:
-    """Start from the highest floor: any stored one holds for every later snapshot."""
-    marks = Marks(max(row.floor for row in stored), max(row.front for row in stored))
+    """Start from the lowest floor: one shard's is none for another that stands further back, and is stored for it too.
+
+    The marks beside them say what holds for later snapshots.
+    """
+    marks = Marks(min(row.floor for row in stored), min(row.front for row in stored))
     for mark in sorted({row.mark for row in stored if row.mark is not None}, key=lambda mark: mark.xid):
         marks.note(mark)
     return marks

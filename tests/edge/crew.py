@@ -19,8 +19,11 @@ import structlog
 
 from pghookd import app, epoch, migrate
 from pghookd.core.lanes import Lanes
+from pghookd.core.model import Outcome
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Log, Snapshot, settle
+from pghookd.core.verdict import Delivered
+from pghookd.core.writes import Attempted
 from pghookd.edge import embedded, postgres
 from pghookd.edge.postgres import query
 from pghookd.edge.rows import shard_of
@@ -259,6 +262,20 @@ class Desk:
         """Store positions and a mark, however recently that was done."""
         self.recorder._stored_rows = -1
         await self.recorder._store(self.clock())
+
+    def settle_all(self):
+        """Say that everything open is settled."""
+        while self.open:
+            settle(self.open.pop())
+
+    async def record(self, deliveries):
+        """Record deliveries as delivered."""
+        for delivery in deliveries:
+            self.recorder.put(
+                Attempted(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered()), self.clock()
+            )
+        while self.recorder.unrecorded:
+            await self.recorder._flush(500)
 
     async def recover(self):
         """Walk every shard from where it was stored to this desk's first snapshot."""

@@ -72,6 +72,7 @@ class Recorder:
         self._recorded = recorded
         self._beat = beat
         self._pending: list[Write] = []
+        self._put_at: list[float] = []  # when each of them was put
         self._writing: list[Write] = []
         self._oldest_at: float | None = None
         self._wake = asyncio.Event()
@@ -91,6 +92,7 @@ class Recorder:
     def put(self, write: Write, now: float) -> None:
         """Hand over an outcome or a change of state; it is durable within milliseconds."""
         self._pending.append(write)
+        self._put_at.append(now)
         if self._oldest_at is None:
             self._oldest_at = now
             self._wake.set()
@@ -168,9 +170,10 @@ class Recorder:
         if not self._pending:
             return
         self._writing, self._pending = self._pending[:rows], self._pending[rows:]
+        del self._put_at[:rows]
         await self._write(self._writing)
         done, self._writing = self._writing, []
-        self._oldest_at = self._monotonic() if self._pending else None
+        self._oldest_at = self._put_at[0] if self._put_at else None
         if len(self._pending) < PENDING_MAX:
             self._roomy.set()
         for write in done:
