@@ -84,7 +84,9 @@ def wrap(webhook_id: str, event_type: str, triggered_at: str, payload: bytes) ->
     Raises:
         ValueError: the type is not a valid one.
     """
-    opening = f'{{"id":"{webhook_id}","type":"{_checked_type(event_type)}","timestamp":"{triggered_at}","data":'
+    opening = (
+        f'{{"id":"{webhook_id}","type":"{_checked_type(event_type)}","timestamp":"{triggered_at}","data":'
+    )
     return opening.encode("ascii") + payload + b"}"
 
 
