@@ -6,8 +6,14 @@ Producers wait meanwhile: everything happens in one transaction under a lock on 
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from pghookd.core.settings import Settings
-from pghookd.edge.postgres import DatabaseError, connect, query
+from pghookd.edge.postgres import DatabaseError, Session, connect, query
+
+LOOKS: Final = 20
+LOOK_AGAIN_S: Final = 0.1
 
 _LOCK = "select pg_try_advisory_xact_lock(1885825131, s + 1) from generate_series(0, $1::int - 1) s"
 
@@ -28,11 +34,8 @@ async def adopt(settings: Settings, *, skip_backlog: bool) -> dict[str, int]:
     )
     try:
         async with session.transaction():
+            await _own(session, settings.delivery.shards)
             await session.execute("lock table webhooks.events in share mode")
-            if not all(row[0] for row in await session.fetch(_LOCK, settings.delivery.shards)):
-                raise DatabaseError(
-                    "55P03", "an instance owns the shards and is reading: there is nothing to adopt"
-                )
             queued = 0
             if not skip_backlog:
                 queued = await session.fetchval(query("adopt_unsettled"))
@@ -47,3 +50,12 @@ async def adopt(settings: Settings, *, skip_backlog: bool) -> dict[str, int]:
         return {"queued": queued, "max_event_id": highest}
     finally:
         await session.close()
+
+
+async def _own(session: Session, shards: int) -> None:
+    """Take the shards' locks before the one that producers wait for; a daemon that holds still has them for moments."""
+    for _ in range(LOOKS):
+        if all(row[0] for row in await session.fetch(_LOCK, shards)):
+            return
+        await asyncio.sleep(LOOK_AGAIN_S)
+    raise DatabaseError("55P03", "an instance owns the shards and is reading: there is nothing to adopt")

@@ -206,13 +206,17 @@ class App:
     async def _foreign(self, settings: Settings, reason: str) -> None:
         """Hold still before a database that is not the one we ran in, until somebody adopts it."""
         if settings.database.adopt == "auto":
-            await adopt.adopt(settings, skip_backlog=False)
-            self._logger.warning(
-                LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
-            )
+            try:
+                await adopt.adopt(settings, skip_backlog=False)
+            except (DatabaseAway, DatabaseError) as error:
+                self._lost(str(error))
+            else:
+                self._logger.warning(
+                    LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
+                )
             return
         status = f"holding still: {reason}; run `pghookd adopt` if this database is meant"
-        if self._say(status):
+        if status != self._said:
             self._logger.error(
                 LogEvent.DATABASE_FOREIGN, reason=reason, note="nothing is delivered until `pghookd adopt`"
             )

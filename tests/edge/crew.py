@@ -167,10 +167,10 @@ async def living(url, *, clock=None, diary=None, **changes):
 class Daemon:
     """Epoch after epoch, as `pghookd run` lives them, without its signals."""
 
-    def __init__(self, settings, diary, clock):
+    def __init__(self, settings, diary, clock, environ):
         self.diary = diary
         self.clock = clock
-        self.app = app.App(settings, logger=diary.logger, environ={}, monotonic=clock)
+        self.app = app.App(settings, logger=diary.logger, environ=environ, monotonic=clock)
         self._task = asyncio.create_task(self.app.serve())
 
     async def stop(self, seconds=15.0):
@@ -186,9 +186,9 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def serving(url, *, clock=None, **changes):
+async def serving(url, *, clock=None, environ=None, **changes):
     """Run the daemon; yields it at once."""
-    daemon = Daemon(settings_of(url, **changes), Diary(), clock or Clock())
+    daemon = Daemon(settings_of(url, **changes), Diary(), clock or Clock(), environ or {})
     try:
         yield daemon
     finally:
