@@ -21,7 +21,7 @@ create table webhooks.sites (
   name        text not null,
   url         text,
   owner_email text
-              constraint "owner_email is one address" check (owner_email ~ '^[^[:space:][:cntrl:],]+@[^[:space:][:cntrl:],]+$'),
+              constraint "owner_email is one address" check (owner_email ~ '^[^[:space:][:cntrl:],@]+@[^[:space:][:cntrl:],@]+$'),
   language    text not null default 'en',
   time_zone   text,
   created_at  timestamptz not null default now()
@@ -305,6 +305,7 @@ language sql security definer set search_path = pg_catalog, webhooks, pg_temp as
   select note_day.day, coalesce(array_agg(virtualtransaction), '{}')
   from pg_locks
   where relation = 'webhooks.events'::regclass and mode = 'RowExclusiveLock' and granted
+    and pid is not null  -- a prepared transaction can insert no more
     and database = (select oid from pg_database where datname = current_database())
   on conflict do nothing
 $$;
@@ -322,7 +323,8 @@ begin
     and exists (select from pg_inherits where inhrelid = to_regclass('webhooks.events_' || p.day) and not inhdetachpending)
     and not exists (
       select from pg_locks
-      where relation = 'webhooks.events'::regclass and mode = 'RowExclusiveLock' and virtualtransaction = any (p.holders));
+      where relation = 'webhooks.events'::regclass and mode = 'RowExclusiveLock' and virtualtransaction = any (p.holders)
+        and pid is not null);  -- one that was prepared meanwhile still shows its virtualtransaction
   return found;
 end $$;
 comment on function webhooks.enter_day is 'Moves the sequence forward into a day, once nobody is left who may not know its partition';
@@ -425,7 +427,7 @@ create trigger endpoints_deleted after delete on webhooks.endpoints
 create function webhooks.webhook_id(event_id bigint, created_at timestamptz) returns text
 language sql immutable strict parallel safe as $$
   select 'evt_' || lpad(to_hex(event_id), 14, '0')
-    || lpad(to_hex(greatest(0, (extract(epoch from created_at) * 1000000)::bigint)), 14, '0')
+    || lpad(to_hex(greatest(0, least(72057594037927935, extract(epoch from created_at) * 1000000))::bigint), 14, '0')
 $$;
 comment on function webhooks.webhook_id is 'The webhook-id header: made of both, since after a failover the same event_id may be given out again';
 
@@ -480,14 +482,15 @@ begin
     raise exception 'there is no endpoint %', endpoint_id using errcode = 'no_data_found';
   end if;
   if held <> 'deliver' then
-    with gone as (
-      delete from webhooks.backlog b
+    with aside as (  -- of each key all but the newest; an event without a key has none that is newer
+      select b.event_id, e.ordering_key is not null
+        and row_number() over (partition by e.ordering_key order by b.event_id desc) > 1 as is_old
+      from webhooks.backlog b
+      left join lateral (select v.ordering_key from webhooks.events v where v.event_id = b.event_id limit 1) e on true
       where b.endpoint_id = enable_endpoint.endpoint_id and b.state = 'held' and b.reason = 'disabled'
-        and (held = 'drop' or exists (
-          select from webhooks.events e
-          join webhooks.events later on later.ordering_key = e.ordering_key and later.event_id > e.event_id
-          join webhooks.backlog l on l.event_id = later.event_id and l.endpoint_id = b.endpoint_id and l.state = 'held'
-          where e.event_id = b.event_id))
+    ), gone as (
+      delete from webhooks.backlog b using aside a
+      where b.endpoint_id = enable_endpoint.endpoint_id and b.event_id = a.event_id and (held = 'drop' or a.is_old)
       returning b.event_id, b.endpoint_id, b.site_id, b.attempts)
     insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts)
     select g.event_id, g.endpoint_id, g.site_id, 'dropped', g.attempts from gone g
@@ -520,6 +523,12 @@ begin
     return query select null::bigint, null::timestamptz, 'no_site', format('site %s is not known', e.site_id);
   elsif not exists (select from webhooks.endpoints p where p.site_id = e.site_id) then
     return query select null::bigint, null::timestamptz, 'no_endpoint', format('site %s has no endpoint', e.site_id);
+  elsif e.endpoint_id is null
+    and not exists (select from webhooks.endpoints p where p.site_id = e.site_id and webhooks.takes(p.event_types, e.type)) then
+    select t into nearest from webhooks.endpoints p, unnest(p.event_types) t where p.site_id = e.site_id and t is not null
+    order by (select count(*) from generate_series(1, length(e.type)) n where left(t, n) = left(e.type, n)) desc, t limit 1;
+    return query select null::bigint, null::timestamptz, 'no_taker',
+      format('no endpoint of site %s takes %s; the nearest type that one takes is %s', e.site_id, e.type, coalesce(nearest, 'none'));
   end if;
   return query
     select p.endpoint_id, coalesce(a.attempted_at, d.since, b.since),
@@ -529,7 +538,8 @@ begin
         when a.outcome = 'delivered' then 'delivered'
         when e.endpoint_id is not null and e.endpoint_id <> p.endpoint_id then 'not_addressed'
         when e.event_id <= p.from_event_id then 'too_young'
-        when not webhooks.takes(p.event_types, e.type) then 'type_not_taken'
+        when e.endpoint_id is null and not webhooks.takes(p.event_types, e.type) then 'type_not_taken'
+        when not p.enabled then 'disabled'
         else 'not_read_yet'
       end,
       case
@@ -540,8 +550,8 @@ begin
         when a.outcome = 'delivered' then format('at attempt %s, answered %s in %s ms', a.attempt, a.status, round(a.duration_ms))
         when e.endpoint_id is not null and e.endpoint_id <> p.endpoint_id then format('the event is for endpoint %s only', e.endpoint_id)
         when e.event_id <= p.from_event_id then 'the endpoint was made after the event'
-        when not webhooks.takes(p.event_types, e.type) then format('the endpoint takes %s', array_to_string(p.event_types, ', '))
-        when not p.enabled then 'the endpoint is disabled (' || p.disabled_reason || '): the event will be held'
+        when e.endpoint_id is null and not webhooks.takes(p.event_types, e.type) then format('the endpoint takes %s', array_to_string(p.event_types, ', '))
+        when not p.enabled then format('the endpoint is disabled (%s): the event will be held', p.disabled_reason)
         else 'the daemon has not settled it yet'
       end
     from webhooks.endpoints p

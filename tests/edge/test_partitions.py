@@ -187,9 +187,9 @@ async def test_a_prepared_transaction_is_neither_waited_for_for_ever_nor_broken(
     await other.insert_in_all_ways()
     await other.connection.execute("prepare transaction 'b'")
     await session.fetchval(query("attach_day"), next_day + 2)
-    await session.execute("commit prepared 'a'")
-    await session.execute("commit prepared 'b'")
     assert await step(session, next_day + 2)
+    for name in ("a", "b"):
+        await session.execute(f"commit prepared '{name}'")
     await shop.insert_in_all_ways()
     assert await newest_day(session) == next_day + 2
 
@@ -209,12 +209,17 @@ async def test_who_is_noted_is_only_who_inserts_into_the_log(session, database, 
 
 async def test_two_maintainers_make_and_move_once(database, session, next_day):
     others = [await postgres.connect(database, name="maintain") for _ in range(3)]
+
+    async def until_done(each, day):
+        while not await step(each, day):
+            pass
+
     try:
         for day in (next_day, next_day + 1):
             async with asyncio.timeout(20):
-                while not all(await asyncio.gather(*(step(each, day) for each in others))):
-                    pass
+                await asyncio.gather(*(until_done(each, day) for each in others))
             assert await session.fetchval(INSERT) // DAY == day
+            assert await attached(session, day) == 3
     finally:
         for each in others:
             await each.close()
@@ -323,7 +328,8 @@ async def test_a_partition_has_its_parents_indexes_and_settings(session, next_da
             "autovacuum_vacuum_insert_scale_factor=0",
             "autovacuum_vacuum_insert_threshold=200000",
         } <= set(options)
-    compression = "select attcompression::text from pg_attribute where attrelid = to_regclass($1) and attname = 'payload'"
+    compression = """select attcompression::text from pg_attribute
+        where attrelid = to_regclass($1) and attname = 'payload'"""
     parent = await session.fetchval(compression, "webhooks.events")
     assert await session.fetchval(compression, f"webhooks.events_{next_day}") == parent
 
