@@ -60,8 +60,8 @@ ANOTHER_SERVER = "update webhooks.shards set system_identifier = 1"
 FOREIGN = {
     "another server": ANOTHER_SERVER,
     "another database of the server": "update webhooks.shards set database_oid = 1",
-    "its transactions are older than the stored position": "update webhooks.shards set snapshot = '9999:9999:'"
-    " where shard = 2",
+    "its transactions are older than the stored position": "update webhooks.shards"
+    " set snapshot = '99999999999:99999999999:' where shard = 2",
     "its event ids are older than the stored position": "select setval('webhooks.events_event_id_seq', last_value - 3)"
     " from webhooks.events_event_id_seq",
 }
@@ -110,13 +110,12 @@ async def test_ids_that_go_back_while_it_runs_end_the_epoch(database, session, u
 async def test_systemd_is_told_that_a_daemon_holding_still_is_ready(database, session, until, tmp_path):
     await run_for_a_while(database, session, until)
     await session.execute(ANOTHER_SERVER)
-    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    heard.bind(str(tmp_path / "notify"))
-    async with serving(database, environ={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as daemon:
-        await daemon.diary.wait_for("database.foreign")
-        await daemon.diary.wait_for("daemon.ready")
-        await daemon.stop()
-    with heard:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as heard:
+        heard.bind(str(tmp_path / "notify"))
+        async with serving(database, environ={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as daemon:
+            await daemon.diary.wait_for("database.foreign")
+            await daemon.diary.wait_for("daemon.ready")
+            await daemon.stop()
         assert b"READY=1" in heard.recv(4096)
 
 

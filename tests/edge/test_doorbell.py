@@ -199,9 +199,7 @@ async def test_a_silent_producer_is_waited_for(database, session, connect, ears,
         quiet = await connect(database)
         await producers.emit(session, mark="wakes")
         await until(lambda: "wakes-1" in sleeper.read_at)
-        await until(lambda: _free(session))
-        await quiet.execute("begin; set local webhooks.bell = off")
-        await producers.emit(quiet, mark="quiet")
+        await _hold_off(quiet, session, until, "quiet", silent=True)
         await ears.count()
         await until(lambda: _asked(session))
         slept = sleeper.cycles
@@ -218,9 +216,7 @@ async def test_what_commits_while_the_key_is_granted_during_a_read_is_read_befor
     long_one = await connect(database)
     async with sleeping(database) as sleeper:
         await until(lambda: sleeper.cycles >= 1)
-        await until(lambda: _free(session))
-        await long_one.execute("begin")
-        await producers.emit(long_one, mark="silent")
+        await _hold_off(long_one, session, until, "silent")
 
         async def commit_behind_the_read():
             if await _asked(session):
@@ -255,9 +251,21 @@ async def test_a_ring_between_the_last_read_and_the_sleep_is_heard(database, ses
         await until(lambda: "rings-1" in sleeper.read_at, 2.0)
 
 
-async def _free(session):
-    await producers.emit(session, mark="keeps it awake")
-    return not await session.fetchval(f"select count(*) from pg_locks where {KEY} and {IN_THIS_DATABASE}")
+async def _hold_off(connection, session, until, mark="m", *, silent=False):
+    """Leave a transaction open that inserted while nobody slept: until it ends, nobody can."""
+
+    async def holds():
+        await producers.emit(session, mark="keeps it awake")
+        await connection.execute("begin; set local webhooks.bell = off" if silent else "begin")
+        await producers.emit(connection, mark=mark)
+        if await connection.fetchval(
+            f"select exists (select from pg_locks where {KEY} and pid = pg_backend_pid())"
+        ):
+            return True
+        await connection.execute("rollback")  # it was asleep at that moment
+        return False
+
+    await until(holds)
 
 
 async def _asked(session):
@@ -371,9 +379,7 @@ async def test_rows_that_keep_coming_beside_a_long_producer_end_the_wait(
     async with sleeping(database) as sleeper:
         await until(lambda: sleeper.cycles >= 1)
         await producers.emit(session, mark="wakes")
-        await until(lambda: _free(session))
-        await long_one.execute("begin")
-        await producers.emit(long_one, mark="long")
+        await _hold_off(long_one, session, until, "long")
         await until(lambda: _asked(session))
         first, began = sleeper.bell.session.pid, time.monotonic()
         await ears.count()
@@ -396,9 +402,7 @@ async def test_giving_up_does_not_end_the_epoch(database, session, connect, unti
     long_one = await connect(database)
     async with living(database, database={"heartbeat_s": 0.002}) as life:
         await life.diary.wait_for("bell.slept")
-        await long_one.execute("begin")
-        await until(lambda: _free(session))
-        await producers.emit(long_one)
+        await _hold_off(long_one, session, until)
         backends = set()
         until_at = time.monotonic() + 7.0
         while time.monotonic() < until_at and len(backends) < 2:
@@ -421,8 +425,8 @@ async def test_giving_up_does_not_end_the_epoch(database, session, connect, unti
 async def test_stopping_while_drowsy_leaves_nobody_waiting(database, session, connect, until):
     long_one = await connect(database)
     await long_one.execute("begin")
+    await producers.emit(long_one)
     async with living(database) as life:
-        await producers.emit(long_one)
         await until(lambda: _asked(session))
         assert await life.stop(3.0) == epoch.Stopped()
         await until(lambda: _nobody_waits(session), 1.0)
