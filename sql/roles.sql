@@ -35,16 +35,26 @@ grant select on webhooks.deliveries, webhooks.attempts, webhooks.backlog, webhoo
 grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.takes to webhooks_admin;
 
--- The daemon reads the log and writes what became of it. It is a member of the tables' owner, since DETACH
--- CONCURRENTLY and ANALYZE need ownership.
+-- The daemon reads the log and writes what became of it. Rights on the parents are enough: partitions get none. It is
+-- a member of the tables' owner, since DETACH CONCURRENTLY and ANALYZE need ownership; not where that is a superuser.
 grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon;
-grant select, insert, update, delete on all tables in schema webhooks to webhooks_daemon;
 grant execute on all functions in schema webhooks to webhooks_daemon;
 do $$
 declare
   owner name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');
+  parent regclass;
 begin
+  for parent in
+    select oid from pg_class where relnamespace = 'webhooks'::regnamespace and relkind in ('r', 'p', 'v') and not relispartition
+  loop
+    execute format('grant select, insert, update, delete on %s to webhooks_daemon', parent);
+  end loop;
   if not (select rolsuper from pg_roles where rolname = owner) and not pg_has_role('webhooks_daemon', owner, 'member') then
-    execute format('grant %I to webhooks_daemon', owner);
+    begin
+      execute format('grant %I to webhooks_daemon', owner);
+    exception when insufficient_privilege or invalid_grant_operation then  -- from 16 on no role may grant itself
+      raise warning 'webhooks_daemon is not a member of %: %', owner, sqlerrm
+        using hint = format('A superuser should run: GRANT %I TO webhooks_daemon', owner);
+    end;
   end if;
 end $$;

@@ -1,0 +1,411 @@
+"""The four roles: what each can do, and that it can do nothing more.
+
+Each test connects as a login role of its own, a member of one of the four: a superuser is refused nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import structlog
+
+from pghookd import migrate
+from pghookd.edge import postgres
+from pghookd.edge.postgres import columns, number_literal, query
+from pghookd.loops import maintain
+
+INSERT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
+DENIED = asyncpg.InsufficientPrivilegeError
+SNAPSHOT = (3, 3, [])
+_numbers = itertools.count(1)
+
+
+def as_user(url, user):
+    """Return a URL for another role; the tests' servers ask no password on their socket or loopback."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}:pw-{user}@{host}").geturl()
+
+
+@pytest.fixture
+async def with_roles(database):
+    await migrate.migrate(database, roles=True)
+    return database
+
+
+@pytest.fixture
+async def login(admin, with_roles, connect):
+    """Return `await login(role)`: the URL of a new login role that is a member of it."""
+    made = []
+
+    async def make(role, *options):
+        name = f"pghookd_test_{os.getpid()}_login_{next(_numbers)}"
+        made.append(name)
+        await admin.execute(f"create role {name} login password 'pw-{name}' {' '.join(options)}")
+        if role:
+            await admin.execute(f"grant {role} to {name}")
+        return as_user(with_roles, name)
+
+    yield make
+    owner = await connect(with_roles)
+    for name in made:
+        await owner.execute(f"drop owned by {name}")
+        await admin.execute(f"drop role {name}")
+
+
+@pytest.fixture
+async def con(with_roles, connect):
+    connection = await connect(with_roles)
+    await connection.execute("insert into webhooks.sites (site_id, name) values ('s', 'A shop')")
+    await connection.execute(
+        "insert into webhooks.endpoints (site_id, url, secret) values ('s', 'http://x', 'secret')"
+    )
+    return connection
+
+
+async def refused(connection, *statements):
+    for sql in statements:
+        with pytest.raises(DENIED):
+            await connection.execute(sql)
+
+
+# roles.sql itself ----------------------------------------------------------------------------------------------------
+
+
+async def test_roles_are_made_once_for_a_cluster_and_granted_in_each_database(
+    admin, server_url, template, with_roles, connect
+):
+    await migrate.migrate(with_roles, roles=True)
+    name = f"pghookd_roles_{os.getpid()}"
+    await admin.execute(f'create database "{name}" template "{template}"')
+    try:
+        second = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+        await migrate.migrate(second, roles=True)
+        for url in (with_roles, second):
+            connection = await connect(url)
+            assert await connection.fetchval(
+                "select has_any_column_privilege('webhooks_producer', 'webhooks.events', 'insert')"
+            )
+            assert await connection.fetchval(
+                "select has_table_privilege('webhooks_daemon', 'webhooks.shards', 'update')"
+            )
+        roles = await admin.fetch(
+            "select rolname, rolcanlogin, rolsuper from pg_roles where rolname like 'webhooks\\_%'"
+        )
+        assert {row["rolname"] for row in roles} == {
+            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_daemon",
+        }  # fmt: skip
+        assert not any(row["rolcanlogin"] or row["rolsuper"] for row in roles)
+    finally:
+        await admin.execute(f'drop database if exists "{name}" with (force)')
+
+
+async def test_the_public_may_do_nothing(con, login, connect):
+    stranger = await connect(await login(None))
+    await refused(stranger, INSERT, "select 1 from webhooks.events", "select webhooks.new_secret()")
+    open_to_all = await con.fetch(
+        "select p.oid::regprocedure::text from pg_proc p where pronamespace = 'webhooks'::regnamespace"
+        " and exists (select from aclexplode(coalesce(proacl, acldefault('f', proowner))) where grantee = 0)"
+    )
+    assert open_to_all == []
+
+
+async def test_functions_that_act_for_others_look_nowhere_else(con):
+    """A definer's function that finds its tables by the caller's search_path is the caller's tool."""
+    loose = await con.fetch(
+        "select oid::regprocedure::text from pg_proc where pronamespace = 'webhooks'::regnamespace and prosecdef"
+        " and not coalesce(proconfig, '{}') @> array['search_path=pg_catalog, webhooks, pg_temp']"
+    )
+    assert loose == []
+
+
+async def test_nobody_was_granted_a_partition(con):
+    granted = await con.fetch(
+        "select relname from pg_class, aclexplode(relacl) a where relispartition and relkind = 'r'"
+        " and a.grantee in (select oid from pg_roles where rolname like 'webhooks\\_%')"
+    )
+    assert granted == []
+
+
+# Producers ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_producer_inserts_what_is_its_own(con, login, connect):
+    producer = await connect(await login("webhooks_producer"))
+    first = await producer.fetchval(f"{INSERT} returning event_id")
+    second = await producer.fetchval(
+        "insert into webhooks.events (site_id, type, payload, subject, ordering_key, dedupe_key, supersede_key,"
+        " traceparent, deliver_after, deliver_before)"
+        " values ('s', 't', '{}', 'o/1', 'a', 'b', 'c', 'd', now(), now()) returning event_id"
+    )
+    third = await producer.fetchval("select webhooks.emit('s', 'order_created', '{}')")
+    assert [first + 1, first + 2] == [second, third]
+    await producer.copy_records_to_table(
+        "events", schema_name="webhooks", columns=["site_id", "type", "payload"], records=[("s", "t", "{}")]
+    )
+    assert (await producer.fetchval("select webhooks.webhook_id(1, now())")).startswith("evt_")
+    assert await producer.fetchval("select max(event_id) from webhooks.events") == first + 3
+    assert await con.fetchval("select count(*) from webhooks.events") == 4
+
+
+async def test_a_producer_rings_a_sleeping_daemon(with_roles, login, connect, until):
+    heard = []
+    sleeper = await connect(with_roles)
+    await sleeper.add_listener("pghookd", lambda *args: heard.append(args[-1]))
+    await sleeper.execute("select pg_advisory_lock(1885825131, 0)")
+    producer = await connect(await login("webhooks_producer"))
+    await producer.execute(INSERT)
+    await until(lambda: heard)
+
+
+async def test_a_producer_can_do_nothing_more(con, login, connect):
+    producer = await connect(await login("webhooks_producer"))
+    for column, value in (("xid", "'5'"), ("created_at", "now()"), ("endpoint_id", "1")):
+        await refused(
+            producer,
+            f"insert into webhooks.events (site_id, type, payload, {column}) values ('s', 't', '{{}}', {value})",
+        )
+    await refused(
+        producer,
+        "insert into webhooks.events (event_id, site_id, type, payload) overriding system value"
+        " values (5, 's', 't', '{}')",
+        f"{INSERT} returning payload",
+        f"{INSERT} returning *",
+        "select payload from webhooks.events",
+        "select count(*) filter (where site_id = 's') from webhooks.events",
+        "update webhooks.events set payload = '{}'",
+        "delete from webhooks.events",
+        "truncate webhooks.events",
+        "select nextval('webhooks.events_event_id_seq')",
+        "select setval('webhooks.events_event_id_seq', 5)",
+        "select last_value from webhooks.events_event_id_seq",
+        "select * from webhooks.endpoints",
+        "select * from webhooks.sites",
+        "select * from webhooks.deliveries",
+        "select * from webhooks.attempts",
+        "select webhooks.enable_endpoint(1)",
+        "select webhooks.explain(1)",
+        "select webhooks.attach_day(99)",
+        "select webhooks.enter_day(99)",
+        "select webhooks.newest_event_id()",
+        "create table webhooks.mine (n int)",
+        "do $$ begin lock table webhooks.events in share mode; end $$",
+    )
+    day = await con.fetchval("select webhooks.day_of()")
+    await refused(
+        producer,
+        f"insert into webhooks.events_{day} (site_id, type, payload) values ('s', 't', '{{}}')",
+    )
+
+
+# Readers and administrators ---------------------------------------------------------------------------------------
+
+
+async def test_a_reader_sees_what_happened_and_no_secret(con, login, connect):
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    await con.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
+        " site_id) values ($1, 1, now(), 1, 1, 200, 'delivered', 's')",
+        event_id,
+    )
+    reader = await connect(await login("webhooks_reader"))
+    assert await reader.fetchval("select state from webhooks.deliveries") == "delivered"
+    assert await reader.fetchval("select outcome from webhooks.attempts") == "delivered"
+    assert await reader.fetch("select * from webhooks.explain($1)", event_id)
+    await reader.fetch("select * from webhooks.operations")
+    await reader.fetch("select * from webhooks.event_types")
+    webhook_id = await reader.fetchval("select webhook_id from webhooks.deliveries")
+    assert await reader.fetchval("select webhooks.event_id($1)", webhook_id) == event_id
+    await refused(
+        reader,
+        INSERT,
+        "select payload from webhooks.events",
+        "select secret from webhooks.endpoints",
+        "select previous_secret, auth, headers from webhooks.endpoints",
+        "select response from webhooks.attempts",
+        "select * from webhooks.attempts",
+        "select unsubscribe_token from webhooks.owners",
+        "select * from webhooks.shards",
+        "select webhooks.emit('s', 't', '{}')",
+        "select webhooks.new_secret()",
+        "select webhooks.disable_endpoint(1)",
+        "delete from webhooks.operations",
+    )
+
+
+async def test_no_view_shows_a_secret_or_a_payload(con):
+    shown = await con.fetch(
+        "select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid"
+        " where c.relnamespace = 'webhooks'::regnamespace and c.relkind = 'v'"
+        " and a.attname ~ 'secret|payload|auth|headers|token|response'"
+    )
+    assert shown == []
+
+
+async def test_an_administrator_registers_and_acts(login, connect):
+    admin = await connect(await login("webhooks_admin"))
+    await admin.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
+    endpoint_id = await admin.fetchval(
+        "insert into webhooks.endpoints (site_id, url, secret) values ('t', 'http://y', webhooks.new_secret())"
+        " returning endpoint_id"
+    )
+    await admin.execute("update webhooks.endpoints set enabled = false where endpoint_id = $1", endpoint_id)
+    await admin.execute("select webhooks.enable_endpoint($1)", endpoint_id)
+    await admin.execute("select webhooks.disable_endpoint($1)", endpoint_id)
+    event_id = await admin.fetchval("select webhooks.emit('t', 'order_created', '{}')")
+    assert [row["what"] for row in await admin.fetch("select * from webhooks.explain($1)", event_id)][
+        -1
+    ] == "disabled"
+    assert await admin.fetchval("select actor from webhooks.operations limit 1") != "postgres"
+    for table in (
+        "deliveries",
+        "attempts",
+        "backlog",
+        "dead",
+        "events",
+        "operations",
+        "emails",
+        "replays",
+        "owners",
+    ):
+        await admin.fetch(f"select * from webhooks.{table}")
+    await admin.execute("delete from webhooks.sites where site_id = 't'")
+    await refused(
+        admin,
+        "delete from webhooks.operations",
+        "update webhooks.shards set floor = 0",
+        "delete from webhooks.backlog",
+        "select setval('webhooks.events_event_id_seq', 5)",
+        "update webhooks.events set payload = '{}'",
+    )
+
+
+# The daemon -------------------------------------------------------------------------------------------------------
+
+
+def parameters(day, event_id):
+    """Return good parameters for each query; a query that is not here fails the test below."""
+    events, endpoints, sites = [event_id], [1], ["s"]
+    server = (1, 1, "00000001")
+    return {
+        "adopt_positions": (event_id,),
+        "adopt_sequence": (),
+        "adopt_unsettled": (),
+        "attach_day": (day,),
+        "note_day": (day,),
+        "enter_day": (day,),
+        "is_in_day": (day,),
+        "find_missing_days": (day, 3),
+        "find_first_event": (SNAPSHOT, SNAPSHOT, 0, 0),
+        "find_parked_endpoints": (),
+        "identify_server": (),
+        "load_payload": (event_id, 1000),
+        "lock_shard": (0,),
+        "make_shards": (2,),
+        "read_shards": (),
+        "read_newest_event_id": (),
+        "read_new_events": (SNAPSHOT, 0, 0, 10),
+        "read_events_page": (SNAPSHOT, SNAPSHOT, 0, event_id, 10, None, 16),
+        "read_settled": (0, event_id),
+        "read_endpoints": (endpoints, 16),
+        "read_endpoints_of_sites": (sites, 16),
+        "read_due": (0, 0, 0, 10),
+        "read_parked": (1, 0, 10),
+        "record_attempts": (
+            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200])),
+            ["delivered"], [None], [None], sites,
+        ),
+        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0)], 7),
+        "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
+        "clear_backlog": (events, endpoints),
+        "disable_endpoints": (endpoints, ["gone"]),
+        "release_held": (None,),
+        "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
+    }  # fmt: skip
+
+
+@pytest.fixture
+async def daemon(login):
+    session = await postgres.connect(await login("webhooks_daemon"), name="daemon")
+    yield session
+    await session.close()
+
+
+async def test_the_daemons_role_can_run_every_query(con, daemon):
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    day = await con.fetchval("select max(day) + 1 from webhooks.partitions")
+    queries = migrate.bundled().joinpath("queries")
+    given = parameters(day, event_id)
+    assert {f"{name}.sql" for name in given} == {file.name for file in queries.iterdir()}
+    for name, arguments in given.items():
+        await daemon.fetch(query(name), *arguments)
+    assert await con.fetchval("select count(*) from webhooks.attempts") == 1
+    assert await con.fetchval("select last_value from webhooks.events_event_id_seq") == day * 2**32
+
+
+async def test_the_daemons_role_makes_days_and_enters_them(con, daemon):
+    day = await con.fetchval("select max(day) + 1 from webhooks.partitions")
+    assert await maintain.step(daemon, logger=structlog.get_logger(), days=2, today=day)
+    assert await con.fetchval(f"{INSERT} returning event_id") == day * 2**32
+    await daemon.execute("select pg_notify('pghookd', 'echo'); listen pghookd")
+
+
+async def test_the_daemons_role_reads_the_log_it_did_not_make(daemon, login, connect):
+    producer = await connect(await login("webhooks_producer"))
+    await producer.execute(INSERT)
+    rows = await daemon.fetch(query("read_new_events"), SNAPSHOT, 0, 0, 10)
+    assert [row["payload"] for row in rows] == [b"{}"]
+
+
+async def test_a_schema_of_a_plain_owner_is_the_daemons_as_well(server_url, admin, connect):
+    """No superuser's schema: its owner migrates, makes the roles, and the daemon may drop old days."""
+    number = os.getpid()
+    owner, name, login = f"pghookd_owner_{number}", f"pghookd_owned_{number}", f"pghookd_runs_{number}"
+    await admin.execute(f"create role {owner} login createrole password 'pw-{owner}'")
+    await admin.execute(f"create role {login} login password 'pw-{login}'")
+    await admin.execute(f'create database "{name}" owner {owner} template template0')
+    url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    try:
+        await migrate.migrate(as_user(url, owner), roles=True)
+        await migrate.migrate(as_user(url, owner), roles=True)
+        await migrate.migrate(url, roles=True)  # a superuser: where the owner may not grant itself
+        await admin.execute(f"grant webhooks_daemon to {login}")
+        con = await connect(url)
+        assert await con.fetchval("select tableowner from pg_tables where tablename = 'events'") == owner
+        daemon = await postgres.connect(as_user(url, login), name="daemon")
+        day = await con.fetchval("select max(day) + 1 from webhooks.partitions")
+        assert await maintain.step(daemon, logger=structlog.get_logger(), days=1, today=day)
+        assert (
+            await con.fetchval("select reltuples from pg_class where oid = 'webhooks.events'::regclass") == 0
+        )
+        await daemon.execute(
+            f"alter table webhooks.events detach partition webhooks.events_{day - 1} concurrently"
+        )
+        await daemon.execute(f"drop table webhooks.events_{day - 1}")
+        await daemon.close()
+        await con.close()
+    finally:
+        await admin.execute(f'drop database if exists "{name}" with (force)')
+        await admin.execute(f"drop owned by {owner}, {login}")
+        await admin.execute(f"drop role {owner}, {login}")
+
+
+async def test_an_owner_that_made_the_roles_itself_is_told_and_not_stopped(own_server, connect):
+    """From 16 on who makes a role is a member of it, so that it cannot be made a member of its maker."""
+    superuser = await connect(own_server.url())
+    await superuser.execute("create role owner login createrole")
+    await superuser.execute("create database owned owner owner")
+    url = as_user(own_server.url("owned"), "owner")
+    for _ in range(2):
+        assert (await migrate.migrate(url, roles=True)).roles
+    owner = await connect(url)
+    assert await owner.fetchval("select has_table_privilege('webhooks_daemon', 'webhooks.shards', 'update')")
+    await superuser.execute("create role runs login; grant webhooks_daemon to runs")
+    daemon = await postgres.connect(as_user(own_server.url("owned"), "runs"), name="daemon")
+    day = await owner.fetchval("select max(day) + 1 from webhooks.partitions")
+    assert await maintain.step(daemon, logger=structlog.get_logger(), days=1, today=day)
+    await daemon.close()
