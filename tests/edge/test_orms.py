@@ -63,7 +63,7 @@ def psql(url, *commands, stdin=None):
     ).stdout  # fmt: skip
 
 
-def test_psql(url, events):
+async def test_psql(url, events):
     insert = (
         "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{\"a\" :1}')"
     )
@@ -80,7 +80,7 @@ def test_psql(url, events):
 # psycopg ------------------------------------------------------------------------------------------------------------
 
 
-def test_psycopg(url, events):
+async def test_psycopg(url, events):
     insert = "insert into webhooks.events (site_id, type, payload, subject) values (%s, %s, %s, %s) returning event_id"
     with psycopg.connect(url) as connection:
         for _ in range(7):  # from the sixth on prepared
@@ -105,6 +105,7 @@ def test_psycopg(url, events):
 
 @pytest.fixture(scope="session")
 def event_model():
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # the test has its thread, and the loop, for itself
     settings.configure(
         DATABASES={"default": {"ENGINE": "django.db.backends.postgresql"}}, INSTALLED_APPS=[], USE_TZ=True
     )
@@ -145,7 +146,7 @@ def event(event_model, url):
     connection.close()
 
 
-def test_django(event, events):
+async def test_django(event, events):
     made = event.objects.create(site_id="s", type="order_created", payload=PAYLOAD, subject="order/7")
     with transaction.atomic():
         event(site_id="s", type="order_updated", payload=PAYLOAD).save()
@@ -188,7 +189,7 @@ def engine(url):
     engine.dispose()
 
 
-def test_sqlalchemy_orm(engine, events):
+async def test_sqlalchemy_orm(engine, events):
     with Session(engine) as session, session.begin():
         one = Event(site_id="s", type="order_created", payload=PAYLOAD, subject="order/7")
         session.add(one)
@@ -208,7 +209,7 @@ def test_sqlalchemy_orm(engine, events):
     assert json.loads(rows[0][2]) == PAYLOAD
 
 
-def test_sqlalchemy_core(engine, events):
+async def test_sqlalchemy_core(engine, events):
     values = {"site_id": "s", "type": "order_created", "payload": PAYLOAD}
     with engine.begin() as connection:
         first = connection.execute(sa.insert(Event.__table__).values(values)).inserted_primary_key[0]

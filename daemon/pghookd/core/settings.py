@@ -417,10 +417,7 @@ FIXED: Final = ("database.", "delivery.shards")  # what SIGHUP does not change
 def reloaded(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...]]:
     """Return what holds after a reload, and the names whose new value waits for a restart."""
     waiting = tuple(
-        name
-        for name in NAMES
-        if name.startswith(FIXED)
-        and value_of(old, name) != value_of(new, name)
+        name for name in NAMES if name.startswith(FIXED) and value_of(old, name) != value_of(new, name)
     )
     delivery = new.delivery.model_copy(update={"shards": old.delivery.shards})
     return new.model_copy(update={"database": old.database, "delivery": delivery}), waiting

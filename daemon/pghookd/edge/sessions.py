@@ -145,6 +145,4 @@ async def check_echo(read: Session, work: Session, echo: asyncio.Event) -> None:
             "a notification to ourselves was not heard: connect directly, not through a transaction pooler"
         )
     if await work.fetchval("select pg_try_advisory_lock(1885825131, 1)"):
-        raise Unfit(
-            "a lock held by one session was given to another: connect directly, not through a pooler"
-        )
+        raise Unfit("a lock held by one session was given to another: connect directly, not through a pooler")

@@ -24,7 +24,9 @@ from pghookd.edge.rows import endpoint_of
 PAGE: Final = 1000  # events
 DAY_IDS: Final = 2**32  # event ids of a day, and of a partition
 PAUSE_MIN_S: Final = 0.001
-PAUSE_MAX_S: Final = 0.002  # a read that finds nothing takes 0.1 ms; 4 ms here makes the median latency 2.6 ms, not 1.6
+PAUSE_MAX_S: Final = (
+    0.002  # a read that finds nothing takes 0.1 ms; 4 ms here makes the median latency 2.6 ms, not 1.6
+)
 LULL_S: Final = 0.25  # without a row: go to sleep
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
@@ -113,7 +115,9 @@ class Reader:
             now = self._monotonic()
             if found:
                 idle_at, pause = now, PAUSE_MIN_S
-                if found < PAGE // 2:  # let some gather: reading at once takes a tenth of the producers' speed
+                if (
+                    found < PAGE // 2
+                ):  # let some gather: reading at once takes a tenth of the producers' speed
                     await asyncio.sleep(PAUSE_MIN_S)
             elif now - idle_at < LULL_S:
                 await asyncio.sleep(pause)
