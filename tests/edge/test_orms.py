@@ -142,8 +142,7 @@ def event(event_model, url):
         HOST=query["host"][0] if "host" in query else parts.hostname or "",
         PORT=query["port"][0] if "port" in query else parts.port or "",
     )
-    yield event_model
-    connection.close()
+    return event_model
 
 
 async def test_django(event, events):
@@ -156,6 +155,7 @@ async def test_django(event, events):
     bulk = event.objects.bulk_create(
         [event(site_id="s", type="contact_updated", payload={"n": n}) for n in range(10)]
     )
+    connections["default"].close()  # here: it is the test's own, not the fixture's
     rows = events()
     assert [row[1] for row in rows] == ["order_created", "order_updated"] + ["contact_updated"] * 10
     assert made.pk == rows[0][0]
