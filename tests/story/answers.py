@@ -20,3 +20,8 @@ def lively(request):
 def slow(_request):
     """Take 40 ms."""
     return receiver.Response(delay_s=0.04)
+
+
+def second(_request):
+    """Take a second."""
+    return receiver.Response(delay_s=1.0)

@@ -7,6 +7,7 @@ from there on each read is the difference to the one before.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol, TypeAlias, cast
 
@@ -374,6 +375,7 @@ class Reader:
 
     def _forget(self, lane: Lane, now: float) -> None:
         """Drop the work of a deleted endpoint: what had a row is dead, the rest leaves none."""
+        lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)  # the rest of a page must not go out
         for delivery in self._lanes.empty(lane):
             if delivery.in_backlog:
                 self._die(delivery, Reason.NO_ENDPOINT, now)

@@ -276,7 +276,11 @@ class Recorder:
         changed = self._changed
         if changed is None or changed:
             self._changed = set()
-            await self._session.execute(query("release_held"), None if changed is None else list(changed))
+            ids = None if changed is None else list(changed)
+            try:
+                await self._session.execute(query("release_held"), ids)
+            except DatabaseError as error:  # too many rows for the time allowed, say: the triggers do it as well
+                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="release_held")
 
     async def _store(self, now: float) -> None:
         """Store each shard's settled position, with a mark; at most once a second, and only if it moved."""
