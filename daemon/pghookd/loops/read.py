@@ -375,7 +375,9 @@ class Reader:
 
     def _forget(self, lane: Lane, now: float) -> None:
         """Drop the work of a deleted endpoint: what had a row is dead, the rest leaves none."""
-        lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)  # the rest of a page must not go out
+        lane.endpoint = dataclasses.replace(
+            lane.endpoint, enabled=False
+        )  # the rest of a page must not go out
         for delivery in self._lanes.empty(lane):
             if delivery.in_backlog:
                 self._die(delivery, Reason.NO_ENDPOINT, now)

@@ -279,7 +279,9 @@ class Recorder:
             ids = None if changed is None else list(changed)
             try:
                 await self._session.execute(query("release_held"), ids)
-            except DatabaseError as error:  # too many rows for the time allowed, say: the triggers do it as well
+            except (
+                DatabaseError
+            ) as error:  # too many rows for the time allowed, say: the triggers do it as well
                 self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="release_held")
 
     async def _store(self, now: float) -> None:

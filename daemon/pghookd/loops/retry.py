@@ -23,6 +23,7 @@ PARKED_PAGE: Final = 500
 LOOK_EVERY_S: Final = 0.5
 LOOK_AGAIN_EVERY_S: Final = 60.0  # from the beginning: a clock may have been set back
 PARKED_LANES_A_STEP: Final = 8
+PARKED_LOOK_S: Final = 0.1  # between two looks at one endpoint's parked rows
 _BEGINNING: Final = (0, 0, 0)
 
 
@@ -37,6 +38,7 @@ class DueRows:
         self._look_at = 0.0
         self._look_again_at = 0.0
         self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
+        self._parked_looked: dict[int, float] = {}  # per endpoint, when
         self._parked_known = False
 
     def ring(self) -> None:
@@ -68,8 +70,13 @@ class DueRows:
             await self._place(session, rows, now, put)
 
     async def _unpark(self, session: Session, now: float, put: Put) -> None:
-        hungry = [e for e in self._lanes.parked if self._is_hungry(e)]
-        for endpoint_id in hungry[:PARKED_LANES_A_STEP]:
+        looked = self._parked_looked
+        waiting = [
+            e for e in self._lanes.parked if now - looked.get(e, 0.0) >= PARKED_LOOK_S and self._is_hungry(e)
+        ]
+        waiting.sort(key=lambda e: looked.get(e, 0.0))  # whoever has waited longest is first
+        for endpoint_id in waiting[:PARKED_LANES_A_STEP]:
+            looked[endpoint_id] = now
             after = self._parked_after.get(endpoint_id, 0)
             rows = await session.fetch(query("read_parked"), endpoint_id, after, PARKED_PAGE)
             if rows:
@@ -79,6 +86,7 @@ class DueRows:
                 del self._parked_after[endpoint_id]  # once more from the beginning before it is believed
             elif not any(key[1] == endpoint_id for key in self._lanes.aboard):
                 self._lanes.parked.discard(endpoint_id)
+                del looked[endpoint_id]
 
     def _is_hungry(self, endpoint_id: int) -> bool:
         lane = self._lanes.by_endpoint.get(endpoint_id)
