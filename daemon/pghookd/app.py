@@ -11,8 +11,8 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Final, TypeVar
 
 import uvloop
 from structlog.typing import FilteringBoundLogger
@@ -29,6 +29,8 @@ from pghookd.loops.watch import Beats
 BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # between epochs; the last one repeats
 STEADY_AFTER_S: Final = 30.0  # an epoch that lived this long starts the backoff anew
 FOREIGN_LOOK_S: Final = 2.0
+
+T = TypeVar("T")
 
 EXIT_DONE: Final = 0
 EXIT_DATABASE: Final = 3
@@ -152,11 +154,11 @@ class App:
     async def _once(self, settings: Settings, sender: Sender) -> int | None:
         """Live one epoch, if the schema is fit for it; a status ends the daemon."""
         try:
-            refusal = await self._schema(settings)
+            refusal = await self._unless_turned(self._schema(settings))
         except (DatabaseAway, DatabaseError) as error:
             self._lost(str(error))
             return None
-        if refusal is not None:
+        if refusal is not None or self._turn.is_set():
             return refusal
         ending = await epoch.run(self._world(settings, sender))
         match ending:
@@ -260,6 +262,18 @@ class App:
                 await self._turn.wait()
         except TimeoutError:
             return
+
+    async def _unless_turned(self, work: Coroutine[None, None, T]) -> T | None:
+        """Await something that is of no use any more once the epoch is to end; None then."""
+        task = asyncio.ensure_future(work)
+        turning = asyncio.ensure_future(self._turn.wait())
+        try:
+            await asyncio.wait((task, turning), return_when=asyncio.FIRST_COMPLETED)
+            return await task if task.done() else None
+        finally:
+            turning.cancel()
+            task.cancel()
+            await asyncio.wait((task,))
 
     async def _guard(self) -> None:
         """Tell systemd's watchdog that we live, but only if every loop has moved."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final, TypeAlias, TypeVar
 
 from structlog.typing import FilteringBoundLogger
@@ -92,6 +92,8 @@ async def run(world: World) -> Ending:
         if ending is None:
             raise
         return ending
+    except _StoppedEarly:
+        return Stopped()
     except (DatabaseAway, DatabaseError) as error:
         return Lost(str(error))
     except ForeignDatabase as error:
@@ -118,12 +120,11 @@ def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
 
 
 async def _live(world: World, sessions: Sessions) -> Ending:
-    record = await sessions.record()
+    record = await _unless_stopped(sessions.record(), world.stop, sessions)
     shards = await _shards(world, record)
-    if not await _owned(world, sessions, record, shards):
-        return Stopped()
+    await _unless_stopped(own(record, shards, standing_by=lambda: _stand_by(world)), world.stop, sessions)
     world.logger.info(LogEvent.SHARD_TAKEN, shards=shards)
-    crew = await _assemble(world, sessions, record)
+    crew = await _unless_stopped(_assemble(world, sessions, record), world.stop, sessions)
     world.ready(f"reading the log, {shards} shards")
     async with asyncio.TaskGroup() as group:
         await crew.run(group)
@@ -140,35 +141,31 @@ async def _shards(world: World, record: Session) -> int:
     return there
 
 
-async def _owned(world: World, sessions: Sessions, record: Session, shards: int) -> bool:
-    """Wait until every shard is ours; False where the daemon is stopped first."""
-
-    def standing_by() -> None:
-        world.ready("standing by: another instance owns the shards")
-        for name in LOOPS:
-            world.beats.of(name)()
-
-    owning = own(record, shards, standing_by=standing_by)
-    return await _unless_stopped(owning, world.stop, sessions) is not _STOPPED
+def _stand_by(world: World) -> None:
+    world.ready("standing by: another instance owns the shards")
+    for name in LOOPS:
+        world.beats.of(name)()
 
 
-_STOPPED: Final = object()
+class _StoppedEarly(Exception):  # noqa: N818 - not a mistake
+    """The daemon was told to stop before the loops ran."""
 
 
-async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event, sessions: Sessions) -> T | object:
+async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event, sessions: Sessions) -> T:
     """Await something that also ends at stop, or with the loss of a session."""
     task = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({task, stopping, sessions.lost}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, stopping, sessions.lost), return_when=asyncio.FIRST_COMPLETED)
         if sessions.lost.done():
             raise DatabaseAway(f"the session {sessions.lost.result()!r} was lost")
-        return await task if task.done() else _STOPPED
+        if not task.done():
+            raise _StoppedEarly
+        return await task
     finally:
         stopping.cancel()
         task.cancel()
-        with suppress(asyncio.CancelledError, DatabaseAway, DatabaseError):
-            await task
+        await asyncio.wait((task,))
 
 
 async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
