@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    from pghookd.core.snapshot import Ticket
+from typing import TypeAlias
 
 EVENT_TYPES = (
     "order_created",
@@ -122,7 +119,7 @@ class Delivery:
     endpoint_id: int
     attempts: int  # attempts recorded so far; the next one is attempts + 1
     since: float  # monotonic seconds at which it came into memory
-    ticket: Ticket | None = None  # what of the log waits for it; None once it has a row of its own
+    ticket: object | None = None  # what of the log waits for it (core/snapshot); None once it has a row of its own
     in_backlog: bool = False
     age_from_us: int = 0  # what age_max_s counts from; microseconds since 1970
 

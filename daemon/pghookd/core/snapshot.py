@@ -162,7 +162,7 @@ class Log:
 def settle(delivery: Delivery) -> None:
     """Say that the outcome, or a row in `backlog` or `dead`, is durable: the log need not wait for it any more."""
     ticket = delivery.ticket
-    if ticket is not None:
+    if isinstance(ticket, Ticket):
         delivery.ticket = None
         ticket.open.discard(delivery)
         if not ticket.open:
