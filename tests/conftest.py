@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("pghookd")
 _numbers = itertools.count(1)
 
 
-def pytest_asyncio_loop_factories(config, item):  # noqa: ARG001 - the hook's own signature
+def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
 
 

@@ -1,6 +1,6 @@
 """What a receiver may do to us, and what the sender says of it; and what it leans on in aiohttp."""
 
-# ruff: noqa: ARG001, ARG002 -- handlers and resolvers have the arguments of their kind, used or not
+# ruff: noqa: ARG002 -- handlers and resolvers have the arguments of their kind, used or not
 # ruff: noqa: ASYNC110 -- what these wait for has no event of its own
 import asyncio
 import errno
