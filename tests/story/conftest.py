@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from daemon import Daemon, NotifySocket, ReceiverProcess
+from shop import Shop
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -47,3 +48,15 @@ async def db(database):
     connection = await asyncpg.connect(database)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def shop(db, receiver, until):
+    """Return a site whose endpoints are at `receiver`."""
+    return Shop(db, receiver, until)
+
+
+@pytest.fixture
+def reaches(shop):
+    """Return `await reaches(event_id, endpoint_id, state)`: waits until a delivery of `shop` stands there."""
+    return shop.reaches

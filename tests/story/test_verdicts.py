@@ -6,67 +6,9 @@ import asyncio
 import base64
 import hashlib
 import hmac
-import json
 
 import pytest
 from receiver import Response
-
-INSERT = "insert into webhooks.events (site_id, type, payload) values ($1, $2, $3) returning event_id"
-
-
-class Shop:
-    """One site with an endpoint, and how its deliveries stand."""
-
-    def __init__(self, db, receiver):
-        self.db, self.receiver = db, receiver
-
-    async def open(self, path="/a", **columns):
-        await self.db.execute(
-            "insert into webhooks.sites (site_id, name, url) values ('s', 'S', 'https://shop.example')"
-            " on conflict do nothing"
-        )
-        names = ", ".join(["site_id", "url", *columns])
-        marks = ", ".join(f"${n + 1}" for n in range(len(columns) + 2))
-        return await self.db.fetchval(
-            f"insert into webhooks.endpoints ({names}) values ({marks}) returning endpoint_id",
-            "s",
-            self.receiver.url(path),
-            *columns.values(),
-        )
-
-    async def emit(self, kind="order_created", payload=None):
-        return await self.db.fetchval(INSERT, "s", kind, json.dumps({"n": 1}) if payload is None else payload)
-
-    async def stands(self, event_id):
-        """Return {endpoint_id: (state, reason, attempts)} of an event."""
-        rows = await self.db.fetch("select * from webhooks.deliveries where event_id = $1", event_id)
-        return {row["endpoint_id"]: (row["state"], row["reason"], row["attempts"]) for row in rows}
-
-    async def attempts(self, event_id):
-        rows = await self.db.fetch(
-            "select attempt, outcome, status, error from webhooks.attempts where event_id = $1 order by attempt",
-            event_id,
-        )
-        return [tuple(row) for row in rows]
-
-
-@pytest.fixture
-def shop(db, receiver):
-    return Shop(db, receiver)
-
-
-@pytest.fixture
-def reaches(shop, until):
-    """Return `await reaches(event_id, endpoint_id, state)`: waits until a delivery stands there."""
-
-    async def reach(event_id, endpoint_id, state, seconds=10.0):
-        async def there():
-            return (await shop.stands(event_id)).get(endpoint_id, ("",))[0] == state
-
-        await until(there, seconds)
-        return (await shop.stands(event_id))[endpoint_id]
-
-    return reach
 
 
 async def test_a_success_is_one_request_and_one_row(database, shop, start, receiver, reaches):
