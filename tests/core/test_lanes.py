@@ -259,6 +259,24 @@ def test_shedding_takes_the_surplus_of_lanes_that_do_not_keep_up_and_only_when_m
     assert not lanes.full
 
 
+def test_a_lane_that_does_not_keep_up_takes_few_parked_rows_back_and_none_while_memory_is_full():
+    lanes = make(endpoint_concurrency=4, queue_bytes_max=2000)
+    assert lanes.appetite(1, 0.0) == 8  # not known: it has not proved itself
+    lane = fill(lanes, 1, 3)
+    assert lanes.appetite(1, 0.0) == 5
+    start(lanes)
+    lanes.done(lane, delivered=True)
+    assert lanes.appetite(1, 0.5) == LANE_QUEUE_MAX // 2
+    assert lanes.appetite(1, 9.0) == 7  # the one at the head waits too long
+    fill(lanes, 1, 4)
+    assert lanes.appetite(1, 9.0) == 0  # enough is queued
+    assert lanes.appetite(1, 0.5) == LANE_QUEUE_MAX // 2
+    while not lanes.full:
+        lanes.offer(lane, delivery(), 0.5)
+    assert lanes.appetite(1, 0.5) == 0
+    assert lanes.appetite(2, 0.5) == 0
+
+
 def test_nothing_is_shed_while_every_slot_is_taken():
     lanes = make(concurrency=2, queue_bytes_max=200)
     fill(lanes, 1, 100)

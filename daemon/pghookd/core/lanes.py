@@ -211,6 +211,17 @@ class Lanes:
         stuck = [lane for lane in self.busy() if not lane.proved or lane.waits_too_long(now)]
         return [delivery for lane in stuck for delivery in self._take(lane, 2 * lane.limit)]
 
+    def appetite(self, endpoint_id: int, now: float) -> int:
+        """Return how many parked deliveries an endpoint may take back: one that does not keep up only a few."""
+        lane = self.by_endpoint.get(endpoint_id)
+        if self.full:
+            return 0
+        if lane is None:
+            return 2 * self._endpoint_concurrency
+        if lane.proved and not lane.waits_too_long(now):
+            return LANE_QUEUE_MAX // 2 if len(lane.queue) <= LANE_QUEUE_MAX // 4 else 0
+        return 2 * lane.limit - len(lane.queue) if len(lane.queue) <= lane.limit else 0
+
     def _take(self, lane: Lane, keep: int) -> list[Delivery]:
         taken: list[Delivery] = []
         while len(lane.queue) > keep:

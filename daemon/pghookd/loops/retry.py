@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from pghookd.core.lanes import LANE_QUEUE_MAX, Lanes, Offer
+from pghookd.core.lanes import Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
@@ -19,10 +19,10 @@ from pghookd.edge.rows import endpoint_of
 Put = Callable[[Write, float], None]
 
 DUE_PAGE: Final = 200
-PARKED_PAGE: Final = 500
 LOOK_EVERY_S: Final = 0.5
 LOOK_AGAIN_EVERY_S: Final = 60.0  # from the beginning: a clock may have been set back
 PARKED_LANES_A_STEP: Final = 8
+SHED_EVERY_S: Final = 0.5
 PARKED_LOOK_S: Final = 0.1  # between two looks at one endpoint's parked rows
 _BEGINNING: Final = (0, 0, 0)
 
@@ -40,6 +40,7 @@ class DueRows:
         self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
         self._parked_looked: dict[int, float] = {}  # per endpoint, when
         self._parked_known = False
+        self._shed_at = 0.0
 
     def ring(self) -> None:
         """Somebody else has made rows due, perhaps earlier ones than were looked at."""
@@ -51,6 +52,10 @@ class DueRows:
         if now >= self._look_again_at:
             self._look_again_at = now + LOOK_AGAIN_EVERY_S
             self._cursor = _BEGINNING
+        if self._lanes.full and now >= self._shed_at:  # by those that do not keep up, while others have rows
+            self._shed_at = now + SHED_EVERY_S
+            for delivery in self._lanes.shed(now):
+                put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
         if now >= self._look_at and not self._lanes.full:
             await self._due(session, now, put)
         if not self._parked_known:  # what others parked: those before a crash, or the owner before us
@@ -72,13 +77,18 @@ class DueRows:
     async def _unpark(self, session: Session, now: float, put: Put) -> None:
         looked = self._parked_looked
         waiting = [
-            e for e in self._lanes.parked if now - looked.get(e, 0.0) >= PARKED_LOOK_S and self._is_hungry(e)
+            e
+            for e in self._lanes.parked
+            if now - looked.get(e, 0.0) >= PARKED_LOOK_S and self._lanes.appetite(e, now)
         ]
         waiting.sort(key=lambda e: looked.get(e, 0.0))  # whoever has waited longest is first
         for endpoint_id in waiting[:PARKED_LANES_A_STEP]:
             looked[endpoint_id] = now
+            page = self._lanes.appetite(endpoint_id, now)
+            if not page:  # what was taken back for the one before has filled the memory
+                break
             after = self._parked_after.get(endpoint_id, 0)
-            rows = await session.fetch(query("read_parked"), endpoint_id, after, PARKED_PAGE)
+            rows = await session.fetch(query("read_parked"), endpoint_id, after, page)
             if rows:
                 self._parked_after[endpoint_id] = rows[-1]["event_id"]
                 await self._place(session, rows, now, put)
@@ -87,10 +97,6 @@ class DueRows:
             elif not any(key[1] == endpoint_id for key in self._lanes.aboard):
                 self._lanes.parked.discard(endpoint_id)
                 del looked[endpoint_id]
-
-    def _is_hungry(self, endpoint_id: int) -> bool:
-        lane = self._lanes.by_endpoint.get(endpoint_id)
-        return not self._lanes.full and (lane is None or len(lane.queue) <= LANE_QUEUE_MAX // 4)
 
     async def _place(self, session: Session, rows: Iterable[Row], now: float, put: Put) -> None:
         fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self._lanes.aboard]
