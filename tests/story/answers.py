@@ -17,6 +17,21 @@ def lively(request):
     return receiver.Response(status, delay_s=dice % 31 / 1000)
 
 
+def moody(request):
+    """Answer as the path says: ok, flaky (twice 500), mute (hangs now and then), lost (always 500), gone (always 410)."""
+    dice = zlib.crc32(request.webhook_id.encode())
+    match request.path:
+        case "/flaky" if request.attempt < 3:
+            return 500
+        case "/mute" if request.attempt == 1 and dice % 50 == 0:
+            return receiver.Response(delay_s=60)
+        case "/lost":
+            return 500
+        case "/gone":
+            return 410
+    return receiver.Response(delay_s=dice % 31 / 1000)
+
+
 def slow(_request):
     """Take 40 ms."""
     return receiver.Response(delay_s=0.04)

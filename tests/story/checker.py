@@ -4,7 +4,7 @@
     no false success   delivered only where the receiver had decided on a 2xx
     no phantom         an attempt with a status has an entry of the receiver with that number and status
     hidden sends       entries of the receiver without an attempt: at most what the faults explain
-    numbering          attempts 1..n without a gap, starts in order
+    numbering          attempts 1..n without a gap, starts in order; backlog and dead count as many
     integrity          one webhook-id and one body per event, whatever the repeat; the producer's bytes; the signature
     bounded repeats    2xx after the first one of a delivery: at most what the faults explain
 
@@ -35,6 +35,10 @@ union all select distinct event_id, endpoint_id, 'delivered' from webhooks.attem
 ATTEMPTS = """
 select event_id, endpoint_id, attempt, attempted_at, status, outcome from webhooks.attempts
 order by event_id, endpoint_id, attempt
+"""
+COUNTS = """
+select event_id, endpoint_id, attempts, state from webhooks.backlog
+union all select event_id, endpoint_id, attempts, 'dead' from webhooks.dead
 """
 EVENTS = "select event_id, webhooks.webhook_id(event_id, created_at) as webhook_id, payload::text from webhooks.events"
 
@@ -71,6 +75,11 @@ async def check(db, entries, *, repeats_max, states=("delivered",)):
     assert received.keys() <= expected, "something reached an endpoint that it was not for"
     await _check_states(db, expected, states)
     _check_attempts(attempts, received)
+    for row in await db.fetch(COUNTS):
+        key = (row["event_id"], row["endpoint_id"])
+        assert row["attempts"] == len(attempts[key]), (
+            f"{key} has {len(attempts[key])} attempts, {row['state']} says {row}"
+        )
     events = {row["event_id"]: row for row in await db.fetch(EVENTS)}
     secrets = {row["endpoint_id"]: row["secret"] for row in endpoints}
     _check_integrity(received, events, secrets)

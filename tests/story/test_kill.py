@@ -19,6 +19,8 @@ CHUNK = 40
 AHEAD_MAX = 1600  # events in the log that have not arrived yet: work for every moment, and never all of it
 KILLS = 10
 RESTARTS = 2
+MOODS = {"ok": "delivered", "flaky": "delivered", "mute": "delivered", "lost": "dead", "gone": "held"}
+EVENTS_EACH = 600
 CONCURRENCY = 64
 BATCH_MAX = 100
 
@@ -90,6 +92,13 @@ async def _sites(url, receiving):
     await connection.close()
 
 
+async def _settled_moody(connection):
+    return await connection.fetchval(
+        "select count(*) = $1 and bool_and(state <> 'parked' and state <> 'waiting') from webhooks.deliveries",
+        len(MOODS) * EVENTS_EACH,
+    )
+
+
 async def _settled(connection):
     return await connection.fetchval(
         "select (select count(*) from webhooks.events) = $1 and not exists (select from webhooks.backlog)"
@@ -141,3 +150,55 @@ async def test_ten_kills_and_two_crashes_of_postgres_lose_nothing(own_server, tm
         assert found.deliveries == EVENTS
         print(found)
         await connection.close()
+
+
+async def test_two_instances_are_killed_among_receivers_that_fail(database, db, tmp_path, start, until, rng):
+    """Retries, deaths, parked and held deliveries all stand where they should, and each attempt is counted once."""
+    kills = 8
+    settings = {
+        "delivery_concurrency": CONCURRENCY,
+        "recorder_batch_max": BATCH_MAX,
+        "delivery_timeout_s": 0.5,
+        "delivery_connect_timeout_s": 0.5,
+    }
+    async with ReceiverProcess(tmp_path / "received.jsonl", "answers:moody") as receiving:
+        await db.execute(
+            "insert into webhooks.sites (site_id, name) select unnest($1::text[]), 'a site'", list(MOODS)
+        )
+        await db.execute(
+            "insert into webhooks.endpoints (site_id, url) select site_id, $1 || site_id from webhooks.sites",
+            receiving.url("/"),
+        )
+        daemons = [await start(database, ready="", **settings) for _ in range(2)]
+        each = EVENTS_EACH // kills
+        for _ in range(kills):
+            await db.execute(
+                "insert into webhooks.events (site_id, type, payload)"
+                " select site_id, 'a', '{}' from webhooks.sites, generate_series(1, $1::int)",
+                each,
+            )
+            await asyncio.sleep(rng.uniform(0.2, 1.2))  # the moment is what is random here
+            owner = next((d for d in daemons if len(d.said("shard.taken")) and d.running), daemons[0])
+            await owner.kill()
+            assert not owner.noise, owner.told()
+            daemons.remove(owner)
+            daemons.append(await start(database, ready="", **settings))
+        await until(lambda: _settled_moody(db), 60)
+        for daemon in reversed(daemons):
+            daemon.stop()
+            assert await daemon.ended() == 0
+            assert not daemon.noise, daemon.told()
+        found = await checker.check(
+            db,
+            receiving.entries(),
+            repeats_max=kills * (CONCURRENCY + BATCH_MAX),
+            states=("delivered", "dead", "held"),
+        )
+        print(found)
+        rows = await db.fetch(
+            "select site_id, state, reason, count(*) from webhooks.deliveries group by 1, 2, 3"
+        )
+        reasons = {"delivered": None, "dead": "exhausted", "held": "disabled"}
+        expected = [(mood, state, reasons[state], EVENTS_EACH) for mood, state in MOODS.items()]
+        assert sorted(map(tuple, rows)) == sorted(expected)
+        assert await db.fetchval("select max(attempts) from webhooks.dead") == 4
