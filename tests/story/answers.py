@@ -18,7 +18,7 @@ def lively(request):
 
 
 def moody(request):
-    """Answer as the path says: ok, flaky (twice 500), mute (hangs now and then), lost (always 500), gone (always 410)."""
+    """Answer as the path says: ok, flaky (500 twice), mute (hangs now and then), lost (500), gone (410)."""
     dice = zlib.crc32(request.webhook_id.encode())
     match request.path:
         case "/flaky" if request.attempt < 3:

@@ -119,7 +119,9 @@ class Delivery:
     endpoint_id: int
     attempts: int  # attempts recorded so far; the next one is attempts + 1
     since: float  # monotonic seconds at which it came into memory
-    ticket: object | None = None  # what of the log waits for it (core/snapshot); None once it has a row of its own
+    ticket: object | None = (
+        None  # what of the log waits for it (core/snapshot); None: it has a row of its own
+    )
     in_backlog: bool = False
     age_from_us: int = 0  # what age_max_s counts from; microseconds since 1970
 
