@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import asyncpg
 import pytest
@@ -120,3 +121,32 @@ async def test_too_many_connections_are_waited_for(make_server, start, receiver,
 
 async def _is(found, wanted):
     return await found == wanted
+
+
+# New settings while it runs -----------------------------------------------------------------------------------
+
+
+async def test_a_reload_takes_new_settings_and_keeps_the_old_where_they_are_faulty(
+    database, start, receiver, tmp_path
+):
+    db = await fill(database, receiver)
+    agent = tmp_path / "delivery.user_agent"
+    agent.write_text("one/1")
+    daemon = await start(database, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    await db.execute(EVENTS, 1)
+    await receiver.wait_for(1)
+    agent.write_text("two/2")
+    daemon.signal(signal.SIGHUP)
+    await daemon.wait_for("settings.reloaded")
+    await db.execute(EVENTS, 1)
+    await receiver.wait_for(2)
+    (tmp_path / "delivery.timeout_s").write_text("soon")
+    agent.write_text("three/3")
+    daemon.signal(signal.SIGHUP)
+    assert "timeout_s" in (await daemon.wait_for("settings.rejected"))["faults"]
+    await db.execute(EVENTS, 1)
+    await receiver.wait_for(3)
+    assert [request.headers["user-agent"] for request in receiver.requests] == ["one/1", "two/2", "two/2"]
+    daemon.stop()
+    assert await daemon.ended() == 0
+    await db.close()
