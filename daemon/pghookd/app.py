@@ -29,6 +29,7 @@ from pghookd.loops.watch import Beats
 BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # between epochs; the last one repeats
 STEADY_AFTER_S: Final = 30.0  # an epoch that lived this long starts the backoff anew
 FOREIGN_LOOK_S: Final = 2.0
+LOOK_WITHIN_S: Final = 30.0
 
 T = TypeVar("T")
 
@@ -189,7 +190,8 @@ class App:
 
     async def _schema(self, settings: Settings) -> int | None:
         """Look at the schema: older is waited for, missing or altered ends the daemon."""
-        session = await connect(settings.database.url.get_secret_value(), name="look")
+        url = settings.database.url.get_secret_value()
+        session = await connect(url, name="look", answer_within_s=LOOK_WITHIN_S)
         try:
             while not self._turn.is_set():
                 found = await migrate.look(session, migrate.load())

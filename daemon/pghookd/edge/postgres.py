@@ -124,9 +124,16 @@ class Session:
         await self.execute("begin")
         try:
             yield
-        except BaseException:
+        except DatabaseAway:
+            raise
+        except Exception:
             with contextlib.suppress(DatabaseAway, DatabaseError):
                 await self.execute("rollback")
+            raise
+        except (
+            BaseException
+        ):  # cancelled, perhaps because nothing is heard any more: a rollback would wait, too
+            self.terminate()
             raise
         await self.execute("commit")
 
@@ -173,6 +180,7 @@ async def connect(
     name: str,
     settings: dict[str, str] | None = None,
     writable: bool = True,
+    answer_within_s: float | None = None,
 ) -> Session:
     """Open a session named `pghookd/<name>`.
 
@@ -181,6 +189,8 @@ async def connect(
         name: shown in pg_stat_activity.
         settings: server settings of this session.
         writable: refuse a standby.
+        answer_within_s: the session is lost when a statement takes longer, since the server's own timeouts end
+            nothing where the network passes nothing on; None: a statement may take as long as it likes.
 
     Raises:
         DatabaseAway: it cannot be reached, or refused us.
@@ -189,13 +199,15 @@ async def connect(
         connection = await asyncpg.connect(
             url or None,
             timeout=CONNECT_TIMEOUT_S,
+            command_timeout=answer_within_s,
             server_settings={"application_name": f"pghookd/{name}", **(settings or {})},
             target_session_attrs=SessionAttribute.read_write if writable else SessionAttribute.any,
         )
     except (*_FOREIGN, ValueError) as error:
         raise DatabaseAway(_reachability(error)) from error
     try:
-        await _set_codecs(connection)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await _set_codecs(connection)
     except _FOREIGN as error:
         connection.terminate()
         raise DatabaseAway(_reachability(error)) from error

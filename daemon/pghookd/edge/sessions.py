@@ -59,25 +59,27 @@ class Sessions:
             "statement_timeout": "8s",
             "lock_timeout": "2s",
         }
-        return await self._connect("record", {**PLANS, **timeouts})
+        return await self._connect("record", {**PLANS, **timeouts}, 10.0)
 
     async def read(self) -> Session:
         """Open the reader's session, which also LISTENs."""
-        return await self._connect("read", {**PLANS, "statement_timeout": "60s"})
+        return await self._connect("read", {**PLANS, "statement_timeout": "60s"}, 62.0)
 
     async def work(self) -> Session:
         """Open the session for partitions and large payloads."""
-        return await self._connect("work", {"lock_timeout": "2s"})
+        return await self._connect("work", {"lock_timeout": "2s"}, 600.0)
 
     async def bell(self) -> Session:
         """Open the session that sleeps: it may wait for ever, but not for a client that is gone."""
         lease = f"{self._database.lease_s:g}s"
         settings = {"statement_timeout": "0", "lock_timeout": "0", "idle_session_timeout": lease}
-        return await self._connect("bell", settings)
+        return await self._connect("bell", settings, None)
 
-    async def _connect(self, name: str, settings: dict[str, str]) -> Session:
+    async def _connect(self, name: str, settings: dict[str, str], answer_within_s: float | None) -> Session:
         url = self._database.url.get_secret_value()
-        session = await connect(url, name=name, settings={**_KEEPALIVE, **settings})
+        session = await connect(
+            url, name=name, settings={**_KEEPALIVE, **settings}, answer_within_s=answer_within_s
+        )
         self._open[name] = session
         session.when_lost(lambda: self._on_lost(name, session))
         return session
