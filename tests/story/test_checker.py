@@ -1,0 +1,116 @@
+"""The checker is checked: each way of cheating is found by the invariant that is meant for it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import checker
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def _entry(event, attempt, status):
+    body = b'{"id":"%s","data":%s}' % (event["webhook_id"].encode(), event["payload"].encode())
+    timestamp = event["now"]
+    signature = Webhook(SECRET).sign(event["webhook_id"], timestamp, body.decode())
+    return {
+        "path": "/hook",
+        "status": status,
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "body": base64.b64encode(body).decode(),
+        "webhook-id": event["webhook_id"],
+        "webhook-timestamp": str(int(timestamp.timestamp())),
+        "webhook-signature": signature,
+        "x-webhook-attempt": str(attempt),
+    }
+
+
+@pytest.fixture
+async def run(db):
+    """Return the receiver's entries of an honest run: three events, the second of which failed once."""
+    await db.execute("insert into webhooks.sites (site_id, name) values ('s', 'a site')")
+    await db.execute(
+        "insert into webhooks.endpoints (site_id, url, secret) values ('s', 'http://127.0.0.1/hook', $1)",
+        SECRET,
+    )
+    events = await db.fetch(
+        "insert into webhooks.events (site_id, type, payload) select 's', 'a', '{ }' from generate_series(1, 3)"
+        " returning event_id, payload::text, webhooks.webhook_id(event_id, created_at), now()"
+    )
+    entries = []
+    for event, statuses in zip(events, [(200,), (500, 200), (200,)], strict=True):
+        for attempt, status in enumerate(statuses, 1):
+            entries.append(_entry(event, attempt, status))
+            await db.execute(
+                "insert into webhooks.attempts"
+                " (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, site_id)"
+                " values ($1, (select endpoint_id from webhooks.endpoints), clock_timestamp(), 1, $2, $3, $4, 's')",
+                event["event_id"],
+                attempt,
+                status,
+                "delivered" if status == 200 else "refused",
+            )
+    return entries
+
+
+async def test_an_honest_run_passes(db, run):
+    found = await checker.check(db, run, repeats_max=0)
+    assert (found.deliveries, found.attempts, found.received, found.repeats, found.hidden) == (3, 4, 4, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("sql", "fault"),
+    [
+        (
+            "delete from webhooks.attempts where event_id = (select max(event_id) from webhooks.events)",
+            "lost 1",
+        ),
+        ("delete from webhooks.attempts where status = 500", r"is numbered \[2\]"),
+        ("update webhooks.attempts set attempted_at = now() + attempt * interval '-1 hour'", "out of order"),
+        ("update webhooks.attempts set status = 204 where attempt = 2", "a phantom"),
+        ("update webhooks.attempts set outcome = 'delivered' where status = 500", "a false outcome"),
+        ("update webhooks.attempts set status = null where attempt = 2", "a false outcome"),
+        (
+            "insert into webhooks.dead select event_id, endpoint_id, 's', 'x', 1 from webhooks.attempts limit 1",
+            "two states",
+        ),
+        ("update webhooks.events set payload = '{}'", "other bytes than the producer's"),
+        (
+            "delete from webhooks.events where event_id = (select max(event_id) from webhooks.events)",
+            "not for",
+        ),
+    ],
+)
+async def test_rows_that_lie(db, run, sql, fault):
+    await db.execute(sql)
+    with pytest.raises(AssertionError, match=fault):
+        await checker.check(db, run, repeats_max=0)
+
+
+async def test_success_that_the_receiver_never_decided_on(db, run):
+    run[0]["status"] = 500
+    with pytest.raises(AssertionError, match="a phantom"):
+        await checker.check(db, run, repeats_max=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({}, "more repeats"),
+        ({"sha256": "0"}, "different bytes"),
+        ({"x-webhook-attempt": "9", "status": 500}, "more sends without a row"),
+    ],
+    ids=["twice", "other bytes", "an attempt without a row"],
+)
+async def test_sends_that_nobody_speaks_of(db, run, change, fault):
+    with pytest.raises(AssertionError, match=fault):
+        await checker.check(db, [*run, run[0] | change], repeats_max=0)
+
+
+async def test_a_signature_that_is_not_ours(db, run):
+    run[0]["webhook-signature"] = "v1,AAAA"
+    with pytest.raises(Exception, match="No matching signature"):
+        await checker.check(db, run, repeats_max=0)
