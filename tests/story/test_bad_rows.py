@@ -1,4 +1,4 @@
-"""A row that cannot be delivered never stops the log: its neighbours flow, and it ends as NAMES has it."""
+"""A row that cannot be delivered never stops the log: its neighbours flow, and it ends with a reason that says why."""
 
 from __future__ import annotations
 
