@@ -35,6 +35,7 @@ from pghookd.loops.retry import DueRows
 from pghookd.loops.watch import Beats, watch
 
 LOOPS: Final = ("read", "record", "deliver", "maintain")
+ASSEMBLE_WITHIN_S: Final = 30.0
 T = TypeVar("T")
 
 
@@ -124,7 +125,7 @@ async def _live(world: World, sessions: Sessions) -> Ending:
     shards = await _shards(world, record)
     await _unless_stopped(own(record, shards, standing_by=lambda: _stand_by(world)), world.stop, sessions)
     world.logger.info(LogEvent.SHARD_TAKEN, shards=shards)
-    crew = await _unless_stopped(_assemble(world, sessions, record), world.stop, sessions)
+    crew = await _unless_stopped(_in_time(_assemble(world, sessions, record)), world.stop, sessions)
     world.ready(f"reading the log, {shards} shards")
     async with asyncio.TaskGroup() as group:
         await crew.run(group)
@@ -166,6 +167,15 @@ async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event, sessions: Ses
         stopping.cancel()
         task.cancel()
         await asyncio.wait((task,))
+
+
+async def _in_time(work: Awaitable[T]) -> T:
+    """Await short statements on sessions that nobody watches yet; the bell's alone would wait for ever."""
+    try:
+        async with asyncio.timeout(ASSEMBLE_WITHIN_S):
+            return await work
+    except TimeoutError:
+        raise DatabaseAway(f"the sessions were not set up within {ASSEMBLE_WITHIN_S:g} s") from None
 
 
 async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
