@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from urllib.parse import urlsplit
 
 import crew
 import producers
 import pytest
 from crew import desk, living, serving
 
-from conftest import with_database
 from pghookd import adopt, epoch
 from pghookd.edge.postgres import DatabaseError
 
@@ -139,7 +139,7 @@ async def test_a_copy_in_the_same_server_is_another_database(
     await producers.emit(session, 3, mark="unsettled in the original")
     name = await session.fetchval("select current_database()")
     await session.close()
-    url = with_database(server_url, f"{name}_copy")
+    url = urlsplit(server_url)._replace(path=f"/{name}_copy").geturl()
     await admin.execute(f'create database "{name}_copy" template "{name}"')
     try:
         copy = await connect(url)
