@@ -56,8 +56,9 @@ def _translate(error: Exception, *, closed: bool) -> Exception:
         state = error.sqlstate or "XX000"
         if state not in _AWAY_CODES and state[:2] not in _AWAY_CLASSES:
             return DatabaseError(state, str(error))
-    detail = str(error) or type(error).__name__
-    return DatabaseAway(detail)
+    if isinstance(error, asyncpg.InternalClientError):
+        return DatabaseAway("the session was ended")  # the driver's own words are about its states
+    return DatabaseAway(str(error) or type(error).__name__)
 
 
 _FOREIGN = (
