@@ -28,29 +28,29 @@ def test_schedules(text, waits):
     assert retry.parse_schedule(text) == waits
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        ",",
-        "5",
-        "5 s",
-        "-5s",
-        "5S",
-        "5w",
-        "s",
-        "1e3s",
-        "0s",
-        "0.0000001s",
-        "31d",
-        "nan",
-        "\N{ARABIC-INDIC DIGIT FIVE}s",
-        "1" * 5000 + "s",
-    ],
-)
-def test_what_is_no_schedule_is_refused(text):
-    with pytest.raises(ValueError, match=r"wait|schedule"):
-        retry.parse_schedule(text)
+NO_SCHEDULE = [
+    "",
+    ",",
+    "5",
+    "5 s",
+    "-5s",
+    "5S",
+    "5w",
+    "s",
+    "1e3s",
+    "0s",
+    "0.0000001s",
+    "31d",
+    "nan",
+    "\N{ARABIC-INDIC DIGIT FIVE}s",
+    "1" * 5000 + "s",
+]
+
+
+def test_what_is_no_schedule_is_refused():
+    for text in NO_SCHEDULE:
+        with pytest.raises(ValueError, match=r"wait|schedule"):
+            retry.parse_schedule(text)
 
 
 def test_a_schedule_is_bounded():
@@ -81,46 +81,45 @@ def test_jitter_stays_within_its_share(failure_n, jitter, random01):
     assert base * (1 - jitter) - 1e-6 <= waited <= base * (1 + jitter) + 1e-6
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (None, None),
-        ("", None),
-        ("0", 0),
-        ("120", 120),
-        (" 120 ", 120),
-        ("0120", 120),
-        ("1.9", 1),
-        ("1.", 1),
-        ("-1", None),
-        ("+1", None),
-        ("1e308", None),
-        ("NaN", None),
-        ("inf", None),
-        ("120, 60", None),
-        ("120 s", None),
-        ("٣", None),
-        ("1000000000", 1e9),
-        ("9" * 5000, 1e12),
-        ("0" * 5000 + "7", 7),
-        ("Mon, 24 Nov 2025 16:02:00 GMT", 120),
-        ("Monday, 24-Nov-25 16:02:00 GMT", 120),
-        ("Mon Nov 24 16:02:00 2025", 120),
-        ("Sat Nov  1 16:02:00 2025", 0),
-        ("mon, 24 nov 2025 16:02:00 gmt", 120),
-        ("Mon, 24 Nov 2025 16:00:60 GMT", 59),
-        ("Mon, 24 Nov 2025 15:00:00 GMT", 0),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
-        ("Fri, 31 Dec 9999 23:59:59 GMT", 253_402_300_799 - NOW_S),
-        ("Mon, 31 Feb 2025 16:02:00 GMT", None),
-        ("Mon, 24 Nov 0000 16:02:00 GMT", None),
-        ("Mon, 24 Nov 2025 25:02:00 GMT", None),
-        ("Mon, 24 Nov 2025 16:02:00 +0100", None),
-        ("2025-11-24T16:02:00Z", None),
-    ],
-)
-def test_retry_after(value, seconds):
-    assert retry.retry_after_s(value, NOW_S) == seconds
+RETRY_AFTER = [
+    (None, None),
+    ("", None),
+    ("0", 0),
+    ("120", 120),
+    (" 120 ", 120),
+    ("0120", 120),
+    ("1.9", 1),
+    ("1.", 1),
+    ("-1", None),
+    ("+1", None),
+    ("1e308", None),
+    ("NaN", None),
+    ("inf", None),
+    ("120, 60", None),
+    ("120 s", None),
+    ("٣", None),
+    ("1000000000", 1e9),
+    ("9" * 5000, 1e12),
+    ("0" * 5000 + "7", 7),
+    ("Mon, 24 Nov 2025 16:02:00 GMT", 120),
+    ("Monday, 24-Nov-25 16:02:00 GMT", 120),
+    ("Mon Nov 24 16:02:00 2025", 120),
+    ("Sat Nov  1 16:02:00 2025", 0),
+    ("mon, 24 nov 2025 16:02:00 gmt", 120),
+    ("Mon, 24 Nov 2025 16:00:60 GMT", 59),
+    ("Mon, 24 Nov 2025 15:00:00 GMT", 0),
+    ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+    ("Fri, 31 Dec 9999 23:59:59 GMT", 253_402_300_799 - NOW_S),
+    ("Mon, 31 Feb 2025 16:02:00 GMT", None),
+    ("Mon, 24 Nov 0000 16:02:00 GMT", None),
+    ("Mon, 24 Nov 2025 25:02:00 GMT", None),
+    ("Mon, 24 Nov 2025 16:02:00 +0100", None),
+    ("2025-11-24T16:02:00Z", None),
+]
+
+
+def test_retry_after():
+    assert [(value, retry.retry_after_s(value, NOW_S)) for value, _ in RETRY_AFTER] == RETRY_AFTER
 
 
 def test_two_digits_of_a_year_are_not_far_ahead():
