@@ -274,7 +274,7 @@ class Mail(Section):
     help_url: Url = ""
     unsubscribe_url: Annotated[str, _checked(_fit_unsubscribe)] = ""
     templates: str = ""  # a folder
-    first_wait_s: Positive = 600
+    first_wait_s: OrOff = 600  # 0: a mail at the first failure
     gap_s: Positive = 1800
     urgent_gap_s: Positive = 600
     reminders: Waits = parse_schedule("6h,24h,72h,7d")

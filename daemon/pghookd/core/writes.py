@@ -7,7 +7,7 @@ that the healthy path neither looks nor deletes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TypeAlias, assert_never
 
 from pghookd.core.model import Delivery, Outcome, Reason, State
@@ -49,6 +49,36 @@ Write: TypeAlias = Attempted | Kept | Died
 
 
 @dataclasses.dataclass(slots=True)
+class Trouble:
+    """What a batch says of an endpoint that fails, or that has failed lately. Microseconds since 1970.
+
+    Attributes:
+        first_failure_us: None: none failed.
+        failed: the latest attempt that failed.
+        first_success_us: the first 2xx after it; None: there was none.
+        last_success_us: the latest 2xx of all.
+        successes: how many there were.
+    """
+
+    first_failure_us: int | None = None
+    failed: Attempted | None = None
+    first_success_us: int | None = None
+    last_success_us: int | None = None
+    successes: int = 0
+
+    def note(self, write: Attempted) -> None:
+        """Take the next attempt, in the order of their outcomes."""
+        at_us = write.attempted_at_us
+        if write.outcome is Outcome.DELIVERED:
+            self.successes += 1
+            self.last_success_us = max(at_us, self.last_success_us or at_us)
+            self.first_success_us = at_us if self.first_success_us is None else self.first_success_us
+        else:
+            self.first_failure_us = at_us if self.first_failure_us is None else self.first_failure_us
+            self.failed, self.first_success_us = write, None
+
+
+@dataclasses.dataclass(slots=True)
 class Batch:
     """The rows of one transaction, in the order in which the statements want their columns."""
 
@@ -57,21 +87,57 @@ class Batch:
     cleared: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     dead: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
     disabled: dict[int, str] = dataclasses.field(default_factory=dict)
+    troubles: dict[int, Trouble] = dataclasses.field(default_factory=dict)
 
     @property
     def single(self) -> bool:
         """Whether one statement is all there is, so that it needs no transaction around it."""
-        return not (self.backlog or self.cleared or self.dead or self.disabled)
+        return not (self.backlog or self.cleared or self.dead or self.disabled or self.troubles)
+
+    def failures(self) -> list[tuple[object, ...]]:
+        """Return the rows of note_failures."""
+        return [
+            (
+                endpoint_id,
+                trouble.first_failure_us,
+                trouble.failed.attempted_at_us,
+                trouble.last_success_us,
+                trouble.first_success_us,
+                trouble.successes,
+                trouble.failed.outcome.value,
+                trouble.failed.status,
+                trouble.failed.error,
+                trouble.failed.delivery.event.event_id,
+                trouble.failed.delivery.attempts + 1,
+            )
+            for endpoint_id, trouble in sorted(self.troubles.items())
+            if trouble.failed is not None
+        ]
+
+    def successes(self) -> list[tuple[object, ...]]:
+        """Return the rows of note_successes."""
+        return [
+            (endpoint_id, trouble.first_success_us, trouble.last_success_us, trouble.successes)
+            for endpoint_id, trouble in sorted(self.troubles.items())
+            if trouble.failed is None
+        ]
 
 
-def batch_of(writes: Iterable[Write]) -> Batch:
-    """Turn writes into rows; a later write about the same delivery replaces what an earlier one said of its state."""
+def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
+    """Turn writes into rows; a later write about the same delivery replaces what an earlier one said of its state.
+
+    Args:
+        writes: in the order in which they came.
+        watched: endpoints that failed lately, whose successes are of interest.
+    """
     batch = Batch()
     states: dict[tuple[int, int], Write] = {}
     for write in writes:
         delivery = write.delivery
         if isinstance(write, Attempted):
             batch.attempts.append(_attempt_row(write))
+            if write.outcome is not Outcome.DELIVERED or (watched and delivery.endpoint_id in watched):
+                _note(batch, write)
             if isinstance(write.verdict, Delivered) and not delivery.in_backlog:
                 if states:
                     states.pop((delivery.event.event_id, delivery.endpoint_id), None)
@@ -80,6 +146,12 @@ def batch_of(writes: Iterable[Write]) -> Batch:
     for write in states.values():
         _add_state(batch, write)
     return batch
+
+
+def _note(batch: Batch, write: Attempted) -> None:
+    """Note a failure, or a success after one; a fault of our own is nobody's trouble."""
+    if write.outcome is not Outcome.FAILED:
+        batch.troubles.setdefault(write.delivery.endpoint_id, Trouble()).note(write)
 
 
 def _attempt_row(write: Attempted) -> tuple[object, ...]:

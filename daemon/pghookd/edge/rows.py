@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import orjson
+
+from pghookd.core.digest import (
+    EVENT_IDS_MAX,
+    TYPES_MAX,
+    Kind,
+    Section,
+    cause_of,
+    clean_line,
+    shown_url,
+)
 from pghookd.core.home import Server, StoredShard
-from pghookd.core.model import Endpoint
+from pghookd.core.incident import Case, Facts, Health, Incident, Policy, disable_us, marks_of, works_partly
+from pghookd.core.model import Endpoint, Outcome
 from pghookd.core.snapshot import Mark, Position, Snapshot
 from pghookd.edge.postgres import Row
 
@@ -52,4 +67,94 @@ def shard_of(row: Row) -> StoredShard:
         system_identifier=row["system_identifier"],
         database_oid=row["database_oid"],
         timeline=row["timeline"],
+    )
+
+
+# Incidents ------------------------------------------------------------------------------------------------------------
+
+
+def case_of(row: Row, now_us: int, policy: Policy) -> Case:
+    """Make a Case of a row of read_cases."""
+    incident = Incident(
+        endpoint_id=row["endpoint_id"],
+        health=Health(row["state"]),
+        first_failure_us=row["first_failure_at"],
+        last_failure_us=row["last_failure_at"],
+        last_success_us=row["last_success_at"],
+        recovering_us=row["recovering_at"],
+        window_us=row["window_at"],
+        successes=row["successes"],
+        marks=marks_of(orjson.loads(row["marks"])),
+    )
+    facts = Facts(
+        enabled=row["enabled"],
+        disabled_reason=row["disabled_reason"],
+        snoozed_until_us=row["snoozed_until"],
+        failures=row["failures"],
+        unsettled=int(row["unsettled"]),
+        dead=row["dead"],
+        events_failed=row["events_failed"],
+        days_failed=row["days_failed"],
+        held_since_us=row["held_since"],
+    )
+    return Case(incident, facts, now_us, policy)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Told:
+    """What the rows of read_told add up to."""
+
+    types: tuple[tuple[str, int], ...]
+    failed: int
+    late: int
+    dead: int
+    event_ids: tuple[str, ...]
+
+
+def types_of(rows: Sequence[Row]) -> Told:
+    """Add up the rows of read_told."""
+    ids = sorted(webhook_id for row in rows for webhook_id in row["webhook_ids"] or ())
+    types = tuple((clean_line(row["type"]), row["told"]) for row in rows if row["told"])
+    return Told(
+        types=types[:TYPES_MAX],
+        failed=sum(row["failed"] for row in rows),
+        late=sum(row["late"] for row in rows),
+        dead=sum(row["dead"] for row in rows),
+        event_ids=tuple(ids[:EVENT_IDS_MAX]),
+    )
+
+
+def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None) -> Section:
+    """Make a Section of a row of read_cases and what is told with it; the answer is left out."""
+    facts, incident = case.facts, case.incident
+    ended = kind is Kind.RECOVERED
+    held_until = None if facts.held_since_us is None else facts.held_since_us + case.policy.held_us
+    return Section(
+        kind=kind,
+        endpoint_id=case.endpoint_id,
+        site_id=row["site_id"],
+        site_name=clean_line(row["site_name"]),
+        url=shown_url(row["url"]),
+        cause=cause_of(Outcome(row["last_outcome"]), row["last_status"], row["last_error"]),
+        since_us=incident.first_failure_us,
+        last_failure_us=incident.last_failure_us,
+        time_zone=row["time_zone"],
+        description=clean_line(row["description"]) or None,
+        partly=works_partly(case) and not ended,
+        last_success_us=incident.last_success_us,
+        ended_us=incident.recovering_us if ended else None,
+        types=told.types,
+        failed=told.failed,
+        total=told.failed + max(0, incident.successes - told.late),
+        late=told.late,
+        dead=told.dead,
+        waiting=waiting["waiting"] if waiting else 0,
+        held=waiting["held"] if waiting else 0,
+        status=row["last_status"],
+        error=clean_line(row["last_error"]) or None,
+        next_attempt_us=waiting["next_attempt_at"] if waiting and not ended else None,
+        disable_at_us=None if ended else disable_us(case),
+        disabled_reason=None if facts.enabled else facts.disabled_reason,
+        held_until_us=held_until,
+        event_ids=told.event_ids,
     )

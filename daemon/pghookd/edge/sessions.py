@@ -69,6 +69,22 @@ class Sessions:
         """Open the session for partitions and large payloads."""
         return await self._connect("work", {"lock_timeout": "2s"}, 600.0)
 
+    async def care(self) -> Session:
+        """Open the session that looks after failing endpoints: short transactions, now and then a long look."""
+        return await self._connect("care", {**PLANS, **self._bounded()}, 35.0)
+
+    async def mail(self) -> Session:
+        """Open the mailer's session."""
+        return await self._connect("mail", self._bounded(), 35.0)
+
+    def _bounded(self) -> dict[str, str]:
+        lease = f"{self._database.lease_s:g}s"
+        return {
+            "statement_timeout": "30s",
+            "lock_timeout": "2s",
+            "idle_in_transaction_session_timeout": lease,
+        }
+
     async def bell(self) -> Session:
         """Open the session that sleeps: it may wait for ever, but not for a client that is gone."""
         lease = f"{self._database.lease_s:g}s"

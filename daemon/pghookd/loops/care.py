@@ -1,0 +1,425 @@
+"""Cares for endpoints that fail: tells their owners, in digests, and switches off what has not worked for days.
+
+Every half minute it looks at the owners whose incidents are due, all of an owner's at once, and lets core/incident
+decide. A mail and the marks of what it tells are written in one transaction; sending it is the mailer's.
+
+Never here: words, SMTP, the deliveries themselves. Nothing here can slow them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final
+
+import orjson
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.core import incident
+from pghookd.core.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, Section, arranged, excerpt
+from pghookd.core.incident import Case, Health, Owner, Plan, Step
+from pghookd.core.model import DisabledReason
+from pghookd.core.settings import Settings
+from pghookd.edge.journal import LogEvent
+from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
+from pghookd.edge.rows import case_of, section_of, types_of
+
+OWNERS_PAGE: Final = 100  # owners looked at between two rests
+FOLD_AFTER_US: Final = (
+    2 * 3600 * incident.SECOND_US
+)  # a mail unsent for so long gives way to the present state
+STORM_RECALL_US: Final = incident.DAY_US  # the operator is told again of a storm that goes on
+STORM_LOOKS: Final = 2  # looks in a row that must agree before a storm is believed
+NOBODY: Final = ""  # the owner of sites that name none
+
+
+async def _no_checkpoint(_name: str) -> None:
+    """Do nothing: tests stop the process here."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Around:
+    """What care needs of others.
+
+    Attributes:
+        traffic: endpoints that had traffic lately.
+        unwatch: an endpoint's trouble is over, unless its latest failure is another one.
+        sending: the mail that is being sent now; None: none.
+        queued: a mail is in the outbox.
+        checkpoint: called with the name of each step of a mail's road.
+    """
+
+    traffic: Callable[[], int]
+    unwatch: Callable[[int, int], None]
+    sending: Callable[[], int | None] = lambda: None
+    queued: Callable[[], None] = lambda: None
+    checkpoint: Callable[[str], Awaitable[None]] = _no_checkpoint
+
+
+class Care:
+    """Looks at incidents."""
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        around: Around,
+        *,
+        logger: FilteringBoundLogger,
+        wall_us: Callable[[], int],
+        beat: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._policy = incident.Policy.of(settings)
+        self._around = around
+        self._logger = logger
+        self._wall_us = wall_us
+        self._beat = beat
+        self._failed = asyncio.Event()
+        self._storm_looks = 0
+        self._storm_told_us: int | None = None
+        self._looked_us: int | None = None
+
+    def failed(self) -> None:
+        """An endpoint has failed: looked at without delay where owners are told of the first failure."""
+        if not self._policy.first_wait_us:
+            self._failed.set()
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            self._failed.clear()
+            try:
+                await self.step(self._wall_us())
+            except DatabaseError as error:  # a lock or a timeout; nothing is lost, the next look does it
+                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="care")
+            await self._rest()
+
+    async def _rest(self) -> None:
+        left_s = self._settings.mail.check_s
+        while left_s > 0 and not self._failed.is_set():
+            self._beat()
+            try:
+                async with asyncio.timeout(min(left_s, 1.0)):
+                    await self._failed.wait()
+            except TimeoutError:
+                left_s -= 1.0
+
+    async def step(self, now_us: int) -> int:
+        """Look at everything that is due; return how many mails went into the outbox."""
+        storm = await self._storm(now_us)
+        mails = 0
+        while True:
+            found = await self._session.fetch(query("find_due_owners"), now_us, OWNERS_PAGE)
+            if not found:
+                return mails
+            mails += await self._owners([row["owner_email"] for row in found], now_us, storm=storm)
+            self._beat()
+
+    # Storms -----------------------------------------------------------------------------------------------------------
+
+    async def _storm(self, now_us: int) -> bool:
+        """Whether so much fails at once that first mails and clocks have to wait; the operator is told."""
+        recent_us = now_us - 2 * max(self._policy.first_wait_us, incident.LOOK_EVERY_US)
+        row = await self._session.fetchrow(query("count_unknown_failures"), recent_us)
+        failing, hosts = (row["failing"], row["hosts"]) if row else (0, 0)
+        traffic = max(self._around.traffic(), failing)
+        storm = self._settings.storm
+        if not incident.is_storm(failing, hosts, traffic, share=storm.share, hosts_min=storm.hosts_min):
+            self._storm_looks, self._storm_told_us, self._looked_us = 0, None, now_us
+            return False
+        self._storm_looks += 1
+        if self._storm_looks < STORM_LOOKS:
+            self._looked_us = now_us
+            return True
+        if self._looked_us is not None:
+            await self._session.execute(query("pause_disabling"), now_us - self._looked_us)
+        self._looked_us = now_us
+        if self._storm_told_us is None or now_us - self._storm_told_us >= STORM_RECALL_US:
+            self._storm_told_us = now_us
+            await self._tell_of_storm((failing, traffic, hosts), now_us)
+        return True
+
+    async def _tell_of_storm(self, storm: tuple[int, int, int], now_us: int) -> None:
+        failing, traffic, hosts = storm
+        self._logger.error(
+            LogEvent.STORM_SUSPECTED,
+            failing=failing,
+            traffic=traffic,
+            hosts=hosts,
+            note="first mails to owners and the disabling of endpoints wait",
+        )
+        operator = self._settings.mail.operator
+        if operator and self._settings.smtp.host:
+            digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=storm)
+            await self._put(operator, digest, now_us, {}, "queued", now_us)
+            self._around.queued()
+
+    # Owners -----------------------------------------------------------------------------------------------------------
+
+    async def _owners(self, owners: list[str], now_us: int, *, storm: bool) -> int:
+        rows = await self._session.fetch(query("read_cases"), owners, now_us)
+        known = {
+            row["owner_email"]: row for row in await self._session.fetch(query("read_owners"), owners, now_us)
+        }
+        groups: dict[tuple[str, str], list[Row]] = {}
+        by_site = self._settings.mail.digest_by == "site"
+        for row in rows:
+            site = row["site_id"] if by_site or row["owner_email"] == NOBODY else ""
+            groups.setdefault((row["owner_email"], site), []).append(row)
+        mails = 0
+        for number, ((owner, _), group) in enumerate(groups.items()):
+            look = _Look(
+                known[owner], {row["endpoint_id"]: row for row in group}, now_us, number if by_site else 0
+            )
+            mails += await self._look(look, storm=storm)
+            if by_site:  # the next site's digest counts this one
+                known.update(
+                    {
+                        r["owner_email"]: r
+                        for r in await self._session.fetch(query("read_owners"), [owner], now_us)
+                    }
+                )
+        return mails
+
+    async def _look(self, look: _Look, *, storm: bool) -> int:
+        """Decide for one owner, and do it in one transaction; another look follows if a row has moved meanwhile."""
+        cases = [case_of(row, look.now_us, self._policy) for row in look.rows.values()]
+        owner = self._owner_of(look)
+        plan = incident.plan(cases, owner, storm=storm)
+        fold = self._is_to_be_folded(look, plan)
+        if fold:
+            cases = [_unfolded(case, look.before) for case in cases]
+            owner = dataclasses.replace(owner, mails=tuple(at for at in owner.mails if at != look.queued_us))
+            plan = incident.plan(cases, owner, storm=storm)
+        digest = await self._digest(look, cases, plan) if plan.sections else None
+        try:
+            async with self._session.transaction():
+                if fold:
+                    await self._fold(look)
+                await self._take_steps(look, cases, plan)
+                state = await self._mail(look, cases, plan, digest)
+                await self._around.checkpoint("care.written")
+        except _Moved:
+            return 0
+        await self._around.checkpoint("care.committed")
+        self._after(cases, plan)
+        await self._switch_off(plan.switch_off)
+        if state == "queued":
+            self._around.queued()
+        return int(state is not None)
+
+    def _owner_of(self, look: _Look) -> Owner:
+        row = look.owner
+        busy = row["queued_id"] is not None and (
+            row["perhaps_sent"] or row["queued_id"] == self._around.sending()
+        )
+        return Owner(mails=tuple(row["mails"]), busy=busy)
+
+    def _is_to_be_folded(self, look: _Look, plan: Plan) -> bool:
+        row = look.owner
+        if row["queued_id"] is None or row["perhaps_sent"] or row["queued_id"] == self._around.sending():
+            return False
+        return bool(plan.sections) or look.now_us - row["queued_at"] >= FOLD_AFTER_US
+
+    async def _fold(self, look: _Look) -> None:
+        if not await self._session.fetch(query("fold_email"), look.owner["queued_id"]):
+            raise _Moved
+
+    async def _take_steps(self, look: _Look, cases: Sequence[Case], plan: Plan) -> None:
+        rows: list[tuple[object, ...]] = []
+        ended: list[tuple[int, int]] = []
+        for case in cases:
+            step = plan.steps.get(case.endpoint_id) or Step(case.incident.health, case.marks)
+            if step.over:
+                ended.append((case.endpoint_id, case.incident.last_failure_us))
+                continue
+            marks = orjson.dumps(incident.stored_marks(step.marks)).decode()
+            rows.append(
+                (
+                    case.endpoint_id,
+                    step.health.value,
+                    marks,
+                    step.closed,
+                    case.incident.last_failure_us,
+                    incident.disable_us(case),
+                )
+            )
+        look_us = max(plan.look_us, look.now_us + incident.SECOND_US)
+        moved = len(rows) + len(ended)
+        if rows:
+            found = await self._session.fetch(
+                query("step_incidents"), *columns(rows, 6), look.now_us, look_us
+            )
+            moved -= len(found)
+        if ended:
+            moved -= len(await self._session.fetch(query("end_incidents"), *columns(ended, 2)))
+        if moved:
+            raise _Moved
+
+    async def _mail(
+        self, look: _Look, cases: Sequence[Case], plan: Plan, digest: Digest | None
+    ) -> str | None:
+        """Put the mail into the outbox; return its state, None: there is none."""
+        if digest is None or plan.kind is None or not self._settings.smtp.host:
+            return None
+        owner = look.owner["owner_email"]
+        state = "suppressed" if look.wants_none else "queued"
+        before = {
+            str(case.endpoint_id): {
+                "state": case.incident.health.value,
+                "marks": incident.stored_marks(case.marks),
+                "owed": case.endpoint_id in {n for n, kind in plan.sections if kind is Kind.FAILING},
+            }
+            for case in cases
+            if case.endpoint_id in dict(plan.sections)
+        }
+        email_id = await self._put(owner, digest, plan.window_us + look.number, before, state, look.now_us)
+        if email_id is None:
+            raise _Moved
+        self._logger.info(
+            LogEvent.EMAIL_QUEUED,
+            email_id=email_id,
+            kind=plan.kind.value,
+            endpoints=len(plan.sections),
+            state=state,
+        )
+        return state
+
+    async def _put(
+        self, owner: str, digest: Digest, window_us: int, before: dict[str, Any], state: str, now_us: int
+    ) -> int | None:
+        stored = orjson.dumps(digest).decode()
+        found: int | None = await self._session.fetchval(
+            query("put_email"),
+            owner,
+            digest.kind.value,
+            window_us,
+            stored,
+            orjson.dumps(before).decode(),
+            state,
+            now_us,
+        )
+        return found
+
+    def _after(self, cases: Sequence[Case], plan: Plan) -> None:
+        for case in cases:
+            step = plan.steps.get(case.endpoint_id)
+            if step is not None and step.health is Health.HEALTHY:
+                self._around.unwatch(case.endpoint_id, case.incident.last_failure_us)
+
+    async def _switch_off(self, endpoint_ids: Iterable[int]) -> None:
+        ids = list(endpoint_ids)
+        if not ids:
+            return
+        reasons = [DisabledReason.FAILING.value] * len(ids)
+        for row in await self._session.fetch(query("disable_endpoints"), ids, reasons):
+            self._logger.warning(
+                LogEvent.ENDPOINT_DISABLED,
+                endpoint_id=row["endpoint_id"],
+                site_id=row["site_id"],
+                reason=row["disabled_reason"],
+            )
+
+    # What a mail says -------------------------------------------------------------------------------------------------
+
+    async def _digest(self, look: _Look, cases: Sequence[Case], plan: Plan) -> Digest | None:
+        if not self._settings.smtp.host or look.owner["owner_email"] == NOBODY:
+            return None
+        kinds = dict(plan.sections)
+        told = sorted(
+            (c for c in cases if c.endpoint_id in kinds), key=lambda c: GRAVITY[kinds[c.endpoint_id]]
+        )
+        sections = [
+            await self._section(look.rows[case.endpoint_id], case, kinds[case.endpoint_id])
+            for case in told[:SECTIONS_MAX]
+        ]
+        shown, _ = arranged(sections)
+        first = look.rows[told[0].endpoint_id]
+        return Digest(
+            kind=plan.kind or Kind.REMINDER,
+            owner_email=look.owner["owner_email"],
+            language=first["language"],
+            at_us=look.now_us,
+            since_us=min(section.since_us for section in shown),
+            sections=shown,
+            more=len(told) - len(shown),
+            unsubscribe_token=await self._token(look),
+        )
+
+    async def _token(self, look: _Look) -> str | None:
+        if not self._settings.mail.unsubscribe_url:
+            return None
+        token: str = look.owner["unsubscribe_token"] or await self._session.fetchval(
+            query("give_token"), look.owner["owner_email"]
+        )
+        return token
+
+    async def _section(self, row: Row, case: Case, kind: Kind) -> Section:
+        session, number = self._session, case.endpoint_id
+        told = await session.fetch(
+            query("read_told"), number, case.incident.first_failure_us, case.marks.told_us, case.now_us
+        )
+        waiting = await session.fetchrow(query("read_waiting"), number)
+        answer = await session.fetchval(
+            query("read_answer"), row["last_event_id"], number, row["last_attempt"]
+        )
+        section = section_of(row, case, kind, types_of(told), waiting)
+        return dataclasses.replace(
+            section,
+            response=excerpt(answer),
+            timeout_s=row["timeout_s"] or self._settings.delivery.timeout_s,
+        )
+
+
+class _Moved(Exception):  # noqa: N818 - no mistake: somebody was quicker
+    """A row was not as it was read: leave it to the next look."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Look:
+    """One owner's rows, as read.
+
+    Attributes:
+        owner: of read_owners.
+        rows: of read_cases, by endpoint.
+        now_us: the moment.
+        number: tells the digests of one owner's sites apart, where they are made by site.
+    """
+
+    owner: Row
+    rows: dict[int, Row]
+    now_us: int
+    number: int
+
+    @property
+    def queued_us(self) -> int | None:
+        """When the mail was made that is still to be sent; None: there is none."""
+        made: int | None = self.owner["queued_at"]
+        return made
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """The incidents as they were before that mail."""
+        found: dict[str, Any] = orjson.loads(self.owner["before"] or "{}")
+        return found
+
+    @property
+    def wants_none(self) -> bool:
+        """Whether the owner is muted, suspended or has unsubscribed."""
+        row = self.owner
+        until = max(row["muted_until"] or 0, row["suspended_until"] or 0)
+        return row["unsubscribed_at"] is not None or until > self.now_us
+
+
+def _unfolded(case: Case, before: dict[str, Any]) -> Case:
+    """Take back what a mail that never went out would have told."""
+    was = before.get(str(case.endpoint_id))
+    if was is None:
+        return case
+    marks = incident.marks_of(was["marks"])
+    marks = dataclasses.replace(marks, owed=marks.owed or was["owed"])
+    health = Health(was["state"])
+    return dataclasses.replace(case, incident=dataclasses.replace(case.incident, health=health, marks=marks))

@@ -1,0 +1,26 @@
+-- Endpoints that failed in a batch of attempts: an incident begins or goes on. $1 bigint[]: endpoint ids; $2 and $3
+-- timestamptz[]: first and last failure; $4, $5 timestamptz[]: last 2xx, and first 2xx after the last failure (null:
+-- none); $6 bigint[]: 2xx answers; $7 text[], $8 smallint[], $9 text[]: outcome, status and error of the last failure;
+-- $10 bigint[], $11 smallint[]: its event and attempt. An endpoint that is gone has none.
+insert into webhooks.incidents as i (endpoint_id, state, first_failure_at, last_failure_at, last_success_at, recovering_at,
+  window_at, successes, last_outcome, last_status, last_error, last_event_id, last_attempt, next_look_at)
+select p.endpoint_id, 'shaky', u.first_at, u.last_at, u.success_at, u.recovering_at, u.first_at, u.successes,
+  u.outcome, u.status, u.error, u.event_id, u.attempt, u.first_at
+from unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::text[],
+  $8::smallint[], $9::text[], $10::bigint[], $11::smallint[])
+  as u(endpoint_id, first_at, last_at, success_at, recovering_at, successes, outcome, status, error, event_id, attempt)
+join webhooks.endpoints p using (endpoint_id)
+for key share of p
+on conflict (endpoint_id) do update set
+  state = case when i.state = 'healthy' then 'shaky' else i.state end,
+  first_failure_at = case when i.state = 'healthy' then excluded.first_failure_at else i.first_failure_at end,
+  last_failure_at = greatest(i.last_failure_at, excluded.last_failure_at),
+  last_success_at = case when i.state = 'healthy' then excluded.last_success_at
+                         else greatest(i.last_success_at, excluded.last_success_at) end,
+  recovering_at = excluded.recovering_at,
+  window_at = coalesce(i.window_at, excluded.window_at),
+  successes = case when i.state = 'healthy' then 0 else i.successes end + excluded.successes,
+  last_outcome = excluded.last_outcome, last_status = excluded.last_status, last_error = excluded.last_error,
+  last_event_id = excluded.last_event_id, last_attempt = excluded.last_attempt,
+  next_look_at = case when i.window_at is null or i.recovering_at is not null
+                      then least(i.next_look_at, excluded.next_look_at) else i.next_look_at end

@@ -1,0 +1,33 @@
+-- Every incident of some owners, with what other tables say of the endpoint. $1 text[]: owners, in lower case, empty:
+-- nobody; $2 timestamptz: now. Failed attempts are counted along attempts_failed, over the days in which an event that
+-- is still alive may lie; not more than 10,000 of them.
+select coalesce(lower(s.owner_email), '') as owner_email, i.endpoint_id, i.state, i.first_failure_at, i.last_failure_at,
+  i.last_success_at, i.recovering_at, i.window_at, i.successes, i.last_outcome, i.last_status, i.last_error, i.last_event_id,
+  i.last_attempt, i.marks, p.url, p.description, p.enabled, p.disabled_reason, p.snoozed_until, p.timeout_s, s.site_id,
+  s.name as site_name, s.language, s.time_zone, f.failures, f.events_failed, f.days_failed,
+  exists (select from webhooks.backlog b where b.endpoint_id = i.endpoint_id) as unsettled,
+  d.dead, case when not p.enabled then h.since end as held_since
+from webhooks.incidents i
+join webhooks.endpoints p using (endpoint_id)
+join webhooks.sites s using (site_id)
+cross join lateral (
+  select count(*)::int as failures,
+    count(distinct a.event_id) filter (where a.outcome <> 'blocked')::int as events_failed,
+    count(distinct (a.attempted_at at time zone 'UTC')::date) filter (where a.outcome <> 'blocked')::int as days_failed
+  from (
+    select t.event_id, t.attempted_at, t.outcome from webhooks.attempts t
+    where t.endpoint_id = i.endpoint_id and t.outcome <> 'delivered' and t.outcome <> 'failed'
+      and t.event_id >= (webhooks.day_of(i.first_failure_at) - 31)::bigint << 32
+      and t.attempted_at >= i.first_failure_at and t.attempted_at <= $2
+      and (i.last_success_at is null or t.attempted_at > i.last_success_at)
+    order by t.event_id desc
+    limit 10000) a) f
+cross join lateral (
+  select count(*)::int as dead from (
+    select from webhooks.dead t
+    where t.endpoint_id = i.endpoint_id and t.event_id >= (webhooks.day_of(i.first_failure_at) - 31)::bigint << 32
+      and t.since >= i.first_failure_at and t.reason not in ('cancelled', 'superseded', 'duplicate', 'dropped')
+    limit 10000) t) d
+left join lateral (
+  select b.since from webhooks.backlog b where b.endpoint_id = i.endpoint_id and b.state = 'held' order by b.event_id limit 1) h on true
+where coalesce(lower(s.owner_email), '') = any ($1)

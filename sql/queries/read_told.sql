@@ -1,0 +1,23 @@
+-- What a mail tells of one endpoint: the deliveries that failed since its incident began, by type. $1 bigint: endpoint
+-- id; $2 timestamptz: when it began; $3 timestamptz: failures up to here are told already; $4 timestamptz: now.
+-- A delivery is told of by the mail that follows its first failure, unless it has been delivered since.
+-- Lives on attempts_failed, then a step into the primary keys of each event's day; not more than 50,000 deliveries.
+with failed as (
+  select event_id from (
+    select distinct t.event_id from webhooks.attempts t
+    where t.endpoint_id = $1 and t.outcome <> 'delivered' and t.outcome <> 'failed'
+      and t.event_id >= (webhooks.day_of($2) - 31)::bigint << 32 and t.attempted_at >= $2 and t.attempted_at <= $4) d
+  limit 50000), known as (
+  select f.event_id, e.type, e.created_at, a.first_at, a.delivered,
+    exists (select from webhooks.dead d where d.event_id = f.event_id and d.endpoint_id = $1) as dead
+  from failed f
+  left join lateral (select * from webhooks.events v where v.event_id = f.event_id limit 1) e on true
+  cross join lateral (
+    select min(t.attempted_at) filter (where t.outcome not in ('delivered', 'failed')) as first_at,
+      bool_or(t.outcome = 'delivered') as delivered
+    from webhooks.attempts t where t.event_id = f.event_id and t.endpoint_id = $1 and t.attempted_at <= $4) a)
+select coalesce(type, '') as type, count(*) as failed, count(*) filter (where delivered) as late, count(*) filter (where dead) as dead,
+  count(*) filter (where first_at > $3 and first_at >= $2 and not delivered) as told,
+  (array_agg(webhooks.webhook_id(event_id, created_at) order by event_id)
+    filter (where first_at > $3 and first_at >= $2 and not delivered))[1:10] as webhook_ids
+from known group by 1 order by told desc, 1
