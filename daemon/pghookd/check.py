@@ -12,7 +12,7 @@ import enum
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from pghookd import migrate
+from pghookd import letter_samples, migrate
 from pghookd.core.home import why_foreign
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
@@ -53,7 +53,7 @@ class Finding:
 
     Attributes:
         grade: how bad it is.
-        what: settings, database, schema, privileges, home, shards, days, two_phase, pooler or locks.
+        what: settings, letters, database, schema, privileges, home, shards, days, two_phase, pooler or locks.
         text: a sentence for the operator.
     """
 
@@ -72,7 +72,20 @@ def exit_status(findings: Sequence[Finding]) -> int:
 
 
 async def check(settings: Settings) -> list[Finding]:
-    """Look at the database that the settings name; never raises for what it finds there."""
+    """Look at what the settings name, the database above all; never raises for what it finds there."""
+    return [*_letters(settings), *await _database(settings)]
+
+
+def _letters(settings: Settings) -> list[Finding]:
+    """Fill the operator's own templates once; the daemon does without those that are broken."""
+    if not settings.mail.templates:
+        return []
+    _, faults = letter_samples.preview(settings)
+    told = [Finding(Grade.WARNING, "letters", f"{fault}; ours is used instead") for fault in faults]
+    return told or [Finding(Grade.FINE, "letters", f"{settings.mail.templates}: every kind can be written")]
+
+
+async def _database(settings: Settings) -> list[Finding]:
     url = settings.database.url.get_secret_value()
     try:
         session = await postgres.connect(url, name="check", settings=_BOUNDS, writable=False)

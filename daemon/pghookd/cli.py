@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pghookd.core.destination import Destination, Refusal
     from pghookd.core.settings import Settings
+    from pghookd.letter_samples import Preview
 
 DONE: Final = 0
 NO: Final = 1
@@ -336,6 +337,69 @@ async def _explain(settings: Settings, event_id: int, identity: str) -> list[dic
 
 
 _BOUNDS: Final = {"statement_timeout": "30s"}
+
+
+# Mails ------------------------------------------------------------------------------------------------------
+
+
+@cli.group(cls=_Group)
+def email() -> None:
+    """The mails that owners get."""
+
+
+@email.command("preview")
+@click.option("--kind", metavar="K", help="Only this one: failing, reminder, warning, disabled, ...")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write files KIND.LANGUAGE.txt, .html and .eml there instead of showing the text.",
+)
+@click.option("--language", metavar="L", help="Only this language; the terminal shows English otherwise.")
+@_with_config
+@_with_json
+def email_preview(
+    *, kind: str | None, folder: Path | None, language: str | None, config: Path | None, as_json: bool
+) -> None:
+    """Render mails of every kind with made-up failures, in your templates and words where you have some."""
+    with _expected_faults(as_json=as_json):
+        settings = _load(config)
+        from pghookd import letter_samples
+
+        _choice("--kind", kind, letter_samples.NAMES)
+        kinds = (kind,) if kind else letter_samples.NAMES
+        try:
+            shown, faults = letter_samples.preview(settings, kinds, language or (None if folder else "en"))
+        except KeyError:
+            raise click.BadParameter(f"there are no words for {language}.", param_hint="--language") from None
+        written = _written(shown, folder) if folder else []
+        if as_json:
+            told = [
+                {"kind": x.name, "language": x.language, "subject": x.subject, "text": x.text} for x in shown
+            ]
+            click.echo(_json_of({"letters": told, "files": written, "faults": faults}))
+            sys.exit(NO if faults else DONE)
+        for file in written:
+            _say(file)
+        for each in shown if folder is None else ():
+            _say(f"{each.subject}\n", style="bold", label=each.name)
+            _say(f"{each.text}\n")
+        for fault in faults:
+            _warn(fault)
+        sys.exit(NO if faults else DONE)
+
+
+def _choice(option: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise click.BadParameter(f"must be one of {', '.join(known)}.", param_hint=option)
+
+
+def _written(shown: Iterable[Preview], folder: Path) -> list[str]:
+    try:
+        return [str(file) for each in shown for file in each.write(folder)]
+    except OSError as error:
+        raise click.BadParameter(f"cannot be written to: {error.strerror}.", param_hint="--to") from None
 
 
 # Settings, faults, words ------------------------------------------------------------------------------------

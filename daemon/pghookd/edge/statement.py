@@ -1,0 +1,651 @@
+"""What a letter says, in the words of one language and in order: what both its text and its HTML are made of.
+
+Who, what and the consequence come first, then what to do, what will happen, the facts, and a part for
+developers. Endpoints that fail in the same way on the same host are told of together. All that strangers wrote
+is made harmless here once more, whatever was stored.
+
+Never here: markup, headers, templates (edge/letter.py); a secret, a payload, the query of a URL.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import http
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from pghookd.core.digest import (
+    EVENT_IDS_MAX,
+    SECTIONS_MAX,
+    TYPES_MAX,
+    Cause,
+    Digest,
+    Kind,
+    Section,
+    clean_line,
+    clean_text,
+    shown_url,
+)
+from pghookd.core.settings import Mail
+from pghookd.edge.words import Words, moment_of, zone_of
+
+_HOST_IN_SUBJECT: Final = 48  # characters
+_SITE_IN_SUBJECT: Final = 36
+SUBJECT_MAX: Final = 150
+_HOST_MAX: Final = 100
+_ANSWER_LINES_MAX: Final = 12
+_OPENS, _CLOSES = "\u2068", "\u2069"  # FIRST STRONG ISOLATE and its end (UAX 9)
+_OFF: Final = frozenset({Kind.DISABLED, Kind.HELD_EXPIRING})
+_CATEGORIES: Final = frozenset({"order", "product", "form", "contact"})
+_TONES: Final = {
+    Kind.DISABLED: "bad",
+    Kind.FAILING: "bad",
+    Kind.WARNING: "bad",
+    Kind.HELD_EXPIRING: "bad",
+    Kind.STORM: "bad",
+    Kind.FLAPPING: "unsure",
+    Kind.REMINDER: "unsure",
+    Kind.RECOVERED: "good",
+}
+_PLAIN_CLIENT_ERROR: Final = frozenset({Cause.CLIENT_ERROR, Cause.UNAUTHORIZED, Cause.NOT_FOUND})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Link:
+    """A label, and where it leads."""
+
+    label: str
+    url: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """One endpoint in a block: its site, its facts as label and value, and where it can be opened."""
+
+    site: str
+    rows: tuple[tuple[str, str], ...]
+    link: Link | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """Endpoints that are in the same trouble on the same host.
+
+    Attributes:
+        tone: bad, unsure or good.
+        mark: the state in a word or two.
+        heading: the host.
+        lead: sentences: who, what, why.
+        advice: sentences: what to do.
+        next: sentences: what will happen.
+        parts: the endpoints.
+        answer: what the server answered, its own words, lines kept; empty: nothing.
+        technical: lines for developers, the same in every language; empty: none.
+    """
+
+    tone: str
+    mark: str
+    heading: str
+    lead: tuple[str, ...]
+    advice: tuple[str, ...]
+    next: tuple[str, ...]
+    parts: tuple[Part, ...] = ()
+    answer: str = ""
+    technical: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statement:
+    """A whole letter, before it is text or HTML.
+
+    Attributes:
+        language: for `lang` and Content-Language.
+        kind: of the mail.
+        tone: bad, unsure or good.
+        platform: who writes.
+        subject: the subject.
+        title: what happened, in a short sentence.
+        summary: what the blocks are, where there are several; empty: there is one.
+        blocks: gravest first.
+        more: what had no room; empty: nothing.
+        links: for the whole letter.
+        foot: sentences at the end.
+        unsubscribe: how to stop the mails; None: not known.
+        words: headings, by their key.
+    """
+
+    language: str
+    kind: str
+    tone: str
+    platform: str
+    subject: str
+    title: str
+    summary: str
+    blocks: tuple[Block, ...]
+    more: str
+    links: tuple[Link, ...]
+    foot: tuple[str, ...]
+    unsubscribe: Link | None
+    words: dict[str, str]
+
+
+class Teller:
+    """Says digests in one language.
+
+    Args:
+        words: the language.
+        mail: the settings `mail.*`.
+        user_agent: what requests carry, for those who filter by it.
+    """
+
+    def __init__(self, words: Words, mail: Mail, user_agent: str) -> None:
+        self._words = words
+        self._say = words.say
+        self._mail = mail
+        self._agent = user_agent
+        self._platform = clean_line(mail.platform_name) or words.say("other.platform")
+
+    def subject(self, digest: Digest) -> str:
+        """Return the subject: what, who, the consequence; at most SUBJECT_MAX characters."""
+        if digest.kind is Kind.STORM:
+            return clean_line(self._say("subject.storm", **_storm(digest), who=self._platform), SUBJECT_MAX)
+        told = [each for each in map(_harmless, digest.sections) if each.kind is digest.kind]
+        return clean_line(self._subject(digest.kind, told), SUBJECT_MAX)
+
+    def statement(self, digest: Digest) -> Statement:
+        """Return the whole letter.
+
+        Raises:
+            OverflowError, TypeError, ValueError: the digest holds what no mail can say.
+        """
+        sections = [_harmless(each) for each in digest.sections[:SECTIONS_MAX]]
+        blocks = [self._block(list(group)) for group in _groups(sections)]
+        if digest.kind is Kind.STORM:
+            blocks = [self._storm_block(digest)]
+        return Statement(
+            language=self._words.language,
+            kind=digest.kind.value,
+            tone=_TONES[digest.kind],
+            platform=self._platform,
+            subject=self.subject(digest),
+            title=self._title(digest.kind, sections),
+            summary=self._summary(sections) if len(blocks) > 1 else "",
+            blocks=tuple(blocks),
+            more=self._say("summary.more", n=digest.more) if digest.more else "",
+            links=tuple(self._links(digest)),
+            foot=tuple(self._foot(digest)),
+            unsubscribe=self._unsubscribe(digest),
+            words={key.partition(".")[2]: self._say(key) for key in _HEADINGS},
+        )
+
+    # Subject ------------------------------------------------------------------------------------------------
+
+    def _subject(self, kind: Kind, told: Sequence[Section]) -> str:
+        values = {"facts": self._facts(kind, told), "who": self._who(told)}
+        match kind:
+            case Kind.WARNING:
+                return self._say_until("subject.warning", told, lambda s: s.disable_at_us, values)
+            case Kind.HELD_EXPIRING:
+                return self._say_until("subject.held_expiring", told, lambda s: s.held_until_us, values)
+            case Kind.REMINDER:  # the words of the first mail, so that mails of one incident look alike
+                return self._say("subject.failing", **values)
+            case _:
+                return self._say(f"subject.{kind}", **values)
+
+    def _say_until(
+        self, key: str, told: Sequence[Section], when: Callable[[Section], int | None], values: dict[str, str]
+    ) -> str:
+        first = _first(told, when)
+        if first is None:
+            return self._say(f"{key}_soon", **values)
+        return self._say(key, when=self._words.short_moment(*first), **values)
+
+    def _facts(self, kind: Kind, told: Sequence[Section]) -> str:
+        """Return where, and the consequence in numbers."""
+        consequence: list[str] = []
+        match kind:
+            case Kind.WARNING:
+                pass
+            case Kind.DISABLED | Kind.HELD_EXPIRING:
+                consequence = self._held(kind, told)
+            case Kind.RECOVERED:
+                consequence = [*self._counted("late", told), *self._lost(told)]
+            case Kind.FLAPPING:
+                consequence = self._failed(told)
+            case _:
+                waiting = [*self._counted("waiting", told), *self._lost(told)]
+                consequence = waiting or self._failed(told)
+        return ", ".join([self._where(told), *consequence])
+
+    def _where(self, told: Sequence[Section]) -> str:
+        hosts = list(dict.fromkeys(self._host(each, _HOST_IN_SUBJECT) for each in told))
+        host = hosts[0] if hosts else self._say("other.unreadable")
+        if len(hosts) > 1:
+            return self._say("subject.hosts", host=host, n=len(hosts) - 1)
+        return self._say("subject.webhooks", host=host, n=len(told)) if len(told) > 1 else host
+
+    def _who(self, told: Sequence[Section]) -> str:
+        sites = list(dict.fromkeys(each.site_id for each in told))
+        if not sites:
+            return self._platform
+        name = clean_line(told[0].site_name or told[0].site_id, _SITE_IN_SUBJECT) or self._platform
+        return self._say("subject.sites", site=name, n=len(sites) - 1) if len(sites) > 1 else name
+
+    def _counted(self, name: str, told: Sequence[Section]) -> list[str]:
+        count = sum(getattr(each, name) for each in told)
+        return [self._say(f"subject.{name}", n=count, events=self._events(count, told))] if count else []
+
+    def _lost(self, told: Sequence[Section]) -> list[str]:
+        count = sum(each.dead for each in told)
+        return [self._say("subject.lost", n=count)] if count else []
+
+    def _failed(self, told: Sequence[Section]) -> list[str]:
+        failed, total = sum(each.failed for each in told), sum(each.total for each in told)
+        return [self._say("subject.failed", n=failed, total=max(total, failed))] if failed else []
+
+    def _held(self, kind: Kind, told: Sequence[Section]) -> list[str]:
+        count = sum(each.held for each in told)
+        first = _first(told, lambda each: each.held_until_us)
+        if not count:
+            return []
+        events = self._events(count, told)
+        if first is None or kind is Kind.HELD_EXPIRING:  # there the day stands before
+            return [self._say("subject.held", n=count, events=events)]
+        return [self._say("subject.held_until", n=count, events=events, when=self._words.day(*first))]
+
+    def _events(self, count: int, told: Sequence[Section]) -> str:
+        """Return `14 order events` where all types told of are of one category, else `14 events`."""
+        categories = {name.partition("_")[0] for each in told for name, _ in each.types}
+        category = categories.pop() if len(categories) == 1 else "any"
+        return self._say(f"events.{category if category in _CATEGORIES else 'any'}", n=count)
+
+    # The letter ---------------------------------------------------------------------------------------------
+
+    def _title(self, kind: Kind, sections: Sequence[Section]) -> str:
+        if kind is Kind.STORM:
+            return self._say("title.storm")
+        told = [each for each in sections if each.kind is kind]
+        key = "partly" if told and all(map(_is_partly, told)) else kind.value
+        return self._say(f"title.{key}", n=len(told) or 1)
+
+    def _summary(self, sections: Sequence[Section]) -> str:
+        kinds = list(dict.fromkeys(each.kind for each in sections))
+        counts = [
+            self._say(f"summary.{kind}", n=sum(each.kind is kind for each in sections)) for kind in kinds
+        ]
+        return self._say("summary.all", n=len(sections), list=", ".join(counts))
+
+    def _links(self, digest: Digest) -> Iterator[Link]:
+        if self._mail.console_url and digest.kind is not Kind.STORM and len(digest.sections) > 1:
+            yield Link(self._say("link.all"), self._mail.console_url)
+        if self._mail.help_url:
+            yield Link(self._say("link.help"), self._mail.help_url)
+
+    def _foot(self, digest: Digest) -> Iterator[str]:
+        if self._mail.reply_to and not self._mail.help_url:
+            yield self._say("foot.reply", reply_to=self._mail.reply_to)
+        key = "foot.why_operator" if digest.kind is Kind.STORM else "foot.why"
+        yield self._say(key, platform=self._platform, owner=clean_line(digest.owner_email, 254))
+
+    def _unsubscribe(self, digest: Digest) -> Link | None:
+        url = unsubscribe_url(self._mail, digest)
+        return Link(self._say("link.unsubscribe"), url) if url else None
+
+    def _storm_block(self, digest: Digest) -> Block:
+        lead = self._say("storm.lead", **_storm(digest))
+        return Block(
+            tone="bad",
+            mark=self._say("mark.storm"),
+            heading=self._platform,
+            lead=(lead,),
+            advice=(self._say("storm.advice"),),
+            next=(self._say("storm.held"),),
+            technical=f"at: {_iso(digest.at_us)}",
+        )
+
+    # A block ------------------------------------------------------------------------------------------------
+
+    def _block(self, group: Sequence[Section]) -> Block:
+        first = group[0]
+        answers = list(dict.fromkeys(each.response for each in group if each.response))
+        return Block(
+            tone=_TONES[first.kind],
+            mark=self._say("mark.partly" if _is_partly(first) else f"mark.{first.kind}"),
+            heading=self._host(first),
+            lead=tuple(self._lead(group)),
+            advice=tuple(self._advice(group)),
+            next=tuple(self._next(group)),
+            parts=tuple(map(self._part, group)),
+            answer=_quoted(answers[0]) if answers and first.kind is not Kind.RECOVERED else "",
+            technical="\n\n".join("\n".join(_technical(each, self._agent)) for each in group),
+        )
+
+    def _lead(self, group: Sequence[Section]) -> Iterator[str]:
+        first = group[0]
+        values = self._values(group)
+        yield self._say(f"lead.{_lead_key(group)}", n=len(group), **values)
+        if _is_partly(first) and first.types:
+            yield self._say("lead.types", types=", ".join(name for name, _ in first.types))
+        if first.kind is Kind.DISABLED:
+            yield from self._reason(first, values)
+        elif first.kind not in {Kind.RECOVERED, Kind.HELD_EXPIRING}:
+            yield self._say(f"cause.{self._cause_key(first)}", **values)
+        yield from self._consequence(group)
+
+    def _consequence(self, group: Sequence[Section]) -> Iterator[str]:
+        """Say in numbers what became of events."""
+        until = _first(group, lambda each: each.held_until_us)
+        when = self._words.moment(*until) if until else ""
+        yield from self._told("late", "late", group)
+        yield from self._told("waiting", "waiting", group)
+        yield from self._told("held", "held_until" if until else "held", group, when=when)
+        yield from self._told("dead", "dead", group)
+
+    def _reason(self, first: Section, values: dict[str, str]) -> Iterator[str]:
+        key = f"reason.{first.disabled_reason}"
+        if self._words.has(key):
+            yield self._say(key, **values)
+        if first.cause is not Cause.GONE and first.disabled_reason not in {"owner", "operator"}:
+            yield self._say(f"cause.{self._cause_key(first)}", **values)
+
+    def _values(self, group: Sequence[Section]) -> dict[str, str]:
+        """Return what sentences on a block may name."""
+        first, zone = group[0], zone_of(group[0].time_zone)
+        until = _first(group, _deadline)
+        ended = max((_ended(each) for each in group), default=0)
+        return {
+            "site": self._site(first),
+            "host": self._host(first),
+            "since": self._words.moment(min(each.since_us for each in group), zone),
+            "when": self._words.moment(*until) if until else "",
+            "ended": self._words.moment(ended, zone),
+            "duration": self._words.duration(ended - first.since_us),
+            "status": _status(first.status),
+            "target": _target(first) or "",
+            "seconds": self._words.number(first.timeout_s),
+            "user_agent": self._agent,
+            "platform": self._platform,
+        }
+
+    def _cause_key(self, section: Section) -> str:
+        """Return the key of the cause, the closest that there are words for."""
+        cause = section.cause
+        if cause is Cause.REDIRECT and _target(section):
+            return "redirect_to"
+        if cause is Cause.ODD_STATUS and section.status is None:
+            return "unknown"
+        error = (section.error or "").partition(":")[0]
+        for key in (f"{cause}_{error}", error if cause is Cause.BAD_RESPONSE else cause.value):
+            if self._words.has(f"cause.{key}"):
+                return key
+        return cause.value
+
+    def _advice(self, group: Sequence[Section]) -> Iterator[str]:
+        first = group[0]
+        match first.kind:
+            case Kind.RECOVERED:
+                lost = any(each.dead for each in group)
+                yield self._say("advice.recovered_lost" if lost else "advice.recovered")
+            case Kind.HELD_EXPIRING:
+                yield self._say("advice.held_expiring")
+            case Kind.FLAPPING:
+                yield self._say("advice.flapping")
+            case _:
+                yield from self._repair(group)
+
+    def _repair(self, group: Sequence[Section]) -> Iterator[str]:
+        first = group[0]
+        if _is_partly(first) and first.cause in _PLAIN_CLIENT_ERROR:
+            yield self._say("advice.some_types")
+            return
+        key = self._cause_key(first)
+        if not self._words.has(f"advice.{key}"):
+            key = first.cause.value
+        yield self._say(f"advice.{key}", **self._values(group))
+        if first.kind is Kind.DISABLED and first.cause is not Cause.GONE:
+            yield self._say("advice.enable")
+
+    def _next(self, group: Sequence[Section]) -> Iterator[str]:
+        first = group[0]
+        dead = any(each.dead for each in group)
+        if first.kind in _OFF:
+            yield self._say("next.enable")
+        elif first.kind is not Kind.RECOVERED:
+            yield self._say("next.trying")
+            yield from self._end(group)
+        elif any(each.waiting for each in group):
+            yield self._say("next.catching_up")
+        if dead and first.kind is not Kind.RECOVERED:
+            yield self._say("next.dead")
+
+    def _end(self, group: Sequence[Section]) -> Iterator[str]:
+        """Say where it leads if nothing changes."""
+        until = _first(group, _deadline)
+        if _is_partly(group[0]):
+            yield self._say("next.never_disabled")
+        elif until:
+            yield self._say("next.disable_at", n=len(group), when=self._words.moment(*until))
+        if group[0].kind is Kind.FLAPPING:
+            yield self._say("next.calm")
+
+    def _told(self, name: str, key: str, group: Sequence[Section], **values: str) -> Iterator[str]:
+        count = sum(getattr(each, name) for each in group)
+        if count:
+            yield self._say(f"consequence.{key}", n=count, events=self._events(count, group), **values)
+
+    # An endpoint --------------------------------------------------------------------------------------------
+
+    def _part(self, section: Section) -> Part:
+        rows = tuple((self._say(f"label.{key}"), value) for key, value in self._rows(section) if value)
+        url = console_url(self._mail, section)
+        link = Link(self._say("link.endpoint"), url) if url else None
+        return Part(self._site(section), rows, link)
+
+    def _rows(self, section: Section) -> Iterator[tuple[str, str]]:
+        number = self._words.number
+        yield "url", section.url or self._say("other.unreadable")
+        yield "description", _isolated(section.description or "")
+        yield "types", ", ".join(f"{name} ({number(count)})" for name, count in section.types)
+        if section.failed:
+            total = max(section.total, section.failed)
+            yield "failed", self._say("label.failed_value", n=section.failed, total=total)
+        for name in ("waiting", "held", "late", "dead"):
+            count = getattr(section, name)
+            yield name, number(count) if count else ""
+        yield from self._times(section)
+
+    def _times(self, section: Section) -> Iterator[tuple[str, str]]:
+        zone = zone_of(section.time_zone)
+
+        def moment(at_us: int | None) -> str:
+            return self._words.moment(at_us, zone) if at_us is not None else ""
+
+        yield "since", moment(section.since_us)
+        yield "last_failure", moment(section.last_failure_us)
+        if section.kind is Kind.RECOVERED:
+            yield "ended", moment(_ended(section))
+            yield "duration", self._words.duration(_ended(section) - section.since_us)
+        else:
+            yield "last_success", moment(section.last_success_us) or self._say("label.no_success")
+            yield "next_attempt", moment(section.next_attempt_us)
+        if section.kind not in _OFF:
+            yield "disable_at", moment(section.disable_at_us)
+        yield "held_until", moment(section.held_until_us)
+
+    def _site(self, section: Section) -> str:
+        return _isolated(section.site_name or section.site_id or self._say("other.your_site"))
+
+    def _host(self, section: Section, length: int = _HOST_MAX) -> str:
+        return clean_line(section.host, length) or self._say("other.unreadable")
+
+
+_HEADINGS: Final = (
+    "heading.advice",
+    "heading.next",
+    "heading.answer",
+    "heading.answer_note",
+    "heading.technical",
+    "heading.technical_note",
+)
+
+
+# Where links lead -------------------------------------------------------------------------------------------
+
+
+def console_url(mail: Mail, section: Section) -> str | None:
+    """Return where an endpoint is opened: `mail.console_url` with `/{site_id}/{endpoint_id}` behind its path."""
+    if not mail.console_url or not section.site_id.strip("."):  # a dot segment would lead elsewhere
+        return None
+    parts = urlsplit(mail.console_url)
+    path = f"{parts.path.rstrip('/')}/{quote(section.site_id, safe='')}/{int(section.endpoint_id)}"
+    return parts._replace(path=path).geturl()
+
+
+def unsubscribe_url(mail: Mail, digest: Digest) -> str | None:
+    """Return `mail.unsubscribe_url` with the owner's token; None where one of them is missing."""
+    if not (mail.unsubscribe_url and digest.unsubscribe_token):
+        return None
+    return mail.unsubscribe_url.replace("{token}", quote(digest.unsubscribe_token, safe=""))
+
+
+# Sections ---------------------------------------------------------------------------------------------------
+
+
+def _groups(sections: Iterable[Section]) -> list[list[Section]]:
+    """Put together what is in the same trouble on the same host, in the order of the first of each."""
+    groups: dict[tuple[object, ...], list[Section]] = {}
+    for each in sections:
+        types = each.types if each.partly else ()
+        key = (
+            each.kind, each.host, each.cause, each.status, each.error, each.partly, tuple(n for n, _ in types),
+            each.timeout_s, each.disabled_reason,
+        )  # fmt: skip
+        groups.setdefault(key, []).append(each)
+    return list(groups.values())
+
+
+def _lead_key(group: Sequence[Section]) -> str:
+    """Return which sentence a block begins with; one that names a date only where there is one."""
+    first = group[0]
+    if _is_partly(first):
+        return "partly"
+    dated = {Kind.WARNING: Kind.FAILING, Kind.HELD_EXPIRING: Kind.DISABLED}
+    if first.kind in dated and _first(group, _deadline) is None:
+        return dated[first.kind].value
+    return first.kind.value
+
+
+def _is_partly(section: Section) -> bool:
+    return section.partly and section.kind in {Kind.FAILING, Kind.REMINDER}
+
+
+def _deadline(section: Section) -> int | None:
+    return section.held_until_us if section.kind in _OFF else section.disable_at_us
+
+
+def _ended(section: Section) -> int:
+    return section.last_failure_us if section.ended_us is None else section.ended_us
+
+
+def _first(told: Sequence[Section], when: Callable[[Section], int | None]) -> tuple[int, dt.tzinfo] | None:
+    """Return the earliest such moment, with its site's zone."""
+    dated = [(at_us, place) for place, each in enumerate(told) if (at_us := when(each)) is not None]
+    if not dated:
+        return None
+    at_us, place = min(dated)
+    return at_us, zone_of(told[place].time_zone)
+
+
+def _status(status: int | None) -> str:
+    if status is None:
+        return ""
+    try:
+        return f"{status} ({http.HTTPStatus(status).phrase})"
+    except ValueError:
+        return str(int(status))
+
+
+def _target(section: Section) -> str | None:
+    """Return where a redirect pointed: `https://host`, as core/verdict.py noted it."""
+    name, _, target = (section.error or "").partition(": ")
+    return target if name == "redirect" and section.cause is Cause.REDIRECT and target else None
+
+
+def _storm(digest: Digest) -> dict[str, int]:
+    failing, total, hosts = digest.storm or (0, 0, 0)
+    return {"failing": failing, "total": total, "hosts": hosts}
+
+
+# For developers, the same in every language -----------------------------------------------------------------
+
+
+def _technical(section: Section, agent: str) -> Iterator[str]:
+    status = f", HTTP {section.status}" if section.status is not None else ""
+    error = f" ({section.error})" if section.error else ""
+    yield f"endpoint: {section.endpoint_id}, site {section.site_id}"
+    yield f"url: {section.url or '-'}"
+    yield f"failure: {section.cause}{status}{error}"
+    for name in (
+        "since",
+        "last_failure",
+        "last_success",
+        "ended",
+        "next_attempt",
+        "disable_at",
+        "held_until",
+    ):
+        at_us = getattr(section, f"{name}_us")
+        if at_us is not None:
+            yield f"{name}: {_iso(at_us)}"
+    counts = (
+        (name, getattr(section, name)) for name in ("failed", "total", "late", "dead", "waiting", "held")
+    )
+    yield "deliveries: " + ", ".join(f"{count} {name}" for name, count in counts)
+    yield f"timeout: {section.timeout_s:g} s, user-agent: {agent}"
+    if section.disabled_reason:
+        yield f"disabled_reason: {section.disabled_reason}"
+    for index, webhook_id in enumerate(section.event_ids):
+        yield f"oldest webhook-id: {webhook_id}" if index == 0 else f"webhook-id: {webhook_id}"
+
+
+def _iso(at_us: int) -> str:
+    return f"{moment_of(at_us):%Y-%m-%dT%H:%M:%SZ}"
+
+
+# Strangers' texts -------------------------------------------------------------------------------------------
+
+
+def _harmless(section: Section) -> Section:
+    """Clean all texts of a section, whatever was stored."""
+    return dataclasses.replace(
+        section,
+        site_id=clean_line(section.site_id),
+        site_name=clean_line(section.site_name),
+        url=_url(section.url),
+        description=clean_line(section.description),
+        error=clean_line(section.error),
+        response=clean_text(section.response),
+        disabled_reason=clean_line(section.disabled_reason, 20),
+        types=tuple((clean_line(name), int(count)) for name, count in section.types[:TYPES_MAX]),
+        event_ids=tuple(clean_line(each, 40) for each in section.event_ids[:EVENT_IDS_MAX]),
+    )
+
+
+def _url(url: str) -> str:
+    shown = shown_url(url)
+    return "" if shown == "://" else shown
+
+
+def _isolated(text: str) -> str:
+    """Keep a text that is written from right to left from turning round what stands beside it (UAX 9)."""
+    turns = any(unicodedata.bidirectional(character) in {"R", "AL"} for character in text)
+    return f"{_OPENS}{text}{_CLOSES}" if turns else text
+
+
+def _quoted(text: str) -> str:
+    """Return the lines of an answer that are not blank, a few of them."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return "\n".join(map(_isolated, lines[:_ANSWER_LINES_MAX]))
