@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
 import uvloop
@@ -24,6 +24,7 @@ from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, connect
 from pghookd.edge.systemd import Notifier, watchdog_interval_s
+from pghookd.loops.care import no_checkpoint
 from pghookd.loops.watch import Beats
 
 BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # between epochs; the last one repeats
@@ -83,6 +84,7 @@ class App:
         monotonic: Callable[[], float] = time.monotonic,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         random01: Callable[[], float] = random.random,
+        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
     ) -> None:
         self._settings = settings
         self._logger = logger
@@ -93,6 +95,7 @@ class App:
         self._monotonic = monotonic
         self._wall_us = wall_us
         self._random01 = random01
+        self._checkpoint = checkpoint
         self._beats = Beats(epoch.LOOPS)
         self._stopping = asyncio.Event()  # the daemon ends
         self._turn = asyncio.Event()  # the epoch ends: to stop, or to go on with new settings
@@ -186,6 +189,7 @@ class App:
             monotonic=self._monotonic,
             wall_us=self._wall_us,
             random01=self._random01,
+            checkpoint=self._checkpoint,
         )
 
     async def _schema(self, settings: Settings) -> int | None:

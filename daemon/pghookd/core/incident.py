@@ -224,14 +224,18 @@ def is_failing(case: Case) -> bool:
         return True
     if not case.policy.first_wait_us:
         return True  # a mail at the first failure, as some platforms promise
-    worked = incident.last_success_us is not None and incident.last_success_us >= incident.first_failure_us
-    return not worked and case.now_us - incident.first_failure_us >= case.policy.first_wait_us
+    return not _has_worked(incident) and case.now_us - incident.first_failure_us >= case.policy.first_wait_us
 
 
 def works_partly(case: Case) -> bool:
     """Whether others are delivered to it while some fail."""
     success = case.incident.last_success_us
-    return success is not None and case.now_us - success < case.policy.recovered_after_us
+    return _has_worked(case.incident) and case.now_us - (success or 0) < case.policy.recovered_after_us
+
+
+def _has_worked(incident: Incident) -> bool:
+    """Whether there was a 2xx since it began; the one before may stand there, when both came within milliseconds."""
+    return incident.last_success_us is not None and incident.last_success_us >= incident.first_failure_us
 
 
 def is_calm(case: Case) -> bool:
