@@ -17,7 +17,7 @@ from crew import Diary
 
 from pghookd.core.digest import Cause, Digest, Kind, Section
 from pghookd.core.settings import Mail, Smtp
-from pghookd.edge.letter import Letters, message_id
+from pghookd.edge.letter import Letters
 from pghookd.edge.postgres import connect
 from pghookd.edge.smtp import Post, trust
 from pghookd.loops.mail import Mailer
@@ -83,7 +83,6 @@ class Office:
             session,
             self.post,
             Letters(sending),
-            message_id=message_id,
             settings=sending,
             logger=self.diary.logger,
             monotonic=self.clock.monotonic,

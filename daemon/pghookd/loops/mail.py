@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from pghookd.core.digest import GRAVITY, Kind, clean_line, digest_of
 from pghookd.core.settings import Mail
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.letter import Letters
+from pghookd.edge.letter import Letters, message_id
 from pghookd.edge.postgres import DatabaseError, Row, Session, query
 from pghookd.edge.smtp import Deferred, Outcome, Post, Rejected, Sent
 
@@ -85,7 +85,6 @@ class Mailer:
         session: in no transaction, and nobody else's.
         post: entered and left by `run`.
         letters: renders.
-        message_id: of an email_id and the sender's address.
         settings: sender and rate.
         logger: is told of each mail, and once of a server that is away.
         monotonic: seconds.
@@ -104,7 +103,6 @@ class Mailer:
         post: Post,
         letters: Letters,
         *,
-        message_id: Callable[[int, str], str],
         settings: Mail,
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
@@ -117,7 +115,6 @@ class Mailer:
         self._session = session
         self._post = post
         self._letters = letters
-        self._message_id = message_id
         self._sender = settings.sender
         self._logger = logger
         self._monotonic = monotonic
@@ -200,7 +197,7 @@ class Mailer:
     def _render(self, row: Row) -> tuple[str, EmailMessage]:
         """Render in a thread: markup and style sheets take some milliseconds that deliveries would wait for."""
         digest = digest_of(orjson.loads(row["digest"]))
-        name = row["message_id"] or self._message_id(row["email_id"], self._sender)
+        name = row["message_id"] or message_id(row["email_id"], self._sender)
         return self._letters.subject(digest), self._letters.render(digest, message_id=name)
 
     def _tell_faults(self) -> None:
