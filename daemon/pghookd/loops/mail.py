@@ -21,8 +21,9 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core.digest import GRAVITY, Kind, clean_line, digest_of
 from pghookd.core.settings import Mail
+from pghookd.edge import letter
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.letter import Letters, message_id
+from pghookd.edge.letter import Letters
 from pghookd.edge.postgres import DatabaseError, Row, Session, query
 from pghookd.edge.smtp import Deferred, Outcome, Post, Rejected, Sent
 
@@ -91,6 +92,7 @@ class Mailer:
         wall_us: microseconds since 1970.
         wake: set by whoever has queued a mail.
         beat: called while it lives.
+        message_id: of an email_id and the sender's address.
         checkpoint: awaited at each step of a mail's way, with its name.
 
     Attributes:
@@ -109,12 +111,14 @@ class Mailer:
         wall_us: Callable[[], int],
         wake: asyncio.Event,
         beat: Callable[[], None],
+        message_id: Callable[[int, str], str] = letter.message_id,
         checkpoint: Checkpoint = _nowhere,
     ) -> None:
         self.sending: int | None = None
         self._session = session
         self._post = post
         self._letters = letters
+        self._message_id = message_id
         self._sender = settings.sender
         self._logger = logger
         self._monotonic = monotonic
@@ -197,7 +201,7 @@ class Mailer:
     def _render(self, row: Row) -> tuple[str, EmailMessage]:
         """Render in a thread: markup and style sheets take some milliseconds that deliveries would wait for."""
         digest = digest_of(orjson.loads(row["digest"]))
-        name = row["message_id"] or message_id(row["email_id"], self._sender)
+        name = row["message_id"] or self._message_id(row["email_id"], self._sender)
         return self._letters.subject(digest), self._letters.render(digest, message_id=name)
 
     def _tell_faults(self) -> None:
