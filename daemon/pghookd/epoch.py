@@ -15,26 +15,31 @@ from typing import Final, TypeAlias, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core import home, verdict
+from pghookd.core import breaker, home, verdict
 from pghookd.core.home import ForeignDatabase, Server, StoredShard
 from pghookd.core.lanes import Lanes
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.letter import Letters
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 from pghookd.edge.rows import shard_of
 from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
+from pghookd.edge.smtp import Post, trust
 from pghookd.loops.bell import Bell
+from pghookd.loops.care import Around, Care, no_checkpoint
 from pghookd.loops.deliver import Deliverer, Terms
+from pghookd.loops.mail import Mailer
 from pghookd.loops.maintain import maintain
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
 from pghookd.loops.retry import DueRows
+from pghookd.loops.retry import Terms as Aside
 from pghookd.loops.watch import Beats, watch
 
-LOOPS: Final = ("read", "record", "deliver", "maintain")
+LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
 T = TypeVar("T")
 
@@ -81,6 +86,7 @@ class World:
     monotonic: Callable[[], float]
     wall_us: Callable[[], int]
     random01: Callable[[], float]
+    checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint
 
 
 async def run(world: World) -> Ending:
@@ -180,10 +186,14 @@ async def _in_time(work: Awaitable[T]) -> T:
 
 async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
-    read, work, bell = await sessions.read(), await sessions.work(), await sessions.bell()
+    read, work = await sessions.read(), await sessions.work()
+    await sessions.care()
+    await sessions.bell()
+    if world.settings.smtp.host:
+        await sessions.mail()
     hears = Hears()
     await read.listen("pghookd", hears)
-    server = await identify([record, read, work, bell])
+    server = await identify(sessions.all())
     await check_echo(read, work, hears.echo)
     stored = [shard_of(row) for row in await record.fetch(query("read_shards"))]
     now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))  # after the locks were granted
@@ -199,9 +209,11 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
             stored_timeline=fork,
             note="attempts made after the fork are unknown; what receivers saw since may come again",
         )
-    if await identify([record, read, work, bell]) != server:
+    if await identify(sessions.all()) != server:
         raise DatabaseAway("the server restarted meanwhile")
-    return Crew(world, sessions, server, Log(now, _shard_logs(stored), _marks(stored)), stored, hears)
+    crew = Crew(world, sessions, server, Log(now, _shard_logs(stored), _marks(stored)), stored, hears)
+    await crew.begin()
+    return crew
 
 
 def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:
@@ -263,9 +275,20 @@ class Crew:
             concurrency=delivery.concurrency,
             endpoint_concurrency=delivery.endpoint_concurrency,
             queue_bytes_max=delivery.queue_bytes_max,
+            policy=_breaker(world.settings),
         )
-        due = DueRows(self._lanes, log, shards=len(stored))
+        due = self._due = DueRows(
+            self._lanes,
+            log,
+            shards=len(stored),
+            terms=Aside(world.settings.breaker.probe_s, world.settings.retention.held_days),
+            logger=world.logger,
+            random01=world.random01,
+        )
         self.recorder = self._make_recorder(server, due)
+        self._queued = asyncio.Event()
+        self.mailer = self._make_mailer()
+        self.care = self._make_care()
         self.deliverer = self._make_deliverer()
         self.reader = self._make_reader()
         self.bell = self._make_bell(hears.wake)
@@ -286,7 +309,25 @@ class Crew:
             heartbeat_s=settings.database.heartbeat_s,
             lease_s=settings.database.lease_s,
             recorded=self._kick,
+            failed=lambda: self.care.failed(),  # noqa: PLW0108 - made after the recorder, which it needs
             beat=self._world.beats.of("record"),
+        )
+
+    def _make_care(self) -> Care:
+        world = self._world
+        return Care(
+            self._sessions["care"],
+            world.settings,
+            Around(
+                traffic=self._lanes.traffic,
+                unwatch=self.recorder.unwatch,
+                sending=lambda: self.mailer.sending if self.mailer else None,
+                queued=self._queued.set,
+                checkpoint=world.checkpoint,
+            ),
+            logger=world.logger,
+            wall_us=world.wall_us,
+            beat=world.beats.of("care"),
         )
 
     def _make_deliverer(self) -> Deliverer:
@@ -331,6 +372,30 @@ class Crew:
             beat=self._world.beats.of("read"),
         )
 
+    def _make_mailer(self) -> Mailer | None:
+        """Make the mailer, where there is a mail server."""
+        world = self._world
+        settings = world.settings
+        if not settings.smtp.host:
+            return None
+        post = Post(settings.smtp, context=trust(settings.egress.ca_file or None), monotonic=world.monotonic)
+        return Mailer(
+            self._sessions["mail"],
+            post,
+            Letters(settings.mail),
+            settings=settings.mail,
+            logger=world.logger,
+            monotonic=world.monotonic,
+            wall_us=world.wall_us,
+            wake=self._queued,
+            beat=lambda: None,
+            checkpoint=world.checkpoint,
+        )
+
+    async def begin(self) -> None:
+        """Learn what the epochs before have put aside; breakers that were open are, before anything goes out."""
+        await self._due.begin(self._sessions["record"], self._world.monotonic())
+
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Run until told to stop, then end in order: read no more, let requests end, record, store."""
         world = self._world
@@ -338,6 +403,7 @@ class Crew:
         front = [
             group.create_task(self._read()),
             group.create_task(maintain(work, logger=world.logger, beat=world.beats.of("maintain"))),
+            group.create_task(self.care.run()),
         ]
         recording = group.create_task(self.recorder.run())
         behind = [
@@ -345,13 +411,18 @@ class Crew:
             group.create_task(self._sessions.watch()),
             group.create_task(watch(self._sessions.all, world.settings.database.heartbeat_s)),
         ]
+        mailing = [] if self.mailer is None else [group.create_task(self.mailer.run())]
         await world.stop.wait()
+        if self.mailer is not None:
+            self.mailer.stop()
         async with _ended(front):
             in_time = await self.deliverer.drain(world.settings.delivery.grace_s)
+            if mailing:  # the mail on its way, lest it is sent again
+                await asyncio.wait(mailing, timeout=world.settings.delivery.grace_s)
         self.recorder.stop()
         await recording
         await self.recorder.finish()
-        async with _ended(behind):
+        async with _ended([*behind, *mailing]):
             world.logger.info(LogEvent.SHARD_LOST, reason="released", in_time=in_time)
 
     def _kick(self) -> None:
@@ -383,6 +454,11 @@ def _walks(stored: Sequence[StoredShard]) -> dict[tuple[Position, int, int], lis
         position = row.position or Position(BEGINNING)
         walks.setdefault((position, row.floor, row.front), []).append(row.shard)
     return walks
+
+
+def _breaker(settings: Settings) -> breaker.Policy:
+    given = settings.breaker
+    return breaker.Policy(given.attempts, given.share, given.probe_s, given.probe_max_s)
 
 
 def _terms(settings: Settings) -> Terms:

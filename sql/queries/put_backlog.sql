@@ -1,12 +1,14 @@
--- Deliveries that get a row of their own, or whose row changes. A disabled endpoint's are held whatever was asked.
--- An endpoint that is gone takes none. $1.. arrays: event_id, endpoint_id, site_id, state, reason, attempts, wait in
--- seconds until the next attempt (null: none). A row that was not waiting and is now has just been released.
+-- Deliveries that get a row of their own, or whose row changes. A disabled endpoint's are held whatever was asked, and
+-- what was to be held for one that is on again goes out. An endpoint that is gone takes none. $1.. arrays: event_id,
+-- endpoint_id, site_id, state, reason, attempts, wait in seconds until the next attempt (null: none). A row that was
+-- not waiting and is now has just been released.
 insert into webhooks.backlog as b (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)
 select u.event_id, u.endpoint_id, u.site_id,
-  case when p.enabled then u.state else 'held' end,
-  case when p.enabled then u.reason else 'disabled' end,
+  case when not p.enabled then 'held' when u.reason = 'disabled' then 'waiting' else u.state end,
+  case when not p.enabled then 'disabled' when u.reason = 'disabled' then 'queued' else u.reason end,
   u.attempts,
-  case when p.enabled and u.state = 'waiting' then now() + coalesce(u.wait_s, 0) * interval '1 second' end
+  case when p.enabled and (u.state = 'waiting' or u.reason = 'disabled')
+    then now() + coalesce(u.wait_s, 0) * interval '1 second' end
 from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::float8[])
   as u(event_id, endpoint_id, site_id, state, reason, attempts, wait_s)
 join webhooks.endpoints p using (endpoint_id)

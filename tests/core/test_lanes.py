@@ -7,7 +7,16 @@ from collections import deque
 
 import pytest
 
-from pghookd.core.lanes import IDLE_LANES_MAX, LANE_QUEUE_MAX, QUEUE_MAX, START_WIDTH, Lanes, Offer
+from pghookd.core.breaker import Policy
+from pghookd.core.lanes import (
+    IDLE_LANES_MAX,
+    LANE_QUEUE_MAX,
+    QUEUE_MAX,
+    START_WIDTH,
+    UNPROVED_QUEUE_MAX,
+    Lanes,
+    Offer,
+)
 from pghookd.core.model import Delivery, Endpoint, Event
 
 
@@ -15,13 +24,17 @@ def endpoint(number=1, *, concurrency=None, url="https://a.example/", enabled=Tr
     return Endpoint(number, f"s{number}", 0, url, ("*",), enabled, 0, concurrency=concurrency)
 
 
-def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}"):
-    return Delivery(Event(event_id, f"s{number}", "order_created", 0, payload), number, 0, since)
+def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}", late=False):
+    event = Event(event_id, f"s{number}", "order_created", 0, payload)
+    return Delivery(event, number, 0, since, in_backlog=late, late=late)
 
 
-def make(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9):
+def make(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None):
     return Lanes(
-        concurrency=concurrency, endpoint_concurrency=endpoint_concurrency, queue_bytes_max=queue_bytes_max
+        concurrency=concurrency,
+        endpoint_concurrency=endpoint_concurrency,
+        queue_bytes_max=queue_bytes_max,
+        policy=policy,
     )
 
 
@@ -32,10 +45,18 @@ def fill(lanes, number, count, **options):
     return lane
 
 
-def start(lanes):
+def answer(lanes, lane, which=None, now=0.0):
+    return lanes.succeeded(lane, which or delivery(), now)
+
+
+def fail(lanes, lane, which=None, now=0.0, **options):
+    return lanes.failed(lane, which or delivery(), now, 0.5, **options)
+
+
+def start(lanes, now=0.0):
     """Start whatever may start."""
     started = []
-    while (taken := lanes.next()) is not None:
+    while (taken := lanes.next(now)) is not None:
         started.append(taken)
     return started
 
@@ -55,7 +76,7 @@ def test_each_success_makes_room_for_one_more():
     widths = []
     start(lanes)
     for _ in range(6):
-        lanes.done(lane, delivered=True)
+        answer(lanes, lane)
         widths.append(len(start(lanes)))
     assert widths == [2] * 6
     assert lane.flying == 8
@@ -67,7 +88,7 @@ def test_a_lane_grows_up_to_the_endpoints_concurrency_and_no_further():
     own = fill(lanes, 2, 100, concurrency=3)
     for each in [lane, own] * 20:
         start(lanes)
-        lanes.done(each, delivered=True)
+        answer(lanes, each)
     start(lanes)
     assert (lane.flying, own.flying) == (4, 3)
 
@@ -77,12 +98,12 @@ def test_a_failure_halves_and_one_remains():
     lane = fill(lanes, 1, 200)
     for _ in range(14):
         start(lanes)
-        lanes.done(lane, delivered=True)
+        answer(lanes, lane)
     assert lane.width == 16
     seen = []
     start(lanes)
     for _ in range(6):
-        lanes.done(lane, delivered=False)
+        fail(lanes, lane)
         seen.append(lane.width)
     assert seen == [8, 4, 2, 1, 1, 1]
     assert lane.allowed == 1
@@ -94,7 +115,7 @@ def test_a_lane_that_fails_goes_on_with_one_at_a_time():
     for _ in range(10):
         assert start(lanes)
         while lane.flying:
-            lanes.done(lane, delivered=False)
+            fail(lanes, lane, counts=False)
         if not lane.queue:
             break
     assert (lane.queue, lanes.queued, lanes.flying) == (deque(), 0, 0)
@@ -108,7 +129,7 @@ def test_no_more_than_the_bound_fly_in_all():
     for number in range(1, 10):
         fill(lanes, number, 3)
     assert len(start(lanes)) == 5
-    assert lanes.next() is None
+    assert lanes.next(0.0) is None
     assert lanes.flying == 5
 
 
@@ -125,12 +146,12 @@ def test_a_lane_with_little_work_waits_for_one_turn_of_each_other_at_most():
     big = fill(lanes, 1, 900)
     for _ in range(300):
         start(lanes)
-        lanes.done(big, delivered=True)
+        answer(lanes, big)
     small = fill(lanes, 2, 1)
-    lanes.done(big, delivered=True)
+    answer(lanes, big)
     taken = [lane for lane, _ in start(lanes)]
     if small not in taken:
-        lanes.done(big, delivered=True)
+        answer(lanes, big)
         taken += [lane for lane, _ in start(lanes)]
     assert small in taken
 
@@ -139,37 +160,51 @@ def test_deliveries_of_a_lane_go_in_the_order_in_which_they_came():
     lanes = make(endpoint_concurrency=1)
     lane = fill(lanes, 1, 20)
     order = []
-    while (taken := lanes.next()) is not None:
+    while (taken := lanes.next(0.0)) is not None:
         order.append(taken[1].event.event_id)
-        lanes.done(lane, delivered=True)
+        answer(lanes, lane)
     assert order == list(range(20))
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_books_balance_whatever_happens(seed):
+    """Live and late, failures of the endpoint and of ours, breakers, paces, switches: nothing is forgotten."""
     rnd = random.Random(seed)
-    lanes, flying, inside = make(concurrency=7, endpoint_concurrency=3), [], 0
-    for _ in range(500):
-        what = rnd.randrange(10)
+    lanes = make(concurrency=7, endpoint_concurrency=3, policy=Policy(attempts=6, share=0.5, probe_s=2.0))
+    flying, inside, now = [], 0, 0.0
+    for _ in range(1000):
+        what, number, now = rnd.randrange(10), rnd.randrange(1, 6), now + 0.02
+        lane = lanes.lane(endpoint(number))
         if what < 4:
-            number = rnd.randrange(1, 6)
-            inside += lanes.offer(lanes.lane(endpoint(number)), delivery(number), 0.0) is Offer.QUEUED
-        elif what < 7 and (taken := lanes.next()) is not None:
+            each = delivery(number, late=rnd.random() < 0.3, since=now)
+            inside += lanes.offer(lane, each, now) is Offer.QUEUED
+        elif what < 7 and (taken := lanes.next(now)) is not None:
             flying.append(taken)
         elif what < 9 and flying:
-            lane, _ = flying.pop(rnd.randrange(len(flying)))
-            lanes.done(lane, delivered=rnd.random() < 0.5)
+            lane, each = flying.pop(rnd.randrange(len(flying)))
             inside -= 1
+            if rnd.random() < 0.5:
+                lanes.succeeded(lane, each, now)
+            else:
+                opened = lanes.failed(lane, each, now, rnd.random(), counts=rnd.random() < 0.9)
+                inside -= len(opened or ())
         elif what == 9 and rnd.random() < 0.1:
-            inside -= len(lanes.empty(lanes.lane(endpoint(rnd.randrange(1, 6)))))
+            inside -= len(lanes.empty(lane))
+        elif what == 9:
+            rnd.choice((lanes.parked.add, lanes.caught_up))(number)
+            lanes.catch_up(lane, now)
         assert lanes.flying == len(flying) <= 7
         assert lanes.queued + lanes.flying == inside
         assert all(lane.flying <= 3 for lane in lanes.busy())
+        probes = [lane.probe for lane in lanes.busy() if lane.breaker.is_open and lane.queued]
+        assert all(probe is not None for probe in probes)  # an open lane holds nothing else
+        assert all(lane.queued <= 1 for lane in lanes.busy() if lane.breaker.is_open)
     while inside:  # nothing is ever forgotten in a queue
-        flying.extend(start(lanes))
-        assert flying
+        flying.extend(start(lanes, now))
+        assert flying or lanes.rests_until > now
+        now = lanes.rests_until or now
         while flying:
-            lanes.done(flying.pop()[0], delivered=True)
+            lanes.succeeded(*flying.pop(), now)
             inside -= 1
     assert (lanes.queued, lanes.queued_bytes, list(lanes.busy())) == (0, 0, [])
 
@@ -195,7 +230,7 @@ def test_a_lane_that_keeps_up_is_waited_for():
     lanes = make(endpoint_concurrency=3)
     lane = fill(lanes, 1, LANE_QUEUE_MAX)
     start(lanes)
-    lanes.done(lane, delivered=True)
+    answer(lanes, lane)
     start(lanes)
     while len(lane.queue) < LANE_QUEUE_MAX:
         lanes.offer(lane, delivery(), 0.0)
@@ -207,8 +242,8 @@ def test_a_lane_that_keeps_up_is_waited_for():
 def test_a_proved_lane_below_its_width_is_waited_for():
     lanes = make()
     lane = fill(lanes, 1, LANE_QUEUE_MAX)
-    lanes.next()
-    lanes.done(lane, delivered=True)
+    lanes.next(0.0)
+    answer(lanes, lane)
     lanes.offer(lane, delivery(), 0.0)
     assert lane.flying < lane.allowed
     assert lanes.offer(lane, delivery(), 99.0) is Offer.WAIT
@@ -238,7 +273,7 @@ def test_bytes_are_given_back_when_a_delivery_leaves_the_queue():
     for _ in range(3):
         lanes.offer(lane, delivery(payload=b"x" * 40), 0.0)
     assert lanes.full
-    lanes.next()
+    lanes.next(0.0)
     assert not lanes.full
     assert lanes.queued_bytes == 80
 
@@ -247,7 +282,7 @@ def test_shedding_takes_the_surplus_of_lanes_that_do_not_keep_up_and_only_when_m
     lanes = make(endpoint_concurrency=4, queue_bytes_max=2000)
     stuck, good = fill(lanes, 1, 900), fill(lanes, 2, 90)
     start(lanes)
-    lanes.done(good, delivered=True)
+    answer(lanes, good)
     assert lanes.shed(0.5) == []
     while not lanes.full:
         lanes.offer(good, delivery(2, since=9.0), 9.0)
@@ -265,7 +300,7 @@ def test_a_lane_that_does_not_keep_up_takes_few_parked_rows_back_and_none_while_
     lane = fill(lanes, 1, 3)
     assert lanes.appetite(1, 0.0) == 5
     start(lanes)
-    lanes.done(lane, delivered=True)
+    answer(lanes, lane)
     assert lanes.appetite(1, 0.5) == LANE_QUEUE_MAX // 2
     assert lanes.appetite(1, 9.0) == 7  # the one at the head waits too long
     fill(lanes, 1, 4)
@@ -293,7 +328,7 @@ def test_a_full_lane_has_room_again_once_it_is_half_empty():
     lane.limit = 1000
     lane.resize(1000)
     for _ in range(LANE_QUEUE_MAX // 2):
-        assert lanes.next()
+        assert lanes.next(0.0)
     assert lanes.has_wanted_room()
     lanes.wanted = None
     assert not lanes.has_wanted_room()
@@ -319,23 +354,23 @@ def test_emptying_returns_everything_in_order_and_leaves_what_flies():
     start(lanes)
     assert [each.event.event_id for each in lanes.empty(lane)] == list(range(2, 10))
     assert (lanes.queued, lanes.queued_bytes, lane.flying) == (0, 0, 2)
-    assert lanes.next() is None
-    lanes.done(lane, delivered=False)
-    lanes.done(lane, delivered=True)
+    assert lanes.next(0.0) is None
+    fail(lanes, lane)
+    answer(lanes, lane)
     assert list(lanes.busy()) == []
 
 
 def test_lanes_without_work_are_forgotten_oldest_first():
     lanes = make()
     busy = fill(lanes, 1, 1)
-    lanes.next()
+    lanes.next(0.0)
     for number in range(2, IDLE_LANES_MAX + 7):
         lanes.lane(endpoint(number))
     kept = range(7, IDLE_LANES_MAX + 7)
     assert busy.flying == 1
     assert lanes.by_endpoint.keys() == {1, *kept}
     assert lanes._lanes.keys() == {lane.key for lane in lanes.by_endpoint.values()}
-    lanes.done(busy, delivered=True)  # now it idles as well, and the oldest has to go
+    answer(lanes, busy)  # now it idles as well, and the oldest has to go
     assert lanes.by_endpoint.keys() == {1, *kept[1:]}
     first = lanes.lane(endpoint(7))  # a new lane, without a past
     assert (first.width, first.proved, first in lanes.busy()) == (START_WIDTH, False, False)
@@ -350,5 +385,223 @@ def test_a_lane_forgotten_between_being_looked_up_and_given_work_is_known_again(
     lanes.offer(first, delivery(1), 0.0)
     assert lanes.by_endpoint[1] is first
     [(lane, _)] = start(lanes)
-    lanes.done(lane, delivered=True)
+    answer(lanes, lane)
     assert list(lanes.busy()) == []
+
+
+# The breaker ------------------------------------------------------------------------------------------------
+
+
+SOON = Policy(attempts=4, share=0.5, probe_s=10.0, probe_max_s=40.0)
+
+
+def opened(lanes, number=1, queued=0):
+    """Return a lane whose breaker has opened at 0, and what was queued then."""
+    lane = fill(lanes, number, 2 + queued)
+    first, second = (delivery for _, delivery in start(lanes))
+    assert fail(lanes, lane, first) is None
+    return lane, fail(lanes, lane, second)
+
+
+def test_what_is_queued_when_a_breaker_opens_is_to_be_parked_and_nothing_more_is_taken():
+    lanes = make(policy=SOON)
+    lane, parked = opened(lanes, queued=5)
+    assert [each.event.event_id for each in parked] == [2, 3, 4, 5, 6]
+    assert (lane.breaker.is_open, lanes.queued, lanes.appetite(1, 9.9)) == (True, 0, 0)
+    assert lanes.offer(lane, delivery(), 9.9) is Offer.OPEN
+
+
+def test_the_first_after_the_wait_is_the_probe_and_no_second_one_goes_out_beside_it():
+    lanes = make(policy=SOON)
+    lane, _ = opened(lanes)
+    probe = delivery()
+    assert lanes.offer(lane, probe, 10.0) is Offer.QUEUED
+    assert lanes.offer(lane, delivery(), 10.0) is Offer.OPEN
+    assert start(lanes, 10.0) == [(lane, probe)]
+    assert lanes.offer(lane, delivery(), 99.0) is Offer.OPEN
+    assert fail(lanes, lane, probe, 12.0) is None
+    assert lanes.probe_at(1) == 32.0
+    assert lanes.offer(lane, delivery(), 31.0) is Offer.OPEN
+    assert lanes.offer(lane, delivery(), 32.0) is Offer.QUEUED
+
+
+def test_the_probe_is_the_oldest_parked_one_where_there_are_any():
+    lanes = make(policy=SOON)
+    lane, _ = opened(lanes)
+    lanes.parked.add(1)
+    assert lanes.offer(lane, delivery(), 10.0) is Offer.OPEN
+    assert lanes.appetite(1, 10.0) == 1
+    assert lanes.offer(lane, delivery(late=True), 10.0) is Offer.QUEUED
+    assert lanes.appetite(1, 10.0) == 0
+
+
+def test_answers_to_what_was_sent_before_it_opened_change_nothing():
+    lanes = make(policy=SOON)
+    lane = fill(lanes, 1, 9)
+    answer(lanes, lane, start(lanes)[0][1])
+    old = [each for _, each in start(lanes)]
+    start(lanes)
+    for _ in range(2):
+        fail(lanes, lane, old.pop())
+    assert lane.breaker.is_open
+    assert answer(lanes, lane, now=20.0) is False
+    assert lanes.probe_at(1) == 10.0
+    assert not lane.proved
+
+
+def test_a_probe_that_is_taken_out_or_proves_nothing_is_none():
+    lanes = make(policy=SOON)
+    lane, _ = opened(lanes)
+    lanes.offer(lane, delivery(), 10.0)
+    assert len(lanes.empty(lane)) == 1
+    probe = delivery()
+    assert lanes.offer(lane, probe, 10.0) is Offer.QUEUED
+    start(lanes, 10.0)
+    fail(lanes, lane, probe, 10.0, counts=False)
+    assert lanes.probe_at(1) == 20.0  # not twice as long
+
+
+def test_an_open_breaker_is_not_forgotten_and_asks_at_once_when_the_endpoint_changes():
+    lanes = make(policy=SOON)
+    lane, _ = opened(lanes)
+    for number in range(2, IDLE_LANES_MAX + 3):
+        lanes.lane(endpoint(number))
+    assert lanes.by_endpoint[1] is lane
+    lanes.lane(endpoint(1, url="https://b.example/"))
+    assert lanes.offer(lane, delivery(), 0.1) is Offer.QUEUED
+    assert lanes.empty(lane)
+    lanes.forget(lane)  # deleted: as any other lane from now on
+    assert not lane.breaker.is_open
+    assert lane.key in lanes._idle
+
+
+def test_a_breaker_that_was_open_before_a_restart_is_open():
+    lanes = make(policy=SOON)
+    lanes.reopen(1, 7.0)
+    lanes.parked.add(1)
+    assert [lanes.appetite(1, now) for now in (6.9, 7.0)] == [0, 1]
+    lane = lanes.lane(endpoint(1))
+    assert lanes.offer(lane, delivery(), 7.0) is Offer.OPEN
+    assert lanes.offer(lane, delivery(late=True), 7.0) is Offer.QUEUED
+    assert lanes.appetite(1, 7.0) == 0
+
+
+# Late work --------------------------------------------------------------------------------------------------
+
+
+def closed(lanes, late=100, now=10.0):
+    """Return a lane whose probe was answered, with late work queued."""
+    lane, _ = opened(lanes)
+    lanes.parked.add(1)
+    probe = delivery(late=True)
+    lanes.offer(lane, probe, now)
+    start(lanes, now)
+    assert answer(lanes, lane, probe, now)
+    for n in range(late):
+        lanes.offer(lane, delivery(event_id=n, late=True), now)
+    return lane
+
+
+def test_after_a_probe_that_was_answered_live_traffic_goes_at_once_and_late_work_at_a_pace():
+    lanes = make(policy=SOON)
+    lane = closed(lanes)
+    for _ in range(3):
+        lanes.offer(lane, delivery(event_id=1000), 10.0)
+    assert [each.late for _, each in start(lanes, 10.0)] == [False, False]  # slow start
+    answer(lanes, lane, now=10.0)
+    assert [each.late for _, each in start(lanes, 10.0)] == [False, True]
+    answer(lanes, lane, now=10.0)
+    assert start(lanes, 10.1) == []
+    assert lanes.rests_until == pytest.approx(10.2)
+    assert len(start(lanes, 10.21)) == 1
+    lane.pace.per_s = 100.0
+    fail(lanes, lane, now=11.0)
+    assert lane.pace.per_s == 50.0
+    lanes.caught_up(1)
+    assert (lane.pace, lanes.parked) == (None, set())
+
+
+def test_a_pace_that_has_become_needless_is_dropped():
+    lanes = make(policy=SOON)
+    lane = closed(lanes)
+    lane.pace.per_s = 999.95
+    [(_, each)] = start(lanes, 10.0)
+    answer(lanes, lane, each)
+    assert lane.pace is None
+    assert len(start(lanes, 10.0)) == lane.allowed == 3
+
+
+def test_without_a_pace_late_work_has_one_turn_in_four():
+    lanes = make(endpoint_concurrency=1)
+    lane = fill(lanes, 1, 8)
+    for n in range(100, 103):
+        lanes.offer(lane, delivery(event_id=n, late=True), 0.0)
+    order = []
+    while (taken := lanes.next(0.0)) is not None:
+        order.append(taken[1].event.event_id)
+        answer(lanes, lane)
+    assert order == [0, 1, 2, 100, 3, 4, 5, 101, 6, 7, 102]
+
+
+def test_a_lane_with_a_pace_takes_little_into_memory():
+    lanes = make(policy=SOON)
+    lane = closed(lanes, late=0)
+    assert lanes.appetite(1, 10.0) == 10
+    for n in range(6):
+        lanes.offer(lane, delivery(event_id=n, late=True), 10.0)
+    assert lanes.appetite(1, 10.0) == 0
+    lane.pace.per_s = 700.0
+    assert lanes.appetite(1, 10.0) == LANE_QUEUE_MAX // 2 - 6
+
+
+def test_switched_on_again_goes_at_a_pace_unless_its_breaker_decides():
+    lanes = make(policy=SOON)
+    other, _ = opened(lanes, 2)
+    lane = fill(lanes, 1, 1)
+    lanes.catch_up(lane, 5.0)
+    assert lane.pace.not_before == 5.0
+    lanes.catch_up(other, 5.0)
+    assert other.pace is None
+
+
+# Who does not keep up ---------------------------------------------------------------------------------------
+
+
+def test_an_unproved_lane_hoards_no_more_than_a_little_once_it_has_had_its_time():
+    lanes = make()
+    lane = fill(lanes, 1, UNPROVED_QUEUE_MAX + 50)
+    start(lanes)
+    assert lanes.offer(lane, delivery(), 0.9) is Offer.QUEUED
+    assert lanes.offer(lane, delivery(), 1.1) is Offer.PARK
+    answer(lanes, lane)
+    assert lanes.offer(lane, delivery(), 1.1) is Offer.QUEUED
+
+
+def test_a_full_pool_whose_queues_have_run_dry_does_not_wait_for_a_lane_that_hangs():
+    lanes = make(concurrency=8, endpoint_concurrency=2)
+    hanging = fill(lanes, 1, LANE_QUEUE_MAX)
+    for number in range(2, 5):
+        fill(lanes, number, 2)
+    start(lanes)
+    fill(lanes, 1, 2)
+    assert (lanes.flying, lanes.starving) == (8, True)
+    assert lanes.offer(hanging, delivery(), 0.0) is Offer.PARK
+    fill(lanes, 5, 1)
+    assert lanes.offer(hanging, delivery(), 0.0) is Offer.WAIT
+
+
+def test_where_the_daemon_itself_is_the_bottleneck_patience_is_longer():
+    lanes = make()
+    lane = fill(lanes, 1, 600)
+    lanes.measure(0.0)
+    lanes.delivered += 10_000
+    for number in range(2, 20):
+        fill(lanes, number, 900)
+    lanes.measure(1.0)
+    assert lanes.patience_s == pytest.approx(2 * lanes.queued / 10_000)
+    assert not lane.waits_longer(lanes.patience_s, 2.0)
+    lanes.measure(1.2)  # too soon to tell
+    assert lanes.patience_s > 3
+    lanes.delivered += 100
+    lanes.measure(2.0)
+    assert lanes.patience_s == 1.0

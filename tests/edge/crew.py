@@ -201,6 +201,9 @@ class NothingDue:
     async def step(self, session, now, put):
         """Take nothing."""
 
+    def endpoints_changed(self, endpoint_ids):
+        """Look at none."""
+
 
 class Desk:
     """A reader and a recorder on a real database, each step of which a test asks for itself.
@@ -245,10 +248,10 @@ class Desk:
         )
 
     def _deliver(self):
-        while (taken := self.lanes.next()) is not None:
+        while (taken := self.lanes.next(self.clock())) is not None:
             lane, delivery = taken
             self.seen.append(delivery.event)
-            self.lanes.done(lane, delivered=True)
+            self.lanes.succeeded(lane, delivery, self.clock())
             if self._settling:
                 settle(delivery)
             else:

@@ -341,13 +341,56 @@ async def test_parked_rows_are_found_among_many_that_wait(session, today):
         " where event_id in (select event_id from webhooks.backlog order by event_id desc limit 50)"
     )
     plan = await explain(session, query("read_parked"), 7, 0, 500)
-    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_parked"}
+    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_aside"}
     assert {kind for kind, _, _ in plan.scans("events", today)} == {"Index Scan"}
     assert plan.run_pages < 400
-    endpoints = await explain(session, query("find_parked_endpoints"))
-    assert {index for _, _, index in endpoints.scans("backlog")} == {"backlog_parked"}
-    assert endpoints.run_pages < 200
-    assert [row[0] for row in await session.fetch(query("find_parked_endpoints"))] == [7]
+    await session.execute("update webhooks.endpoints set enabled = false where endpoint_id = 7")
+    off = await explain(session, query("read_parked"), 7, 0, 500)
+    assert off.run_pages < 20
+    assert await session.fetch(query("read_parked"), 7, 0, 500) == []
+
+
+async def test_endpoints_with_parked_rows_are_found_by_a_walk_with_a_step_for_each(session):
+    await session.execute(BACKLOG.format(rows=40_000))  # of a thousand endpoints
+    await session.execute(
+        "update webhooks.backlog set state = 'parked', reason = 'breaker_open', next_attempt_at = null"
+        " where endpoint_id in (7, 9)"
+    )
+    page = 500
+    plan = await explain(session, query("find_parked_endpoints"), 5, page, 16)
+    scans = plan.scans("backlog")
+    assert {index for _, _, index in scans} == {"backlog_of_endpoint", "backlog_aside"}
+    assert {kind for kind, _, _ in scans} <= {"Index Scan", "Index Only Scan"}
+    assert "Seq Scan" not in plan.kinds()
+    assert plan.run_pages < 20 * page
+    rows = await session.fetch(query("find_parked_endpoints"), 5, page, 16)
+    assert [row["endpoint_id"] for row in rows] == list(range(6, 6 + page))
+    assert {row["endpoint_id"] for row in rows if row["reason"] == "breaker_open"} == {7, 9}
+
+
+async def test_held_rows_of_one_endpoint_are_written_and_expire_in_pages(session):
+    """A million would be as cheap a page as these."""
+    await session.execute(BACKLOG.format(rows=60_000))
+    await session.execute("update webhooks.backlog set endpoint_id = 7; analyze webhooks.backlog")
+    await session.execute("update webhooks.endpoints set enabled = false where endpoint_id = 7")
+    page = 500
+    plan = await explain(session, query("hold_backlog"), 7, 0, page)
+    assert "Seq Scan" not in plan.kinds()
+    read = {scan for scan in plan.scans("backlog") if scan[0] != "ModifyTable"}
+    assert {index for _, _, index in read} <= {"backlog_of_endpoint", "backlog_pkey"}
+    assert plan.run_pages < 40 * page
+    held = "select count(*) from webhooks.backlog where state = 'held' and reason = 'disabled'"
+    assert await session.fetchval(held) == page
+    await session.execute(
+        "update webhooks.backlog set state = 'held', reason = 'disabled', since = now() - '15 d'::interval"
+    )
+    await session.execute("analyze webhooks.backlog")
+    plan = await explain(session, query("expire_held"), 14.0, page)
+    read = {scan for scan in plan.scans("backlog") if scan[0] != "ModifyTable"}
+    assert {kind for kind, _, _ in read} == {"Index Scan"}
+    assert {index for _, _, index in read} <= {"backlog_held", "backlog_pkey", "backlog_of_endpoint"}
+    assert plan.run_pages < 60 * page
+    assert await session.fetchval("select count(*) from webhooks.dead where reason = 'expired'") == page
 
 
 # The recorder -----------------------------------------------------------------------------------------------------

@@ -301,7 +301,9 @@ def parameters(day, event_id):
         "is_in_day": (day,),
         "find_missing_days": (day, 3),
         "find_first_event": (SNAPSHOT, SNAPSHOT, 0, 0),
-        "find_parked_endpoints": (),
+        "find_parked_endpoints": (0, 10, 16),
+        "hold_backlog": (1, 0, 10),
+        "expire_held": (14.0, 10),
         "identify_server": (),
         "load_payload": (event_id, 1000),
         "lock_shard": (0,),
@@ -323,7 +325,6 @@ def parameters(day, event_id):
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
         "clear_backlog": (events, endpoints),
         "disable_endpoints": (endpoints, ["gone"]),
-        "release_held": (None,),
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
     }  # fmt: skip
 

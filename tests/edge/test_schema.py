@@ -471,7 +471,8 @@ async def test_switching_sets_time_and_reason(con, endpoint_id):
 
 
 async def test_a_disabled_endpoints_rows_are_held_and_go_out_again(con, endpoint_id):
-    events = [await emit(con) for _ in range(4)]
+    """From the moment of the switch on, whether or not the daemon has come to write it."""
+    events = [await emit(con) for _ in range(5)]
     await hold(con, endpoint_id, events[0], "waiting", "retry", 3)
     await hold(con, endpoint_id, events[1], "parked", "lane_full")
     await hold(con, endpoint_id, events[2], "held", "quarantined")
@@ -480,24 +481,29 @@ async def test_a_disabled_endpoints_rows_are_held_and_go_out_again(con, endpoint
     )
     await hold(con, other, events[0], "waiting", "retry", 1)
     look = """select event_id, state, reason, attempts, next_attempt_at is null
-        from webhooks.backlog where endpoint_id = $1"""
+        from webhooks.deliveries where endpoint_id = $1"""
     await con.execute("update webhooks.endpoints set enabled = false where endpoint_id = $1", endpoint_id)
+    await hold(con, endpoint_id, events[3])
     assert {tuple(row) for row in await con.fetch(look, endpoint_id)} == {
         (events[0], "held", "disabled", 3, True),
         (events[1], "held", "disabled", 0, True),
         (events[2], "held", "quarantined", 0, True),
+        (events[3], "held", "disabled", 0, True),
     }
+    told = await explain(con, events[0])
+    assert told["held"].startswith("disabled, 3 attempts")
     assert [tuple(row) for row in await con.fetch(look, other)] == [(events[0], "waiting", "retry", 1, False)]
     await con.execute("update webhooks.endpoints set enabled = true where endpoint_id = $1", endpoint_id)
     assert {tuple(row) for row in await con.fetch(look, endpoint_id)} == {
-        (events[0], "waiting", "queued", 3, False),
-        (events[1], "waiting", "queued", 0, False),
+        (events[0], "waiting", "retry", 3, False),
+        (events[1], "parked", "lane_full", 0, True),
         (events[2], "held", "quarantined", 0, True),
+        (events[3], "waiting", "queued", 0, True),
     }
-    released = "select count(*) from webhooks.backlog where released_at is not null"
-    assert await con.fetchval(released) == 2
+    assert (await explain(con, events[3]))["waiting"].startswith("queued, 0 attempts")
 
 
+@pytest.mark.parametrize("written", [("held", "disabled"), ("parked", "lane_full"), ("waiting", "retry", 2)])
 @pytest.mark.parametrize(
     ("held", "going", "dropped"),
     [
@@ -506,25 +512,38 @@ async def test_a_disabled_endpoints_rows_are_held_and_go_out_again(con, endpoint
         ("latest_per_key", {2, 3, 4, 5}, {0, 1}),
     ],
 )
-async def test_enabling_says_what_becomes_of_held_rows(con, endpoint_id, held, going, dropped):
+async def test_enabling_says_what_becomes_of_held_rows(con, endpoint_id, held, going, dropped, written):
+    """Also of rows that the daemon has not come to write as held."""
     await con.execute("select webhooks.disable_endpoint($1)", endpoint_id)
     keys = ["a", "a", "a", "b", None, None]
     events = [await emit(con, ordering_key=key) for key in keys]
     for event_id in events:
-        await hold(con, endpoint_id, event_id)
+        await hold(con, endpoint_id, event_id, *written)
     sick = await emit(con, ordering_key="a")
     await hold(con, endpoint_id, sick, "held", "quarantined")
     assert await con.fetchval("select webhooks.enable_endpoint($1, $2)", endpoint_id, held) == len(going)
-    waiting = await con.fetch(
-        "select event_id from webhooks.backlog where state = 'waiting' and reason = 'queued'"
-    )
-    assert {events.index(row[0]) for row in waiting} == going
+    there = await con.fetch("select event_id from webhooks.deliveries where state in ('waiting', 'parked')")
+    assert {events.index(row[0]) for row in there} == going
     dead = await con.fetch("select event_id from webhooks.dead where reason = 'dropped'")
     assert {events.index(row[0]) for row in dead} == dropped
     assert await con.fetchval("select enabled from webhooks.endpoints")
     assert await con.fetchval("select state from webhooks.backlog where event_id = $1", sick) == "held"
     told = await con.fetchval("select detail from webhooks.operations where what = 'enable_endpoint'")
     assert json.loads(told) == {"endpoint_id": endpoint_id, "held": held, "released": len(going)}
+
+
+async def test_switching_writes_no_rows_and_enabling_again_touches_only_held_ones(con, endpoint_id):
+    """However many rows there are, a switch is one row: the daemon turns them over in pages."""
+    for n in range(3):
+        await hold(
+            con, endpoint_id, await emit(con), *(("waiting", "retry", 1) if n else ("held", "disabled"))
+        )
+    before = await con.fetch("select * from webhooks.backlog order by event_id")
+    for switch in ("false", "true"):
+        await con.execute(f"update webhooks.endpoints set enabled = {switch}")
+        assert await con.fetch("select * from webhooks.backlog order by event_id") == before
+    assert await con.fetchval("select webhooks.enable_endpoint($1, 'drop')", endpoint_id) == 0
+    assert [row["state"] for row in await con.fetch("select state from webhooks.backlog")] == ["waiting"] * 2
 
 
 async def test_operations_say_who_did_what(con, endpoint_id):
@@ -688,6 +707,7 @@ async def test_the_view_has_a_row_for_each_endpoint(con, endpoint_id):
     await hold(con, second, one, "waiting", "retry", 1)
     await hold(con, endpoint_id, two, "held", "disabled")
     await bury(con, second, two, "no_endpoint", 0)
+    await con.execute("select webhooks.disable_endpoint($1)", endpoint_id)
     assert [
         (row["event_id"], row["endpoint_id"], row["state"], row["last_error"])
         for row in await deliveries(con)

@@ -1,24 +1,39 @@
 """Which delivery goes next: a lane per endpoint, slow start, a global bound, turns, and when to park.
 
 Bookkeeping is synchronous and decides everything; it returns what is to be started, parked or waited for, and does
-nothing itself. No clock: `now` (monotonic seconds) comes in.
+nothing itself. A lane has two queues: live traffic (and retries) goes first, what comes back from `parked` or `held`
+has one turn in four beside it. A lane whose breaker is open holds nothing but its probe; after that, what was parked
+goes out at a pace. No clock: `now` (monotonic seconds) comes in, and so does what is random.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import heapq
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from pghookd.core import breaker
+from pghookd.core.breaker import Breaker
 from pghookd.core.model import Delivery, Endpoint
+from pghookd.core.pace import Pace
 
-LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane
+LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
+UNPROVED_QUEUE_MAX: Final = 100  # for one that has answered nothing for as long as `patience` says
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
 START_WIDTH: Final = 2.0  # requests in flight of a lane that has not proved itself
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
+MEASURE_EVERY_S: Final = 0.5
+BUSY_PER_S: Final = (
+    4000.0  # deliveries: parking is hardly faster, so that it buys nothing where so many go out
+)
+LIVE_TURNS: Final = 3  # of live traffic to one of late work, while both wait
+PACED_AHEAD_S: Final = 2.0  # how much late work of a lane with a pace is taken into memory
+PACED_LEAST: Final = 4
 
 
 class LaneKey(NamedTuple):
@@ -34,23 +49,49 @@ class Offer(enum.Enum):
 
     QUEUED = "queued"
     PARK = "park"  # give it a row in backlog: its lane is full while slots elsewhere are free
+    OPEN = "open"  # give it a row in backlog: its breaker is open
     WAIT = "wait"  # leave it in the log until there is room
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Lane:
-    """One endpoint's deliveries in memory."""
+    """One endpoint's deliveries in memory.
+
+    Attributes:
+        key: whose it is.
+        endpoint: as last read.
+        limit: requests in flight at the most, as endpoint or settings say.
+        breaker: the endpoint's.
+        queue: live traffic and retries.
+        late: what comes back from `parked` or `held`.
+        flying: requests in flight.
+        width: how many may be, with its fraction.
+        allowed: the same in whole requests.
+        proved: has answered 2xx since the lane was made or its breaker opened.
+        in_turn: stands among those that may start something.
+        resting: stands among those whose late work waits for a time.
+        led: live deliveries started since the last late one.
+        pace: of the late work while it catches up; None: as fast as the width allows.
+        probe: queued or in flight while the breaker is open.
+        cache: what is prepared for the endpoint; dropped when the endpoint changes.
+    """
 
     key: LaneKey
     endpoint: Endpoint
     limit: int
+    breaker: Breaker
     queue: deque[Delivery] = dataclasses.field(default_factory=deque)
+    late: deque[Delivery] = dataclasses.field(default_factory=deque)
     flying: int = 0
     width: float = START_WIDTH
-    proved: bool = False  # has answered 2xx since the lane was made
+    allowed: int = 0
+    proved: bool = False
     in_turn: bool = False
-    allowed: int = 0  # requests that may be in flight now
-    cache: object | None = None  # what is prepared for the endpoint; dropped when the endpoint changes
+    resting: bool = False
+    led: int = 0
+    pace: Pace | None = None
+    probe: Delivery | None = None
+    cache: object | None = None
 
     def __post_init__(self) -> None:
         self.resize(self.width)
@@ -60,9 +101,16 @@ class Lane:
         self.width = max(1.0, min(width, self.limit))
         self.allowed = int(self.width)
 
-    def waits_too_long(self, now: float) -> bool:
-        """Whether the delivery at the head has been waiting longer than a lane that keeps up would let it."""
-        return bool(self.queue) and now - self.queue[0].since > STUCK_AFTER_S
+    @property
+    def queued(self) -> int:
+        """Deliveries in both queues."""
+        return len(self.queue) + len(self.late)
+
+    def waits_longer(self, patience_s: float, now: float) -> bool:
+        """Whether the delivery at the head has been waiting for longer; late work that has a pace may."""
+        if self.queue and now - self.queue[0].since > patience_s:
+            return True
+        return bool(self.late) and self.pace is None and now - self.late[0].since > patience_s
 
 
 class Lanes:
@@ -72,58 +120,109 @@ class Lanes:
         flying: requests in flight, in all lanes.
         queued: deliveries queued, in all lanes.
         queued_bytes: bytes of their payloads, a payload counted once per delivery.
+        delivered: successes so far.
+        patience_s: a lane whose head has waited for longer does not keep up.
         aboard: deliveries in memory that have a row in `backlog`, by event and endpoint: not due a second time.
-        parked: endpoints that may have parked rows.
+        parked: endpoints that may have parked rows, or held ones that go out.
         wanted: the lane that the reader waits for, if it waits.
         by_endpoint: an endpoint's lane.
     """
 
-    def __init__(self, *, concurrency: int, endpoint_concurrency: int, queue_bytes_max: int) -> None:
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        endpoint_concurrency: int,
+        queue_bytes_max: int,
+        policy: breaker.Policy | None = None,
+    ) -> None:
         self._concurrency = concurrency
         self._endpoint_concurrency = endpoint_concurrency
         self._queue_bytes_max = queue_bytes_max
+        self._policy = policy or breaker.Policy()
         self._lanes: dict[LaneKey, Lane] = {}
         self.by_endpoint: dict[int, Lane] = {}
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
         self._turns: deque[Lane] = deque()
+        self._rests: list[tuple[float, int, Lane]] = []  # a heap: when, a running number, who
+        self._numbers = itertools.count()
+        self._reopened: dict[int, Breaker] = {}  # of endpoints that have no lane yet
         self.flying = 0
         self.queued = 0
         self.queued_bytes = 0
+        self.delivered = 0
+        self.patience_s = STUCK_AFTER_S
+        self._measured: tuple[float, int] | None = None
         self.aboard: dict[tuple[int, int], Delivery] = {}
         self.parked: set[int] = set()
         self.wanted: Lane | None = None
+
+    # Lanes ------------------------------------------------------------------------------------------------------------
 
     def lane(self, endpoint: Endpoint) -> Lane:
         """Return the endpoint's lane, made when it is new, brought up to date when the endpoint has changed."""
         key = LaneKey(endpoint.site_id, endpoint.endpoint_id)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key, endpoint, self._limit(endpoint))
+            lane = self._lanes[key] = Lane(key, endpoint, self._limit(endpoint), self._breaker(endpoint))
             self.by_endpoint[endpoint.endpoint_id] = lane
-            self._idle[key] = None
-            self._forget_idle()
+            self._leave(lane)
         elif lane.endpoint != endpoint:
             lane.endpoint = endpoint
             lane.limit = self._limit(endpoint)
             lane.resize(lane.width)
             lane.cache = None
+            if lane.breaker.is_open:
+                lane.breaker.hasten()
         return lane
 
     def _limit(self, endpoint: Endpoint) -> int:
         return endpoint.concurrency or self._endpoint_concurrency
 
-    def _forget_idle(self) -> None:
-        while len(self._idle) > IDLE_LANES_MAX:
-            key, _ = self._idle.popitem(last=False)
-            del self._lanes[key]
-            self.by_endpoint.pop(key.endpoint_id, None)
+    def _breaker(self, endpoint: Endpoint) -> Breaker:
+        return self._reopened.pop(endpoint.endpoint_id, None) or Breaker(self._policy)
+
+    def _leave(self, lane: Lane) -> None:
+        """Take a lane without work for idle, unless its breaker is open: that is remembered."""
+        if not lane.breaker.is_open:
+            self._idle[lane.key] = None
+            while len(self._idle) > IDLE_LANES_MAX:
+                key, _ = self._idle.popitem(last=False)
+                del self._lanes[key]
+                self.by_endpoint.pop(key.endpoint_id, None)
+
+    def busy(self) -> Iterator[Lane]:
+        """Lanes that have something queued or in flight."""
+        return (lane for lane in list(self._lanes.values()) if lane.queue or lane.late or lane.flying)
+
+    def traffic(self) -> int:
+        """Return how many endpoints have had work lately."""
+        return len(self._lanes)
+
+    # Offers -----------------------------------------------------------------------------------------------------------
 
     def offer(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         """Queue a delivery, or say why not."""
-        if len(lane.queue) >= LANE_QUEUE_MAX:
-            return Offer.PARK if self._parking_buys_something(lane, now) else Offer.WAIT
+        if lane.breaker.is_open:
+            return self._offer_probe(lane, delivery, now)
+        waiting = len(lane.late if delivery.late else lane.queue)
+        if waiting >= UNPROVED_QUEUE_MAX:
+            if waiting >= LANE_QUEUE_MAX:
+                return Offer.PARK if self._parking_buys_something(lane, now) else Offer.WAIT
+            if not lane.proved and lane.waits_longer(self.patience_s, now) and self._feeds_others(lane):
+                return Offer.PARK
         if self.full:
             return Offer.WAIT
+        self._push(lane, delivery)
+        return Offer.QUEUED
+
+    def _offer_probe(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
+        """Let one through when it is time: the oldest of those that are parked, where there are any."""
+        if lane.probe is not None or now < lane.breaker.probe_at:
+            return Offer.OPEN
+        if not delivery.late and lane.key.endpoint_id in self.parked:
+            return Offer.OPEN
+        lane.probe = delivery
         self._push(lane, delivery)
         return Offer.QUEUED
 
@@ -140,101 +239,258 @@ class Lanes:
         """Whether the reader waits and need wait no longer."""
         return self.wanted is not None and self.has_room(self.wanted)
 
+    @property
+    def starving(self) -> bool:
+        """Whether nothing that is queued may start: a reader that waits had better look again."""
+        return not self._turns
+
     def _parking_buys_something(self, lane: Lane, now: float) -> bool:
         """Only where others could use the free slots: the lane is at its width, or unproved, and does not keep up."""
-        if self.flying >= self._concurrency:
+        if lane.proved and not (lane.flying >= lane.allowed and lane.waits_longer(self.patience_s, now)):
             return False
-        return not lane.proved or (lane.flying >= lane.allowed and lane.waits_too_long(now))
+        return self._feeds_others(lane)
+
+    def _feeds_others(self, lane: Lane) -> bool:
+        """Whether reading on could start something: a slot is free, or the others that hold them have no more work."""
+        return self.flying < self._concurrency or (self.starving and 2 * lane.flying < self._concurrency)
+
+    def measure(self, now: float) -> None:
+        """Look how fast deliveries go out; call it a few times a second.
+
+        Where the daemon itself is the bottleneck every lane waits, and none is to blame: what is queued would be out in
+        queued / rate seconds, and patience is twice that. Parking costs a delivery's own work, so that it buys nothing
+        where BUSY_PER_S go out anyway.
+        """
+        if self._measured is None:
+            self._measured = (now, self.delivered)
+            return
+        since, before = self._measured
+        if now - since >= MEASURE_EVERY_S:
+            self._measured = (now, self.delivered)
+            per_s = (self.delivered - before) / (now - since)
+            self.patience_s = STUCK_AFTER_S
+            if per_s >= BUSY_PER_S:
+                self.patience_s = max(STUCK_AFTER_S, 2 * self.queued / per_s)
 
     def _push(self, lane: Lane, delivery: Delivery) -> None:
-        if not lane.queue and not lane.flying:
+        if not lane.queue and not lane.late and not lane.flying:
             self._idle.pop(lane.key, None)
             # It may have been forgotten while idle.
             self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane
-        lane.queue.append(delivery)
+        (lane.late if delivery.late else lane.queue).append(delivery)
         self.queued += 1
         self.queued_bytes += len(delivery.event.payload or b"")
         if not lane.in_turn and lane.flying < lane.allowed:
             lane.in_turn = True
             self._turns.append(lane)
 
-    def _pop(self, lane: Lane) -> Delivery:
-        delivery = lane.queue.popleft()
-        self.queued -= 1
-        self.queued_bytes -= len(delivery.event.payload or b"")
-        return delivery
+    # Turns ------------------------------------------------------------------------------------------------------------
 
-    def next(self) -> tuple[Lane, Delivery] | None:
+    def next(self, now: float) -> tuple[Lane, Delivery] | None:
         """Take the next delivery to send, lanes with work taking turns; None when there is none or no slot."""
         if self.flying >= self._concurrency:
             return None
+        if self._rests and self._rests[0][0] <= now:
+            self._rouse(now)
         while self._turns:
             lane = self._turns.popleft()
             lane.in_turn = False
-            if not lane.queue or lane.flying >= lane.allowed:
+            if lane.flying >= lane.allowed:
                 continue
-            delivery = self._pop(lane)
+            queue = self._queue_of(lane, now) if lane.late else lane.queue
+            if not queue:
+                continue
+            delivery = queue.popleft()
+            self.queued -= 1
+            self.queued_bytes -= len(delivery.event.payload or b"")
             lane.flying += 1
             self.flying += 1
-            if lane.queue and lane.flying < lane.allowed:
+            if (lane.queue or lane.late) and lane.flying < lane.allowed:
                 lane.in_turn = True
                 self._turns.append(lane)
             return lane, delivery
         return None
 
-    def done(self, lane: Lane, *, delivered: bool) -> None:
-        """Take a request back: the lane grows by one with each success and halves with each failure."""
-        lane.flying -= 1
-        self.flying -= 1
-        if delivered:
-            lane.proved = True
-            if lane.allowed < lane.limit:
-                lane.resize(lane.width + 1)
-        else:
-            lane.resize(lane.width / 2)
+    def _queue_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
+        """Say which queue of a lane with late work is next; None, and let the lane rest, where it is too early."""
+        if lane.queue and lane.led < LIVE_TURNS:
+            lane.led += 1
+            return lane.queue
+        pace = lane.pace
+        if pace is None or pace.not_before <= now:
+            lane.led = 0
+            if pace is not None:
+                pace.started(now)
+            return lane.late
         if lane.queue:
+            return lane.queue
+        if not lane.resting:
+            lane.resting = True
+            heapq.heappush(self._rests, (pace.not_before, next(self._numbers), lane))
+        return None
+
+    @property
+    def rests_until(self) -> float | None:
+        """When the first lane whose late work waits for a time may start it; None: there is no such lane."""
+        return self._rests[0][0] if self._rests else None
+
+    def _rouse(self, now: float) -> None:
+        while self._rests and self._rests[0][0] <= now:
+            lane = heapq.heappop(self._rests)[2]
+            lane.resting = False
+            self._go_on(lane)
+
+    def _go_on(self, lane: Lane) -> None:
+        if lane.queue or lane.late:
             if not lane.in_turn and lane.flying < lane.allowed:
                 lane.in_turn = True
                 self._turns.append(lane)
         elif not lane.flying:
-            self._idle[lane.key] = None
-            self._forget_idle()
+            self._leave(lane)
+
+    # Answers ----------------------------------------------------------------------------------------------------------
+
+    def succeeded(self, lane: Lane, delivery: Delivery, now: float) -> bool:
+        """Take a request back that was answered 2xx: the lane grows by one; whether its breaker closed by it."""
+        lane.flying -= 1
+        self.flying -= 1
+        self.delivered += 1
+        lane.proved = True
+        if lane.allowed < lane.limit:
+            lane.resize(lane.width + 1)
+        if lane.pace is not None and delivery.late and lane.pace.grow():
+            lane.pace = None
+        closed = bool(lane.breaker.window) and self._weigh(lane, delivery, now)
+        self._go_on(lane)
+        return closed
+
+    def _weigh(self, lane: Lane, delivery: Delivery, now: float) -> bool:
+        """Count a success where something has failed of late."""
+        if not lane.breaker.is_open:
+            lane.breaker.succeeded()
+            return False
+        lane.proved = False
+        lane.resize(START_WIDTH)
+        if delivery is not lane.probe:  # sent before it opened
+            return False
+        lane.breaker.close()
+        lane.probe, lane.proved = None, True
+        if lane.key.endpoint_id in self.parked:
+            lane.pace = Pace(now)
+        return True
+
+    def failed(
+        self, lane: Lane, delivery: Delivery, now: float, random01: float, *, counts: bool = True
+    ) -> list[Delivery] | None:
+        """Take a request back that failed: the lane is halved.
+
+        Args:
+            lane: its lane.
+            delivery: what it carried.
+            now: monotonic seconds.
+            random01: from 0 to 1, for the wait until a probe.
+            counts: whether the endpoint is to blame, for the breaker.
+
+        Returns:
+            None, or what was queued and is to be parked, if its breaker has just opened.
+        """
+        lane.flying -= 1
+        self.flying -= 1
+        lane.resize(lane.width / 2)
+        opened = None
+        if lane.breaker.is_open:
+            self._take_probe_back(lane, delivery, now, random01, counts=counts)
+        elif counts:
+            if lane.pace is not None:
+                lane.pace.halve(now)
+            if lane.breaker.failed(now, random01):
+                lane.proved, lane.pace = False, None
+                lane.resize(START_WIDTH)
+                opened = self._take(lane, 0)
+        self._go_on(lane)
+        return opened
+
+    def _take_probe_back(
+        self, lane: Lane, delivery: Delivery, now: float, random01: float, *, counts: bool
+    ) -> None:
+        if delivery is lane.probe:
+            lane.probe = None
+            if counts:
+                lane.breaker.probe_failed(now, random01)
+            else:
+                lane.breaker.probe_proved_nothing(now, random01)
+
+    # Breakers and late work -------------------------------------------------------------------------------------------
+
+    def reopen(self, endpoint_id: int, probe_at: float) -> None:
+        """Open the breaker of an endpoint that has no lane yet, as its parked rows say it was."""
+        restored = self._reopened[endpoint_id] = Breaker(self._policy)
+        restored.reopen(probe_at)
+
+    def probe_at(self, endpoint_id: int) -> float | None:
+        """Return when an endpoint whose breaker is open may be asked; None: it is closed."""
+        lane = self.by_endpoint.get(endpoint_id)
+        found = self._reopened.get(endpoint_id) if lane is None else lane.breaker
+        return found.probe_at if found is not None and found.is_open else None
+
+    def catch_up(self, lane: Lane, now: float) -> None:
+        """Let late work go out at a pace from now on: its endpoint was switched on again."""
+        if lane.pace is None and not lane.breaker.is_open:
+            lane.pace = Pace(now)
+
+    def caught_up(self, endpoint_id: int) -> None:
+        """Nothing of an endpoint is parked any more."""
+        self.parked.discard(endpoint_id)
+        lane = self.by_endpoint.get(endpoint_id)
+        if lane is not None:
+            lane.pace = None
+            self._go_on(lane)
+
+    def appetite(self, endpoint_id: int, now: float) -> int:
+        """Return how many parked deliveries an endpoint may take back: one that does not keep up only a few."""
+        if self.full:
+            return 0
+        lane = self.by_endpoint.get(endpoint_id)
+        probe_at = self.probe_at(endpoint_id)
+        if probe_at is not None:
+            return int(now >= probe_at and (lane is None or lane.probe is None))
+        if lane is None:
+            return 2 * self._endpoint_concurrency
+        if lane.pace is not None:
+            wanted = max(PACED_LEAST, min(LANE_QUEUE_MAX // 2, int(lane.pace.per_s * PACED_AHEAD_S)))
+            return wanted - len(lane.late) if len(lane.late) <= wanted // 2 else 0
+        if lane.proved and not lane.waits_longer(self.patience_s, now):
+            return LANE_QUEUE_MAX // 2 if lane.queued <= LANE_QUEUE_MAX // 4 else 0
+        return 2 * lane.limit - lane.queued if lane.queued <= lane.limit else 0
+
+    # Out of the queues ------------------------------------------------------------------------------------------------
 
     def empty(self, lane: Lane) -> list[Delivery]:
-        """Take everything out of a lane's queue: its endpoint was disabled or deleted."""
+        """Take everything out of a lane's queues: its endpoint was disabled."""
+        return self._take(lane, 0)
+
+    def forget(self, lane: Lane) -> list[Delivery]:
+        """Take everything out of a lane's queues, and remember nothing of it: its endpoint was deleted."""
+        lane.breaker.close()
         return self._take(lane, 0)
 
     def shed(self, now: float) -> list[Delivery]:
         """Take the surplus of lanes that do not keep up, when they fill the memory while slots are free."""
         if not self.full or self.flying >= self._concurrency:
             return []
-        stuck = [lane for lane in self.busy() if not lane.proved or lane.waits_too_long(now)]
+        stuck = [lane for lane in self.busy() if not lane.proved or lane.waits_longer(self.patience_s, now)]
         return [delivery for lane in stuck for delivery in self._take(lane, 2 * lane.limit)]
 
-    def appetite(self, endpoint_id: int, now: float) -> int:
-        """Return how many parked deliveries an endpoint may take back: one that does not keep up only a few."""
-        lane = self.by_endpoint.get(endpoint_id)
-        if self.full:
-            return 0
-        if lane is None:
-            return 2 * self._endpoint_concurrency
-        if lane.proved and not lane.waits_too_long(now):
-            return LANE_QUEUE_MAX // 2 if len(lane.queue) <= LANE_QUEUE_MAX // 4 else 0
-        return 2 * lane.limit - len(lane.queue) if len(lane.queue) <= lane.limit else 0
-
     def _take(self, lane: Lane, keep: int) -> list[Delivery]:
+        """Take the newest out of a lane, the late ones first, until so many are left; oldest first."""
         taken: list[Delivery] = []
-        while len(lane.queue) > keep:
-            delivery = lane.queue.pop()
+        while lane.queued > keep:
+            delivery = (lane.late or lane.queue).pop()
             self.queued -= 1
             self.queued_bytes -= len(delivery.event.payload or b"")
+            if delivery is lane.probe:
+                lane.probe = None
             taken.append(delivery)
         taken.reverse()
-        if not lane.queue and not lane.flying:
-            self._idle[lane.key] = None
-            self._forget_idle()
+        self._go_on(lane)
         return taken
-
-    def busy(self) -> Iterator[Lane]:
-        """Lanes that have something queued or in flight."""
-        return (lane for lane in list(self._lanes.values()) if lane.queue or lane.flying)

@@ -47,6 +47,7 @@ class Reason(enum.StrEnum):
     ADOPTED = "adopted"
     # parked
     LANE_FULL = "lane_full"
+    BREAKER_OPEN = "breaker_open"
     # held
     DISABLED = "disabled"
     # dead
@@ -124,6 +125,7 @@ class Delivery:
     )
     in_backlog: bool = False
     age_from_us: int = 0  # what age_max_s counts from; microseconds since 1970
+    late: bool = False  # comes back from `parked` or `held`: live traffic goes first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

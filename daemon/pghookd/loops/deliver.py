@@ -21,6 +21,9 @@ from pghookd.edge.http import Sender, Target
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 
+TIMER_LEAST_S: Final = (
+    0.005  # where the time has come and something else holds the lane back, look now and then
+)
 HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet looks again
 
 
@@ -98,15 +101,21 @@ class Deliverer:
         self._stopping = False
         self._idle = asyncio.Event()
         self._sampled = 0
+        self._timer: asyncio.TimerHandle | None = None  # for late work that waits for its time
+        self._timer_at = 0.0
 
     async def run(self) -> None:
         """Hold the workers until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            self.kick()
-            while True:
-                self._beat()
-                await asyncio.sleep(1.0)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                while True:
+                    self.kick()
+                    self._beat()
+                    await asyncio.sleep(1.0)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
 
     def kick(self) -> None:
         """Start workers for what may start now. Called whenever there is more work or more room."""
@@ -114,6 +123,22 @@ class Deliverer:
             return
         while (taken := self._take(self._monotonic())) is not None:
             self._group.create_task(self._work(*taken))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Look again when the first lane whose late work has a pace may go on: one timer for all of them."""
+        at = self._lanes.rests_until
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        wait_s = max(TIMER_LEAST_S, at - self._monotonic())
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.kick()
 
     async def drain(self, grace_s: float) -> bool:
         """Start nothing any more and wait for what is in flight; whether all of it ended in time."""
@@ -134,21 +159,23 @@ class Deliverer:
             return None
         if self._lanes.flying + self._gate.unrecorded >= terms.concurrency + terms.batch_max:
             return None
-        return self._lanes.next()
+        return self._lanes.next(now)
 
     async def _work(self, lane: Lane, delivery: Delivery) -> None:
         while True:
             write = await self._deliver(lane, delivery)
             now = self._monotonic()
-            delivered = isinstance(write, Attempted) and write.outcome is Outcome.DELIVERED
-            self._lanes.done(lane, delivered=delivered)
-            self._gate.put(write, now)
-            if not delivered:
-                self._after_failure(lane, write, now)
-            if self._lanes.wanted is not None and self._lanes.has_wanted_room():
+            if isinstance(write, Attempted) and write.outcome is Outcome.DELIVERED:
+                if self._lanes.succeeded(lane, delivery, now):
+                    self._log_breaker(LogEvent.BREAKER_CLOSED, lane)
+                self._gate.put(write, now)
+            else:
+                self._fail(lane, write, now)
+            if self._lanes.wanted is not None and (self._lanes.starving or self._lanes.has_wanted_room()):
                 self._room.set()
             taken = self._take(now)
             if taken is None:
+                self._set_timer()
                 break
             lane, delivery = taken
             if self._lanes.flying < self._terms.concurrency:
@@ -156,9 +183,16 @@ class Deliverer:
         if self._stopping and not self._lanes.flying:
             self._idle.set()
 
-    def _after_failure(self, lane: Lane, write: Write, now: float) -> None:
-        """Log what failed; an endpoint that said so is emptied, its deliveries are held."""
-        delivery = write.delivery
+    def _fail(self, lane: Lane, write: Write, now: float) -> None:
+        """Take a failure back; what its lane must not keep is parked or held."""
+        counts = isinstance(write, Attempted) and write.outcome not in {Outcome.FAILED, Outcome.BLOCKED}
+        opened = self._lanes.failed(lane, write.delivery, now, self._random01(), counts=counts)
+        self._gate.put(write, now)
+        if opened is not None:
+            self._log_breaker(LogEvent.BREAKER_OPENED, lane, probe_s=round(lane.breaker.probe_at - now, 1))
+            for queued in opened:
+                self._lanes.parked.add(queued.endpoint_id)
+                self._gate.put(Kept(queued, State.PARKED, Reason.BREAKER_OPEN), now)
         if isinstance(write, Attempted):
             self._log(write)
             if isinstance(write.verdict, verdict.Disable):
@@ -166,9 +200,9 @@ class Deliverer:
                 for queued in self._lanes.empty(lane):
                     self._gate.put(Kept(queued, State.HELD, Reason.DISABLED), now)
             if isinstance(write.verdict, verdict.Dead):
-                self._log_death(delivery, write.verdict.reason)
+                self._log_death(write.delivery, write.verdict.reason)
         elif isinstance(write, Died):
-            self._log_death(delivery, write.reason)
+            self._log_death(write.delivery, write.reason)
 
     # One delivery -----------------------------------------------------------------------------------------------------
 
@@ -295,6 +329,9 @@ class Deliverer:
                 status=status,
                 duration_ms=round(took_s * 1e3, 1),
             )
+
+    def _log_breaker(self, event: LogEvent, lane: Lane, **more: object) -> None:
+        self._logger.warning(event, endpoint_id=lane.key.endpoint_id, site_id=lane.key.site_id, **more)
 
     def _log_death(self, delivery: Delivery, reason: Reason) -> None:
         self._logger.warning(

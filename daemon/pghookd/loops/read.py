@@ -58,12 +58,8 @@ class Outbox(Protocol):
         """Wait until it has room."""
         ...
 
-    def heal(self, endpoint_ids: Iterable[int]) -> None:
-        """Endpoints have changed."""
-        ...
-
-    def heal_all(self) -> None:
-        """Any endpoint may have changed."""
+    def heal(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Endpoints have changed; None: any of them."""
         ...
 
 
@@ -102,7 +98,7 @@ class Reader:
         """Look at endpoints again before long; None: at all that have work."""
         if endpoint_ids is None:
             self._changed = None
-            self._outbox.heal_all()
+            self._outbox.heal(None)
         else:
             ids = list(endpoint_ids)
             if self._changed is not None:
@@ -307,15 +303,16 @@ class Reader:
             offer = self._lanes.offer(lane, delivery, now)
             if offer is Offer.QUEUED:
                 return
-            if offer is Offer.PARK:
-                self._park([delivery], now)
+            if offer is not Offer.WAIT:
+                reason = Reason.BREAKER_OPEN if offer is Offer.OPEN else Reason.LANE_FULL
+                self._park([delivery], reason, now)
                 await self._outbox.room()
                 return
             self._kick()
-            self._park(self._lanes.shed(now), now)
+            self._park(self._lanes.shed(now), Reason.LANE_FULL, now)
             await self._wait_for_room(lane)
 
-    def _park(self, deliveries: list[Delivery], now: float) -> None:
+    def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
         for delivery in deliveries:
             if delivery.endpoint_id not in self._lanes.parked:
                 self._lanes.parked.add(delivery.endpoint_id)
@@ -323,9 +320,9 @@ class Reader:
                     LogEvent.DELIVERY_PARKED,
                     endpoint_id=delivery.endpoint_id,
                     site_id=delivery.event.site_id,
-                    reason=Reason.LANE_FULL.value,
+                    reason=reason.value,
                 )
-            self._outbox.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
+            self._outbox.put(Kept(delivery, State.PARKED, reason), now)
 
     async def _wait_for_room(self, lane: Lane) -> None:
         self._room.clear()
@@ -379,7 +376,7 @@ class Reader:
         lane.endpoint = dataclasses.replace(
             lane.endpoint, enabled=False
         )  # the rest of a page must not go out
-        for delivery in self._lanes.empty(lane):
+        for delivery in self._lanes.forget(lane):
             if delivery.in_backlog:
                 self._die(delivery, Reason.NO_ENDPOINT, now)
             else:

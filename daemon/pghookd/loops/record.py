@@ -37,6 +37,10 @@ class Due(Protocol):
         """Take a bounded page if there is one to take; `put` takes what is to be written instead."""
         ...
 
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Look at endpoints that were perhaps switched; None: at all."""
+        ...
+
 
 class Recorder:
     """Gathers writes for a few milliseconds and makes them durable."""
@@ -56,6 +60,7 @@ class Recorder:
         heartbeat_s: float,
         lease_s: float = 10.0,
         recorded: Callable[[], None],
+        failed: Callable[[], None] = lambda: None,
         beat: Callable[[], None],
     ) -> None:
         self._session = session
@@ -70,6 +75,7 @@ class Recorder:
         self._heartbeat_s = heartbeat_s
         self._answer_max_age_s = ANSWER_MAX_AGE * lease_s
         self._recorded = recorded
+        self._failed = failed
         self._beat = beat
         self._pending: list[Write] = []
         self._put_at: list[float] = []  # when each of them was put
@@ -83,9 +89,10 @@ class Recorder:
         self._stored: dict[int, Position] = {}
         self._stored_rows = -1
         self._checked_at = 0.0
-        self._changed: set[int] | None = set()  # endpoints whose held rows may have to go out; None: all
+        self._watched: dict[int, int] | None = (
+            None  # endpoints in trouble, and their latest failure; None: ask
+        )
         self._stopping = False
-        self.heal_all()
 
     # What others may ask and say ------------------------------------------------------------------------------------
 
@@ -118,19 +125,21 @@ class Recorder:
             return "unrecorded"
         return None
 
-    def heal(self, endpoint_ids: Iterable[int]) -> None:
-        """Endpoints have changed: rows held for those that are enabled go out again."""
-        if self._changed is not None:
-            self._changed.update(endpoint_ids)
+    def heal(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Endpoints have changed: rows of those that are off are held, those of others go out; None: any of them."""
+        self._due.endpoints_changed(endpoint_ids)
 
-    def heal_all(self) -> None:
-        """Any endpoint may have changed."""
-        self._changed = None
+    def unwatch(self, endpoint_id: int, last_failure_us: int) -> None:
+        """An endpoint's trouble is over, unless it has failed again."""
+        if self._watched is not None and self._watched.get(endpoint_id) == last_failure_us:
+            del self._watched[endpoint_id]
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Write and tend until told to stop."""
+        rows = await self._session.fetch(query("read_watched"))
+        self._watched = {row["endpoint_id"]: row["last_failure_at"] for row in rows}
         while not self._stopping:
             await self._gather()
             await self._flush(self._batch_max)
@@ -192,7 +201,7 @@ class Recorder:
         """Make writes durable, whatever it takes; only the loss of the session ends it."""
         for attempt in range(1_000_000):
             try:
-                return await self._transact(batch_of(writes))
+                return await self._transact(batch_of(writes, self._watched or ()))
             except DatabaseError as error:
                 if error.sqlstate[:2] in ("22", "23"):  # one row's data: find it, the others are not to blame
                     return await self._isolate(writes, error)
@@ -220,6 +229,14 @@ class Recorder:
             async with self._session.transaction():
                 await self._change(batch)
         self._answered_at = started
+        if batch.troubles:
+            self._watch(batch)
+
+    def _watch(self, batch: Batch) -> None:
+        for endpoint_id, trouble in batch.troubles.items():
+            if trouble.failed is not None and self._watched is not None:
+                self._watched[endpoint_id] = trouble.failed.attempted_at_us
+                self._failed()
 
     async def _change(self, batch: Batch) -> None:
         session = self._session
@@ -240,6 +257,10 @@ class Recorder:
             await session.execute(query("put_dead"), *columns(batch.dead, 5))
         if batch.cleared:
             await session.execute(query("clear_backlog"), *columns(batch.cleared, 2))
+        if failures := batch.failures():
+            await session.execute(query("note_failures"), *columns(failures, 11))
+        if successes := batch.successes():
+            await session.execute(query("note_successes"), *columns(successes, 4))
 
     # Between batches --------------------------------------------------------------------------------------------------
 
@@ -248,7 +269,6 @@ class Recorder:
         if now - self._checked_at >= TEND_EVERY_S:
             self._checked_at = now
             await self._checkpoint(now)
-            await self._heal()
         await self._due.step(self._session, now, self.put)
         if now - self._stored_at >= STORE_EVERY_S:
             await self._store(now)
@@ -271,18 +291,6 @@ class Recorder:
             await self._write([Kept(delivery, State.WAITING, Reason.QUEUED) for delivery in page])
             for delivery in page:
                 settle(delivery)
-
-    async def _heal(self) -> None:
-        changed = self._changed
-        if changed is None or changed:
-            self._changed = set()
-            ids = None if changed is None else list(changed)
-            try:
-                await self._session.execute(query("release_held"), ids)
-            except (
-                DatabaseError
-            ) as error:  # too many rows for the time allowed, say: the triggers do it as well
-                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="release_held")
 
     async def _store(self, now: float) -> None:
         """Store each shard's settled position, with a mark; at most once a second, and only if it moved."""

@@ -1,69 +1,145 @@
-"""Takes due and parked rows of `backlog` back into the lanes, in bounded pages.
+"""Takes rows of `backlog` back into the lanes, in bounded pages: due ones, parked ones, held ones that are free again.
 
-It has no session and no loop of its own: the recorder calls it between two batches. On another session rows that had
-just been recorded as delivered were sent again.
+It also turns what belongs to a disabled endpoint into held rows, and lets those expire. It has no session and no loop
+of its own: the recorder calls it between two batches. On another session rows that had just been recorded as delivered
+were sent again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+import heapq
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
+
+from structlog.typing import FilteringBoundLogger
 
 from pghookd.core.lanes import Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
-from pghookd.edge.postgres import Row, Session, query
+from pghookd.edge.journal import LogEvent
+from pghookd.edge.postgres import DatabaseError, Row, Session, query
 from pghookd.edge.rows import endpoint_of
 
 Put = Callable[[Write, float], None]
 
 DUE_PAGE: Final = 200
 LOOK_EVERY_S: Final = 0.5
-LOOK_AGAIN_EVERY_S: Final = 60.0  # from the beginning: a clock may have been set back
+LOOK_AGAIN_EVERY_S: Final = (
+    60.0  # from the beginning: a clock may have been set back, a notification silenced
+)
 PARKED_LANES_A_STEP: Final = 8
 SHED_EVERY_S: Final = 0.5
 PARKED_LOOK_S: Final = 0.1  # between two looks at one endpoint's parked rows
+ENDPOINTS_PAGE: Final = 1000
+HOLD_PAGE: Final = 1000  # rows looked at in one step
+EXPIRE_PAGE: Final = 500
+EXPIRE_EVERY_S: Final = 60.0
+REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
 _BEGINNING: Final = (0, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terms:
+    """The settings of the backlog.
+
+    Attributes:
+        probe_s: after a restart, probes of open breakers are spread over so many seconds.
+        held_days: held rows older than this are dead, `expired`.
+    """
+
+    probe_s: float = 30.0
+    held_days: float = 14.0
 
 
 class DueRows:
     """The scheduler: remembers how far it has looked, and asks from there."""
 
-    def __init__(self, lanes: Lanes, log: Log, *, shards: int) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        log: Log,
+        *,
+        shards: int,
+        terms: Terms,
+        logger: FilteringBoundLogger,
+        random01: Callable[[], float],
+    ) -> None:
         self._lanes = lanes
         self._log = log
         self._shards = shards
+        self._terms = terms
+        self._logger = logger
+        self._random01 = random01
         self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
         self._look_at = 0.0
         self._look_again_at = 0.0
-        self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
-        self._parked_looked: dict[int, float] = {}  # per endpoint, when
-        self._parked_known = False
         self._shed_at = 0.0
+        self._expire_at = 0.0
+        self._walk: int | None = 0  # endpoints with rows are looked for, those after this one; None: found
+        self._changed: set[int] = set()  # endpoints to look at
+        self._holding: dict[int, int] = {}  # disabled endpoints, and the last event_id looked at
+        self._hold_at = 0.0
+        self._held: set[int] = set()  # disabled endpoints of which every row is held
+        self._paced: set[int] = set()  # endpoints whose held rows have been given a pace
+        self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
+        self._looks: list[tuple[float, int]] = []  # a heap: when to look at which endpoint's parked rows
+        self._scheduled: dict[int, float] = {}  # the entry of the heap that counts, per endpoint
 
     def ring(self) -> None:
         """Somebody else has made rows due, perhaps earlier ones than were looked at."""
         self._cursor = _BEGINNING
         self._look_at = 0.0
 
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Endpoints were perhaps switched; None: any of them."""
+        if endpoint_ids is None:
+            self._walk = 0
+            self._held.clear()  # so that those that are off are looked through again
+        else:
+            self._changed.update(endpoint_ids)
+
+    async def begin(self, session: Session, now: float) -> None:
+        """Learn what was parked and held before this epoch; breakers that were open are open again."""
+        self._look_again_at = now + LOOK_AGAIN_EVERY_S
+        while self._walk is not None:
+            for row in await self._find(session):
+                if row["reason"] == Reason.BREAKER_OPEN.value and row["enabled"]:
+                    self._lanes.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
+
     async def step(self, session: Session, now: float, put: Put) -> None:
-        """Take a page of due rows if it is time, and refill lanes that have parked rows and room."""
+        """Take a page of due rows if it is time, refill lanes that have parked rows and room, and tend held rows."""
+        self._lanes.measure(now)
         if now >= self._look_again_at:
             self._look_again_at = now + LOOK_AGAIN_EVERY_S
-            self._cursor = _BEGINNING
+            self._cursor, self._walk = _BEGINNING, 0
         if self._lanes.full and now >= self._shed_at:  # by those that do not keep up, while others have rows
             self._shed_at = now + SHED_EVERY_S
             for delivery in self._lanes.shed(now):
                 put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
         if now >= self._look_at and not self._lanes.full:
             await self._due(session, now, put)
-        if not self._parked_known:  # what others parked: those before a crash, or the owner before us
-            found = await session.fetch(query("find_parked_endpoints"))
-            self._lanes.parked.update(row["endpoint_id"] for row in found)
-            self._parked_known = True
+        if self._walk is not None:
+            await self._find(session)
+        if self._changed:
+            await self._attend(session, now)
         if self._lanes.parked:
             await self._unpark(session, now, put)
+        if self._holding and now >= self._hold_at:
+            self._hold_at = await self._unless_refused(self._hold(session), now)
+        if now >= self._expire_at:
+            self._expire_at = await self._unless_refused(self._expire(session, now), now)
+
+    async def _unless_refused(self, work: Awaitable[float], now: float) -> float:
+        """Do what can wait; return when to do it again."""
+        try:
+            return await work
+        except DatabaseError as error:
+            self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
+            return now + REFUSED_AGAIN_S
+
+    # Due ----------------------------------------------------------------------------------------------------
 
     async def _due(self, session: Session, now: float, put: Put) -> None:
         rows = await session.fetch(query("read_due"), *self._cursor, DUE_PAGE)
@@ -74,29 +150,82 @@ class DueRows:
             self._cursor = (last["next_attempt_at"], last["event_id"], last["endpoint_id"])
             await self._place(session, rows, now, put)
 
+    # Which endpoints have rows, and are they on? ------------------------------------------------------------
+
+    async def _find(self, session: Session) -> list[Row]:
+        """Look at a page of the endpoints that have rows; return those of our shards."""
+        rows = await session.fetch(query("find_parked_endpoints"), self._walk, ENDPOINTS_PAGE, self._shards)
+        self._walk = rows[-1]["endpoint_id"] if len(rows) == ENDPOINTS_PAGE else None
+        ours = [row for row in rows if row["shard"] is None or row["shard"] in self._log.shards]
+        for row in ours:
+            self._sort(row["endpoint_id"], enabled=row["enabled"], aside=row["reason"] is not None)
+        return ours
+
+    def _sort(self, endpoint_id: int, *, enabled: bool | None, aside: bool) -> None:
+        """Take an endpoint for one whose rows go out, or are held; those of one that is gone (None) are read too."""
+        if enabled is False:
+            self._paced.discard(endpoint_id)
+            if endpoint_id not in self._held:
+                self._holding.setdefault(endpoint_id, 0)
+            return
+        self._held.discard(endpoint_id)
+        self._holding.pop(endpoint_id, None)
+        if aside:
+            self._lanes.parked.add(endpoint_id)
+
+    async def _attend(self, session: Session, now: float) -> None:
+        changed, self._changed = self._changed, set()
+        found = await session.fetch(query("read_endpoints"), list(changed), self._shards)
+        endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
+        for endpoint_id in changed:
+            endpoint = endpoints.get(endpoint_id)
+            if endpoint is not None and endpoint.shard not in self._log.shards:
+                continue
+            if endpoint is not None and endpoint_id in self._lanes.by_endpoint:
+                self._lanes.lane(endpoint)  # so that an open breaker may be asked at once
+            self._held.discard(endpoint_id)
+            self._sort(endpoint_id, enabled=None if endpoint is None else endpoint.enabled, aside=True)
+            self._look_at_parked(endpoint_id, now)
+
+    # Parked, and held by an endpoint that is on ---------------------------------------------------------------
+
+    def _look_at_parked(self, endpoint_id: int, at: float) -> None:
+        if endpoint_id in self._lanes.parked:
+            self._scheduled[endpoint_id] = at
+            heapq.heappush(self._looks, (at, endpoint_id))
+
     async def _unpark(self, session: Session, now: float, put: Put) -> None:
-        looked = self._parked_looked
-        waiting = [
-            e
-            for e in self._lanes.parked
-            if now - looked.get(e, 0.0) >= PARKED_LOOK_S and self._lanes.appetite(e, now)
-        ]
-        waiting.sort(key=lambda e: looked.get(e, 0.0))  # whoever has waited longest is first
-        for endpoint_id in waiting[:PARKED_LANES_A_STEP]:
-            looked[endpoint_id] = now
-            page = self._lanes.appetite(endpoint_id, now)
-            if not page:  # what was taken back for the one before has filled the memory
-                break
-            after = self._parked_after.get(endpoint_id, 0)
-            rows = await session.fetch(query("read_parked"), endpoint_id, after, page)
-            if rows:
-                self._parked_after[endpoint_id] = rows[-1]["event_id"]
-                await self._place(session, rows, now, put)
-            elif after:
-                del self._parked_after[endpoint_id]  # once more from the beginning before it is believed
-            elif not any(key[1] == endpoint_id for key in self._lanes.aboard):
-                self._lanes.parked.discard(endpoint_id)
-                del looked[endpoint_id]
+        if len(self._lanes.parked) != len(self._scheduled):
+            for endpoint_id in self._lanes.parked.difference(self._scheduled):
+                self._look_at_parked(endpoint_id, now)
+        read = 0
+        while self._looks and self._looks[0][0] <= now and read < PARKED_LANES_A_STEP:
+            at, endpoint_id = heapq.heappop(self._looks)
+            if self._scheduled.get(endpoint_id) != at:
+                continue  # it was put forward
+            appetite = self._lanes.appetite(endpoint_id, now)
+            if appetite:
+                read += 1
+                await self._refill(session, endpoint_id, appetite, now, put)
+            probe_at = self._lanes.probe_at(endpoint_id) or 0.0
+            self._look_at_parked(endpoint_id, max(probe_at, now + PARKED_LOOK_S))
+
+    async def _refill(self, session: Session, endpoint_id: int, page: int, now: float, put: Put) -> None:
+        if self._lanes.probe_at(endpoint_id) is not None:
+            self._parked_after.pop(endpoint_id, None)  # the probe is the oldest of all
+        after = self._parked_after.get(endpoint_id, 0)
+        rows = await session.fetch(query("read_parked"), endpoint_id, after, page)
+        if rows:
+            self._parked_after[endpoint_id] = rows[-1]["event_id"]
+            await self._place(session, rows, now, put)
+        elif after:
+            del self._parked_after[endpoint_id]  # once more from the beginning before it is believed
+        elif not any(key[1] == endpoint_id for key in self._lanes.aboard):
+            self._lanes.caught_up(endpoint_id)
+            self._paced.discard(endpoint_id)
+            del self._scheduled[endpoint_id]
+
+    # Into the lanes -------------------------------------------------------------------------------------------
 
     async def _place(self, session: Session, rows: Iterable[Row], now: float, put: Put) -> None:
         fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self._lanes.aboard]
@@ -123,11 +252,47 @@ class DueRows:
             return Died(delivery, Reason.EXPIRED)
         if not endpoint.enabled:
             return Kept(delivery, State.HELD, Reason.DISABLED)
+        reason = self._offer(row, delivery, endpoint, now)
+        return None if reason is None or delivery.late else Kept(delivery, State.PARKED, reason)
+
+    def _offer(self, row: Row, delivery: Delivery, endpoint: Endpoint, now: float) -> Reason | None:
+        """Queue a delivery, or say why it is to be parked; a late one stands where it should already."""
         lane = self._lanes.lane(endpoint)
-        if self._lanes.offer(lane, delivery, now) is not Offer.QUEUED:
-            return Kept(delivery, State.PARKED, Reason.LANE_FULL)
-        self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
-        return None
+        if row["state"] == State.HELD.value and endpoint.endpoint_id not in self._paced:
+            self._paced.add(endpoint.endpoint_id)
+            self._lanes.catch_up(lane, now)
+        offer = self._lanes.offer(lane, delivery, now)
+        if offer is Offer.QUEUED:
+            self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
+            return None
+        return Reason.BREAKER_OPEN if offer is Offer.OPEN else Reason.LANE_FULL
+
+    # Held by an endpoint that is off --------------------------------------------------------------------------
+
+    async def _hold(self, session: Session) -> float:
+        """Hold a page of one disabled endpoint's rows."""
+        endpoint_id, after = next(iter(self._holding.items()))
+        last: int | None = await session.fetchval(query("hold_backlog"), endpoint_id, after, HOLD_PAGE)
+        if last is not None:
+            self._holding[endpoint_id] = last
+        else:  # none left, or it is on again
+            del self._holding[endpoint_id]
+            self._held.add(endpoint_id)
+        return 0.0
+
+    async def _expire(self, session: Session, now: float) -> float:
+        """Give up a page of what has been held for too long."""
+        rows = await session.fetch(query("expire_held"), self._terms.held_days, EXPIRE_PAGE)
+        for row in rows:
+            self._logger.warning(
+                LogEvent.DELIVERY_DIED,
+                endpoint_id=row["endpoint_id"],
+                site_id=row["site_id"],
+                reason=Reason.EXPIRED.value,
+                deliveries=row["deliveries"],
+            )
+        full = sum(row["deliveries"] for row in rows) >= EXPIRE_PAGE
+        return now if full else now + EXPIRE_EVERY_S
 
 
 def _delivery_of(row: Row, now: float) -> Delivery:
@@ -139,7 +304,13 @@ def _delivery_of(row: Row, now: float) -> Delivery:
         row["payload"],
         row["only_endpoint_id"],
     )
-    age_from_us = max(event.created_at_us, row["released_at"] or 0)
     return Delivery(
-        event, row["endpoint_id"], row["attempts"], now, None, in_backlog=True, age_from_us=age_from_us
+        event,
+        row["endpoint_id"],
+        row["attempts"],
+        now,
+        None,
+        in_backlog=True,
+        age_from_us=max(event.created_at_us, row["released_at"] or 0),
+        late=row["state"] != State.WAITING.value,
     )

@@ -1,0 +1,49 @@
+"""How often something may start: a rate that grows while answers are good, so that who has just got up is not run over.
+
+Each success adds the same amount, so that the rate grows by e every GROW_S seconds while all of them come, and no
+faster than the receiver answers. A failure halves it, once in GROW_S seconds at the most: it falls where more than 3 in
+10 fail, and grows elsewhere (halved, and grown by e to the power of the share that succeeds).
+
+Never here: a clock, what is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+START_PER_S: Final = 5.0
+GROW_S: Final = 10.0
+LEAST_PER_S: Final = 1.0
+ENOUGH_PER_S: Final = 1000.0  # from here on a pace is no use: the lane's width decides
+CREDIT_S: Final = 0.05  # a timer that comes late by this much costs nothing
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Pace:
+    """A time before which nothing may start, and the interval to the next.
+
+    Attributes:
+        not_before: monotonic seconds.
+        per_s: starts a second.
+        halved_at: monotonic seconds, when a failure last counted.
+    """
+
+    not_before: float
+    per_s: float = START_PER_S
+    halved_at: float = float("-inf")
+
+    def started(self, now: float) -> None:
+        """Set the time of the next start."""
+        self.not_before = max(self.not_before, now - CREDIT_S) + 1.0 / self.per_s
+
+    def grow(self) -> bool:
+        """Take a success; whether the pace has become needless."""
+        self.per_s += 1.0 / GROW_S
+        return self.per_s > ENOUGH_PER_S
+
+    def halve(self, now: float) -> None:
+        """Take a failure."""
+        if now - self.halved_at >= GROW_S:
+            self.halved_at = now
+            self.per_s = max(LEAST_PER_S, self.per_s / 2)
