@@ -20,7 +20,7 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -33,7 +33,7 @@ from pghookd.core import settings as configuration
 from pghookd.core.retry import parse_schedule
 from pghookd.demo_payloads import Shop
 from pghookd.demo_receiver import Arrival, Receiver
-from pghookd.demo_view import Hook, Tally
+from pghookd.demo_view import Hook, Mail, Tally
 from pghookd.edge import journal
 from pghookd.edge.embedded import EmbeddedFault, Server
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, connect
@@ -45,6 +45,12 @@ HOOKS: Final = (  # site, name, types
     ("bikes", "crm", ("contact_updated", "form_submitted", "product_created", "product_updated")),
     ("studio", "flaky", ("*",)),
 )
+BROKEN: Final = (
+    "/bikes/crm"  # fails for a while and recovers, so that its owner gets mails; not with --events
+)
+BROKEN_FROM_S: Final = 3.0
+BROKEN_UNTIL_S: Final = 20.0
+BROKEN_EVERY_S: Final = 120.0
 PAUSE_S: Final = 0.1  # between two events, without --events
 REFRESH_S: Final = 0.2
 LINE_S: Final = 1.0  # between two plain lines
@@ -100,7 +106,7 @@ class Demo:
         self._stop = asyncio.Event()  # nothing more is sent, and the daemon ends
         self._tally = Tally(())
         self._event_ids: list[int] = []  # of --events
-        self._arrived = time.monotonic()
+        self._begun = self._arrived = time.monotonic()
         self._chance = random.Random()  # noqa: S311 - prices and names of a made-up shop
 
     async def run(self) -> int:
@@ -110,21 +116,22 @@ class Demo:
         await migrate.migrate(self._server.url())
         session = await connect(self._server.url(), name="demo")
         try:
-            async with Receiver(_mood, self._arrive) as receiver:
+            async with (
+                Receiver(self._mood, self._arrive) as receiver,
+                _mails_to(self._server.folder / "mails", self._keep) as smtp,
+            ):
                 self._tally = Tally(await _furnish(session, receiver))
                 self._introduce()
-                status = await self._live(session)
+                status = await self._live(session, settings_of(self._server, smtp))
             return await self._sum_up(session, status)
         finally:
             await session.close()
 
-    async def _live(self, session: Session) -> int:
+    async def _live(self, session: Session, settings: configuration.Settings) -> int:
         """Run daemon, producer and view until the end; return the daemon's exit status."""
         path = self._server.sockets / "ready"
         with _bound(path) as told:
-            daemon = app.App(
-                settings_of(self._server), logger=journal.logger(), environ={"NOTIFY_SOCKET": str(path)}
-            )
+            daemon = app.App(settings, logger=journal.logger(), environ={"NOTIFY_SOCKET": str(path)})
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(daemon.serve())
                 serving.add_done_callback(lambda _task: self._stop.set())
@@ -156,6 +163,7 @@ class Demo:
         """INSERT events; with --events, wait until all have arrived, or nothing arrives any more."""
         shops = [(site_id, Shop(site_id, self._chance)) for site_id in SITES]
         number = 0
+        self._begun = time.monotonic()
         while not self._stop.is_set() and (self._wanted is None or number < self._wanted):
             await self._insert(session, *shops[number % len(shops)])
             number += 1
@@ -181,17 +189,29 @@ class Demo:
         self._arrived = time.monotonic()
         self._tally.arrive(arrival)
 
+    def _mood(self, path: str, webhook_id: str, attempt: int) -> bool:
+        """Whether the receiver takes it."""
+        if path == BROKEN and self._wanted is None and is_broken(time.monotonic() - self._begun):
+            return False
+        return not path.endswith("/flaky") or _is_taken_by_flaky(webhook_id, attempt)
+
     # What one sees --------------------------------------------------------------------------------------
 
     def _introduce(self) -> None:
         psql = shutil.which("psql") or self._server.binary("psql")
         self._print(f"Postgres is in {self._server.folder}; the daemon's own log is daemon.log there.")
+        self._print(f"{BROKEN} fails now and then; the mails to its owner are kept in mails/ there.")
         self._print("In a second terminal, insert an event yourself:")
         self._print(f"  {psql} '{self._server.url()}'")
         self._print(
             "  insert into webhooks.events (site_id, type, payload)"
             """ values ('bakery', 'order_created', '{"id": 4711, "total": 12.5}');"""
         )
+
+    def _keep(self, mail: Mail) -> None:
+        self._tally.mails.append(mail)
+        if not self._console.is_terminal:
+            self._print(demo_view.mail_line(mail))
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -248,14 +268,38 @@ class Demo:
         return _OK if fine else _NO
 
 
-def settings_of(server: Server) -> configuration.Settings:
-    """Return the demo's settings: the defaults, but for the database, loopback and impatience."""
+def settings_of(server: Server, smtp: configuration.Smtp) -> configuration.Settings:
+    """Return the demo's settings: the defaults, but for the database, loopback, mails and impatience."""
     return configuration.Settings(
         database=configuration.Database(url=configuration.Secret(server.url()), adopt="auto"),
         delivery=configuration.Delivery(timeout_s=5, connect_timeout_s=2, grace_s=6),
         retry=configuration.Retry(schedule=parse_schedule(SCHEDULE), throttle_floor_s=0),
+        breaker=configuration.Breaker(probe_s=2, probe_max_s=5),
         egress=configuration.Egress(allow=("127.0.0.0/8",)),
+        smtp=smtp,
+        mail=configuration.Mail(
+            sender="webhooks@platform.example",
+            platform_name="The Demo Platform",
+            first_wait_s=10,
+            gap_s=10,
+            urgent_gap_s=10,
+            recovered_after_s=15,
+            daily_max=1000,
+            check_s=1,
+        ),
     )
+
+
+@contextlib.asynccontextmanager
+async def _mails_to(folder: Path, kept: Callable[[Mail], None]) -> AsyncIterator[configuration.Smtp]:
+    """Run a mail server that keeps what it gets, and yield the way to it; none without the extra `embedded`."""
+    try:
+        from pghookd.demo_mailbox import Mailbox  # noqa: PLC0415 - an installation of before may not have aiosmtpd
+    except ModuleNotFoundError:
+        yield configuration.Smtp()
+        return
+    async with Mailbox(folder, kept) as mailbox:
+        yield configuration.Smtp(host="127.0.0.1", port=mailbox.port, tls="none")
 
 
 @contextlib.contextmanager
@@ -270,20 +314,23 @@ def _bound(path: Path) -> Iterator[socket.socket]:
             path.unlink(missing_ok=True)
 
 
-def _mood(path: str, webhook_id: str, attempt: int) -> bool:
-    """Whether the receiver takes it: the flaky one refuses some first attempts and fewer second ones."""
-    if not path.endswith("/flaky") or attempt > 2:  # noqa: PLR2004 - it must end well
-        return True
-    return zlib.crc32(webhook_id.encode()) % 8 >= 3 - attempt
+def is_broken(running_s: float) -> bool:
+    """Whether the broken endpoint is down, so many seconds after the first event."""
+    return BROKEN_FROM_S <= running_s % BROKEN_EVERY_S < BROKEN_UNTIL_S
+
+
+def _is_taken_by_flaky(webhook_id: str, attempt: int) -> bool:
+    """It refuses some first attempts and fewer second ones."""
+    return attempt > 2 or zlib.crc32(webhook_id.encode()) % 8 >= 3 - attempt  # noqa: PLR2004 - it must end well
 
 
 async def _furnish(session: Session, receiver: Receiver) -> Sequence[Hook]:
     """Make the sites and endpoints that are not there from last time, and aim all at this run's receiver."""
     await session.execute(
-        "insert into webhooks.sites (site_id, name, url)"
-        " select id, name, 'https://' || id || '.example'"
+        "insert into webhooks.sites (site_id, name, url, owner_email)"
+        " select id, name, 'https://' || id || '.example', 'owner@' || id || '.example'"
         " from unnest($1::text[], $2::text[]) as made (id, name)"
-        " on conflict (site_id) do nothing",
+        " on conflict (site_id) do update set owner_email = excluded.owner_email",
         list(SITES),
         list(SITES.values()),
     )

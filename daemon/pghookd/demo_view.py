@@ -19,6 +19,7 @@ from pghookd.demo_receiver import Arrival
 LATENCIES_MAX: Final = 1000  # the last ones of each endpoint
 EARLY_MAX: Final = 10_000
 LAST_SHOWN: Final = 8
+MAILS_SHOWN: Final = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +34,23 @@ class Hook:
     def takes(self, event_type: str) -> bool:
         """Whether it asked for the type."""
         return "*" in self.event_types or event_type in self.event_types
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mail:
+    """A mail to an owner, as the demo's mail server has kept it.
+
+    Attributes:
+        at: local time, as on a clock.
+        recipient: its address.
+        subject: as a reader sees it.
+        file: to be opened in a browser.
+    """
+
+    at: str
+    recipient: str
+    subject: str
+    file: str
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,6 +74,7 @@ class Tally:
         self.counts = {path: Counts() for path in self.hooks}
         self.pending: dict[tuple[int, str], int] = {}  # (event_id, path) -> created_at, microseconds
         self.last: collections.deque[Arrival] = collections.deque(maxlen=LAST_SHOWN)
+        self.mails: collections.deque[Mail] = collections.deque(maxlen=MAILS_SHOWN)
         self.expected = 0
         self.delivered = 0  # of what was expected
         self.refuted = 0
@@ -123,7 +142,7 @@ def line(tally: Tally) -> str:
 
 
 def table(tally: Tally) -> RenderableType:
-    """Return the tally as a table, with the last requests below."""
+    """Return the tally as a table, with the last requests and the last mails to owners below."""
     grid = Table(title="from INSERT to verified POST", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     grid.title_justify, grid.title_style = "left", "bold"
     grid.add_column("endpoint", no_wrap=True)
@@ -134,7 +153,7 @@ def table(tally: Tally) -> RenderableType:
         numbers = (counts.inserted, counts.delivered, counts.refused, counts.retried, waiting[path])
         times = (tally.percentile_ms(share, path) for share in (0.5, 0.99))
         grid.add_row(path, *map(str, numbers), *map(_ms, times))
-    return Group(grid, *(_arrival(arrival) for arrival in tally.last))
+    return Group(grid, *(_arrival(arrival) for arrival in tally.last), *map(_mail, tally.mails))
 
 
 def console() -> Console:
@@ -149,6 +168,20 @@ def _arrival(arrival: Arrival) -> Text:
     return Text.assemble(  # fits into 80 columns
         f"{arrival.webhook_id} {arrival.event_type:<15} {arrival.path:<13} #{arrival.attempt} ",
         (f"{arrival.status} {word}", style),
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+
+
+def mail_line(mail: Mail) -> str:
+    """Return what is said of a mail in one plain line."""
+    return f"{mail.at} mail to {mail.recipient}: {mail.subject} ({mail.file})"
+
+
+def _mail(mail: Mail) -> Text:
+    return Text.assemble(  # fits into 80 columns
+        f"{mail.at} mail to {mail.recipient}, {mail.file}\n    ",
+        (mail.subject, "cyan"),
         no_wrap=True,
         overflow="ellipsis",
     )

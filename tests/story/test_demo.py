@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import email.message
 import fcntl
+import io
 import os
 import pty
 import random
@@ -14,16 +16,21 @@ import struct
 import sys
 import tempfile
 import termios
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from pghookd import demo
+from pghookd import demo, demo_view
 from pghookd.core import envelope, signing
+from pghookd.core.settings import Smtp
+from pghookd.demo_mailbox import Mailbox
 from pghookd.demo_payloads import Shop
 from pghookd.demo_receiver import Arrival, Refuted, verify
-from pghookd.demo_view import Hook, Tally
+from pghookd.demo_view import Hook, Mail, Tally
 from pghookd.edge import embedded
+from pghookd.edge.smtp import Post, Sent, trust
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -105,6 +112,22 @@ async def test_ctrl_c_ends_it_cleanly_and_a_second_terminal_may_insert(folder, c
     assert "Traceback" not in rest.decode()
 
 
+async def test_the_owner_of_what_fails_gets_a_mail(folder):
+    process = await start(
+        "--dir", str(folder), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        said = await read_until(process, r"mail to owner@bikes\.example: .*\n")
+    finally:
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(20):
+            await process.communicate()
+    told = re.search(r"mail to owner@bikes\.example: Webhook failing: .* \((mails/001-failing\.html)\)", said)
+    assert told, said
+    assert "Bikes &amp; Co" in (folder / told[1]).read_text()
+    assert (folder / "mails" / "001-failing.eml").read_bytes().startswith(b"From: The Demo Platform")
+
+
 async def test_events_that_were_not_all_sent_are_no_success(folder):
     process = await start(
         "--events",
@@ -153,6 +176,58 @@ async def test_on_a_terminal_the_view_is_live(folder):
     assert b"\x1b[" in said
     for wanted in (b"/studio/flaky", b"inserted", b"p99 ms"):
         assert wanted in said
+
+
+def message(subject, **headers):
+    made = email.message.EmailMessage()
+    made["From"], made["To"], made["Subject"] = "hooks@platform.example", "anna@shop.example", subject
+    for name, value in headers.items():
+        made[name.replace("_", "-")] = value
+    made.set_content("in words")
+    return made
+
+
+async def test_mails_are_kept_as_files(tmp_path):
+    for old in ("001-failing.html", "notes.txt"):
+        (tmp_path / old).touch()
+    kept = []
+    with_page = message("Webhook failing: " + "a long subject " * 8, X_Pghookd_Kind="failing")
+    with_page.add_alternative("<p>Grüße</p>", subtype="html")
+    async with Mailbox(tmp_path, kept.append) as mailbox:
+        settings = Smtp(host="127.0.0.1", port=mailbox.port, tls="none")
+        async with Post(settings, context=trust(), monotonic=time.monotonic) as post:
+            assert isinstance(await post.send(with_page), Sent)
+            assert isinstance(await post.send(message("Hello", X_Pghookd_Kind="../../etc")), Sent)
+    assert [mail.file for mail in kept] == [
+        f"{tmp_path.name}/001-failing.html",
+        f"{tmp_path.name}/002-mail.eml",
+    ]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "001-failing.eml", "001-failing.html", "002-mail.eml", "notes.txt"
+    ]  # fmt: skip
+    assert (tmp_path / "001-failing.html").read_text() == "<p>Grüße</p>\n"
+    assert kept[0].subject.startswith("Webhook failing: a long subject a long")
+    assert kept[0].recipient == "anna@shop.example"
+
+
+def test_the_view_shows_the_last_mails():
+    tally = Tally([])
+    for number in range(5):
+        tally.mails.append(Mail("12:00:00", "anna@shop.example", f"Mail {number}", f"mails/{number}.html"))
+    console = Console(width=80, file=io.StringIO())
+    console.print(demo_view.table(tally))
+    said = console.file.getvalue()
+    assert "12:00:00 mail to anna@shop.example, mails/4.html" in said
+    assert "Mail 2" in said
+    assert "Mail 1" not in said
+    assert demo_view.mail_line(tally.mails[-1]) == (
+        "12:00:00 mail to anna@shop.example: Mail 4 (mails/4.html)"
+    )
+
+
+def test_what_is_broken_comes_back():
+    moments = [second for second in range(240) if demo.is_broken(second)]
+    assert moments == [*range(3, 20), *range(123, 140)]
 
 
 def test_the_folder_is_the_users_own(monkeypatch):
