@@ -36,7 +36,8 @@ from pghookd.edge.words import catalogues, language_of, moment_of
 
 TEXT: Final = "digest.txt.j2"
 HTML: Final = "digest.html.j2"
-STYLE: Final = "style.css"
+STYLE: Final = "style.css"  # becomes attributes
+SCREENS: Final = "screens.css"  # stays as it is
 WIDTH: Final = 72  # of plain text, in characters
 _FILE_BYTES_MAX: Final = 200_000
 _FILES_MAX: Final = 50
@@ -49,17 +50,29 @@ _LABELS: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63
 _URL_SIGNS: Final = "%/:=&?~#+!$;'@()*[]"  # what stays as it is when a URL is made fit for a header
 
 
-class _Verbatim(UnstructuredHeader, BaseHeader):
-    """A header of machine-read tokens: one line, never folded or encoded (the library would, past 78)."""
+class _Line(UnstructuredHeader, BaseHeader):
+    """A header that is read by machines, or that a stranger has a share in: as it was given, folded nowhere else.
+
+    The library would encode tokens above 78 characters, begin some folded lines with nothing, and take an
+    encoded word that a stranger wrote for one of its own.
+    """
+
+    @classmethod
+    def parse(cls, value: str, kwds: dict[str, Any]) -> None:
+        super().parse(value, kwds)
+        kwds["decoded"] = value
 
     def fold(self, *, policy: Any) -> str:  # noqa: ANN401 - as the library declares it
-        return f"{self.name}: {self}{policy.linesep}"
+        text = str(self)
+        if not text.isascii() or (self.name == "Subject" and "=?" in text):
+            text = Header(text, "utf-8", header_name=self.name).encode(linesep=policy.linesep)
+        return f"{self.name}: {text}{policy.linesep}"
 
 
 def _policy() -> EmailPolicy[EmailMessage]:
     registry = HeaderRegistry()
-    for name in ("message-id", "in-reply-to", "references", "list-id", "list-unsubscribe"):
-        registry.map_to_type(name, _Verbatim)
+    for name in ("subject", "message-id", "in-reply-to", "references", "list-id", "list-unsubscribe"):
+        registry.map_to_type(name, _Line)
     return SMTP.clone(header_factory=registry)
 
 
@@ -170,6 +183,7 @@ class Letters:
             message[name] = value
         for subtype, template in (("plain", TEXT), ("html", HTML)):
             _attach(message, subtype, self._page(template, statement))
+        message["Content-Language"] = statement.language  # now; before, it would have become the text's
         # Its own, not a random one; encoded parts never hold `=_`.
         message.set_boundary(f"=_{hashlib.sha256(message_id.encode()).hexdigest()[:32]}")
         message.as_bytes()  # what cannot be sent is to fail here
@@ -219,7 +233,6 @@ class Letters:
         yield "X-Auto-Response-Suppress", "All"
         yield "List-Id", f"{_phrase(name)}<webhooks.{sender.domain}>"  # RFC 2919
         yield "X-Pghookd-Kind", statement.kind
-        yield "Content-Language", statement.language
         yield from self._unsubscribe(digest)
 
     def _unsubscribe(self, digest: Digest) -> Iterator[tuple[str, str]]:
@@ -303,7 +316,7 @@ class _Templates:
     """One set of templates and its style."""
 
     def __init__(self, files: dict[str, str]) -> None:
-        self._style = files[STYLE]
+        self._styles = {"style": files[STYLE], "screens": files[SCREENS]}
         self._environment = ImmutableSandboxedEnvironment(
             loader=jinja2.DictLoader({name: text for name, text in files.items() if name.endswith(".j2")}),
             autoescape=lambda name: name is None or ".html" in name,
@@ -313,13 +326,11 @@ class _Templates:
             keep_trailing_newline=True,
         )
         self._environment.filters.update(wrapped=wrapped, underlined=underlined, indented=indented)
-        self._inliner = css_inline.CSSInliner(
-            keep_at_rules=True, minify_css=True, load_remote_stylesheets=False, extra_css=None
-        )
+        self._inliner = css_inline.CSSInliner(minify_css=True, load_remote_stylesheets=False)
 
     def fill(self, template: str, statement: Statement) -> str:
         """Fill a template; the style becomes attributes, since many mail programs read nothing else."""
-        text = self._environment.get_template(template).render(letter=statement, style=self._style)
+        text = self._environment.get_template(template).render(letter=statement, **self._styles)
         return self._inliner.inline(text) if template == HTML else text
 
 

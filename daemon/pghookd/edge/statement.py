@@ -14,11 +14,13 @@ import datetime as dt
 import http
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from pghookd.core.digest import (
     EVENT_IDS_MAX,
+    EXCERPT_MAX,
+    NAME_MAX,
     SECTIONS_MAX,
     TYPES_MAX,
     Cause,
@@ -37,6 +39,11 @@ _SITE_IN_SUBJECT: Final = 36
 SUBJECT_MAX: Final = 150
 _HOST_MAX: Final = 100
 _ANSWER_LINES_MAX: Final = 12
+_NAMES_MAX: Final = 1_200  # characters of all names of sites in a letter
+_TYPES_LENGTH_MAX: Final = 300  # characters of all types of an endpoint
+_EXCERPTS_MAX: Final = 4_000  # characters of all answers in a letter
+_ID_MAX: Final = 40  # characters
+_IDS_MAX: Final = 60  # event ids in a letter
 _OPENS, _CLOSES = "\u2068", "\u2069"  # FIRST STRONG ISOLATE and its end (UAX 9)
 _OFF: Final = frozenset({Kind.DISABLED, Kind.HELD_EXPIRING})
 _CATEGORIES: Final = frozenset({"order", "product", "form", "contact"})
@@ -53,6 +60,9 @@ _TONES: Final = {
 _PLAIN_CLIENT_ERROR: Final = frozenset({Cause.CLIENT_ERROR, Cause.UNAUTHORIZED, Cause.NOT_FOUND})
 
 
+Rows: TypeAlias = tuple[tuple[str, str], ...]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Link:
     """A label, and where it leads."""
@@ -66,7 +76,7 @@ class Part:
     """One endpoint in a block: its site, its facts as label and value, and where it can be opened."""
 
     site: str
-    rows: tuple[tuple[str, str], ...]
+    rows: Rows
     link: Link | None
 
 
@@ -81,6 +91,7 @@ class Block:
         lead: sentences: who, what, why.
         advice: sentences: what to do.
         next: sentences: what will happen.
+        rows: facts that are the same for all of several endpoints, as label and value.
         parts: the endpoints.
         answer: what the server answered, its own words, lines kept; empty: nothing.
         technical: lines for developers, the same in every language; empty: none.
@@ -92,6 +103,7 @@ class Block:
     lead: tuple[str, ...]
     advice: tuple[str, ...]
     next: tuple[str, ...]
+    rows: Rows = ()
     parts: tuple[Part, ...] = ()
     answer: str = ""
     technical: str = ""
@@ -161,7 +173,8 @@ class Teller:
         Raises:
             OverflowError, TypeError, ValueError: the digest holds what no mail can say.
         """
-        sections = [_harmless(each) for each in digest.sections[:SECTIONS_MAX]]
+        told = digest.sections[:SECTIONS_MAX]
+        sections = [_harmless(each, len(told)) for each in told]
         blocks = [self._block(list(group)) for group in _groups(sections)]
         if digest.kind is Kind.STORM:
             blocks = [self._storm_block(digest)]
@@ -310,6 +323,7 @@ class Teller:
 
     def _block(self, group: Sequence[Section]) -> Block:
         first = group[0]
+        rows, parts = _shared([self._part(each) for each in group])
         answers = list(dict.fromkeys(each.response for each in group if each.response))
         return Block(
             tone=_TONES[first.kind],
@@ -318,7 +332,8 @@ class Teller:
             lead=tuple(self._lead(group)),
             advice=tuple(self._advice(group)),
             next=tuple(self._next(group)),
-            parts=tuple(map(self._part, group)),
+            rows=rows,
+            parts=parts,
             answer=_quoted(answers[0]) if answers and first.kind is not Kind.RECOVERED else "",
             technical="\n\n".join("\n".join(_technical(each, self._agent)) for each in group),
         )
@@ -328,7 +343,9 @@ class Teller:
         values = self._values(group)
         yield self._say(f"lead.{_lead_key(group)}", n=len(group), **values)
         if _is_partly(first) and first.types:
-            yield self._say("lead.types", types=", ".join(name for name, _ in first.types))
+            yield self._say(
+                "lead.types", types=clean_line(", ".join(name for name, _ in first.types), _TYPES_LENGTH_MAX)
+            )
         if first.kind is Kind.DISABLED:
             yield from self._reason(first, values)
         elif first.kind not in {Kind.RECOVERED, Kind.HELD_EXPIRING}:
@@ -448,7 +465,8 @@ class Teller:
         number = self._words.number
         yield "url", section.url or self._say("other.unreadable")
         yield "description", _isolated(section.description or "")
-        yield "types", ", ".join(f"{name} ({number(count)})" for name, count in section.types)
+        types = ", ".join(f"{name} ({number(count)})" for name, count in section.types)
+        yield "types", clean_line(types, _TYPES_LENGTH_MAX)
         if section.failed:
             total = max(section.total, section.failed)
             yield "failed", self._say("label.failed_value", n=section.failed, total=total)
@@ -527,6 +545,16 @@ def _groups(sections: Iterable[Section]) -> list[list[Section]]:
     return list(groups.values())
 
 
+def _shared(parts: Sequence[Part]) -> tuple[Rows, tuple[Part, ...]]:
+    """Take out of several endpoints the facts that all of them share."""
+    if len(parts) == 1:
+        return (), tuple(parts)
+    rows = tuple(row for row in parts[0].rows if all(row in each.rows for each in parts))
+    return rows, tuple(
+        dataclasses.replace(each, rows=tuple(row for row in each.rows if row not in rows)) for each in parts
+    )
+
+
 def _lead_key(group: Sequence[Section]) -> str:
     """Return which sentence a block begins with; one that names a date only where there is one."""
     first = group[0]
@@ -600,10 +628,9 @@ def _technical(section: Section, agent: str) -> Iterator[str]:
         at_us = getattr(section, f"{name}_us")
         if at_us is not None:
             yield f"{name}: {_iso(at_us)}"
-    counts = (
-        (name, getattr(section, name)) for name in ("failed", "total", "late", "dead", "waiting", "held")
-    )
-    yield "deliveries: " + ", ".join(f"{count} {name}" for name, count in counts)
+    counts = ((name, getattr(section, name)) for name in ("waiting", "held", "late", "dead"))
+    others = (f"{count} {name}" for name, count in counts if count)
+    yield ", ".join((f"deliveries: {section.failed} of {section.total} failed", *others))
     yield f"timeout: {section.timeout_s:g} s, user-agent: {agent}"
     if section.disabled_reason:
         yield f"disabled_reason: {section.disabled_reason}"
@@ -618,19 +645,22 @@ def _iso(at_us: int) -> str:
 # Strangers' texts -------------------------------------------------------------------------------------------
 
 
-def _harmless(section: Section) -> Section:
-    """Clean all texts of a section, whatever was stored."""
+def _harmless(section: Section, among: int = 1) -> Section:
+    """Clean all texts of a section, whatever was stored; the more there are, the shorter the long ones."""
+    length = min(NAME_MAX, _NAMES_MAX // among)
     return dataclasses.replace(
         section,
-        site_id=clean_line(section.site_id),
-        site_name=clean_line(section.site_name),
+        site_id=clean_line(section.site_id, length),
+        site_name=clean_line(section.site_name, length),
         url=_url(section.url),
-        description=clean_line(section.description),
-        error=clean_line(section.error),
-        response=clean_text(section.response),
+        description=clean_line(section.description, length),
+        error=clean_line(section.error, length),
+        response=clean_text(section.response, min(EXCERPT_MAX, _EXCERPTS_MAX // among)),
         disabled_reason=clean_line(section.disabled_reason, 20),
         types=tuple((clean_line(name), int(count)) for name, count in section.types[:TYPES_MAX]),
-        event_ids=tuple(clean_line(each, 40) for each in section.event_ids[:EVENT_IDS_MAX]),
+        event_ids=tuple(
+            clean_line(each, _ID_MAX) for each in section.event_ids[: min(EVENT_IDS_MAX, _IDS_MAX // among)]
+        ),
     )
 
 
