@@ -1,6 +1,6 @@
 -- The mails that are due, gravest first, and whether nobody wants them: the owner is muted, suspended or has
 -- unsubscribed (a storm is the operator's, whom only a suspension keeps from it). $1 timestamptz: now; $2 text[]: the
--- kinds, gravest first; $3 int: rows. Few rows are ever queued, one for an owner.
+-- kinds, gravest first; $3 int: rows. Lives on emails_queued: few are, one for an owner at most.
 select e.email_id, e.owner_email, e.kind, e.digest, e.message_id, e.attempts,
   coalesce(o.suspended_until > $1
     or e.kind <> 'storm' and (o.muted_until > $1 or o.unsubscribed_at is not null), false) as hushed

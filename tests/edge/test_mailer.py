@@ -168,13 +168,16 @@ async def test_an_address_that_does_not_exist_gets_nothing_for_a_week(database):
             "insert into webhooks.owners (owner_email, unsubscribe_token) values ('anna@shop.example', 'token')"
         )
         first = await desk.queue("Anna@Shop.example")
-        box.script["RCPT"] = ["550 5.1.1 no such user"]
+        box.script["RCPT"] = ["550 5.1.1 <ANNA@shop.example> unknown"]
         await desk.step()
         assert (await desk.row(first))["state"] == "failed"
+        (line,) = desk.diary.of(LogEvent.EMAIL_FAILED)
+        assert line["error"] == "RCPT TO: 550 5.1.1 <(address)> unknown"
+        assert line["suspended_until"] == "2027-01-22T08:00:00+00:00"
         owner = await desk.session.fetchrow("select * from webhooks.owners")
         assert owner["owner_email"] == ANNA
         assert owner["suspended_until"] == NOON_US + 7 * 24 * 60 * MINUTE_US
-        assert owner["suspended_reason"] == "RCPT TO: 550 5.1.1 no such user"
+        assert owner["suspended_reason"] == "RCPT TO: 550 5.1.1 <ANNA@shop.example> unknown"
         assert owner["unsubscribe_token"] == "token"
         second = await desk.queue("Anna@Shop.example", window_us=1)
         await desk.step()
@@ -254,6 +257,17 @@ async def test_a_server_that_is_away_is_told_once_and_nothing_is_worked_off(data
             await desk.drain()
             assert len(box_again.mails) == 5
     assert len(desk.diary.of(LogEvent.EMAIL_SENT)) == 5
+
+
+async def test_a_faulty_template_is_told_once(database, tmp_path):
+    (tmp_path / "digest.txt.j2").write_text("{% if %}")
+    async with Mailbox() as box, office(database, box, mail={"templates": str(tmp_path)}) as desk:
+        for number in range(3):
+            await desk.queue(f"owner{number}@shop.example")
+        await desk.drain()
+        assert len(box.mails) == 3
+    (line,) = desk.diary.of(LogEvent.SETTINGS_REJECTED)
+    assert "digest.txt.j2" in line["faults"]
 
 
 async def test_nothing_goes_out_in_clear(database):

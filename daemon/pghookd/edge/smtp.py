@@ -244,10 +244,10 @@ class Post:
 
     async def _connect(self) -> bool:
         """Have a connection, secured and logged in as the settings say; whether it is one that was used before."""
+        self._stage = _Stage.CONNECTION
         if self._is_fit():
             return True
         await self._quit()
-        self._stage = _Stage.CONNECTION
         settings = self._settings
         self._client = client = aiosmtplib.SMTP(
             hostname=settings.host,

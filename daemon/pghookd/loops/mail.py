@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import re
 from collections.abc import Awaitable, Callable
 from email.message import EmailMessage
 from typing import Final, TypeVar
@@ -252,7 +253,7 @@ class Mailer:
             case Sent(answer):
                 self._away = 0
                 await self._settle(row, "sent", None, self._wall_us())
-                self._logger.info(LogEvent.EMAIL_SENT, **_keys(row), answer=answer)
+                self._logger.info(LogEvent.EMAIL_SENT, **_keys(row), answer=_unnamed(answer, row))
                 return 0.0
             case Rejected(error, recipient):
                 self._away = 0
@@ -265,9 +266,8 @@ class Mailer:
         if not (outcome.doubt and row["attempts"] < DOUBTS_MAX):  # else it stays as claimed: perhaps sent
             await self._settle(row, "queued", outcome.error)
         if not (outcome.server and self._away):
-            self._logger.warning(
-                LogEvent.EMAIL_FAILED, **_keys(row), error=outcome.error, again_at=_shown(again_us)
-            )
+            error = _unnamed(outcome.error, row)
+            self._logger.warning(LogEvent.EMAIL_FAILED, **_keys(row), error=error, again_at=_shown(again_us))
         if not outcome.server:
             return 0.0
         hold_s = HOLD_S[min(self._away, len(HOLD_S) - 1)]
@@ -283,7 +283,10 @@ class Mailer:
                 await self._session.execute(query("suspend_owner"), row["owner_email"], until_us, error)
             await self._settle(row, "failed", error)
         self._logger.error(
-            LogEvent.EMAIL_FAILED, **_keys(row), error=error, suspended_until=until_us and _shown(until_us)
+            LogEvent.EMAIL_FAILED,
+            **_keys(row),
+            error=_unnamed(error, row),
+            suspended_until=until_us and _shown(until_us),
         )
 
     async def _settle(self, row: Row, state: str, error: str | None, sent_us: int | None = None) -> None:
@@ -303,6 +306,11 @@ def _keys(row: Row) -> dict[str, object]:
         "domain": clean_line(row["owner_email"].rpartition("@")[2]),
         "attempt": row["attempts"] + 1,
     }
+
+
+def _unnamed(text: str, row: Row) -> str:
+    """Return what a server said without the address, which it likes to repeat: logs go further than the table."""
+    return re.sub(re.escape(row["owner_email"]), "(address)", text, flags=re.IGNORECASE)
 
 
 def _shown(us: int) -> str:
