@@ -39,12 +39,17 @@ EXIT_DATABASE: Final = 3
 EXIT_SETTINGS: Final = 78
 
 
-def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int:
+def run(
+    settings: Settings,
+    reload: Callable[[], Settings] | None = None,
+    checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+) -> int:
     """Run the daemon until SIGTERM or SIGINT; return the exit status.
 
     Args:
         settings: as loaded.
         reload: loads them again on SIGHUP; raises ValueError with every fault.
+        checkpoint: awaited at each step of a mail's road, with its name.
     """
     sinks = [journal.configure(settings.log)]
 
@@ -54,16 +59,25 @@ def run(settings: Settings, reload: Callable[[], Settings] | None = None) -> int
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_until_signalled(settings, reload, configure_log))
+            return runner.run(_until_signalled(settings, reload, configure_log, checkpoint))
     finally:
         sinks[0].close()
 
 
 async def _until_signalled(
-    settings: Settings, reload: Callable[[], Settings] | None, configure_log: Callable[[Settings], None]
+    settings: Settings,
+    reload: Callable[[], Settings] | None,
+    configure_log: Callable[[Settings], None],
+    checkpoint: Callable[[str], Awaitable[None]],
 ) -> int:
     loop = asyncio.get_running_loop()
-    app = App(settings, logger=journal.logger(), reload=reload, configure_log=configure_log)
+    app = App(
+        settings,
+        logger=journal.logger(),
+        reload=reload,
+        configure_log=configure_log,
+        checkpoint=checkpoint,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
     loop.add_signal_handler(signal.SIGHUP, app.reload)

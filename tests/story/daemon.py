@@ -37,7 +37,7 @@ class Daemon:
         noise: what else it printed; a traceback lands here.
     """
 
-    def __init__(self, url, *, environ=None, **settings):
+    def __init__(self, url, *, environ=None, program=("-m", "pghookd", "run"), **settings):
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -50,6 +50,7 @@ class Daemon:
             **{f"PGHOOKD_{name}": value for name, value in given.items()},
             **(environ or {}),
         }
+        self._program = program
         self.lines = []
         self.noise = []
         self._news = asyncio.Event()
@@ -60,9 +61,7 @@ class Daemon:
         """Start it; `await daemon.ready()` follows where that is wanted."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "pghookd",
-            "run",
+            *self._program,
             env=self._environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
