@@ -200,7 +200,8 @@ class Demo:
     def _introduce(self) -> None:
         psql = shutil.which("psql") or self._server.binary("psql")
         self._print(f"Postgres is in {self._server.folder}; the daemon's own log is daemon.log there.")
-        self._print(f"{BROKEN} fails now and then; the mails to its owner are kept in mails/ there.")
+        if self._wanted is None:
+            self._print(f"{BROKEN} fails now and then; the mails to its owner are kept in mails/ there.")
         self._print("In a second terminal, insert an event yourself:")
         self._print(f"  {psql} '{self._server.url()}'")
         self._print(
