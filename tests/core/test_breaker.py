@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pghookd.core.breaker import Breaker, Policy
-from pghookd.core.pace import CREDIT_S, ENOUGH_PER_S, GROW_S, START_PER_S, Pace
+from pghookd.core.pace import CREDIT_S, ENOUGH_PER_S, START_PER_S, Pace
 
 
 def fed(answers, **policy):
@@ -112,7 +112,7 @@ def test_a_failure_halves_it_and_those_that_follow_do_not():
     for now in (0.0, 1.0, 9.0):
         pace.halve(now)
     assert pace.per_s == 50.0
-    pace.halve(GROW_S)
+    pace.halve(pace.grow_s)
     assert pace.per_s == 25.0
 
 
@@ -125,7 +125,7 @@ def test_it_falls_where_more_than_three_in_ten_fail(share, falls):
 def test_it_never_stops_and_is_needless_above_a_bound():
     pace = Pace(0.0)
     for n in range(20):
-        pace.halve(n * GROW_S)
+        pace.halve(n * pace.grow_s)
     assert pace.per_s >= 1.0
     pace.per_s = ENOUGH_PER_S - 0.05
     assert pace.grow()

@@ -32,6 +32,7 @@ BUSY_PER_S: Final = (
     4000.0  # deliveries: parking is hardly faster, so that it buys nothing where so many go out
 )
 LIVE_TURNS: Final = 3  # of live traffic to one of late work, while both wait
+GROWTHS_A_PROBE: Final = 3  # a pace grows by e as often in the time of the first wait for a probe
 PACED_AHEAD_S: Final = 2.0  # how much late work of a lane with a pace is taken into memory
 PACED_LEAST: Final = 4
 
@@ -376,7 +377,7 @@ class Lanes:
         lane.breaker.close()
         lane.probe, lane.proved = None, True
         if lane.key.endpoint_id in self.parked:
-            lane.pace = Pace(now)
+            lane.pace = self._pace(now)
         return True
 
     def failed(
@@ -436,7 +437,10 @@ class Lanes:
     def catch_up(self, lane: Lane, now: float) -> None:
         """Let late work go out at a pace from now on: its endpoint was switched on again."""
         if lane.pace is None and not lane.breaker.is_open:
-            lane.pace = Pace(now)
+            lane.pace = self._pace(now)
+
+    def _pace(self, now: float) -> Pace:
+        return Pace(now, grow_s=self._policy.probe_s / GROWTHS_A_PROBE)
 
     def caught_up(self, endpoint_id: int) -> None:
         """Nothing of an endpoint is parked any more."""

@@ -1,8 +1,8 @@
 """How often something may start: a rate that grows while answers are good, so that who has just got up is not run over.
 
-Each success adds the same amount, so that the rate grows by e every GROW_S seconds while all of them come, and no
-faster than the receiver answers. A failure halves it, once in GROW_S seconds at the most: it falls where more than 3 in
-10 fail, and grows elsewhere (halved, and grown by e to the power of the share that succeeds).
+Each success adds the same amount, so that the rate grows by e every `grow_s` seconds while all of them come, and no
+faster than the receiver answers. A failure halves it, once in `grow_s` seconds at the most: it falls where more than 3
+in 10 fail, and grows elsewhere (halved, and grown by e to the power of the share that succeeds).
 
 Never here: a clock, what is started.
 """
@@ -13,7 +13,6 @@ import dataclasses
 from typing import Final
 
 START_PER_S: Final = 5.0
-GROW_S: Final = 10.0
 LEAST_PER_S: Final = 1.0
 ENOUGH_PER_S: Final = 1000.0  # from here on a pace is no use: the lane's width decides
 CREDIT_S: Final = 0.05  # a timer that comes late by this much costs nothing
@@ -26,11 +25,13 @@ class Pace:
     Attributes:
         not_before: monotonic seconds.
         per_s: starts a second.
+        grow_s: in which it grows by e.
         halved_at: monotonic seconds, when a failure last counted.
     """
 
     not_before: float
     per_s: float = START_PER_S
+    grow_s: float = 10.0
     halved_at: float = float("-inf")
 
     def started(self, now: float) -> None:
@@ -39,11 +40,11 @@ class Pace:
 
     def grow(self) -> bool:
         """Take a success; whether the pace has become needless."""
-        self.per_s += 1.0 / GROW_S
+        self.per_s += 1.0 / self.grow_s
         return self.per_s > ENOUGH_PER_S
 
     def halve(self, now: float) -> None:
         """Take a failure."""
-        if now - self.halved_at >= GROW_S:
+        if now - self.halved_at >= self.grow_s:
             self.halved_at = now
             self.per_s = max(LEAST_PER_S, self.per_s / 2)

@@ -105,7 +105,7 @@ class DueRows:
         self._look_again_at = now + LOOK_AGAIN_EVERY_S
         while self._walk is not None:
             for row in await self._find(session):
-                if row["reason"] == Reason.BREAKER_OPEN.value and row["enabled"]:
+                if row["enabled"] and Reason.BREAKER_OPEN.value in {row["reason"], row["newest_reason"]}:
                     self._lanes.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
 
     async def step(self, session: Session, now: float, put: Put) -> None:
