@@ -39,7 +39,7 @@ class Endpoint:
     recovering: int | None = None
     window: int | None = None
     successes: int = 0
-    marks: Marks = Marks()
+    marks: Marks = dataclasses.field(default_factory=Marks)
     look: int = 0
     known: bool = False  # has a row in `incidents`
     enabled: bool = True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
+import datetime as dt
 import json
 import random
 import time
@@ -14,10 +13,9 @@ from ledger import DAY, SECOND, Endpoint, Ledger
 
 from pghookd.core import digest as digests
 from pghookd.core.incident import Policy
-from pghookd.core.model import Delivery, Event, Outcome, Reason
+from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry
 from pghookd.core.writes import Attempted
-from pghookd.edge.postgres import query
 from pghookd.loops.care import Around, Care
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
@@ -65,7 +63,7 @@ class House:
             )  # fmt: skip
             for m in range(each):
                 number = await self.session.fetchval(
-                    "insert into webhooks.endpoints (site_id, url, from_event_id) values ($1, $2, 0) returning endpoint_id",
+                    "insert into webhooks.endpoints (site_id, url) values ($1, $2) returning endpoint_id",
                     site, f"https://h{n}-{m}.shop.example/hook?token=x",
                 )  # fmt: skip
                 made.append(Endpoint(number, owner, f"h{n}-{m}.shop.example"))
@@ -158,7 +156,7 @@ def now_us():
     return time.time_ns() // 1000 // SECOND * SECOND
 
 
-# The same as the pure machine ------------------------------------------------------------------------------------------
+# The same as the pure machine --------------------------------------------------------------------------------
 
 
 async def test_sql_and_the_pure_machine_make_the_same_mails(house):
@@ -213,7 +211,8 @@ async def test_sql_and_the_pure_machine_make_the_same_mails(house):
     ]
     order = lambda mail: (mail[0], mail[1])  # noqa: E731 - two lines below
     for one, other in zip(sorted(found, key=order), sorted(expected, key=order), strict=True):
-        if one != other: print('ONE', one, '\nOTHER', other)
+        if one != other:
+            print("ONE", one, "\nOTHER", other)
         assert one == other
 
 
@@ -232,3 +231,323 @@ def _told(row):
 
 def _us(at):
     return round(at.timestamp() * 1e6)
+
+
+# One thing at a time --------------------------------------------------------------------------------
+
+
+class Story:
+    """One endpoint that fails from `start` on, every minute with another event, until told otherwise."""
+
+    def __init__(self, house, endpoint, events):
+        self.house, self.endpoint, self.events = house, endpoint, iter(events)
+        self.now = self.start = now_us()
+        self.open = []
+
+    async def fail(self, minutes=1, *, outcome=Outcome.REFUSED, status=500, response=None, verdict=None):
+        for _ in range(minutes):
+            event = next(self.events)
+            self.open.append(event)
+            self.house.attempt(
+                self.endpoint, event, self.now, verdict or Retry(1e6), outcome, status, response
+            )
+            await self.house.record()
+            await self.pass_s(60)
+
+    async def work(self):
+        """Deliver everything that is open."""
+        for event in self.open or [next(self.events)]:
+            self.house.attempt(self.endpoint, event, self.now, Delivered())
+        self.open = []
+        await self.house.record()
+
+    async def pass_s(self, seconds, step=60):
+        until = self.now + int(seconds * SECOND)
+        while self.now < until:
+            self.now = min(until, self.now + step * SECOND)
+            await self.house.look(self.now)
+
+
+@pytest.fixture
+async def story(house):
+    endpoint = (await house.endpoints(1, 1))[0]
+    return Story(house, endpoint.number, await house.events(2000))
+
+
+async def tell(story, *hours):
+    for _ in hours:
+        await story.pass_s(3600)
+
+
+async def sent(house):
+    """Say that what is queued went out."""
+    await house.session.execute("update webhooks.emails set state = 'sent' where state = 'queued'")
+
+
+async def kinds(house):
+    return [(row["kind"], row["state"]) for row in await house.mails()]
+
+
+async def test_a_blip_is_nobodys_business(house, story):
+    await story.fail()
+    await story.work()
+    await story.pass_s(1200)
+    assert await house.mails() == []
+    assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
+    assert (await house.health(story.endpoint))["health"] == "healthy"
+
+
+async def test_health_says_what_is_the_matter(house, story):
+    await story.fail(4)
+    found = await house.health(story.endpoint)
+    assert (found["health"], found["last_status"], found["waiting"]) == ("shaky", 500, 4)
+    assert _us(found["failing_since"]) == story.start
+    await story.fail(7)
+    assert (await house.health(story.endpoint))["health"] == "failing"
+    assert await kinds(house) == [("failing", "queued")]
+
+
+async def test_a_first_wait_of_nothing_tells_of_the_first_failure(make_house):
+    house = await make_house(mail={"sender": "hooks@platform.example", "first_wait_s": 0})
+    story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(10))
+    await story.fail()
+    assert await kinds(house) == [("failing", "queued")]
+
+
+async def test_a_mail_that_never_went_out_is_folded_into_the_next(house, story):
+    """SMTP is down for a day: digests fold together, and one mail at the end says how it began and that it is over."""
+    await story.fail(12)
+    await story.pass_s(7 * 3600, step=600)
+    assert [state for _, state in await kinds(house)].count("queued") == 1
+    await story.work()
+    await story.pass_s(2 * 3600, step=600)
+    rows = await house.mails()
+    assert [row["state"] for row in rows] == ["superseded"] * (len(rows) - 1) + ["queued"]
+    (section,) = digest_in(rows[-1]).sections
+    assert rows[-1]["kind"] == section.kind == "recovered"
+    assert (section.failed, section.late, section.since_us) == (12, 12, story.start)
+    await story.pass_s(2 * 86_400, step=3600)
+    assert len(await house.mails("queued")) == 1
+
+
+async def test_a_mail_that_may_have_been_sent_is_not_folded(house, story):
+    await story.fail(12)
+    await house.session.execute("update webhooks.emails set attempts = 1")
+    await story.pass_s(7 * 3600, step=600)
+    assert await kinds(house) == [("failing", "queued")]
+    await sent(house)
+    await story.pass_s(1200)
+    assert await kinds(house) == [("failing", "sent"), ("reminder", "queued")]
+
+
+async def test_a_mail_that_is_being_sent_is_not_folded(house, story):
+    await story.fail(12)
+    email_id = (await house.mails())[0]["email_id"]
+    house.care = house.make_care(sending=lambda: email_id)
+    await story.pass_s(7 * 3600, step=600)
+    assert await kinds(house) == [("failing", "queued")]
+
+
+async def test_who_wants_no_mail_gets_none_and_is_counted(house, story):
+    await house.session.execute(
+        "select webhooks.mute_owner('OWNER0@shop.example', now() + interval '1 hour')"
+    )
+    await story.fail(12)
+    assert await kinds(house) == [("failing", "suppressed")]
+    await story.pass_s(6 * 3600, step=600)
+    assert await kinds(house) == [("failing", "suppressed"), ("reminder", "queued")]
+
+
+async def test_unsubscribing_by_the_token_in_the_mail(make_house):
+    house = await make_house(
+        mail={"sender": "hooks@platform.example", "unsubscribe_url": "https://platform.example/u?t={token}"}
+    )
+    story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(100))
+    await story.fail(12)
+    token = digest_in((await house.mails())[0]).unsubscribe_token
+    assert len(token) == 64
+    await sent(house)
+    await house.session.execute("select webhooks.unsubscribe($1)", token)
+    await story.pass_s(7 * 3600, step=600)
+    assert await kinds(house) == [("failing", "sent"), ("reminder", "suppressed")]
+    with pytest.raises(Exception, match="nobody"):
+        await house.session.execute("select webhooks.unsubscribe('x')")
+
+
+async def test_a_snoozed_endpoint_is_told_of_when_it_wakes(house, story):
+    await house.session.execute(
+        "select webhooks.snooze_endpoint($1, now() + interval '2 hours')", story.endpoint
+    )
+    await story.fail(12)
+    await story.pass_s(3600)
+    assert await house.mails() == []
+    await story.pass_s(7200)
+    assert await kinds(house) == [("failing", "queued")]
+    what = await house.session.fetchval("select what from webhooks.operations")
+    assert what == "snooze_endpoint"
+
+
+async def test_an_endpoint_that_never_works_is_warned_of_and_switched_off(house, story):
+    await story.fail(12)
+    await sent(house)
+    while story.now < story.start + 6 * DAY and not await house.session.fetchval(
+        "select count(*) from webhooks.endpoints where not enabled"
+    ):
+        await story.fail()
+        await story.pass_s(3 * 3600, step=1800)
+        await sent(house)
+    passed = story.now - story.start
+    assert 5 * DAY <= passed < 5 * DAY + 8 * HOUR
+    await story.pass_s(3600)
+    found = await kinds(house)
+    assert [kind for kind, _ in found if kind != "reminder"] == ["failing", "warning", "disabled"]
+    warned, disabled = (row for row in await house.mails() if row["kind"] in {"warning", "disabled"})
+    assert DAY <= _us(disabled["created_at"]) - _us(warned["created_at"]) < DAY + 8 * HOUR
+    (section,) = digest_in(warned).sections
+    assert section.disable_at_us == story.start + 5 * DAY
+    health = await house.health(story.endpoint)
+    assert (health["health"], health["disabled_reason"]) == ("disabled", "failing")
+    assert house.diary.of("endpoint.disabled")[0]["reason"] == "failing"
+
+
+async def test_one_poisoned_event_never_switches_an_endpoint_off(house, story):
+    event = next(story.events)
+    for hour in range(7 * 24):
+        if hour % 6 == 0:
+            house.attempt(story.endpoint, event, story.now, Retry(1e6))
+            await house.record()
+        await story.pass_s(3600, step=3600)
+    assert await house.session.fetchval("select enabled from webhooks.endpoints")
+    assert (await house.health(story.endpoint))["disable_at"] is None
+
+
+async def test_a_partly_failing_endpoint_is_told_of_daily_and_never_switched_off(house, story):
+    bad = await house.events(2)
+    for hour in range(7 * 24):
+        if hour % 4 == 0:
+            for event in bad:
+                house.attempt(story.endpoint, event, story.now, Retry(1e6))
+                house.attempt(story.endpoint, event, story.now + 1, Retry(1e6))
+        house.attempt(story.endpoint, next(story.events), story.now - SECOND, Delivered())
+        await house.record()
+        for _ in range(6):
+            house.attempt(story.endpoint, next(story.events), story.now, Delivered()) if hour % 4 else None
+            await house.record()
+            await story.pass_s(600, step=600)
+        await sent(house)
+    assert await house.session.fetchval("select enabled from webhooks.endpoints")
+
+
+async def test_what_is_blocked_is_told_and_counts_neither_for_a_storm_nor_for_switching_off(house, story):
+    await story.fail(12, outcome=Outcome.BLOCKED, status=None)
+    assert await kinds(house) == [("failing", "queued")]
+    assert digest_in((await house.mails())[0]).sections[0].cause == "blocked"
+    for _ in range(7 * 12):
+        await story.fail(outcome=Outcome.BLOCKED, status=None)
+        await story.pass_s(7200, step=7200)
+        await sent(house)
+    assert await house.session.fetchval("select enabled from webhooks.endpoints")
+
+
+async def test_our_own_faults_are_nobodys_trouble(house, story):
+    await story.fail(12, outcome=Outcome.FAILED, status=None)
+    assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
+
+
+async def test_gone_is_told_as_switched_off_and_held_events_before_they_expire(house, story):
+    await story.fail(verdict=Disable(reason=DisabledReason.GONE), status=410)
+    await story.pass_s(900)
+    assert await kinds(house) == [("disabled", "queued")]
+    await sent(house)
+    await house.session.execute("update webhooks.backlog set since = $1", _at(story.start))
+    await story.pass_s(13 * 86_400, step=3600)
+    found = await kinds(house)
+    assert found[0] == ("disabled", "sent")
+    assert set(found[1:-1]) == {("held_expiring", "superseded")}  # nobody sends here
+    assert found[-1] == ("held_expiring", "queued")
+    (section,) = digest_in((await house.mails())[1]).sections
+    assert section.held_until_us == story.start + 14 * DAY
+
+
+async def test_what_its_owner_switched_off_is_no_news_to_them(house, story):
+    await story.fail(3)
+    await house.session.execute("update webhooks.endpoints set enabled = false")
+    await story.pass_s(2 * 86_400, step=3600)
+    assert await house.mails() == []
+
+
+async def test_sites_of_one_owner_are_one_mail_or_one_each(make_house):
+    for by, count in (("owner", 1), ("site", 3)):
+        house = await make_house(mail={"sender": "hooks@platform.example", "digest_by": by})
+        await house.session.execute("truncate webhooks.emails, webhooks.incidents")
+        await house.session.execute("delete from webhooks.sites")
+        endpoints = await house.endpoints(3, 2)
+        await house.session.execute("update webhooks.sites set owner_email = 'one@shop.example'")
+        start = now_us()
+        events = await house.events(60)
+        for n, event in enumerate(events):
+            house.attempt(endpoints[n % 6].number, event, start + n * SECOND, Retry(1e6))
+        await house.record()
+        await house.look(start + 11 * MINUTE)
+        for hours in range(1, 4):
+            await sent(house)
+            await house.look(start + hours * HOUR)
+        first = [row for row in await house.mails() if row["kind"] == "failing"]
+        assert len(first) == count
+        assert sum(len(digest_in(row).sections) for row in first) == 6
+
+
+async def test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator(make_house):
+    house = await make_house(mail={"sender": "hooks@platform.example", "operator": "ops@platform.example"})
+    endpoints = await house.endpoints(30, 1)
+    house.traffic = 60
+    start = now_us()
+    events = await house.events(400)
+    for n in range(12):
+        for k, endpoint in enumerate(endpoints):
+            house.attempt(endpoint.number, events[n * 30 + k], start + n * MINUTE, Retry(1e6))
+        await house.record()
+        await house.look(start + n * MINUTE + 1)
+    await house.look(start + HOUR // 4)
+    assert await kinds(house) == [("storm", "queued")]
+    row = (await house.mails())[0]
+    assert row["owner_email"] == "ops@platform.example"
+    assert digest_in(row).storm == (30, 60, 30)
+    assert house.diary.of("storm.suspected")
+    paused = await house.session.fetchval("select min((marks->>'paused_us')::bigint) from webhooks.incidents")
+    assert paused > 10 * MINUTE
+    house.traffic = 1000  # others work: it was not ours
+    await house.look(start + HOUR // 3)
+    assert [kind for kind, _ in await kinds(house)].count("failing") == 30
+
+
+async def test_a_site_without_an_owner_is_cared_for_without_mails(house, story):
+    await house.session.execute("update webhooks.sites set owner_email = null")
+    await story.fail(12)
+    assert await house.mails() == []
+    assert (await house.health(story.endpoint))["health"] == "failing"
+
+
+async def test_a_failure_that_comes_while_care_decides_is_not_forgotten(house, story):
+    """An endpoint is about to be called healthy when it fails once more: the row has moved, and care looks again."""
+    await story.fail(12)
+    await sent(house)
+    await story.work()
+
+    async def meanwhile(name):
+        if name == "care.decided" and not missed:
+            missed.append(name)
+            house.attempt(story.endpoint, next(story.events), story.now, Retry(1e6))
+            await house.record()
+
+    missed = []
+    house.care = house.make_care(checkpoint=meanwhile)
+    await story.pass_s(1860, step=1860)
+    assert missed
+    await house.look(story.now + 1)
+    assert (await house.health(story.endpoint))["health"] in {"failing", "partly_failing"}
+    assert [kind for kind, _ in await kinds(house)] == ["failing"]
+
+
+def _at(us):
+    return dt.datetime.fromtimestamp(us / 1e6, dt.UTC)

@@ -23,6 +23,7 @@ QUICK = {
     "SMTP_HOST": "127.0.0.1",
 }
 STEPS = (
+    "care.decided",
     "care.written",
     "care.committed",
     "mail.read",

@@ -128,6 +128,8 @@ class Care:
         traffic = max(self._around.traffic(), failing)
         storm = self._settings.storm
         if not incident.is_storm(failing, hosts, traffic, share=storm.share, hosts_min=storm.hosts_min):
+            if self._storm_looks:
+                await self._session.execute(query("recall_incidents"), now_us)
             self._storm_looks, self._storm_told_us, self._looked_us = 0, None, now_us
             return False
         self._storm_looks += 1
@@ -195,6 +197,7 @@ class Care:
             owner = dataclasses.replace(owner, mails=tuple(at for at in owner.mails if at != look.queued_us))
             plan = incident.plan(cases, owner, storm=storm)
         digest = await self._digest(look, cases, plan) if plan.sections else None
+        await self._around.checkpoint("care.decided")
         try:
             async with self._session.transaction():
                 if fold:
