@@ -24,16 +24,17 @@ grant insert (site_id, type, payload, subject, traceparent, ordering_key, dedupe
 grant execute on function webhooks.emit, webhooks.webhook_id to webhooks_producer;
 
 -- Readers see what happened, but no secret and no payload.
-grant select on webhooks.deliveries, webhooks.event_types, webhooks.operations to webhooks_reader;
+grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.operations to webhooks_reader;
 grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
-grant select on webhooks.deliveries, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
+grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
   webhooks.emails, webhooks.replays to webhooks_admin;
 grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
-  webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.takes to webhooks_admin;
+  webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.takes, webhooks.snooze_endpoint, webhooks.mute_owner,
+  webhooks.unsubscribe to webhooks_admin;
 
 -- The daemon reads the log and writes what became of it. Rights on the parents are enough: partitions get none. It is
 -- a member of the tables' owner, since DETACH CONCURRENTLY and ANALYZE need ownership; not where that is a superuser.

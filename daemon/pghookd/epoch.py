@@ -416,9 +416,10 @@ class Crew:
         if self.mailer is not None:
             self.mailer.stop()
         async with _ended(front):
-            in_time = await self.deliverer.drain(world.settings.delivery.grace_s)
+            grace_s, began = world.settings.delivery.grace_s, world.monotonic()
+            in_time = await self.deliverer.drain(grace_s)
             if mailing:  # the mail on its way, lest it is sent again
-                await asyncio.wait(mailing, timeout=world.settings.delivery.grace_s)
+                await asyncio.wait(mailing, timeout=max(0.0, began + grace_s - world.monotonic()))
         self.recorder.stop()
         await recording
         await self.recorder.finish()

@@ -8,6 +8,7 @@ import pytest
 from tree import ROOT
 
 from pghookd.cli import cli
+from pghookd.core.incident import LIFE
 from pghookd.core.settings import NAMES
 from pghookd.edge.journal import LogEvent
 
@@ -28,6 +29,14 @@ def test_every_setting_is_listed_and_no_other():
 
 def test_every_log_event_is_listed_and_no_other():
     assert sorted(DOTTED.findall(section("log events"))) == sorted(event.value for event in LogEvent)
+
+
+def test_the_life_of_an_endpoint_is_the_table_that_decides_it():
+    rows = {
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in section("life").strip().splitlines()[2:]
+    }
+    assert rows == {(rule.health, rule.then, rule.tells or "nothing") for rule in LIFE}
 
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
