@@ -447,3 +447,33 @@ async def test_positions_are_stored_without_touching_an_index(session):
     )
     assert updates == 3 * shards
     assert hot >= 2 * shards
+
+
+# Care -----------------------------------------------------------------------------------------------------------
+
+TROUBLE = """
+insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, site_id)
+select event_id, 1 + event_id % 200, now() - interval '1 hour', 12, 2, 500, 'refused', site_id
+from webhooks.events where event_id >= webhooks.day_of()::bigint << 32 and event_id % 20 = 0;
+insert into webhooks.incidents (endpoint_id, state, first_failure_at, last_failure_at, window_at, last_outcome,
+  last_event_id, last_attempt, next_look_at)
+select n, 'shaky', now() - interval '2 hours', now(), now() - interval '2 hours', 'refused', 1, 1, now()
+from generate_series(1, 200) n;
+"""
+
+
+async def test_care_touches_the_failures_of_an_incident_and_no_others(session, today):
+    """200 incidents beside 130,000 attempts of 90 days: failures by endpoint, in the days that may still be alive."""
+    await session.execute(TROUBLE)
+    await session.execute("update webhooks.sites set owner_email = site_id || '@shop.example' where site_id < 's1'")
+    owners = [row[0] for row in await session.fetch(query("find_due_owners"), 4_000_000_000_000_000, 100)]
+    assert owners == [""]
+    await session.execute("update webhooks.sites set owner_email = 'one@shop.example' where site_id in ('s1', 's2')")
+    cases = await explain(session, query("read_cases"), ["one@shop.example"], "2100-01-01")
+    assert {kind for kind, _, _ in cases.scans("attempts")} == {"Index Scan"}
+    assert {index.split("_", 2)[2] for _, _, index in cases.scans("attempts")} == {"endpoint_id_event_id_idx"}
+    assert len({table for _, table, _ in cases.scans("attempts")}) <= 42
+    assert cases.run_pages < 3000
+    told = await explain(session, query("read_told"), 1, "2000-01-01", "2000-01-01", "2100-01-01")
+    assert "Seq Scan" not in {kind for kind, _, _ in told.scans("attempts")}
+    assert told.run_pages < 4000
