@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pghookd import letter_samples
 from pghookd.core.digest import SECTIONS_MAX, Cause, Digest, Kind, arranged
 from pghookd.core.settings import Delivery, Mail, Settings
-from pghookd.edge import statement, words
+from pghookd.edge import facts, words
 from pghookd.edge.letter import Letters, incident_id, message_id, one_address
 from pghookd.letter_samples import DAY_US, HOUR_US, NOW_US, sample
 
@@ -125,7 +125,7 @@ def test_a_letter_says_who_what_and_the_consequence():
     text = told(sample("failing"))
     for fact in (
         "The webhook of Anna's Shop at shop.example.com has been failing since 13 May 2026, 08:00 CEST (06:00 UTC).",
-        "answered 500 (Internal Server Error). 14 order events are waiting.",
+        "(06:00 UTC). 14 order events are waiting. Your server met an error of its own: it answered 500",
         "we switch the webhook off on 18 May 2026, 08:00 CEST (06:00 UTC)",
         "URL: https://shop.example.com/hooks/orders",
         "Description: Orders to the warehouse",
@@ -208,6 +208,21 @@ def test_causes_are_told_in_plain_words():
         ({"cause": Cause.UNAUTHORIZED, "status": 401}, "the header User-Agent: pghookd/"),
     ):
         assert sentence in told(digest_of(section(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("redirect: https://b.example:8443", "a redirect to https://b.example:8443."),
+        ("redirect: b.example", "a redirect to b.example."),
+        ("redirect", "pointed to another address."),
+        ("redirect: javascript:alert(1)", "pointed to another address."),
+        ("redirect: https://b.example/pay here", "pointed to another address."),
+        (None, "pointed to another address."),
+    ],
+)
+def test_a_redirect_names_where_to_and_nothing_else(error, shown):
+    assert shown in told(digest_of(section(cause=Cause.REDIRECT, status=302, error=error)))
 
 
 def test_what_fails_in_parts_is_told_by_type_and_never_threatened():
@@ -528,13 +543,14 @@ def test_odd_values_that_can_be_said_are_said():
         ("shop-17", "https://c.example/w/shop-17/42?a=1"),
         ("a/b?c#d", "https://c.example/w/a%2Fb%3Fc%23d/42?a=1"),
         ("..", None),
+        ("x" * 120, None),
         ("", None),
     ],
 )
 def test_an_endpoint_is_opened_below_the_console(site_id, url):
     mail = Mail(console_url="https://c.example/w/?a=1")
-    assert statement.console_url(mail, section(site_id=site_id)) == url
-    assert statement.console_url(Mail(), SECTION) is None
+    assert facts.console_url(mail, section(site_id=site_id)) == url
+    assert facts.console_url(Mail(), SECTION) is None
 
 
 def test_help_is_a_link_or_a_person():
@@ -599,7 +615,7 @@ def test_an_operators_files_win_one_by_one(tmp_path):
     )
     message = sent(sample("failing"), letters)
     assert text_of(message) == "One is down - Example Shops\n"
-    assert '<h1 dir="auto" style="color:#123456">One is down</h1>' in html_of(message)
+    assert '<h1 style="color:#123456">One is down</h1>' in html_of(message)
     assert "What to do" in html_of(message)
     assert letters.faults == ()
 

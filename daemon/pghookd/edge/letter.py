@@ -31,7 +31,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pghookd import __version__
 from pghookd.core.digest import Digest, clean_line
 from pghookd.core.settings import Mail
-from pghookd.edge.statement import Statement, Teller, unsubscribe_url
+from pghookd.edge.facts import unsubscribe_url
+from pghookd.edge.statement import Statement, Teller
 from pghookd.edge.words import catalogues, language_of, moment_of
 
 TEXT: Final = "digest.txt.j2"

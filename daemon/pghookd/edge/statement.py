@@ -11,41 +11,35 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import http
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias
-from urllib.parse import quote, urlsplit
 
-from pghookd.core.digest import (
-    EVENT_IDS_MAX,
-    EXCERPT_MAX,
-    NAME_MAX,
-    SECTIONS_MAX,
-    TYPES_MAX,
-    Cause,
-    Digest,
-    Kind,
-    Section,
-    clean_line,
-    clean_text,
-    shown_url,
-)
+from pghookd.core.digest import SECTIONS_MAX, Cause, Digest, Kind, Section, clean_line
 from pghookd.core.settings import Mail
-from pghookd.edge.words import Words, moment_of, zone_of
+from pghookd.edge.facts import (
+    OFF,
+    console_url,
+    deadline,
+    earliest,
+    ended,
+    groups,
+    harmless,
+    is_partly,
+    isolated,
+    quoted,
+    redirect_target,
+    status_text,
+    storm_counts,
+    technical,
+    unsubscribe_url,
+)
+from pghookd.edge.words import Words, zone_of
 
 _HOST_IN_SUBJECT: Final = 48  # characters
 _SITE_IN_SUBJECT: Final = 36
 SUBJECT_MAX: Final = 150
 _HOST_MAX: Final = 100
-_ANSWER_LINES_MAX: Final = 12
-_NAMES_MAX: Final = 1_200  # characters of all names of sites in a letter
 _TYPES_LENGTH_MAX: Final = 300  # characters of all types of an endpoint
-_EXCERPTS_MAX: Final = 4_000  # characters of all answers in a letter
-_ID_MAX: Final = 40  # characters
-_IDS_MAX: Final = 60  # event ids in a letter
-_OPENS, _CLOSES = "\u2068", "\u2069"  # FIRST STRONG ISOLATE and its end (UAX 9)
-_OFF: Final = frozenset({Kind.DISABLED, Kind.HELD_EXPIRING})
 _CATEGORIES: Final = frozenset({"order", "product", "form", "contact"})
 _TONES: Final = {
     Kind.DISABLED: "bad",
@@ -88,7 +82,8 @@ class Block:
         tone: bad, unsure or good.
         mark: the state in a word or two.
         heading: the host.
-        lead: sentences: who, what, why.
+        lead: sentences: who, what, and the consequence in numbers.
+        why: sentences: the cause; none: it works again.
         advice: sentences: what to do.
         next: sentences: what will happen.
         rows: facts that are the same for all of several endpoints, as label and value.
@@ -101,6 +96,7 @@ class Block:
     mark: str
     heading: str
     lead: tuple[str, ...]
+    why: tuple[str, ...]
     advice: tuple[str, ...]
     next: tuple[str, ...]
     rows: Rows = ()
@@ -163,8 +159,10 @@ class Teller:
     def subject(self, digest: Digest) -> str:
         """Return the subject: what, who, the consequence; at most SUBJECT_MAX characters."""
         if digest.kind is Kind.STORM:
-            return clean_line(self._say("subject.storm", **_storm(digest), who=self._platform), SUBJECT_MAX)
-        told = [each for each in map(_harmless, digest.sections) if each.kind is digest.kind]
+            return clean_line(
+                self._say("subject.storm", **storm_counts(digest), who=self._platform), SUBJECT_MAX
+            )
+        told = [each for each in map(harmless, digest.sections) if each.kind is digest.kind]
         return clean_line(self._subject(digest.kind, told), SUBJECT_MAX)
 
     def statement(self, digest: Digest) -> Statement:
@@ -174,8 +172,8 @@ class Teller:
             OverflowError, TypeError, ValueError: the digest holds what no mail can say.
         """
         told = digest.sections[:SECTIONS_MAX]
-        sections = [_harmless(each, len(told)) for each in told]
-        blocks = [self._block(list(group)) for group in _groups(sections)]
+        sections = [harmless(each, len(told)) for each in told]
+        blocks = [self._block(list(group)) for group in groups(sections)]
         if digest.kind is Kind.STORM:
             blocks = [self._storm_block(digest)]
         return Statement(
@@ -211,7 +209,7 @@ class Teller:
     def _say_until(
         self, key: str, told: Sequence[Section], when: Callable[[Section], int | None], values: dict[str, str]
     ) -> str:
-        first = _first(told, when)
+        first = earliest(told, when)
         if first is None:
             return self._say(f"{key}_soon", **values)
         return self._say(key, when=self._words.short_moment(*first), **values)
@@ -261,7 +259,7 @@ class Teller:
 
     def _held(self, kind: Kind, told: Sequence[Section]) -> list[str]:
         count = sum(each.held for each in told)
-        first = _first(told, lambda each: each.held_until_us)
+        first = earliest(told, lambda each: each.held_until_us)
         if not count:
             return []
         events = self._events(count, told)
@@ -281,7 +279,7 @@ class Teller:
         if kind is Kind.STORM:
             return self._say("title.storm")
         told = [each for each in sections if each.kind is kind]
-        key = "partly" if told and all(map(_is_partly, told)) else kind.value
+        key = "partly" if told and all(map(is_partly, told)) else kind.value
         return self._say(f"title.{key}", n=len(told) or 1)
 
     def _summary(self, sections: Sequence[Section]) -> str:
@@ -294,13 +292,14 @@ class Teller:
     def _links(self, digest: Digest) -> Iterator[Link]:
         if self._mail.console_url and digest.kind is not Kind.STORM and len(digest.sections) > 1:
             yield Link(self._say("link.all"), self._mail.console_url)
-        if self._mail.help_url:
+        if self._mail.help_url and digest.kind is not Kind.STORM:
             yield Link(self._say("link.help"), self._mail.help_url)
 
     def _foot(self, digest: Digest) -> Iterator[str]:
-        if self._mail.reply_to and not self._mail.help_url:
+        of_operator = digest.kind is Kind.STORM
+        if self._mail.reply_to and not self._mail.help_url and not of_operator:
             yield self._say("foot.reply", reply_to=self._mail.reply_to)
-        key = "foot.why_operator" if digest.kind is Kind.STORM else "foot.why"
+        key = "foot.why_operator" if of_operator else "foot.why"
         yield self._say(key, platform=self._platform, owner=clean_line(digest.owner_email, 254))
 
     def _unsubscribe(self, digest: Digest) -> Link | None:
@@ -308,15 +307,15 @@ class Teller:
         return Link(self._say("link.unsubscribe"), url) if url else None
 
     def _storm_block(self, digest: Digest) -> Block:
-        lead = self._say("storm.lead", **_storm(digest))
+        when = self._words.moment(digest.at_us, dt.UTC)
         return Block(
-            tone="bad",
+            tone=_TONES[Kind.STORM],
             mark=self._say("mark.storm"),
-            heading=self._platform,
-            lead=(lead,),
+            heading=self._say("mark.storm"),
+            lead=(self._say("storm.lead", **storm_counts(digest), when=when),),
+            why=(self._say("storm.why"),),
             advice=(self._say("storm.advice"),),
             next=(self._say("storm.held"),),
-            technical=f"at: {_iso(digest.at_us)}",
         )
 
     # A block ------------------------------------------------------------------------------------------------
@@ -327,34 +326,44 @@ class Teller:
         answers = list(dict.fromkeys(each.response for each in group if each.response))
         return Block(
             tone=_TONES[first.kind],
-            mark=self._say("mark.partly" if _is_partly(first) else f"mark.{first.kind}"),
+            mark=self._say("mark.partly" if is_partly(first) else f"mark.{first.kind}"),
             heading=self._host(first),
             lead=tuple(self._lead(group)),
+            why=tuple(self._why(group)),
             advice=tuple(self._advice(group)),
             next=tuple(self._next(group)),
             rows=rows,
             parts=parts,
-            answer=_quoted(answers[0]) if answers and first.kind is not Kind.RECOVERED else "",
-            technical="\n\n".join("\n".join(_technical(each, self._agent)) for each in group),
+            answer=quoted(answers[0]) if answers and first.kind is not Kind.RECOVERED else "",
+            technical="\n\n".join("\n".join(technical(each, self._agent)) for each in group),
         )
 
     def _lead(self, group: Sequence[Section]) -> Iterator[str]:
         first = group[0]
         values = self._values(group)
         yield self._say(f"lead.{_lead_key(group)}", n=len(group), **values)
-        if _is_partly(first) and first.types:
+        if is_partly(first) and first.types:
             yield self._say(
                 "lead.types", types=clean_line(", ".join(name for name, _ in first.types), _TYPES_LENGTH_MAX)
             )
-        if first.kind is Kind.DISABLED:
-            yield from self._reason(first, values)
-        elif first.kind not in {Kind.RECOVERED, Kind.HELD_EXPIRING}:
-            yield self._say(f"cause.{self._cause_key(first)}", **values)
         yield from self._consequence(group)
+
+    def _why(self, group: Sequence[Section]) -> Iterator[str]:
+        first, values = group[0], self._values(group)
+        if first.kind is Kind.RECOVERED:
+            return
+        by_hand = False
+        if first.kind is Kind.DISABLED and self._words.has(f"reason.{first.disabled_reason}"):
+            by_hand = first.disabled_reason in {"owner", "operator"}
+            yield self._say(f"reason.{first.disabled_reason}", **values)
+        if not by_hand and not (first.kind is Kind.DISABLED and first.cause is Cause.GONE):
+            yield self._say(f"cause.{self._cause_key(first)}", **values)
 
     def _consequence(self, group: Sequence[Section]) -> Iterator[str]:
         """Say in numbers what became of events."""
-        until = _first(group, lambda each: each.held_until_us)
+        until = earliest(group, lambda each: each.held_until_us)
+        if group[0].kind is Kind.HELD_EXPIRING:
+            until = None  # told already
         when = self._words.moment(*until) if until else ""
         yield from self._told("late", "late", group)
         yield from self._told("waiting", "waiting", group)
@@ -371,17 +380,17 @@ class Teller:
     def _values(self, group: Sequence[Section]) -> dict[str, str]:
         """Return what sentences on a block may name."""
         first, zone = group[0], zone_of(group[0].time_zone)
-        until = _first(group, _deadline)
-        ended = max((_ended(each) for each in group), default=0)
+        until = earliest(group, deadline)
+        again = max((ended(each) for each in group), default=0)
         return {
             "site": self._site(first),
             "host": self._host(first),
             "since": self._words.moment(min(each.since_us for each in group), zone),
             "when": self._words.moment(*until) if until else "",
-            "ended": self._words.moment(ended, zone),
-            "duration": self._words.duration(ended - first.since_us),
-            "status": _status(first.status),
-            "target": _target(first) or "",
+            "ended": self._words.moment(again, zone),
+            "duration": self._words.duration(again - first.since_us),
+            "status": status_text(first.status),
+            "target": redirect_target(first) or "",
             "seconds": self._words.number(first.timeout_s),
             "user_agent": self._agent,
             "platform": self._platform,
@@ -390,7 +399,7 @@ class Teller:
     def _cause_key(self, section: Section) -> str:
         """Return the key of the cause, the closest that there are words for."""
         cause = section.cause
-        if cause is Cause.REDIRECT and _target(section):
+        if cause is Cause.REDIRECT and redirect_target(section):
             return "redirect_to"
         if cause is Cause.ODD_STATUS and section.status is None:
             return "unknown"
@@ -415,7 +424,7 @@ class Teller:
 
     def _repair(self, group: Sequence[Section]) -> Iterator[str]:
         first = group[0]
-        if _is_partly(first) and first.cause in _PLAIN_CLIENT_ERROR:
+        if is_partly(first) and first.cause in _PLAIN_CLIENT_ERROR:
             yield self._say("advice.some_types")
             return
         key = self._cause_key(first)
@@ -428,7 +437,7 @@ class Teller:
     def _next(self, group: Sequence[Section]) -> Iterator[str]:
         first = group[0]
         dead = any(each.dead for each in group)
-        if first.kind in _OFF:
+        if first.kind in OFF:
             yield self._say("next.enable")
         elif first.kind is not Kind.RECOVERED:
             yield self._say("next.trying")
@@ -440,9 +449,11 @@ class Teller:
 
     def _end(self, group: Sequence[Section]) -> Iterator[str]:
         """Say where it leads if nothing changes."""
-        until = _first(group, _deadline)
-        if _is_partly(group[0]):
+        until = earliest(group, deadline)
+        if is_partly(group[0]):
             yield self._say("next.never_disabled")
+        elif until and group[0].kind is Kind.WARNING:
+            yield self._say("next.disabled")
         elif until:
             yield self._say("next.disable_at", n=len(group), when=self._words.moment(*until))
         if group[0].kind is Kind.FLAPPING:
@@ -464,7 +475,7 @@ class Teller:
     def _rows(self, section: Section) -> Iterator[tuple[str, str]]:
         number = self._words.number
         yield "url", section.url or self._say("other.unreadable")
-        yield "description", _isolated(section.description or "")
+        yield "description", isolated(section.description or "")
         types = ", ".join(f"{name} ({number(count)})" for name, count in section.types)
         yield "types", clean_line(types, _TYPES_LENGTH_MAX)
         if section.failed:
@@ -484,17 +495,17 @@ class Teller:
         yield "since", moment(section.since_us)
         yield "last_failure", moment(section.last_failure_us)
         if section.kind is Kind.RECOVERED:
-            yield "ended", moment(_ended(section))
-            yield "duration", self._words.duration(_ended(section) - section.since_us)
+            yield "ended", moment(ended(section))
+            yield "duration", self._words.duration(ended(section) - section.since_us)
         else:
             yield "last_success", moment(section.last_success_us) or self._say("label.no_success")
             yield "next_attempt", moment(section.next_attempt_us)
-        if section.kind not in _OFF:
+        if section.kind not in OFF:
             yield "disable_at", moment(section.disable_at_us)
         yield "held_until", moment(section.held_until_us)
 
     def _site(self, section: Section) -> str:
-        return _isolated(section.site_name or section.site_id or self._say("other.your_site"))
+        return isolated(section.site_name or section.site_id or self._say("other.your_site"))
 
     def _host(self, section: Section, length: int = _HOST_MAX) -> str:
         return clean_line(section.host, length) or self._say("other.unreadable")
@@ -510,41 +521,6 @@ _HEADINGS: Final = (
 )
 
 
-# Where links lead -------------------------------------------------------------------------------------------
-
-
-def console_url(mail: Mail, section: Section) -> str | None:
-    """Return where an endpoint is opened: `mail.console_url` with `/{site_id}/{endpoint_id}` behind its path."""
-    if not mail.console_url or not section.site_id.strip("."):  # a dot segment would lead elsewhere
-        return None
-    parts = urlsplit(mail.console_url)
-    path = f"{parts.path.rstrip('/')}/{quote(section.site_id, safe='')}/{int(section.endpoint_id)}"
-    return parts._replace(path=path).geturl()
-
-
-def unsubscribe_url(mail: Mail, digest: Digest) -> str | None:
-    """Return `mail.unsubscribe_url` with the owner's token; None where one of them is missing."""
-    if not (mail.unsubscribe_url and digest.unsubscribe_token):
-        return None
-    return mail.unsubscribe_url.replace("{token}", quote(digest.unsubscribe_token, safe=""))
-
-
-# Sections ---------------------------------------------------------------------------------------------------
-
-
-def _groups(sections: Iterable[Section]) -> list[list[Section]]:
-    """Put together what is in the same trouble on the same host, in the order of the first of each."""
-    groups: dict[tuple[object, ...], list[Section]] = {}
-    for each in sections:
-        types = each.types if each.partly else ()
-        key = (
-            each.kind, each.host, each.cause, each.status, each.error, each.partly, tuple(n for n, _ in types),
-            each.timeout_s, each.disabled_reason,
-        )  # fmt: skip
-        groups.setdefault(key, []).append(each)
-    return list(groups.values())
-
-
 def _shared(parts: Sequence[Part]) -> tuple[Rows, tuple[Part, ...]]:
     """Take out of several endpoints the facts that all of them share."""
     if len(parts) == 1:
@@ -558,124 +534,9 @@ def _shared(parts: Sequence[Part]) -> tuple[Rows, tuple[Part, ...]]:
 def _lead_key(group: Sequence[Section]) -> str:
     """Return which sentence a block begins with; one that names a date only where there is one."""
     first = group[0]
-    if _is_partly(first):
+    if is_partly(first):
         return "partly"
     dated = {Kind.WARNING: Kind.FAILING, Kind.HELD_EXPIRING: Kind.DISABLED}
-    if first.kind in dated and _first(group, _deadline) is None:
+    if first.kind in dated and earliest(group, deadline) is None:
         return dated[first.kind].value
     return first.kind.value
-
-
-def _is_partly(section: Section) -> bool:
-    return section.partly and section.kind in {Kind.FAILING, Kind.REMINDER}
-
-
-def _deadline(section: Section) -> int | None:
-    return section.held_until_us if section.kind in _OFF else section.disable_at_us
-
-
-def _ended(section: Section) -> int:
-    return section.last_failure_us if section.ended_us is None else section.ended_us
-
-
-def _first(told: Sequence[Section], when: Callable[[Section], int | None]) -> tuple[int, dt.tzinfo] | None:
-    """Return the earliest such moment, with its site's zone."""
-    dated = [(at_us, place) for place, each in enumerate(told) if (at_us := when(each)) is not None]
-    if not dated:
-        return None
-    at_us, place = min(dated)
-    return at_us, zone_of(told[place].time_zone)
-
-
-def _status(status: int | None) -> str:
-    if status is None:
-        return ""
-    try:
-        return f"{status} ({http.HTTPStatus(status).phrase})"
-    except ValueError:
-        return str(int(status))
-
-
-def _target(section: Section) -> str | None:
-    """Return where a redirect pointed: `https://host`, as core/verdict.py noted it."""
-    name, _, target = (section.error or "").partition(": ")
-    return target if name == "redirect" and section.cause is Cause.REDIRECT and target else None
-
-
-def _storm(digest: Digest) -> dict[str, int]:
-    failing, total, hosts = digest.storm or (0, 0, 0)
-    return {"failing": failing, "total": total, "hosts": hosts}
-
-
-# For developers, the same in every language -----------------------------------------------------------------
-
-
-def _technical(section: Section, agent: str) -> Iterator[str]:
-    status = f", HTTP {section.status}" if section.status is not None else ""
-    error = f" ({section.error})" if section.error else ""
-    yield f"endpoint: {section.endpoint_id}, site {section.site_id}"
-    yield f"url: {section.url or '-'}"
-    yield f"failure: {section.cause}{status}{error}"
-    for name in (
-        "since",
-        "last_failure",
-        "last_success",
-        "ended",
-        "next_attempt",
-        "disable_at",
-        "held_until",
-    ):
-        at_us = getattr(section, f"{name}_us")
-        if at_us is not None:
-            yield f"{name}: {_iso(at_us)}"
-    counts = ((name, getattr(section, name)) for name in ("waiting", "held", "late", "dead"))
-    others = (f"{count} {name}" for name, count in counts if count)
-    yield ", ".join((f"deliveries: {section.failed} of {section.total} failed", *others))
-    yield f"timeout: {section.timeout_s:g} s, user-agent: {agent}"
-    if section.disabled_reason:
-        yield f"disabled_reason: {section.disabled_reason}"
-    for index, webhook_id in enumerate(section.event_ids):
-        yield f"oldest webhook-id: {webhook_id}" if index == 0 else f"webhook-id: {webhook_id}"
-
-
-def _iso(at_us: int) -> str:
-    return f"{moment_of(at_us):%Y-%m-%dT%H:%M:%SZ}"
-
-
-# Strangers' texts -------------------------------------------------------------------------------------------
-
-
-def _harmless(section: Section, among: int = 1) -> Section:
-    """Clean all texts of a section, whatever was stored; the more there are, the shorter the long ones."""
-    length = min(NAME_MAX, _NAMES_MAX // among)
-    return dataclasses.replace(
-        section,
-        site_id=clean_line(section.site_id, length),
-        site_name=clean_line(section.site_name, length),
-        url=_url(section.url),
-        description=clean_line(section.description, length),
-        error=clean_line(section.error, length),
-        response=clean_text(section.response, min(EXCERPT_MAX, _EXCERPTS_MAX // among)),
-        disabled_reason=clean_line(section.disabled_reason, 20),
-        types=tuple((clean_line(name), int(count)) for name, count in section.types[:TYPES_MAX]),
-        event_ids=tuple(
-            clean_line(each, _ID_MAX) for each in section.event_ids[: min(EVENT_IDS_MAX, _IDS_MAX // among)]
-        ),
-    )
-
-
-def _url(url: str) -> str:
-    shown = shown_url(url)
-    return "" if shown == "://" else shown
-
-
-def _isolated(text: str) -> str:
-    """Keep a text that is written from right to left from turning round what stands beside it (UAX 9)."""
-    turns = any(unicodedata.bidirectional(character) in {"R", "AL"} for character in text)
-    return f"{_OPENS}{text}{_CLOSES}" if turns else text
-
-
-def _quoted(text: str) -> str:
-    """Return the lines of an answer that are not blank, a few of them."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    return "\n".join(map(_isolated, lines[:_ANSWER_LINES_MAX]))
