@@ -509,7 +509,7 @@ def test_no_secret_of_a_url_is_told():
         digest_of(section(types=(("a",),))),
         digest_of(section(failed="x")),
         digest_of(SECTION, at_us=10**30),
-        digest_of(SECTION, language=None),
+        digest_of(SECTION, language=5),
         digest_of(SECTION, owner_email=None),
         digest_of(kind=Kind.STORM, storm=(1,)),
         digest_of(section(status=b"x")),
@@ -585,8 +585,8 @@ def test_a_catalogue_is_whole_and_uses_the_same_placeholders(language):
 
 def test_a_language_is_taken_by_its_first_part_and_english_is_for_the_others():
     known = {"de", "en"}
-    wanted = ["de", "DE", "de-AT", "de_CH.UTF-8", "en", "fr", "", "deutsch", "../de", "\x00"]
-    assert [words.language_of(each, known) for each in wanted] == ["de"] * 4 + ["en"] * 6
+    wanted = ["de", "DE", "de-AT", "de_CH.UTF-8", "en", "fr", "", "deutsch", "../de", "\x00", None]
+    assert [words.language_of(each, known) for each in wanted] == ["de"] * 4 + ["en"] * 7
 
 
 # The operator's own -----------------------------------------------------------------------------------------

@@ -59,7 +59,10 @@ def test_version_is_told_without_importing_what_is_dear():
     assert done.stdout == f"pghookd {__version__}\n[]\n"
 
 
-COMMANDS = [("migrate",), ("run",), ("demo",), ("check",), ("adopt",), ("url", "check"), ("event", "why")]
+COMMANDS = [
+    ("migrate",), ("run",), ("demo",), ("check",), ("adopt",), ("url", "check"), ("event", "why"),
+    ("email", "preview"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -69,7 +72,7 @@ def test_every_command_takes_config_and_all_but_run_and_demo_json(command):
     assert ("--json" in shown) == (command[0] not in {"run", "demo"})
 
 
-@pytest.mark.parametrize("command", [("urls", "check"), ("events", "why")])
+@pytest.mark.parametrize("command", [("urls", "check"), ("events", "why"), ("emails", "preview")])
 def test_plurals_work_too(command):
     assert invoke(*command, "--help").exit_code == 0
     assert invoke("runs").exit_code == 2
@@ -198,6 +201,48 @@ def test_what_is_shown_cannot_act_on_a_terminal():
     done = invoke("url", "check", "http://x.example/", "--address", "\x1b[2J")
     assert done.exit_code == 1
     assert "\x1b" not in done.output
+
+
+# Mails ------------------------------------------------------------------------------------------------------
+
+
+def test_a_preview_is_shown_as_text():
+    done = invoke("email", "preview", "--kind", "disabled")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(
+        "disabled  Webhook switched off: shop.example.com, 512 order events held until"
+    )
+    assert "512 of 512 deliveries" in done.stdout
+
+
+def test_a_preview_of_all_is_written_as_files(tmp_path):
+    done = invoke("email", "preview", "--to", str(tmp_path / "new"), "--json")
+    told = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert sorted(told["files"]) == sorted(map(str, (tmp_path / "new").iterdir()))
+    assert {Path(file).name for file in told["files"]} >= {
+        "failing.en.txt",
+        "storm.de.html",
+        "recovered.de.eml",
+    }
+    assert told["faults"] == []
+
+
+def test_a_preview_says_what_is_wrong_with_the_operators_templates(tmp_path):
+    (tmp_path / "digest.txt.j2").write_text("{{ nothing }}")
+    done = invoke("email", "preview", "--language", "de", PGHOOKD_MAIL_TEMPLATES=str(tmp_path))
+    assert done.exit_code == 1
+    assert "digest.txt.j2: 'nothing' is undefined" in done.stderr
+    assert "Ihr Webhook" in done.stdout
+    done = invoke("check", "--json", PGHOOKD_MAIL_TEMPLATES=str(tmp_path), PGHOOKD_DATABASE_URL=NOBODY)
+    assert "digest.txt.j2: 'nothing' is undefined; ours is used instead" in done.stdout
+
+
+@pytest.mark.parametrize("wrong", [("--kind", "odd"), ("--language", "xx"), ("--to", "/dev/null/x")])
+def test_a_preview_of_what_there_is_not_is_usage(wrong):
+    done = invoke("email", "preview", *wrong)
+    assert done.exit_code == 2
+    assert wrong[0] in done.stderr
 
 
 # With a database --------------------------------------------------------------------------------------------

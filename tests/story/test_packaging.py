@@ -59,7 +59,7 @@ def installed(built, tmp_path_factory):
     return folder / "bin"
 
 
-def test_wheel_and_sdist_hold_the_sql_and_nothing_foreign(built):
+def test_wheel_and_sdist_hold_sql_and_letters_and_nothing_foreign(built):
     wheel, sdist = built
     in_wheel = set(zipfile.ZipFile(wheel).namelist())
     with tarfile.open(sdist) as archive:
@@ -67,6 +67,10 @@ def test_wheel_and_sdist_hold_the_sql_and_nothing_foreign(built):
     for file in (ROOT / "sql").rglob("*.sql"):
         name = file.relative_to(ROOT).as_posix()
         assert f"pghookd/{name}" in in_wheel
+        assert name in in_sdist
+    for file in (ROOT / "daemon" / "pghookd" / "letters").rglob("*.*"):
+        name = file.relative_to(ROOT).as_posix()
+        assert name.removeprefix("daemon/") in in_wheel
         assert name in in_sdist
     assert {"pghookd/py.typed", "pghookd/core/settings.py"} <= in_wheel
     assert {name.split("/")[0] for name in in_wheel} == {"pghookd", f"pghookd-{__version__}.dist-info"}

@@ -186,9 +186,9 @@ def catalogues(
     return {language: _words(language, texts) for language, texts in known.items()}, tuple(faults)
 
 
-def language_of(wanted: str, known: Iterable[str]) -> str:
+def language_of(wanted: str | None, known: Iterable[str]) -> str:
     """Return the language to write in for what a site says, `de-AT` as well; English for what is unknown."""
-    found = _LANGUAGE.match(wanted.lower())
+    found = _LANGUAGE.match((wanted or "").lower())
     return found[0] if found and found[0] in known else REFERENCE
 
 
