@@ -382,7 +382,7 @@ class Crew:
         return Mailer(
             self._sessions["mail"],
             post,
-            Letters(settings.mail),
+            Letters(settings.mail, user_agent=settings.delivery.user_agent),
             settings=settings.mail,
             logger=world.logger,
             monotonic=world.monotonic,
