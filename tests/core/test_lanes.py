@@ -12,6 +12,7 @@ from pghookd.core.lanes import (
     IDLE_LANES_MAX,
     LANE_QUEUE_MAX,
     QUEUE_MAX,
+    SHED_MAX,
     START_WIDTH,
     UNPROVED_QUEUE_MAX,
     Lanes,
@@ -289,9 +290,25 @@ def test_shedding_takes_the_surplus_of_lanes_that_do_not_keep_up_and_only_when_m
     good.queue[0].since = 9.0
     shed = lanes.shed(9.5)
     assert {each.endpoint_id for each in shed} == {1}
-    assert len(stuck.queue) == 8
-    assert [each.event.event_id for each in shed] == list(range(10, 900))  # the newest of them, in order
+    assert [each.event.event_id for each in shed] == list(range(900 - SHED_MAX, 900))  # the newest, in order
     assert not lanes.full
+    assert lanes.shed(9.5) == []
+    while not lanes.full:
+        lanes.offer(good, delivery(2, since=9.0), 9.0)
+    lanes.shed(9.5)
+    assert len(stuck.queue) == 8
+
+
+def test_no_lane_is_blamed_that_might_start_more_if_it_were_let():
+    """Something else holds it back: the recorder, or the machine."""
+    lanes = make(endpoint_concurrency=4, queue_bytes_max=400)
+    fill(lanes, 1, 100)
+    lane = fill(lanes, 2, 100)
+    answer(lanes, lane, next(each for of, each in start(lanes) if of is lane))
+    while not lanes.full:
+        lanes.offer(lane, delivery(2), 0.0)
+    assert lane.flying < lane.allowed
+    assert {each.endpoint_id for each in lanes.shed(99.0)} == {1}
 
 
 def test_a_lane_that_does_not_keep_up_takes_few_parked_rows_back_and_none_while_memory_is_full():

@@ -24,6 +24,7 @@ from pghookd.core.pace import Pace
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
 UNPROVED_QUEUE_MAX: Final = 100  # for one that has answered nothing for as long as `patience` says
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
+SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
 START_WIDTH: Final = 2.0  # requests in flight of a lane that has not proved itself
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
@@ -247,7 +248,7 @@ class Lanes:
 
     def _parking_buys_something(self, lane: Lane, now: float) -> bool:
         """Only where others could use the free slots: the lane is at its width, or unproved, and does not keep up."""
-        if lane.proved and not (lane.flying >= lane.allowed and lane.waits_longer(self.patience_s, now)):
+        if lane.proved and not self._is_stuck(lane, now):
             return False
         return self._feeds_others(lane)
 
@@ -479,11 +480,23 @@ class Lanes:
         return self._take(lane, 0)
 
     def shed(self, now: float) -> list[Delivery]:
-        """Take the surplus of lanes that do not keep up, when they fill the memory while slots are free."""
+        """Take surplus of lanes that do not keep up, when they fill the memory while slots are free.
+
+        Little at a time: outcomes wait behind what is parked.
+        """
         if not self.full or self.flying >= self._concurrency:
             return []
-        stuck = [lane for lane in self.busy() if not lane.proved or lane.waits_longer(self.patience_s, now)]
-        return [delivery for lane in stuck for delivery in self._take(lane, 2 * lane.limit)]
+        shed: list[Delivery] = []
+        for lane in self.busy():
+            if self._is_stuck(lane, now):
+                shed += self._take(lane, max(2 * lane.limit, lane.queued - (SHED_MAX - len(shed))))
+                if len(shed) >= SHED_MAX:
+                    break
+        return shed
+
+    def _is_stuck(self, lane: Lane, now: float) -> bool:
+        """Whether it is the lane that its deliveries wait for: it may start no more, and answers too little."""
+        return lane.flying >= lane.allowed and (not lane.proved or lane.waits_longer(self.patience_s, now))
 
     def _take(self, lane: Lane, keep: int) -> list[Delivery]:
         """Take the newest out of a lane, the late ones first, until so many are left; oldest first."""

@@ -30,7 +30,7 @@ LOOK_AGAIN_EVERY_S: Final = (
     60.0  # from the beginning: a clock may have been set back, a notification silenced
 )
 PARKED_LANES_A_STEP: Final = 8
-SHED_EVERY_S: Final = 0.5
+SHED_EVERY_S: Final = 0.05
 PARKED_LOOK_S: Final = 0.1  # between two looks at one endpoint's parked rows
 ENDPOINTS_PAGE: Final = 1000
 HOLD_PAGE: Final = 1000  # rows looked at in one step
