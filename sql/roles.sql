@@ -33,8 +33,8 @@ grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webh
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
   webhooks.emails, webhooks.replays to webhooks_admin;
 grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
-  webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.takes, webhooks.snooze_endpoint, webhooks.mute_owner,
-  webhooks.unsubscribe to webhooks_admin;
+  webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
+  webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
 
 -- The daemon reads the log and writes what became of it. Rights on the parents are enough: partitions get none. It is
 -- a member of the tables' owner, since DETACH CONCURRENTLY and ANALYZE need ownership; not where that is a superuser.

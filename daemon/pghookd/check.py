@@ -14,11 +14,12 @@ from typing import Final
 
 from pghookd import letter_samples, migrate
 from pghookd.core.home import why_foreign
+from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
 from pghookd.edge import postgres
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
-from pghookd.edge.rows import server_of, shard_of
+from pghookd.edge.rows import endpoint_of, server_of, shard_of
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
 
@@ -53,7 +54,8 @@ class Finding:
 
     Attributes:
         grade: how bad it is.
-        what: settings, letters, database, schema, privileges, home, shards, days, two_phase, pooler or locks.
+        what: settings, letters, database, schema, privileges, home, shards, days, endpoints, two_phase, pooler
+            or locks.
         text: a sentence for the operator.
     """
 
@@ -112,6 +114,7 @@ async def _probe_all(session: Session, settings: Settings, url: str) -> AsyncIte
         ("home", _home),
         ("shards", _shards),
         ("days", _days),
+        ("endpoints", _endpoints),
     ]
     for what, probe in general:
         async for finding in _guarded(what, probe, session, settings):
@@ -329,4 +332,24 @@ select exists (
   where i.inhrelid = to_regclass('webhooks.events_' || (s.last_value + s.is_called::int) / 4294967296)
 )
 from webhooks.events_event_id_seq s
+"""
+
+
+async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    """Prepare every endpoint that asks for something as the daemon would; what it cannot use is told."""
+    defaults = Defaults.of(settings)
+    ids = [row["endpoint_id"] for row in await session.fetch(_ASKING)]
+    for row in await session.fetch(query("read_endpoints"), ids, 1):
+        try:
+            Manner.of(endpoint_of(row), defaults)
+        except ValueError as error:
+            text = f"deliveries to endpoint {row['endpoint_id']} end dead, as invalid: {error}"
+            yield Finding(Grade.FAULT, "endpoints", text)
+
+
+_ASKING: Final = """
+select endpoint_id from webhooks.endpoints
+where enabled and (headers <> '{}' or profile <> 'standard' or secret like 'whsk\\_%'
+  or num_nonnulls(retry_schedule, success_statuses, previous_secret) > 0)
+order by endpoint_id limit 10000
 """

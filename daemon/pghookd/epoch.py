@@ -15,9 +15,10 @@ from typing import Final, TypeAlias, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core import breaker, home, verdict
+from pghookd.core import breaker, home
 from pghookd.core.home import ForeignDatabase, Server, StoredShard
 from pghookd.core.lanes import Lanes
+from pghookd.core.manner import Defaults
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
 from pghookd.edge.http import Sender
@@ -463,20 +464,12 @@ def _breaker(settings: Settings) -> breaker.Policy:
 
 
 def _terms(settings: Settings) -> Terms:
-    delivery, retry = settings.delivery, settings.retry
+    delivery = settings.delivery
     return Terms(
         concurrency=delivery.concurrency,
         batch_max=settings.recorder.batch_max,
-        timeout_s=delivery.timeout_s,
         payload_bytes_max=delivery.payload_bytes_max,
         large_at_once=max(1, delivery.queue_bytes_max // delivery.payload_bytes_max),
-        user_agent=delivery.user_agent,
-        retry=verdict.Policy(
-            schedule=retry.schedule,
-            jitter=retry.jitter,
-            throttle_floor_s=retry.throttle_floor_s,
-            retry_after_max_s=retry.retry_after_max_s,
-            age_max_s=retry.age_max_s,
-        ),
+        defaults=Defaults.of(settings),
         successes=settings.log.successes,
     )

@@ -154,6 +154,14 @@ def test_an_odd_source_is_percent_encoded(source, sent):
     assert b"x-webhook-source: " + sent + b"\r\n" in head_of(source)
 
 
+def test_an_endpoints_own_headers_come_after_ours():
+    head = StaticHead.of(AGENT, "https://x.example", [("X-Key", "abc")]).head(
+        webhook_id="evt_1", timestamp_s=1, signature=None, event_type="a", attempt=1, triggered_at="t",
+        body_bytes=2, more=b"x-more: 1\r\n",
+    )  # fmt: skip
+    assert b"x-webhook-source: https://x.example\r\nX-Key: abc\r\nx-more: 1\r\nx-webhook-attempt: 1" in head
+
+
 @given(st.text(), st.text())
 def test_nothing_in_source_or_user_agent_adds_or_breaks_a_line(source, agent):
     head = head_of(source, agent)

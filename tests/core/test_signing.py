@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 import standardwebhooks
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,3 +74,42 @@ def test_an_unusable_secret_is_refused_without_being_quoted(secret):
     assert base64.b64encode(b"canary").decode() not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+# Ed25519 ------------------------------------------------------------------------------------------------------------
+
+# RFC 8032, 7.1, TEST 1: the private key and what it leads to.
+SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+PUBLIC = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a")
+
+
+def whsk(raw):
+    return "whsk_" + base64.b64encode(raw).decode()
+
+
+@pytest.mark.parametrize("raw", [SEED, SEED + PUBLIC])
+def test_ed25519_signs_the_same_content(raw):
+    assert signing.public_key_of(whsk(raw)) == "whpk_" + base64.b64encode(PUBLIC).decode()
+    version, _, text = signing.signer_of(whsk(raw))("evt_1", 100, b"{}").partition(b",")
+    assert version == b"v1a"
+    Ed25519PublicKey.from_public_bytes(PUBLIC).verify(base64.b64decode(text), b"evt_1.100.{}")
+
+
+@pytest.mark.parametrize("secret", [whsk(SEED[:31]), whsk(SEED + SEED), "whsk_canary", "whsk_", "whsk_ü"])
+def test_an_unusable_private_key_is_refused_without_being_quoted(secret):
+    for use in (signing.signer_of, signing.public_key_of):
+        with pytest.raises(ValueError, match="the secret is") as caught:
+            use(secret)
+        assert secret[5:] not in str(caught.value) or secret == "whsk_"
+
+
+def test_a_shared_secret_has_no_public_key():
+    with pytest.raises(ValueError, match="public key"):
+        signing.public_key_of(SECRET)
+
+
+def test_both_secrets_sign_until_the_end_of_a_rotation():
+    new, old = signing.signer_of(SECRET), signing.signer_of("old")
+    both = signing.overlapping(new, old, 100.0)
+    assert both("evt_1", 99, b"{}") == new("evt_1", 99, b"{}") + b" " + old("evt_1", 99, b"{}")
+    assert both("evt_1", 100, b"{}") == new("evt_1", 100, b"{}")

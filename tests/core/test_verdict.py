@@ -27,6 +27,15 @@ def test_any_2xx_is_delivered_whatever_else_it_says(status):
     assert record(reply) == Record(Outcome.DELIVERED, status, None)
 
 
+def test_a_2xx_that_an_endpoint_does_not_name_is_refused():
+    narrow = Policy((10.0,), 0.0, successes=frozenset({200, 204}))
+    assert verdict_on(Reply(204), policy=narrow) == Delivered()
+    assert verdict_on(Reply(202), policy=narrow) == Retry(10.0)
+    assert verdict_on(Reply(202, control="disable"), policy=narrow) == Disable(DisabledReason.RECEIVER)
+    assert record(Reply(204), narrow.successes) == Record(Outcome.DELIVERED, 204, None)
+    assert record(Reply(202), narrow.successes) == Record(Outcome.REFUSED, 202, None)
+
+
 @pytest.mark.parametrize(
     "status", [300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 408, 418, 425, 500, 503, 599]
 )

@@ -157,7 +157,11 @@ SECRETS = {
     "": False,
     "old secret": True,
     "x": True,
-    "whsk_" + "A" * 44: True,
+    "whsk_" + "A" * 43 + "=": True,  # 32 bytes
+    "whsk_" + "A" * 86 + "==": True,  # 64
+    "whsk_" + "A" * 44: False,  # 33
+    "whsk_": False,
+    "whsk_not base64": False,
     "enc:v1:abc": True,
     "WHSEC_abc": True,
 }

@@ -44,6 +44,7 @@ IMPORTERS = {
     "pydantic_settings": {"pghookd.edge.credentials"},
     "click": {"pghookd.cli"},
     "rich": {"pghookd.cli", "pghookd.demo", "pghookd.demo_view"},
+    "cryptography": {"pghookd.core.signing"},
     "uvloop": {"pghookd.app", "pghookd.demo"},
 }
 # A core module takes time, randomness and the world as arguments.

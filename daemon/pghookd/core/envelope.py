@@ -12,8 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
+
+from pghookd.core.headers import static_lines
 
 TYPE_LENGTH_MAX: Final = 128  # characters
 SOURCE_LENGTH_MAX: Final = 2048  # bytes once encoded; a longer source is not sent
@@ -96,26 +99,30 @@ class StaticHead:
 
     Attributes:
         opening: the lines before `webhook-id`, and that line up to its value.
-        source: the line `x-webhook-source`, or nothing.
+        later: the line `x-webhook-source`, if there is one, and the endpoint's own.
     """
 
     opening: bytes
-    source: bytes
+    later: bytes
 
     @classmethod
-    def of(cls, user_agent: str, source: str | None) -> StaticHead:
-        """Prepare the lines; whatever could break or forge a header is percent-encoded (RFC 3986, 2.1).
+    def of(cls, user_agent: str, source: str | None, headers: Sequence[tuple[str, str]] = ()) -> StaticHead:
+        """Prepare the lines; whatever of ours could break or forge a header is percent-encoded (RFC 3986, 2.1).
 
         Args:
             user_agent: setting `delivery.user_agent`.
             source: `sites.url`; None, empty or over 2,048 bytes: no line.
+            headers: names and values of the endpoint's own.
+
+        Raises:
+            ValueError: one of the endpoint's own headers may not be sent (core/headers).
         """
         agent = _encoded(user_agent.strip(), _UNFIT_BUT_BLANK)
         opening = (
             b"content-type: application/json\r\nuser-agent: " + agent + b"\r\n"
             b"accept: */*\r\naccept-encoding: identity\r\nwebhook-id: "
         )
-        return cls(opening, _source_line(source))
+        return cls(opening, _source_line(source) + (static_lines(headers) if headers else b""))
 
     def head(
         self,
@@ -127,6 +134,7 @@ class StaticHead:
         attempt: int,
         triggered_at: str,
         body_bytes: int,
+        more: bytes = b"",
     ) -> bytes:
         """Return the header lines of one attempt, the blank line that ends the head included.
 
@@ -138,6 +146,7 @@ class StaticHead:
             attempt: 1 for the first.
             triggered_at: as `timestamp_text()` returns it.
             body_bytes: the length of the body.
+            more: lines of a profile, each with its line end.
 
         Raises:
             ValueError: the type is not a valid one.
@@ -149,7 +158,8 @@ class StaticHead:
                 f"{webhook_id}\r\nwebhook-timestamp: {timestamp_s}".encode("ascii"),
                 signed,
                 _topic_line(event_type),
-                self.source,
+                self.later,
+                more,
                 f"x-webhook-attempt: {attempt}\r\nx-webhook-triggered-at: {triggered_at}\r\n"
                 f"content-length: {body_bytes}\r\n\r\n".encode("ascii"),
             )
@@ -177,11 +187,15 @@ def _checked_type(event_type: str) -> str:
     return event_type
 
 
-def _source_line(source: str | None) -> bytes:
+def fit_source(source: str | None) -> bytes:
+    """Return `sites.url` as it is sent; empty: it is not."""
     encoded = _encoded((source or "").strip(), _UNFIT)
-    if not encoded or len(encoded) > SOURCE_LENGTH_MAX:
-        return b""
-    return b"x-webhook-source: " + encoded + b"\r\n"
+    return encoded if len(encoded) <= SOURCE_LENGTH_MAX else b""
+
+
+def _source_line(source: str | None) -> bytes:
+    encoded = fit_source(source)
+    return b"x-webhook-source: " + encoded + b"\r\n" if encoded else b""
 
 
 def _encoded(text: str, unfit: re.Pattern[bytes]) -> bytes:

@@ -9,6 +9,8 @@ import dataclasses
 import enum
 from typing import TypeAlias
 
+from pghookd.core.options import EndpointOptions
+
 EVENT_TYPES = (
     "order_created",
     "order_updated",
@@ -86,6 +88,7 @@ class Endpoint:
     source: str | None = None  # sites.url, sent as x-webhook-source
     concurrency: int | None = None  # null means delivery.endpoint_concurrency
     timeout_s: float | None = None  # null means delivery.timeout_s
+    options: EndpointOptions | None = None  # what is seldom set; null: nothing of it
 
     def takes(self, event_type: str) -> bool:
         """Whether this endpoint asked for the type; `*` is all but the reserved `webhook_*`."""

@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from pghookd import __version__
 from pghookd.core import destination
+from pghookd.core.profile import PRESETS, STANDARD
 from pghookd.core.retry import SCHEDULE_STEPS_MAX, parse_schedule
 
 _ADDRESS: Final = re.compile(r"[^\s\x00-\x1f\x7f,<>]+@[^\s\x00-\x1f\x7f,<>]+")
@@ -92,6 +93,11 @@ def _fit_places(texts: tuple[str, ...]) -> tuple[str, ...]:
 def _fit_address(text: str) -> None:
     if not _ADDRESS.fullmatch(text):
         raise ValueError("must be one e-mail address, as in hooks@example.com")
+
+
+def _fit_profile(text: str) -> None:
+    if text != STANDARD and text not in PRESETS:
+        raise ValueError(f"must be one of {', '.join((STANDARD, *PRESETS))}")
 
 
 def _fit_url(text: str) -> None:
@@ -184,7 +190,7 @@ class Delivery(Section):
     payload_bytes_max: Annotated[Count, Field(le=1_000_000_000)] = 10_000_000
     queue_bytes_max: Count = 67_108_864
     shards: Annotated[Count, Field(le=1024)] = 16
-    profile: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")] = "standard"
+    profile: Annotated[str, _checked(_fit_profile), Field(min_length=1)] = STANDARD
     user_agent: Annotated[str, _checked(_fit_header), Field(min_length=1)] = f"pghookd/{__version__}"
 
 

@@ -1,4 +1,7 @@
-"""Signatures of requests, exactly as Standard Webhooks 1.0.0 has them: HMAC-SHA256 over `id.timestamp.body`.
+"""Signatures of requests, exactly as Standard Webhooks 1.0.0 has them, over `id.timestamp.body`.
+
+`v1` is HMAC-SHA256 with a shared secret, `v1a` is Ed25519 with a private key (`whsk_`) that receivers only know the
+public half of (`whpk_`). While a secret is rotated both the new and the previous one sign, the newest first.
 
 Never here: where a secret comes from, and any text that holds one: errors from here may be logged.
 """
@@ -9,7 +12,13 @@ import base64
 import binascii
 import functools
 import hashlib
-from typing import Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+Sign: TypeAlias = Callable[[str, int, bytes], bytes]  # webhook-id, Unix seconds, body: the header's value
 
 KEY_BYTES_MIN: Final = 24  # Standard Webhooks: 24 to 64 random bytes
 KEY_BYTES_MAX: Final = 64
@@ -17,7 +26,10 @@ _BLOCK_BYTES: Final = 64  # of SHA-256
 _INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
 _PREFIX: Final = "whsec_"
-_UNUSABLE_PREFIXES: Final = ("whsk_", "enc:")  # other kinds of secret, whose text is no HMAC key
+PRIVATE_PREFIX: Final = "whsk_"
+PUBLIC_PREFIX: Final = "whpk_"
+_SEED_BYTES: Final = 32  # of an Ed25519 private key; with its public key behind it 64 (RFC 8032, 5.1.5)
+_UNUSABLE_PREFIXES: Final = (PRIVATE_PREFIX, "enc:")  # other kinds of secret, whose text is no HMAC key
 
 
 def key_of(secret: str) -> bytes:
@@ -51,6 +63,61 @@ def sign(key: bytes, webhook_id: str, timestamp_s: int, body: bytes) -> bytes:
     inner.update(b"%s.%d.%s" % (webhook_id.encode("ascii"), timestamp_s, body))
     outer.update(inner.digest())
     return b"v1," + binascii.b2a_base64(outer.digest(), newline=False)
+
+
+def signer_of(secret: str) -> Sign:
+    """Return what signs with a secret: Ed25519 for `whsk_`, HMAC for all others.
+
+    Raises:
+        ValueError: the secret cannot be used; the message holds nothing of it.
+    """
+    if not secret.startswith(PRIVATE_PREFIX):
+        return functools.partial(sign, key_of(secret))
+    private = _private_key(secret)
+
+    def sign_with_ed25519(webhook_id: str, timestamp_s: int, body: bytes) -> bytes:
+        signature = private.sign(b"%s.%d.%s" % (webhook_id.encode("ascii"), timestamp_s, body))
+        return b"v1a," + binascii.b2a_base64(signature, newline=False)
+
+    return sign_with_ed25519
+
+
+def overlapping(newest: Sign, previous: Sign, until_s: float) -> Sign:
+    """Return what signs with both, the newest first, and from `until_s` (Unix seconds) on with the newest alone."""
+
+    def sign_with_both(webhook_id: str, timestamp_s: int, body: bytes) -> bytes:
+        signature = newest(webhook_id, timestamp_s, body)
+        if timestamp_s >= until_s:
+            return signature
+        return signature + b" " + previous(webhook_id, timestamp_s, body)
+
+    return sign_with_both
+
+
+def public_key_of(secret: str) -> str:
+    """Return the public key of a `whsk_` secret, `whpk_` + base64: what receivers of it verify with.
+
+    Raises:
+        ValueError: it is no such secret, or not a usable one; the message holds nothing of it.
+    """
+    if not secret.startswith(PRIVATE_PREFIX):
+        raise ValueError("the secret is not of the kind that has a public key")
+    return PUBLIC_PREFIX + base64.b64encode(_private_key(secret).public_key().public_bytes_raw()).decode()
+
+
+def _private_key(secret: str) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415 - 5 MB that few have a use for
+
+    try:
+        raw = base64.b64decode(secret[len(PRIVATE_PREFIX) :], validate=True)
+    except ValueError:
+        raise ValueError("the secret is not base64 after whsk_") from None
+    if len(raw) not in {_SEED_BYTES, 2 * _SEED_BYTES}:
+        raise ValueError("the secret is not 32 or 64 bytes long after whsk_")
+    private = ed25519.Ed25519PrivateKey.from_private_bytes(raw[:_SEED_BYTES])
+    if raw[_SEED_BYTES:] not in {b"", private.public_key().public_bytes_raw()}:
+        raise ValueError("the secret is two keys that do not belong together")
+    return private
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -1,6 +1,6 @@
 """What an answer means for a delivery: one pure function from what came back to what happens next.
 
-    2xx                                 delivered, whatever else it says
+    2xx                                 delivered, whatever else it says (or those that the endpoint names)
     webhook-delivery: abort-message     dead, aborted
     webhook-delivery: disable, 410      the endpoint is disabled, its deliveries held
     blocked by the URL itself           dead, blocked
@@ -29,14 +29,15 @@ _THROTTLED: Final = frozenset({429, 502, 504})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
-    """The settings `retry.*`, an endpoint's own schedule in their place where it has one. All in seconds.
+    """The settings `retry.*`, an endpoint's own schedule in their place where it has one. Times in seconds.
 
     Attributes:
         schedule: the wait after failure 1, 2, ...; attempts are one more.
         jitter: 0.2 is plus or minus 20 %; 0: none.
         throttle_floor_s: the least wait after a timeout, 429, 502 or 504; 0: none.
         retry_after_max_s: the longest wait that a receiver may ask for.
-        age_max_s: a failure of an event older than this is its last.
+        age_max_s: a failure of an event older than this is its last, also on an endpoint's own schedule.
+        successes: the statuses that count as success; None: any 2xx.
     """
 
     schedule: tuple[float, ...]
@@ -44,6 +45,7 @@ class Policy:
     throttle_floor_s: float = 60.0
     retry_after_max_s: float = 86400.0
     age_max_s: float = 358500.0
+    successes: frozenset[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def judge(
         random01: a random number from 0 to 1, for the jitter.
     """
     if isinstance(answer, Reply):
-        if is_success(answer.status):
+        if is_success(answer.status, policy.successes):
             return _DELIVERED
         final = _final_word(answer)
     else:
@@ -118,19 +120,26 @@ def judge(
     return Retry(_wait_s(answer, scheduled, policy, now_s))
 
 
-def record(answer: Answer) -> Record:
-    """Say what the row of the attempt holds; no path, query or body gets into it."""
+def record(answer: Answer, successes: frozenset[int] | None = None) -> Record:
+    """Say what the row of the attempt holds; no path, query or body gets into it.
+
+    Args:
+        answer: what came back.
+        successes: the policy's.
+    """
     if isinstance(answer, Fault):
         return Record(answer.outcome, None, answer.error)
     known = _RECORDS.get(answer.status)
-    if known is not None:
+    if known is not None and (successes is None or answer.status in successes):
         return known
     return Record(Outcome.REFUSED, answer.status, _redirect(answer))
 
 
-def is_success(status: int) -> bool:
-    """Whether a status is a success: any 2xx, nothing else (Standard Webhooks)."""
-    return 200 <= status < 300  # noqa: PLR2004 - the meaning of 2xx
+def is_success(status: int, successes: frozenset[int] | None = None) -> bool:
+    """Whether a status is a success: any 2xx, nothing else (Standard Webhooks), or those 2xx that are named."""
+    if not 200 <= status < 300:  # noqa: PLR2004 - the meaning of 2xx
+        return False
+    return successes is None or status in successes
 
 
 def _final_word(reply: Reply) -> Verdict | None:

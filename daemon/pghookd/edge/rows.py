@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import orjson
 
+from pghookd.core import options
 from pghookd.core.digest import (
     EVENT_IDS_MAX,
     TYPES_MAX,
@@ -37,6 +38,7 @@ def endpoint_of(row: Row) -> Endpoint:
         source=row["source"],
         concurrency=row["concurrency"],
         timeout_s=row["timeout_s"],
+        options=None if row["options"] is None else options.read(row["options"]),
     )
 
 

@@ -13,9 +13,11 @@ from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core import envelope, signing, verdict
+from pghookd.core import envelope, verdict
 from pghookd.core.lanes import Lane, Lanes
+from pghookd.core.manner import Defaults, Manner
 from pghookd.core.model import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
+from pghookd.core.profile import ProfileHead
 from pghookd.core.writes import Attempted, Died, Kept, Write
 from pghookd.edge.http import Sender, Target
 from pghookd.edge.journal import LogEvent
@@ -50,11 +52,9 @@ class Terms:
 
     concurrency: int
     batch_max: int
-    timeout_s: float
     payload_bytes_max: int
     large_at_once: int  # payloads loaded apart that may be in memory together
-    user_agent: str
-    retry: verdict.Policy
+    defaults: Defaults  # of what an endpoint may say otherwise
     successes: int  # log one in so many; 0 none
 
 
@@ -63,8 +63,7 @@ class Aim:
     """What is prepared once for an endpoint; kept on its lane until the endpoint changes."""
 
     target: Target | Fault
-    head: envelope.StaticHead
-    key: bytes | None
+    manner: Manner
 
 
 class Deliverer:
@@ -219,7 +218,8 @@ class Deliverer:
             raise  # the epoch is over
         except Exception as error:
             self._logger.exception(LogEvent.DELIVERY_BROKEN, event_id=delivery.event.event_id)
-            return self._attempted(delivery, Fault(Outcome.FAILED, type(error).__name__), self._monotonic())
+            fault = Fault(Outcome.FAILED, type(error).__name__)
+            return self._attempted(delivery, fault, self._monotonic(), self._terms.defaults.retry)
 
     async def _load(self, event: Event) -> bytes | None:
         row = await self._loader.fetchrow(
@@ -239,50 +239,55 @@ class Deliverer:
             aim = lane.cache = made
         if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
             await self._held_back()
+        manner = aim.manner
         if isinstance(aim.target, Fault):
-            return self._attempted(delivery, aim.target, self._monotonic())
+            return self._attempted(delivery, aim.target, self._monotonic(), manner.policy)
         body = event.body or _wrap(event, payload)
-        head = self._head(aim, delivery, body)
-        timeout_s = lane.endpoint.timeout_s or self._terms.timeout_s
+        if manner.profile is not None and manner.profile.is_bare:
+            body = payload
+        head = self._head(manner, delivery, body)
         started = self._monotonic()
-        answer = await self._sender.post(aim.target, head, body, timeout_s)
-        return self._attempted(delivery, answer, started)
+        answer = await self._sender.post(aim.target, head, body, manner.timeout_s)
+        return self._attempted(delivery, answer, started, manner.policy)
 
     async def _held_back(self) -> None:
         while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens
             await asyncio.sleep(HELD_BACK_S)
 
     def _aim(self, lane: Lane) -> Aim | None:
-        endpoint = lane.endpoint
         try:
-            key = None if endpoint.secret is None else signing.key_of(endpoint.secret)
+            manner = Manner.of(lane.endpoint, self._terms.defaults)
         except ValueError:
             return None
-        head = envelope.StaticHead.of(self._terms.user_agent, endpoint.source)
-        return Aim(self._sender.aim(endpoint.url), head, key)
+        return Aim(self._sender.aim(lane.endpoint.url), manner)
 
-    def _head(self, aim: Aim, delivery: Delivery, body: bytes) -> bytes:
+    def _head(self, manner: Manner, delivery: Delivery, body: bytes) -> bytes:
         event = delivery.event
         webhook_id = event.webhook_id
         timestamp_s = self._wall_us() // 1_000_000
-        return aim.head.head(
+        return manner.head.head(
             webhook_id=webhook_id,
             timestamp_s=timestamp_s,
-            signature=None if aim.key is None else signing.sign(aim.key, webhook_id, timestamp_s, body),
+            signature=None if manner.sign is None else manner.sign(webhook_id, timestamp_s, body),
             event_type=event.type,
             attempt=delivery.attempts + 1,
             triggered_at=event.triggered_at,
             body_bytes=len(body),
+            more=b""
+            if manner.profile is None
+            else _profile_lines(manner.profile, delivery, timestamp_s, body),
         )
 
-    def _attempted(self, delivery: Delivery, answer: Answer, started: float) -> Attempted:
+    def _attempted(
+        self, delivery: Delivery, answer: Answer, started: float, policy: verdict.Policy
+    ) -> Attempted:
         took_s = self._monotonic() - started
         now_us = self._wall_us()
-        record = verdict.record(answer)
+        record = verdict.record(answer, policy.successes)
         judged = verdict.judge(
             answer,
             delivery.attempts + 1,
-            self._terms.retry,
+            policy,
             now_s=now_us / 1e6,
             age_from_s=delivery.age_from_us / 1e6,
             random01=self._random01(),
@@ -341,6 +346,18 @@ class Deliverer:
             site_id=delivery.event.site_id,
             reason=reason.value,
         )
+
+
+def _profile_lines(profile: ProfileHead, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:
+    event = delivery.event
+    return profile.head(
+        webhook_id=event.webhook_id,
+        timestamp_s=timestamp_s,
+        event_type=event.type,
+        attempt=delivery.attempts + 1,
+        triggered_at=event.triggered_at,
+        body=body,
+    )
 
 
 def _wrap(event: Event, payload: bytes) -> bytes:
