@@ -339,11 +339,12 @@ async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Find
     """Prepare every endpoint that asks for something as the daemon would; what it cannot use is told."""
     defaults = Defaults.of(settings)
     ids = [row["endpoint_id"] for row in await session.fetch(_ASKING)]
-    for row in await session.fetch(query("read_endpoints"), ids, 1):
+    found = [endpoint_of(row) for row in await session.fetch(query("read_endpoints"), ids, 1)]
+    for endpoint in sorted(found, key=lambda each: each.endpoint_id):
         try:
-            Manner.of(endpoint_of(row), defaults)
+            Manner.of(endpoint, defaults)
         except ValueError as error:
-            text = f"deliveries to endpoint {row['endpoint_id']} end dead, as invalid: {error}"
+            text = f"deliveries to endpoint {endpoint.endpoint_id} end dead, as invalid: {error}"
             yield Finding(Grade.FAULT, "endpoints", text)
 
 

@@ -30,14 +30,14 @@ alter table webhooks.endpoints
   add constraint "headers is at most 20 texts, 4000 characters in all" check (
     jsonb_typeof(headers) <> 'object'
     or jsonb_array_length(jsonb_path_query_array(headers, '$.keyvalue()')) <= 20 and length(headers::text) <= 4000
-    and not jsonb_path_exists(headers, '$.* ? (@.type() != "string")')),
+    and jsonb_path_exists(headers, 'strict $.* ? (@.type() != "string")', '{}', true) is not true),
   add constraint "headers has names that are tokens, each once" check (
     jsonb_typeof(headers) <> 'object'
     or not jsonb_path_exists(headers, '$.keyvalue() ? (!(@.key like_regex "^[-A-Za-z0-9!#$%&''*+.^_`|~]{1,100}$"))')
     and jsonb_array_length(jsonb_path_query_array(headers, '$.keyvalue()'))
       = jsonb_array_length(jsonb_path_query_array(lower(headers::text)::jsonb, '$.keyvalue()'))),
   add constraint "headers has values of printable ASCII without blanks around" check (
-    not jsonb_path_exists(headers, '$.* ? (@.type() == "string" && !(@ like_regex "^[!-~]([ -~]*[!-~])?$"))')),
+    jsonb_path_exists(headers, 'strict $.* ? (@.type() == "string" && !(@ like_regex "^[!-~]([ -~]*[!-~])?$"))', '{}', true) is not true),
   add constraint "headers has no name that frames, signs or forwards a request" check (
     jsonb_typeof(headers) <> 'object'
     or not jsonb_path_exists(headers, '$.keyvalue() ? (@.key like_regex
@@ -57,7 +57,9 @@ alter table webhooks.endpoints
     and coalesce(profile_spec ->> 'key', 'text') in ('text', 'standard')
     and coalesce(profile_spec ->> 'body', 'payload') in ('payload', 'envelope')
     and coalesce(profile_spec ->> 'signed', '{body}') like '%{body}%'
-    and coalesce(jsonb_typeof(profile_spec -> 'headers'), 'object') = 'object'),
+    and coalesce(jsonb_typeof(profile_spec -> 'headers'), 'object') = 'object'
+    and jsonb_path_exists(profile_spec, 'strict $.keyvalue() ? (@.key != "headers" && @.value.type() != "string")', '{}', true) is not true
+    and jsonb_path_exists(profile_spec, 'strict $.headers.* ? (@.type() != "string")', '{}', true) is not true),
   add constraint "profile_spec has no header that frames or forwards a request" check (
     profile_spec is null or jsonb_typeof(profile_spec) <> 'object'
     or not jsonb_path_exists(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pghookd.core import headers
 from pghookd.core.envelope import StaticHead
 
-# Shared with tests/edge/test_options.py: the table's constraint and the sender refuse the same.
+# tests/edge/test_options.py holds the table against the sender: both refuse the same.
 FIT = [
     "Authorization",
     "x-api-key",
