@@ -1,8 +1,9 @@
 """How much endpoints that hang cost their neighbours: 100 endpoints, 20 of them never answer, default settings.
 
 From the first second on, before any breaker opens. Pairs in turn: the 80 healthy ones alone, then beside the 20. Rate:
-events already in the table, as many for each endpoint, until the healthy ones have theirs. Latency: a steady stream to
-all of them, from commit to arrival at the healthy ones.
+events already in the table, as many for each endpoint, what the healthy ones are delivered in so many seconds; they
+answer after 100 ms, so that it is the slots that are short, and once more at once, where it is the machine (a parked
+event costs it most of what a delivery does). Latency: a steady stream to all, from commit to arrival at the healthy.
 
 usage: neighbours.py [--quick]
 """
@@ -27,21 +28,31 @@ from pghookd.edge.embedded import Server
 ENDPOINTS, HANGING = 100, 20
 
 
-class Mute(asyncio.Protocol):
-    """Takes requests and never answers."""
+class Slow(asyncio.Protocol):
+    """Takes requests (each comes in one piece) and answers 100 ms later; asked for /mute, never."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._write = transport.write
+        self._later = asyncio.get_running_loop().call_later
+
+    def data_received(self, data: bytes) -> None:
+        if not data.startswith(b"POST /mute"):
+            self._later(0.1, self._write, b"HTTP/1.1 204 No Content\r\n\r\n")
 
 
-async def _be_mute(port: int) -> None:
-    await (await asyncio.get_running_loop().create_server(Mute, "127.0.0.1", port)).serve_forever()
+async def _be_slow(port: int) -> None:
+    await (
+        await asyncio.get_running_loop().create_server(Slow, "127.0.0.1", port, backlog=1024)
+    ).serve_forever()
 
 
 @contextmanager
-def mute() -> Iterator[str]:
-    """Run a receiver that hangs, as a process of its own; yields its URL."""
+def slow() -> Iterator[str]:
+    """Run that receiver as a process of its own; yields its URL."""
     port = free_port()
-    process = subprocess.Popen([sys.executable, __file__, "--mute", str(port)], env=dict(os.environ))
+    process = subprocess.Popen([sys.executable, __file__, "--slow", str(port)], env=dict(os.environ))
     try:
-        yield f"http://127.0.0.1:{port}/hook"
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
         process.wait()
@@ -71,31 +82,30 @@ INSERT = """insert into webhooks.events (site_id, type, payload)
   where n % $1 % $4 <> 0 or $5"""
 
 
-async def rate(own: Server, receiver: Nginx, hanging: str | None, events: int) -> float:
-    """Return the healthy endpoints' deliveries a second, from `ready` to their last one."""
+async def rate(own: Server, healthy: str, hanging: str | None, events: int, seconds: float) -> float:
+    """Return the healthy endpoints' deliveries a second, from `ready` on."""
     url = await fresh(own, "bench")
     connection = await asyncpg.connect(url)
-    await _fill(connection, receiver.url, hanging)
-    every = ENDPOINTS // HANGING
-    await connection.execute(INSERT, ENDPOINTS, 0, events, every, hanging is not None)
+    await _fill(connection, healthy, hanging)
+    await connection.execute(INSERT, ENDPOINTS, 0, events, ENDPOINTS // HANGING, hanging is not None)
     await connection.execute("checkpoint")
-    wanted = events * (every - 1) // every
-    done = "select count(*) from webhooks.attempts where outcome = 'delivered'"
-    async with running(url) as daemon, asyncio.timeout(300):
-        started = str(daemon.log[-1]["timestamp"])
-        while (await connection.fetchval(done)) < wanted:
-            await asyncio.sleep(max(0.05, events / 400_000))
-    took = await connection.fetchval(
-        """select extract(epoch from max(attempted_at + duration_ms * interval '1 ms') - $1::text::timestamptz)::float8
-           from webhooks.attempts where outcome = 'delivered'""",
-        started,
+    async with running(url) as daemon:
+        ready = str(daemon.log[-1]["timestamp"])
+        await asyncio.sleep(seconds)
+    delivered, last = await connection.fetchrow(
+        """select count(*), extract(epoch from max(attempted_at) - $1::text::timestamptz)::float8
+           from webhooks.attempts
+           where outcome = 'delivered' and attempted_at < $1::text::timestamptz + $2::float8 * interval '1 s'""",
+        ready,
+        seconds,
     )
+    assert delivered < events * 0.8, "they ran out of work"
     await connection.close()
-    return wanted / float(took)
+    return float(delivered / last)
 
 
 async def latencies(own: Server, healthy: str, hanging: str | None, seconds: float) -> list[float]:
-    """Return milliseconds from commit to arrival at the healthy ones, 200 events a second to each fifth endpoint's rest."""
+    """Return milliseconds from commit to arrival at the healthy ones, 250 events a second for all."""
     url = await fresh(own, "bench")
     connection = await asyncpg.connect(url)
     await _fill(connection, healthy, hanging)
@@ -116,55 +126,54 @@ async def latencies(own: Server, healthy: str, hanging: str | None, seconds: flo
     return [1000 * (Receiver.arrived[n] - at) for n, at in committed.items()]
 
 
+async def pair(
+    figures: dict[str, list[float]],
+    what: str,
+    own: Server,
+    hosts: tuple[str, str],
+    seconds: float,
+    per_s: int,
+) -> None:
+    """Measure rates alone and beside."""
+    events = int(per_s * seconds * ENDPOINTS / (ENDPOINTS - HANGING))
+    alone, beside = [await rate(own, hosts[0], each, events, seconds) for each in (None, hosts[1])]
+    figures.setdefault(what, []).append(beside / alone)
+    print(f"{time.strftime('%X')} {what}: {alone:.0f}/s alone, {beside:.0f}/s beside", flush=True)
+
+
+async def waits(figures: dict[str, list[float]], own: Server, hosts: tuple[str, str], seconds: float) -> None:
+    """Measure latencies alone and beside."""
+    calm, loud = [await latencies(own, hosts[0], each, seconds) for each in (None, hosts[1])]
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        alone, beside = percentile(calm, share), percentile(loud, share)
+        figures.setdefault(f"{name} latency", []).append(beside / alone)
+        print(f"{time.strftime('%X')} {name}: {alone:.1f} ms alone, {beside:.1f} ms beside", flush=True)
+
+
 async def main(*, quick: bool) -> None:
-    events, long, pairs, seconds = (5_000, 10_000, 1, 2.0) if quick else (100_000, 1_000_000, 6, 15.0)
-    receiver = Nginx()
+    short, minute, pairs = (2.0, 3.0, 1) if quick else (10.0, 60.0, 6)
+    figures: dict[str, list[float]] = {}
+    nginx = Nginx()
     counter = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
     watched = f"http://127.0.0.1:{counter.sockets[0].getsockname()[1]}/"
-    rates, minutes, p50, p99 = [], [], [], []
     try:
-        with server(max_wal_size="8GB") as own, mute() as hanging:
+        with server(max_wal_size="8GB") as own, slow() as host:
+            mute = f"{host}/mute"
             for n in range(pairs):
-                alone, beside = (
-                    await rate(own, receiver, None, events),
-                    await rate(own, receiver, hanging, events),
-                )
-                rates.append(beside / alone)
-                print(f"{time.strftime('%X')} alone {alone:.0f}/s, beside {beside:.0f}/s", flush=True)
-                calm, loud = (
-                    await latencies(own, watched, None, seconds),
-                    await latencies(own, watched, hanging, seconds),
-                )
-                p50.append(percentile(loud, 0.5) / percentile(calm, 0.5))
-                p99.append(percentile(loud, 0.99) / percentile(calm, 0.99))
-                print(
-                    f"p99 {percentile(calm, 0.99):.1f} ms alone, {percentile(loud, 0.99):.1f} ms beside",
-                    flush=True,
-                )
-                if n < max(1, pairs // 3):
-                    minutes.append(
-                        await rate(own, receiver, hanging, long) / await rate(own, receiver, None, long)
-                    )
-                    print(f"over {long} events: {minutes[-1]:.2f}", flush=True)
+                await pair(figures, "from the first second", own, (f"{host}/hook", mute), short, 6_000)
+                await pair(figures, "answered at once", own, (nginx.url, mute), short, 30_000)
+                await waits(figures, own, (watched, mute), short)
+                if n % 3 == 0:
+                    await pair(figures, "over a minute", own, (f"{host}/hook", mute), minute, 6_000)
     finally:
-        receiver.stop()
+        nginx.stop()
         counter.close()
-    keep(
-        "neighbours",
-        {
-            "throughput from the first second, ratio to alone": spread(rates),
-            "throughput over a minute, ratio to alone": spread(minutes),
-            "p50 latency, ratio to alone": spread(p50),
-            "p99 latency, ratio to alone": spread(p99),
-            "events": events,
-            "events over a minute": long,
-        },
-        quick=quick,
-    )
+    kept = {f"{name}, ratio to alone": spread(values) for name, values in figures.items()}
+    keep("neighbours", {**kept, "endpoints": ENDPOINTS, "of them hang": HANGING}, quick=quick)
 
 
 if __name__ == "__main__":
-    if "--mute" in sys.argv:
-        uvloop.run(_be_mute(int(sys.argv[-1])))
+    if "--slow" in sys.argv:
+        uvloop.run(_be_slow(int(sys.argv[-1])))
     else:
         uvloop.run(main(quick="--quick" in sys.argv))

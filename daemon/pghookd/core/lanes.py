@@ -22,16 +22,14 @@ from pghookd.core.model import Delivery, Endpoint
 from pghookd.core.pace import Pace
 
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
-UNPROVED_QUEUE_MAX: Final = 100  # for one that has answered nothing for as long as `patience` says
+STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
 START_WIDTH: Final = 2.0  # requests in flight of a lane that has not proved itself
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
 MEASURE_EVERY_S: Final = 0.5
-BUSY_PER_S: Final = (
-    4000.0  # deliveries: parking is hardly faster, so that it buys nothing where so many go out
-)
+BUSY_PER_S: Final = 2000.0  # deliveries: where so many go out, waiting for room costs less than parking
 LIVE_TURNS: Final = 3  # of live traffic to one of late work, while both wait
 GROWTHS_A_PROBE: Final = 3  # a pace grows by e as often in the time of the first wait for a probe
 PACED_AHEAD_S: Final = 2.0  # how much late work of a lane with a pace is taken into memory
@@ -208,10 +206,10 @@ class Lanes:
         if lane.breaker.is_open:
             return self._offer_probe(lane, delivery, now)
         waiting = len(lane.late if delivery.late else lane.queue)
-        if waiting >= UNPROVED_QUEUE_MAX:
+        if waiting >= STUCK_QUEUE_MAX:
             if waiting >= LANE_QUEUE_MAX:
                 return Offer.PARK if self._parking_buys_something(lane, now) else Offer.WAIT
-            if not lane.proved and lane.waits_longer(self.patience_s, now) and self._feeds_others(lane):
+            if lane.waits_longer(self.patience_s, now) and self._parking_buys_something(lane, now):
                 return Offer.PARK
         if self.full:
             return Offer.WAIT
@@ -247,14 +245,15 @@ class Lanes:
         return not self._turns
 
     def _parking_buys_something(self, lane: Lane, now: float) -> bool:
-        """Only where others could use the free slots: the lane is at its width, or unproved, and does not keep up."""
-        if lane.proved and not self._is_stuck(lane, now):
-            return False
-        return self._feeds_others(lane)
+        """Only where the lane does not keep up, and reading on could start something else."""
+        return self._is_stuck(lane, now) and self._feeds_others(lane)
 
     def _feeds_others(self, lane: Lane) -> bool:
-        """Whether reading on could start something: a slot is free, or the others that hold them have no more work."""
-        return self.flying < self._concurrency or (self.starving and 2 * lane.flying < self._concurrency)
+        """Whether reading on is of use: a slot is free, or the others that hold them will soon have no more work."""
+        if self.flying < self._concurrency:
+            return True
+        fed = 2 * self.queued >= QUEUE_MAX or 2 * self.queued_bytes >= self._queue_bytes_max
+        return 2 * lane.flying < self._concurrency and (self.starving or not fed)
 
     def measure(self, now: float) -> None:
         """Look how fast deliveries go out; call it a few times a second.
