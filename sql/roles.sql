@@ -22,6 +22,7 @@ grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_re
 grant insert (site_id, type, payload, subject, traceparent, ordering_key, dedupe_key, supersede_key, deliver_after, deliver_before),
   select (event_id) on webhooks.events to webhooks_producer;
 grant execute on function webhooks.emit, webhooks.webhook_id to webhooks_producer;
+grant execute on function webhooks.emit_changes to webhooks_producer;
 
 -- Readers see what happened, but no secret and no payload.
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.operations to webhooks_reader;
@@ -35,6 +36,7 @@ grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts
 grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
+grant execute on function webhooks.send_test, webhooks.cancel, webhooks.emit_changes to webhooks_admin;
 
 -- The daemon reads the log and writes what became of it. Rights on the parents are enough: partitions get none. It is
 -- a member of the tables' owner, since DETACH CONCURRENTLY and ANALYZE need ownership; not where that is a superuser.

@@ -1,7 +1,7 @@
 -- Deliveries that get a row of their own, or whose row changes. A disabled endpoint's are held whatever was asked, and
 -- what was to be held for one that is on again goes out. An endpoint that is gone takes none. $1.. arrays: event_id,
 -- endpoint_id, site_id, state, reason, attempts, wait in seconds until the next attempt (null: none). A row that was
--- not waiting and is now has just been released.
+-- not waiting and is now has just been released. One that was cancelled while it was on its way gets none.
 insert into webhooks.backlog as b (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)
 select u.event_id, u.endpoint_id, u.site_id,
   case when not p.enabled then 'held' when u.reason = 'disabled' then 'waiting' else u.state end,
@@ -12,6 +12,8 @@ select u.event_id, u.endpoint_id, u.site_id,
 from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::float8[])
   as u(event_id, endpoint_id, site_id, state, reason, attempts, wait_s)
 join webhooks.endpoints p using (endpoint_id)
+where (select d.reason from webhooks.dead d where d.event_id = u.event_id and d.endpoint_id = u.endpoint_id)
+  is distinct from 'cancelled'  -- a scalar one: it prunes to a day, an anti-join may read them all
 on conflict (event_id, endpoint_id) do update
 set state = excluded.state, reason = excluded.reason, attempts = greatest(b.attempts, excluded.attempts),
   next_attempt_at = excluded.next_attempt_at,

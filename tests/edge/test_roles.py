@@ -410,3 +410,32 @@ async def test_an_owner_that_made_the_roles_itself_is_told_and_not_stopped(own_s
     day = await owner.fetchval("select max(day) + 1 from webhooks.partitions")
     assert await maintain.step(daemon, logger=structlog.get_logger(), days=1, today=day)
     await daemon.close()
+
+
+# What operators do by hand ------------------------------------------------------------------------------------------
+
+
+async def test_only_administrators_test_and_cancel(con, login, connect):
+    acts = ("select webhooks.send_test(1)", "select webhooks.cancel(1)")
+    for role in ("webhooks_producer", "webhooks_reader"):
+        await refused(await connect(await login(role)), *acts)
+    admin = await connect(await login("webhooks_admin"))
+    endpoint_id = await con.fetchval("select endpoint_id from webhooks.endpoints")
+    event_id = await admin.fetchval("select webhooks.send_test($1)", endpoint_id)
+    assert await admin.fetchval("select webhooks.cancel($1)", event_id) == 0
+
+
+async def test_changes_are_emitted_with_the_rights_of_who_makes_them(con, login, connect):
+    """Casts of a row's own types run meanwhile: never as the owner of the schema."""
+    await con.execute("create table things (shop text); grant insert, trigger on things to public")
+    make = (
+        "create trigger made after insert on things referencing new table as new_rows"
+        " for each statement execute function webhooks.emit_changes('shop', 'a', 'b')"
+    )
+    await refused(await connect(await login("webhooks_reader")), make)
+    producer = await connect(await login("webhooks_producer"))
+    await producer.execute(make)
+    await producer.execute("insert into things values ('s')")
+    assert await con.fetchval("select count(*) from webhooks.events") == 1
+    await refused(await connect(await login(None)), "insert into things values ('s')")
+    await con.execute("drop table things")

@@ -149,9 +149,14 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
 
 
 def _note(batch: Batch, write: Attempted) -> None:
-    """Note a failure, or a success after one; a fault of our own is nobody's trouble."""
-    if write.outcome is not Outcome.FAILED:
+    """Note a failure, or a success after one; a fault of our own and a test are nobody's trouble."""
+    if write.outcome is not Outcome.FAILED and not _is_test(write.delivery):
         batch.troubles.setdefault(write.delivery.endpoint_id, Trouble()).note(write)
+
+
+def _is_test(delivery: Delivery) -> bool:
+    """Whether it is `send_test`'s, addressed to this endpoint alone: tried once, and nobody is told of it."""
+    return delivery.event.endpoint_id == delivery.endpoint_id
 
 
 def _attempt_row(write: Attempted) -> tuple[object, ...]:
@@ -187,13 +192,18 @@ def _add_verdict(batch: Batch, delivery: Delivery, verdict: Verdict) -> None:
     match verdict:
         case Delivered():
             batch.cleared.append((delivery.event.event_id, delivery.endpoint_id))
+        case Retry() if _is_test(delivery):
+            _die(batch, delivery, Reason.EXHAUSTED, attempts)
         case Retry():
             _keep(batch, delivery, State.WAITING, Reason.RETRY, attempts, verdict.wait_s)
         case Dead():
             _die(batch, delivery, verdict.reason, attempts)
         case Disable():
             batch.disabled[delivery.endpoint_id] = verdict.reason.value
-            _keep(batch, delivery, State.HELD, Reason.DISABLED, attempts, None)
+            if _is_test(delivery):  # the receiver's word counts, but a test is not sent a second time
+                _die(batch, delivery, Reason.EXHAUSTED, attempts)
+            else:
+                _keep(batch, delivery, State.HELD, Reason.DISABLED, attempts, None)
         case _:
             assert_never(verdict)
 

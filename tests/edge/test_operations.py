@@ -1,0 +1,240 @@
+"""What operators do by hand, and a table's changes as events: the functions of migration 0005.
+
+Who may call them, what they leave in `operations`, and that a statement's rows become events in one go.
+"""
+
+from __future__ import annotations
+
+import json
+
+import asyncpg
+import pytest
+
+DENIED = asyncpg.InsufficientPrivilegeError
+GIVEN = "'shop', 'thing_created', 'thing_updated'"
+
+
+@pytest.fixture
+async def con(database, connect):
+    connection = await connect(database)
+    await connection.execute("insert into webhooks.sites (site_id, name) values ('s', 'A shop')")
+    return connection
+
+
+@pytest.fixture
+async def endpoint_id(con):
+    return await con.fetchval(
+        "insert into webhooks.endpoints (site_id, url, event_types, secret)"
+        " values ('s', 'https://example.com/', '{order_updated}', 'hunter2') returning endpoint_id"
+    )
+
+
+async def operations(con):
+    rows = await con.fetch("select what, detail from webhooks.operations order by at")
+    return [(row["what"], json.loads(row["detail"])) for row in rows]
+
+
+# send_test ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_test_is_an_event_for_one_endpoint_that_says_so(con, endpoint_id):
+    event_id = await con.fetchval("select webhooks.send_test($1)", endpoint_id)
+    row = await con.fetchrow("select * from webhooks.events")
+    assert (row["event_id"], row["site_id"], row["type"]) == (event_id, "s", "webhook_test")
+    assert row["endpoint_id"] == endpoint_id
+    assert json.loads(row["payload"])["test"] is True
+    assert await operations(con) == [
+        ("send_test", {"endpoint_id": endpoint_id, "type": "webhook_test", "event_id": event_id})
+    ]
+
+
+async def test_a_test_of_a_known_type_is_its_example(con, endpoint_id):
+    await con.fetchval("select webhooks.send_test($1, 'order_created')", endpoint_id)
+    payload = json.loads(await con.fetchval("select payload from webhooks.events"))
+    assert payload.pop("test") is True
+    example = await con.fetchval("select example from webhooks.event_types where name = 'order_created'")
+    assert payload == json.loads(example)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("send_test(-1)", "there is no endpoint -1"),
+        ("send_test(null)", "there is no endpoint null"),
+        ("send_test({0}, 'no type')", "not no type"),
+        ("send_test({0}, null)", "not null"),
+        ("cancel(-1)", "there is no event -1"),
+        ("cancel(null)", "wants an event"),
+    ],
+)
+async def test_what_there_is_not_is_said(con, endpoint_id, call, told):
+    with pytest.raises(asyncpg.PostgresError, match=told):
+        await con.fetchval(f"select webhooks.{call.format(endpoint_id)}")
+    assert await operations(con) == []
+
+
+async def test_a_disabled_endpoint_is_not_tested(con, endpoint_id):
+    await con.execute("select webhooks.disable_endpoint($1, 'gone')", endpoint_id)
+    with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError, match=r"is disabled \(gone\)"):
+        await con.fetchval("select webhooks.send_test($1)", endpoint_id)
+
+
+# cancel ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def waiting(con, endpoint_id):
+    """Return an event of which two endpoints have yet to hear."""
+    event_id = await con.fetchval("select webhooks.emit('s', 'order_updated', '{}')")
+    await con.execute(
+        "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)"
+        " values ($1, $2, 's', 'waiting', 'retry', 3, now()), ($1, $2 + 1, 's', 'held', 'disabled', 0, null)",
+        event_id,
+        endpoint_id,
+    )
+    return event_id
+
+
+async def dead(con):
+    return [tuple(row) for row in await con.fetch("select endpoint_id, reason, attempts from webhooks.dead")]
+
+
+async def test_cancel_gives_up_one_endpoints_delivery(con, endpoint_id, waiting):
+    assert await con.fetchval("select webhooks.cancel($1, $2)", waiting, endpoint_id) == 1
+    assert await dead(con) == [(endpoint_id, "cancelled", 3)]
+    assert await con.fetchval("select count(*) from webhooks.backlog") == 1
+    assert await con.fetchval("select webhooks.cancel($1, $2)", waiting, endpoint_id) == 0
+    assert await operations(con) == [
+        ("cancel", {"event_id": waiting, "endpoint_id": endpoint_id, "cancelled": 1})
+    ]
+
+
+async def test_cancel_gives_up_all_that_is_left_of_an_event(con, endpoint_id, waiting):
+    assert await con.fetchval("select webhooks.cancel($1)", waiting) == 2
+    assert sorted(await dead(con)) == [(endpoint_id, "cancelled", 3), (endpoint_id + 1, "cancelled", 0)]
+    assert await con.fetchval("select count(*) from webhooks.backlog") == 0
+
+
+# emit_changes ---------------------------------------------------------------------------------------------------------
+
+
+async def watch(con, *omitted, table="things"):
+    """Make the two triggers as their documentation has them."""
+    arguments = ", ".join([GIVEN, *(f"'{name}'" for name in omitted)])
+    await con.execute(
+        f"create trigger made after insert on {table} referencing new table as new_rows"
+        f" for each statement execute function webhooks.emit_changes({arguments});"
+        f"create trigger changed after update on {table} referencing old table as old_rows new table as new_rows"
+        f" for each statement execute function webhooks.emit_changes({arguments})"
+    )
+
+
+@pytest.fixture
+async def things(con):
+    await con.execute(
+        "create table things (id int primary key, shop text, name text, price numeric, token text, seen_at timestamptz,"
+        " extra json)"
+    )
+    return con
+
+
+async def told(con):
+    rows = await con.fetch("select site_id, type, payload from webhooks.events order by event_id")
+    return [(row["site_id"], row["type"], json.loads(row["payload"])) for row in rows]
+
+
+async def test_ten_thousand_rows_of_one_statement_are_as_many_events(things):
+    await watch(things, "token")
+    await things.execute(
+        "insert into things select n, 's' || n % 7, 'Thing ' || n, n / 100.0, 'secret', now(), '{\"a\":  1}'"
+        " from generate_series(1, 10000) n"
+    )
+    count, sites, ids, xids = await things.fetchrow(
+        "select count(*), count(distinct site_id), count(distinct payload ->> 'id'), count(distinct xid::text)"
+        " from webhooks.events where type = 'thing_created'"
+    )
+    assert (count, sites, ids, xids) == (10000, 7, 10000, 1)
+    assert not await things.fetchval(
+        "select count(*) from webhooks.events where payload::text like '%secret%'"
+    )
+    assert await things.fetchval("select payload ->> 'extra' from webhooks.events limit 1") == '{"a":  1}'
+    await things.execute("update things set price = price + 1")
+    assert await things.fetchval("select count(*) from webhooks.events where type = 'thing_updated'") == 10000
+
+
+async def test_a_payload_is_the_row_with_its_nulls_and_columns_in_order(things):
+    await watch(things, "token", "seen_at")
+    await things.execute("insert into things (id, shop, token) values (1, 's', 'secret')")
+    payload = await things.fetchval("select payload from webhooks.events")
+    assert list(json.loads(payload).items()) == [
+        ("id", 1), ("shop", "s"), ("name", None), ("price", None), ("extra", None),
+    ]  # fmt: skip
+
+
+async def test_an_update_tells_of_rows_that_look_different(things):
+    await watch(things, "token", "seen_at")
+    await things.execute(
+        "insert into things (id, shop, name) values (1, 's', 'a'), (2, 's', 'b'), (3, 's', 'c')"
+    )
+    await things.execute("delete from webhooks.events")
+    await things.execute("update things set seen_at = now(), token = 'x'")
+    await things.execute("update things set name = 'a'")
+    found = await told(things)
+    assert sorted(row["id"] for _, _, row in found) == [2, 3]
+    assert {kind for _, kind, _ in found} == {"thing_updated"}
+    await things.execute("update things set name = null where id = 1")
+    assert (await told(things))[-1][2]["name"] is None
+
+
+async def test_a_row_without_a_site_makes_no_event_and_harms_no_other(things):
+    await watch(things)
+    await things.execute(
+        "insert into things (id, shop) values (1, null), (2, ''), (3, repeat('x', 201)), (4, 's')"
+    )
+    await things.execute("insert into things select 9, 's' where false")
+    assert [row["id"] for _, _, row in await told(things)] == [4]
+
+
+async def test_what_postgres_cannot_hold_as_jsonb_passes(things):
+    await watch(things, "token")
+    await things.execute(r"""insert into things (id, shop, extra) values (1, 's', '{"a": "\u0000"}')""")
+    payload = await things.fetchval("select payload::text from webhooks.events")
+    assert r"\u0000" in payload
+
+
+async def test_upsert_and_copy_and_a_numeric_site(con):
+    await con.execute("create table things (id int primary key, shop int, name text)")
+    await watch(con)
+    await con.copy_records_to_table("things", records=[(1, 7, "a"), (2, 8, "b")])
+    await con.execute(
+        "insert into things values (2, 8, 'B'), (3, 9, 'c') on conflict (id) do update set name = excluded.name"
+    )
+    assert sorted((site, kind) for site, kind, _ in await told(con)) == [
+        ("7", "thing_created"), ("8", "thing_created"), ("8", "thing_updated"), ("9", "thing_created"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("'shop'", "with the site's column"),
+        ("'nope', 'a', 'b'", "no column nope"),
+        ("'shop', 'a', 'b', 'gone'", "no column gone"),
+        ("'shop', 'not a type', 'b'", "is no type"),
+    ],
+)
+async def test_a_wrong_argument_fails_the_statement(things, arguments, error):
+    await things.execute(
+        "create trigger t after insert on things referencing new table as new_rows"
+        f" for each statement execute function webhooks.emit_changes({arguments})"
+    )
+    with pytest.raises(asyncpg.PostgresError, match=error):
+        await things.execute("insert into things (id, shop) values (1, 's')")
+
+
+async def test_a_trigger_for_each_row_is_refused(things):
+    await things.execute(
+        f"create trigger t after insert on things for each row execute function webhooks.emit_changes({GIVEN})"
+    )
+    with pytest.raises(asyncpg.PostgresError, match="FOR EACH STATEMENT"):
+        await things.execute("insert into things (id, shop) values (1, 's')")
