@@ -33,7 +33,7 @@ def test_a_2xx_that_an_endpoint_does_not_name_is_refused():
     assert verdict_on(Reply(202), policy=narrow) == Retry(10.0)
     assert verdict_on(Reply(202, control="disable"), policy=narrow) == Disable(DisabledReason.RECEIVER)
     assert record(Reply(204), narrow.successes) == Record(Outcome.DELIVERED, 204, None)
-    assert record(Reply(202), narrow.successes) == Record(Outcome.REFUSED, 202, None)
+    assert record(Reply(202), narrow.successes) == Record(Outcome.REFUSED, 202, "success_statuses")
 
 
 @pytest.mark.parametrize(

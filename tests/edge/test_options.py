@@ -321,8 +321,8 @@ async def test_static_headers_schedule_statuses_and_timeout_are_the_endpoints_ow
         await until(lambda: con.fetchval("select count(*) = 1 from webhooks.dead"))
     assert [r.headers["authorization"] for r in requests] == ["Bearer abc"] * 3
     assert [r.headers["x-tenant"] for r in requests] == ["7"] * 3
-    rows = await con.fetch("select outcome, status from webhooks.attempts order by attempt")
-    assert [tuple(row) for row in rows] == [("refused", 200)] * 3
+    rows = await con.fetch("select outcome, status, error from webhooks.attempts order by attempt")
+    assert [tuple(row) for row in rows] == [("refused", 200, "success_statuses")] * 3
     assert await con.fetchval("select reason from webhooks.dead") == "exhausted"
 
 

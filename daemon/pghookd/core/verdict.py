@@ -130,9 +130,13 @@ def record(answer: Answer, successes: frozenset[int] | None = None) -> Record:
     if isinstance(answer, Fault):
         return Record(answer.outcome, None, answer.error)
     known = _RECORDS.get(answer.status)
-    if known is not None and (successes is None or answer.status in successes):
-        return known
+    if known is not None:
+        return known if successes is None or answer.status in successes else _unwanted(answer.status)
     return Record(Outcome.REFUSED, answer.status, _redirect(answer))
+
+
+def _unwanted(status: int) -> Record:
+    return Record(Outcome.REFUSED, status, "success_statuses")  # why a 2xx is none, for whoever wonders
 
 
 def is_success(status: int, successes: frozenset[int] | None = None) -> bool:
