@@ -30,12 +30,13 @@ def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}", late=False):
     return Delivery(event, number, 0, since, in_backlog=late, late=late)
 
 
-def make(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None):
+def make(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None, start_width=2.0):
     return Lanes(
         concurrency=concurrency,
         endpoint_concurrency=endpoint_concurrency,
         queue_bytes_max=queue_bytes_max,
         policy=policy,
+        start_width=start_width,
     )
 
 
@@ -65,10 +66,11 @@ def start(lanes, now=0.0):
 # Pace -------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_lane_starts_with_two():
-    lanes = make()
+@pytest.mark.parametrize("width", [START_WIDTH, 2.0])
+def test_a_new_lane_starts_with_few(width):
+    lanes = make(start_width=width)
     fill(lanes, 1, 10)
-    assert len(start(lanes)) == 2
+    assert len(start(lanes)) == width
 
 
 def test_each_success_makes_room_for_one_more():
@@ -393,7 +395,7 @@ def test_lanes_without_work_are_forgotten_oldest_first():
     answer(lanes, busy)  # now it idles as well, and the oldest has to go
     assert lanes.by_endpoint.keys() == {1, *kept[1:]}
     first = lanes.lane(endpoint(7))  # a new lane, without a past
-    assert (first.width, first.proved, first in lanes.busy()) == (START_WIDTH, False, False)
+    assert (first.width, first.proved, first in lanes.busy()) == (2.0, False, False)
 
 
 def test_a_lane_forgotten_between_being_looked_up_and_given_work_is_known_again():
@@ -504,6 +506,13 @@ def test_a_breaker_that_was_open_before_a_restart_is_open():
     assert lanes.offer(lane, delivery(), 7.0) is Offer.OPEN
     assert lanes.offer(lane, delivery(late=True), 7.0) is Offer.QUEUED
     assert lanes.appetite(1, 7.0) == 0
+
+
+def test_a_breaker_that_was_switched_off_meanwhile_is_closed():
+    lanes = make(policy=Policy(share=0.0))
+    lanes.reopen(1, 7.0)
+    assert lanes.probe_at(1) is None
+    assert lanes.appetite(1, 0.0) > 1
 
 
 # Late work --------------------------------------------------------------------------------------------------

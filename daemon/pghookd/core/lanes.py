@@ -26,7 +26,7 @@ STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
-START_WIDTH: Final = 2.0  # requests in flight of a lane that has not proved itself
+START_WIDTH: Final = 1.0  # requests in flight of a lane that has not proved itself
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
 MEASURE_EVERY_S: Final = 0.5
 BUSY_PER_S: Final = 2000.0  # deliveries: where so many go out, waiting for room costs less than parking
@@ -62,11 +62,11 @@ class Lane:
         endpoint: as last read.
         limit: requests in flight at the most, as endpoint or settings say.
         breaker: the endpoint's.
+        width: how many requests may be in flight, with its fraction.
         queue: live traffic and retries.
         late: what comes back from `parked` or `held`.
         flying: requests in flight.
-        width: how many may be, with its fraction.
-        allowed: the same in whole requests.
+        allowed: its width in whole requests.
         proved: has answered 2xx since the lane was made or its breaker opened.
         in_turn: stands among those that may start something.
         resting: stands among those whose late work waits for a time.
@@ -80,10 +80,10 @@ class Lane:
     endpoint: Endpoint
     limit: int
     breaker: Breaker
+    width: float
     queue: deque[Delivery] = dataclasses.field(default_factory=deque)
     late: deque[Delivery] = dataclasses.field(default_factory=deque)
     flying: int = 0
-    width: float = START_WIDTH
     allowed: int = 0
     proved: bool = False
     in_turn: bool = False
@@ -135,11 +135,13 @@ class Lanes:
         endpoint_concurrency: int,
         queue_bytes_max: int,
         policy: breaker.Policy | None = None,
+        start_width: float = START_WIDTH,
     ) -> None:
         self._concurrency = concurrency
         self._endpoint_concurrency = endpoint_concurrency
         self._queue_bytes_max = queue_bytes_max
         self._policy = policy or breaker.Policy()
+        self._start_width = start_width
         self._lanes: dict[LaneKey, Lane] = {}
         self.by_endpoint: dict[int, Lane] = {}
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
@@ -164,7 +166,8 @@ class Lanes:
         key = LaneKey(endpoint.site_id, endpoint.endpoint_id)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key, endpoint, self._limit(endpoint), self._breaker(endpoint))
+            lane = Lane(key, endpoint, self._limit(endpoint), self._breaker(endpoint), self._start_width)
+            self._lanes[key] = lane
             self.by_endpoint[endpoint.endpoint_id] = lane
             self._leave(lane)
         elif lane.endpoint != endpoint:
@@ -371,7 +374,7 @@ class Lanes:
             lane.breaker.succeeded()
             return False
         lane.proved = False
-        lane.resize(START_WIDTH)
+        lane.resize(self._start_width)
         if delivery is not lane.probe:  # sent before it opened
             return False
         lane.breaker.close()
@@ -406,7 +409,7 @@ class Lanes:
                 lane.pace.halve(now)
             if lane.breaker.failed(now, random01):
                 lane.proved, lane.pace = False, None
-                lane.resize(START_WIDTH)
+                lane.resize(self._start_width)
                 opened = self._take(lane, 0)
         self._go_on(lane)
         return opened
@@ -425,8 +428,9 @@ class Lanes:
 
     def reopen(self, endpoint_id: int, probe_at: float) -> None:
         """Open the breaker of an endpoint that has no lane yet, as its parked rows say it was."""
-        restored = self._reopened[endpoint_id] = Breaker(self._policy)
-        restored.reopen(probe_at)
+        if self._policy.share > 0:
+            restored = self._reopened[endpoint_id] = Breaker(self._policy)
+            restored.reopen(probe_at)
 
     def probe_at(self, endpoint_id: int) -> float | None:
         """Return when an endpoint whose breaker is open may be asked; None: it is closed."""
