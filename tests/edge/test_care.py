@@ -551,3 +551,25 @@ async def test_a_failure_that_comes_while_care_decides_is_not_forgotten(house, s
 
 def _at(us):
     return dt.datetime.fromtimestamp(us / 1e6, dt.UTC)
+
+
+async def test_a_poisoned_owner_stands_in_nobodys_way(house):
+    """One owner's marks are no marks: they are looked at later, the other owner is told in time."""
+    endpoints = await house.endpoints(2, 1)
+    start = now_us()
+    events = await house.events(40)
+    for n, event in enumerate(events):
+        house.attempt(endpoints[n % 2].number, event, start + n * SECOND, Retry(1e6))
+    await house.record()
+    await house.session.execute(
+        """update webhooks.incidents set marks = '{"recovered": 1}' where endpoint_id = $1""",
+        endpoints[0].number,
+    )
+    assert await house.look(start + 11 * MINUTE) == 1
+    assert [row["owner_email"] for row in await house.mails()] == ["owner1@shop.example"]
+    assert house.diary.of("email.failed")
+    assert await house.look(start + 12 * MINUTE) == 0
+    await house.session.execute(
+        "update webhooks.incidents set marks = '{}' where endpoint_id = $1", endpoints[0].number
+    )
+    assert await house.look(start + 22 * MINUTE) == 1

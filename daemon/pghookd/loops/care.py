@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from pghookd.core.incident import Case, Health, Owner, Plan, Step
 from pghookd.core.model import DisabledReason
 from pghookd.core.settings import Settings
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import case_of, section_of, types_of
 
 OWNERS_PAGE: Final = 100  # owners looked at between two rests
@@ -162,29 +163,45 @@ class Care:
     # Owners -----------------------------------------------------------------------------------------------------------
 
     async def _owners(self, owners: list[str], now_us: int, *, storm: bool) -> int:
-        rows = await self._session.fetch(query("read_cases"), owners, now_us)
-        known = {
-            row["owner_email"]: row for row in await self._session.fetch(query("read_owners"), owners, now_us)
-        }
-        groups: dict[tuple[str, str], list[Row]] = {}
-        by_site = self._settings.mail.digest_by == "site"
+        """Look at owners. One boundary stands around each, so that a poisoned one harms nobody else."""
+        try:
+            rows = await self._session.fetch(query("read_cases"), owners, now_us)
+        except DatabaseError as error:  # somebody has more than can be counted in time
+            if len(owners) > 1:
+                return sum([await self._owners([owner], now_us, storm=storm) for owner in owners])
+            await self._postpone(owners[0], now_us, error)
+            return 0
+        groups: dict[tuple[str, str], dict[int, Row]] = {}
         for row in rows:
-            site = row["site_id"] if by_site or row["owner_email"] == NOBODY else ""
-            groups.setdefault((row["owner_email"], site), []).append(row)
+            groups.setdefault((row["owner_email"], self._site_of(row)), {})[row["endpoint_id"]] = row
         mails = 0
-        for number, ((owner, _), group) in enumerate(groups.items()):
-            look = _Look(
-                known[owner], {row["endpoint_id"]: row for row in group}, now_us, number if by_site else 0
-            )
-            mails += await self._look(look, storm=storm)
-            if by_site:  # the next site's digest counts this one
-                known.update(
-                    {
-                        r["owner_email"]: r
-                        for r in await self._session.fetch(query("read_owners"), [owner], now_us)
-                    }
-                )
+        for (owner, _), group in groups.items():
+            try:
+                mails += await self._look(await self._told_lately(owner, group, now_us), storm=storm)
+            except DatabaseAway:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever their rows hold
+                await self._postpone(owner, now_us, error)
         return mails
+
+    def _site_of(self, row: Row) -> str:
+        """Return what beside the owner makes a digest of its own."""
+        apart = self._settings.mail.digest_by == "site" or row["owner_email"] == NOBODY
+        return str(row["site_id"]) if apart else ""
+
+    async def _told_lately(self, owner: str, rows: dict[int, Row], now_us: int) -> _Look:
+        found = await self._session.fetchrow(query("read_owners"), [owner], now_us)
+        if found is None:
+            raise _Moved
+        site = self._site_of(next(iter(rows.values())))
+        return _Look(found, rows, now_us, zlib.crc32(site.encode()) % 1000 if site else 0)
+
+    async def _postpone(self, owner: str, now_us: int, error: Exception) -> None:
+        self._logger.error(
+            LogEvent.EMAIL_FAILED, domain=owner.rpartition("@")[2], error=f"{type(error).__name__}: {error}"
+        )
+        later_us = now_us + incident.LOOK_EVERY_US
+        await self._session.execute(query("postpone_owners"), [owner], later_us)
 
     async def _look(self, look: _Look, *, storm: bool) -> int:
         """Decide for one owner, and do it in one transaction; another look follows if a row has moved meanwhile."""
@@ -389,7 +406,7 @@ class _Look:
         owner: of read_owners.
         rows: of read_cases, by endpoint.
         now_us: the moment.
-        number: tells the digests of one owner's sites apart, where they are made by site.
+        number: microseconds that tell the digests of one owner's sites apart, where they are made by site.
     """
 
     owner: Row
