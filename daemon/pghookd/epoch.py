@@ -35,7 +35,8 @@ from pghookd.loops.mail import Mailer
 from pghookd.loops.maintain import maintain
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
-from pghookd.loops.record import Recorder
+from pghookd.loops.record import Due, Recorder
+from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
 from pghookd.loops.watch import Beats, watch
@@ -239,6 +240,7 @@ class Hears:
         self.echo = asyncio.Event()
         self.wake = asyncio.Event()
         self.due: Callable[[], None] = lambda: None
+        self.replay: Callable[[], None] = lambda: None
         self.endpoints: Callable[[list[int] | None], None] = lambda _: None
 
     def __call__(self, payload: str) -> None:
@@ -248,6 +250,8 @@ class Hears:
             self.echo.set()
         elif payload == "due":
             self.due()
+        elif payload == "replay":
+            self.replay()
         elif payload.startswith("endpoints"):
             ids = payload.partition(":")[2].split(",")
             known = [int(i) for i in ids if i.isascii() and i.isdecimal() and len(i) < 19]  # noqa: PLR2004 - a bigint
@@ -286,16 +290,17 @@ class Crew:
             logger=world.logger,
             random01=world.random01,
         )
-        self.recorder = self._make_recorder(server, due)
+        replays = Replays(due, self._lanes, logger=world.logger)
+        self.recorder = self._make_recorder(server, replays)
         self._queued = asyncio.Event()
         self.mailer = self._make_mailer()
         self.care = self._make_care()
         self.deliverer = self._make_deliverer()
         self.reader = self._make_reader()
         self.bell = self._make_bell(hears.wake)
-        hears.due, hears.endpoints = due.ring, self.reader.endpoints_changed
+        hears.due, hears.replay, hears.endpoints = due.ring, replays.ring, self.reader.endpoints_changed
 
-    def _make_recorder(self, server: Server, due: DueRows) -> Recorder:
+    def _make_recorder(self, server: Server, due: Due) -> Recorder:
         settings = self._world.settings
         return Recorder(
             self._sessions["record"],

@@ -1,7 +1,7 @@
 -- A page of deliveries whose time has come, from where the last page ended. $1 timestamptz, $2 bigint, $3 bigint: the
 -- last row seen; $4 int: rows. Lives on backlog_due, then a step into the primary key of each event's own day: joined
 -- plainly, the planner adds up a step into every day and reads all events instead.
-select b.event_id, b.endpoint_id, b.site_id, b.state, b.attempts, b.next_attempt_at, b.released_at,
+select b.event_id, b.endpoint_id, b.site_id, b.state, b.reason, b.attempts, b.attempts_before, b.next_attempt_at, b.released_at,
   e.type, e.created_at, e.endpoint_id as only_endpoint_id, e.event_id is not null as exists,
   case when pg_column_compression(e.payload) is null and pg_column_size(e.payload) <= 16384 then e.payload
        when octet_length(e.payload::text) <= 16384 then e.payload end as payload

@@ -465,10 +465,14 @@ from generate_series(1, 200) n;
 async def test_care_touches_the_failures_of_an_incident_and_no_others(session, today):
     """200 incidents beside 130,000 attempts of 90 days: failures by endpoint, in the days that may still be alive."""
     await session.execute(TROUBLE)
-    await session.execute("update webhooks.sites set owner_email = site_id || '@shop.example' where site_id < 's1'")
+    await session.execute(
+        "update webhooks.sites set owner_email = site_id || '@shop.example' where site_id < 's1'"
+    )
     owners = [row[0] for row in await session.fetch(query("find_due_owners"), 4_000_000_000_000_000, 100)]
     assert owners == [""]
-    await session.execute("update webhooks.sites set owner_email = 'one@shop.example' where site_id in ('s1', 's2')")
+    await session.execute(
+        "update webhooks.sites set owner_email = 'one@shop.example' where site_id in ('s1', 's2')"
+    )
     cases = await explain(session, query("read_cases"), ["one@shop.example"], "2100-01-01")
     assert {kind for kind, _, _ in cases.scans("attempts")} == {"Index Scan"}
     assert {index.split("_", 2)[2] for _, _, index in cases.scans("attempts")} == {"endpoint_id_event_id_idx"}
@@ -477,3 +481,78 @@ async def test_care_touches_the_failures_of_an_incident_and_no_others(session, t
     told = await explain(session, query("read_told"), 1, "2000-01-01", "2000-01-01", "2100-01-01")
     assert "Seq Scan" not in {kind for kind, _, _ in told.scans("attempts")}
     assert told.run_pages < 4000
+
+
+# Replays ----------------------------------------------------------------------------------------------------------
+
+REPLAY = """
+insert into webhooks.replays (replay_id, spec, last_event_id, after_event_id, settled_event_id) overriding system value
+values (1, '{spec}', {last}, {after}, {last})
+"""
+
+
+async def replay_of(session, spec, after, last, looks, most=200):
+    """Run a page of a replay for its costs; return the plan, and what it said."""
+    await session.execute(REPLAY.format(spec=json.dumps(spec), after=after, last=last))
+    sql = "select p.* from webhooks.replays r, webhooks.replay_page(r, $1, $2) p where r.replay_id = 1"
+    page = await session.fetchrow(
+        sql, looks, most
+    )  # so that catalogues are read that the plan's pages would count
+    return await explain(session, sql, looks, most), page
+
+
+@pytest.mark.parametrize(
+    ("spec", "taken", "pages"),
+    [
+        ({"states": ["dead"]}, 200, 2000),
+        ({"states": ["dead"], "site_id": "s7"}, 0, 1000),
+        ({"states": ["dead"], "types": ["product_created"]}, 0, 3000),
+        ({"states": ["delivered"], "endpoint_id": 51}, 0, 3000),
+        ({"states": ["missed"], "site_id": "s51"}, 0, 1000),
+        ({"states": ["dead", "delivered"]}, 0, 8000),  # each of 500 events with its two endpoints
+    ],
+)
+@pytest.mark.parametrize("days_ago", [0, 40])
+async def test_a_page_of_a_replay_costs_by_what_it_looks_at(session, today, spec, taken, pages, days_ago):
+    """From the middle of today, and from 40 days ago, with 40,000 events and more before its end."""
+    after = (today - days_ago) * DAY if days_ago else id_of(today, 30_000)
+    plan, page = await replay_of(session, spec, after, id_of(today, 0), 500)
+    assert plan.run_pages < pages
+    assert len(page["events"] or ()) == taken
+    assert not page["ended"]
+
+
+async def test_the_dead_of_one_endpoint_are_found_by_it(session, today):
+    """16 among 1,600 of 50 days, each of which is looked into once."""
+    spec = {"states": ["dead"], "endpoint_id": 51}
+    plan, page = await replay_of(session, spec, (today - 40) * DAY, id_of(today, 0), 500)
+    assert len(page["events"]) == 16
+    assert page["ended"]
+    assert plan.run_pages < 1500
+
+
+async def test_a_page_of_a_replay_reads_one_day_by_its_indexes(session, today):
+    await session.execute("set local plan_cache_mode = force_custom_plan")
+    after, to = id_of(today, 30_000), id_of(today, 29_500)
+    dead = await explain(
+        session,
+        "select * from webhooks.replay_dead(null, $1, null, null, null, null, now(), $2, 0, $3, 200)",
+        51,
+        after,
+        to,
+    )
+    every = await explain(
+        session,
+        "select * from webhooks.replay_any(null, null, null, '{order_created}', $1, null, '{dead,delivered,missed}',"
+        " now(), $3, $2, 0, $3, 200)",
+        "2020-01-01",
+        after,
+        to,
+    )
+    for plan in (dead, every):
+        assert not plan.kinds() & {"Seq Scan", "Bitmap Heap Scan", "Sort"}
+        for table in ("events", "attempts", "dead"):
+            assert {relation for _, relation, _ in plan.scans(table)} <= {f"{table}_{today}"}
+    assert {index for _, _, index in every.scans("endpoints")} == {"endpoints_of_site"}
+    assert every.run_pages < 8000
+    assert dead.run_pages < 50

@@ -325,6 +325,8 @@ def parameters(day, event_id):
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
         "clear_backlog": (events, endpoints),
         "disable_endpoints": (endpoints, ["gone"]),
+        "find_replays": (),
+        "advance_replay": (1, 500, 10),
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
     }  # fmt: skip
 

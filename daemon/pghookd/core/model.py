@@ -47,6 +47,7 @@ class Reason(enum.StrEnum):
     RETRY = "retry"
     QUEUED = "queued"
     ADOPTED = "adopted"
+    REPLAY = "replay"
     # parked
     LANE_FULL = "lane_full"
     BREAKER_OPEN = "breaker_open"
@@ -128,7 +129,8 @@ class Delivery:
     )
     in_backlog: bool = False
     age_from_us: int = 0  # what age_max_s counts from; microseconds since 1970
-    late: bool = False  # comes back from `parked` or `held`: live traffic goes first
+    late: bool = False  # comes back from `parked` or `held`, or is replayed: live traffic goes first
+    attempts_before: int = 0  # of `attempts`, those before a replay: the schedule counts from there
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

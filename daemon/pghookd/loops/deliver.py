@@ -286,7 +286,7 @@ class Deliverer:
         record = verdict.record(answer, policy.successes)
         judged = verdict.judge(
             answer,
-            delivery.attempts + 1,
+            delivery.attempts + 1 - delivery.attempts_before,
             policy,
             now_s=now_us / 1e6,
             age_from_s=delivery.age_from_us / 1e6,

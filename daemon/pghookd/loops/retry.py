@@ -92,6 +92,10 @@ class DueRows:
         self._cursor = _BEGINNING
         self._look_at = 0.0
 
+    def hurry(self) -> None:
+        """Rows have been made due on this session: later than all that were looked at."""
+        self._look_at = 0.0
+
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
         """Endpoints were perhaps switched; None: any of them."""
         if endpoint_ids is None:
@@ -253,7 +257,8 @@ class DueRows:
         if not endpoint.enabled:
             return Kept(delivery, State.HELD, Reason.DISABLED)
         reason = self._offer(row, delivery, endpoint, now)
-        return None if reason is None or delivery.late else Kept(delivery, State.PARKED, reason)
+        stays = row["state"] != State.WAITING.value  # where it stands already
+        return None if reason is None or stays else Kept(delivery, State.PARKED, reason)
 
     def _offer(self, row: Row, delivery: Delivery, endpoint: Endpoint, now: float) -> Reason | None:
         """Queue a delivery, or say why it is to be parked; a late one stands where it should already."""
@@ -312,5 +317,6 @@ def _delivery_of(row: Row, now: float) -> Delivery:
         None,
         in_backlog=True,
         age_from_us=max(event.created_at_us, row["released_at"] or 0),
-        late=row["state"] != State.WAITING.value,
+        late=row["state"] != State.WAITING.value or row["reason"] == Reason.REPLAY.value,
+        attempts_before=row["attempts_before"],
     )
