@@ -65,7 +65,7 @@ class Manner:
     """
 
     head: StaticHead
-    sign: signing.Sign | None
+    sign: signing.Sign | None = dataclasses.field(repr=False)  # a key is in it
     profile: ProfileHead | None
     timeout_s: float
     policy: verdict.Policy

@@ -242,9 +242,10 @@ class Deliverer:
         manner = aim.manner
         if isinstance(aim.target, Fault):
             return self._attempted(delivery, aim.target, self._monotonic(), manner.policy)
-        body = event.body or _wrap(event, payload)
         if manner.profile is not None and manner.profile.is_bare:
-            body = payload
+            body = _bare(event, payload)
+        else:
+            body = event.body or _wrap(event, payload)
         head = self._head(manner, delivery, body)
         started = self._monotonic()
         answer = await self._sender.post(aim.target, head, body, manner.timeout_s)
@@ -360,10 +361,21 @@ def _profile_lines(profile: ProfileHead, delivery: Delivery, timestamp_s: int, b
     )
 
 
-def _wrap(event: Event, payload: bytes) -> bytes:
-    """Make the body, and keep it for the event's other deliveries unless it is large."""
+def _name(event: Event) -> None:
     event.webhook_id = envelope.webhook_id(event.event_id, event.created_at_us)
     event.triggered_at = envelope.timestamp_text(event.created_at_us)
+
+
+def _bare(event: Event, payload: bytes) -> bytes:
+    """Return the payload as the body; the head needs the event's names all the same."""
+    if not event.webhook_id:
+        _name(event)
+    return payload
+
+
+def _wrap(event: Event, payload: bytes) -> bytes:
+    """Make the body, and keep it for the event's other deliveries unless it is large."""
+    _name(event)
     body = envelope.wrap(event.webhook_id, event.type, event.triggered_at, payload)
     if event.payload is not None:
         event.body = body
