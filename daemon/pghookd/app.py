@@ -7,7 +7,6 @@ comes next: another one after a short wait, standing still before a foreign data
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import signal
@@ -44,6 +43,7 @@ def run(
     settings: Settings,
     reload: Callable[[], Settings] | None = None,
     checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+    make_sender: Callable[[Settings], Sender] | None = None,
 ) -> int:
     """Run the daemon until SIGTERM or SIGINT; return the exit status.
 
@@ -51,6 +51,7 @@ def run(
         settings: as loaded.
         reload: loads them again on SIGHUP; raises ValueError with every fault.
         checkpoint: awaited at each step of a mail's road, with its name.
+        make_sender: makes what requests are sent with; None: `sender_of`.
     """
     sinks = [journal.configure(settings.log)]
 
@@ -58,18 +59,11 @@ def run(
         sinks.append(journal.configure(fresh.log))
         sinks.pop(0).close()
 
-    _spare_the_collector()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_until_signalled(settings, reload, configure_log, checkpoint))
+            return runner.run(_until_signalled(settings, reload, configure_log, checkpoint, make_sender))
     finally:
         sinks[0].close()
-
-
-def _spare_the_collector() -> None:
-    """Look for cycles less often: a delivery makes none, and looking at all that is queued took a fifth of the time."""
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)
 
 
 async def _until_signalled(
@@ -77,6 +71,7 @@ async def _until_signalled(
     reload: Callable[[], Settings] | None,
     configure_log: Callable[[Settings], None],
     checkpoint: Callable[[str], Awaitable[None]],
+    make_sender: Callable[[Settings], Sender] | None,
 ) -> int:
     loop = asyncio.get_running_loop()
     app = App(
@@ -85,6 +80,7 @@ async def _until_signalled(
         reload=reload,
         configure_log=configure_log,
         checkpoint=checkpoint,
+        make_sender=make_sender,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
@@ -107,6 +103,7 @@ class App:
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         random01: Callable[[], float] = random.random,
         checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        make_sender: Callable[[Settings], Sender] | None = None,
     ) -> None:
         self._settings = settings
         self._logger = logger
@@ -118,6 +115,7 @@ class App:
         self._wall_us = wall_us
         self._random01 = random01
         self._checkpoint = checkpoint
+        self._make_sender = make_sender or sender_of
         self._beats = Beats(epoch.LOOPS)
         self._stopping = asyncio.Event()  # the daemon ends
         self._turn = asyncio.Event()  # the epoch ends: to stop, or to go on with new settings
@@ -165,7 +163,7 @@ class App:
     async def _with_settings(self) -> int:
         """Live with one set of settings; the status is of use only when the daemon is to end."""
         settings = self._settings
-        async with sender_of(settings) as sender:
+        async with self._make_sender(settings) as sender:
             failures = 0
             while not self._turn.is_set():
                 started = self._monotonic()

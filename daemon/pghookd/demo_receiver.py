@@ -67,17 +67,21 @@ class Receiver:
     Args:
         mood: called with path, webhook-id and attempt of a verified request; False: it is answered with 503.
         seen: told of every request, after its answer was decided.
+        port: another one than a free one.
     """
 
-    def __init__(self, mood: Callable[[str, str, int], bool], seen: Callable[[Arrival], None]) -> None:
+    def __init__(
+        self, mood: Callable[[str, str, int], bool], seen: Callable[[Arrival], None], *, port: int = 0
+    ) -> None:
         self._mood = mood
         self._seen = seen
+        self._port = port
         self._secrets: dict[str, str] = {}
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=HEAD_BYTES_MAX)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, limit=HEAD_BYTES_MAX)
         return self
 
     async def __aexit__(
@@ -92,11 +96,17 @@ class Receiver:
         """Take requests to a path, signed with this secret."""
         self._secrets[path] = secret
 
-    def url(self, path: str) -> str:
-        """Return the URL of a path."""
+    @property
+    def port(self) -> int:
+        """Where it listens."""
         if self._server is None:
             raise RuntimeError("not listening yet")
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}{path}"
+        number: int = self._server.sockets[0].getsockname()[1]
+        return number
+
+    def url(self, path: str) -> str:
+        """Return the URL of a path."""
+        return f"http://127.0.0.1:{self.port}{path}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
@@ -107,13 +117,14 @@ class Receiver:
             ):
                 while True:
                     path, headers, body = await _read(reader)
-                    writer.write(_answer(self._take(path, headers, body)))
+                    writer.write(_answer(self.take(path, headers, body)))
                     await writer.drain()
         finally:
             self._open.discard(writer)
             writer.close()
 
-    def _take(self, path: str, headers: Mapping[str, str], body: bytes) -> int:
+    def take(self, path: str, headers: Mapping[str, str], body: bytes) -> int:
+        """Look at a request; return the status of the answer."""
         webhook_id = headers.get("webhook-id", "")
         attempt = int(headers.get("x-webhook-attempt", "1"))
         event_type, refuted = "", None
@@ -143,7 +154,7 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, now_s: float) -
     """Check a signature as Standard Webhooks 1.0.0 says.
 
     Args:
-        secret: `whsec_` and base64.
+        secret: `whsec_` and base64; of any other text the bytes are the key.
         headers: by lower-case name.
         body: as received.
         now_s: Unix seconds.
@@ -158,7 +169,7 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, now_s: float) -
         raise Refuted(f"there is no {missing.args[0]}") from None
     if not timestamp.isdecimal() or abs(now_s - int(timestamp)) > TOLERANCE_S:
         raise Refuted("the time is not now")
-    key = base64.b64decode(secret.removeprefix("whsec_"))
+    key = base64.b64decode(secret[6:]) if secret.startswith("whsec_") else secret.encode()
     expected = hmac.new(key, f"{webhook_id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
     wanted = b"v1," + base64.b64encode(expected)
     if not any(hmac.compare_digest(wanted, signature.encode()) for signature in signatures):
@@ -186,4 +197,4 @@ async def _read(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], byte
 
 
 def _answer(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {_REASONS[status]}\r\ncontent-length: 0\r\n\r\n".encode()
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '-')}\r\ncontent-length: 0\r\n\r\n".encode()

