@@ -291,6 +291,7 @@ def parameters(day, event_id):
     """Return good parameters for each query; a query that is not here fails the test below."""
     events, endpoints, sites = [event_id], [1], ["s"]
     server = (1, 1, "00000001")
+    now, owner = 10**15, "anna@shop.example"
     return {
         "adopt_positions": (event_id,),
         "adopt_sequence": (),
@@ -325,6 +326,28 @@ def parameters(day, event_id):
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
         "clear_backlog": (events, endpoints),
         "disable_endpoints": (endpoints, ["gone"]),
+        "note_failures": columns([(1, now, now, None, None, 0, "refused", 500, None, event_id, 1)], 11),
+        "note_successes": columns([(1, now, now, 1)], 4),
+        "read_watched": (),
+        "find_due_owners": (now, 10),
+        "read_cases": ([owner], now),
+        "read_owners": ([owner], now),
+        "read_told": (1, now, 0, now),
+        "read_waiting": (1,),
+        "read_answer": (event_id, 1, 1),
+        "step_incidents": ([1], ["failing"], ["{}"], [True], [now], [None], now, now),
+        "end_incidents": ([1], [now]),
+        "put_email": (owner, "failing", now, "{}", "{}", "queued", now),
+        "fold_email": (1,),
+        "give_token": (owner,),
+        "count_unknown_failures": (now,),
+        "pause_disabling": (1,),
+        "recall_incidents": (now,),
+        "postpone_owners": ([owner], now),
+        "read_emails": (now, ["failing"], 10),
+        "claim_email": (1, 0, now, "<a@b>", "a subject"),
+        "settle_email": (1, "sent", None, now),
+        "suspend_owner": (owner, now, "no such address"),
         "find_replays": (),
         "advance_replay": (1, 500, 10),
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
