@@ -85,7 +85,7 @@ begin
       using errcode = 'undefined_column';
   end if;
   -- By columns, and not by taking members out of a row's JSON: that would choke on \u0000 in a column of type json.
-  select format('select r.%I::text as site_id, to_json(s)::text as said from %%s r, lateral (select %s) s',
+  select format('select r.%I::text as site_id, to_json(s.*)::text as said from %%s r, lateral (select %s) s',
       tg_argv[0], string_agg(format('r.%I', attname), ', ' order by attnum) filter (where attname <> all (omitted)))
     into rows_of
   from pg_attribute where attrelid = tg_relid and attnum > 0 and not attisdropped;

@@ -95,3 +95,36 @@ def test_two_endpoints_of_one_event_do_not_replace_each_other():
 def test_an_empty_batch_is_nothing():
     batch = batch_of([])
     assert (batch.attempts, batch.single) == ([], True)
+
+
+# Tests of an endpoint: addressed to it alone --------------------------------------------------------------------
+
+
+def addressed(*, in_backlog=False):
+    made = delivery(in_backlog=in_backlog)
+    made.event.endpoint_id = made.endpoint_id
+    return made
+
+
+def test_a_test_that_fails_is_dead_at_once_and_nobodys_trouble():
+    batch = batch_of([attempted(addressed(in_backlog=True), Retry(30.0))], watched={7})
+    assert batch.dead == [(1, 7, "site", "exhausted", 1)]
+    assert (batch.backlog, batch.cleared, batch.troubles) == ([], [(1, 7)], {})
+
+
+def test_a_test_that_works_says_nothing_of_a_recovery():
+    batch = batch_of([delivered(addressed())], watched={7})
+    assert batch.single
+
+
+def test_a_test_may_switch_its_endpoint_off_and_is_not_held():
+    batch = batch_of([attempted(addressed(), Disable(DisabledReason.GONE))])
+    assert batch.disabled == {7: "gone"}
+    assert batch.dead == [(1, 7, "site", "exhausted", 1)]
+    assert batch.backlog == []
+
+
+def test_an_event_for_another_endpoint_alone_is_no_test_of_this_one():
+    other = addressed()
+    other.event.endpoint_id = 8
+    assert batch_of([attempted(other, Retry(30.0))]).backlog

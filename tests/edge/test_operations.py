@@ -202,6 +202,28 @@ async def test_what_postgres_cannot_hold_as_jsonb_passes(things):
     assert r"\u0000" in payload
 
 
+async def test_columns_may_have_any_name(con):
+    await con.execute(
+        'create table things (r int, s text, said text, site_id text, kind text, n int, "A b" int, gone int);'
+        "alter table things drop column gone"
+    )
+    await con.execute(
+        "create trigger t after insert on things referencing new table as new_rows"
+        " for each statement execute function webhooks.emit_changes('site_id', 'a', 'b', 'n')"
+    )
+    await con.execute("insert into things values (1, 's', 'x', 'site', 'k', 2, 3)")
+    payload = {"r": 1, "s": "s", "said": "x", "site_id": "site", "kind": "k", "A b": 3}
+    assert await told(con) == [("site", "a", payload)]
+
+
+async def test_all_columns_may_be_left_out(con):
+    await con.execute("create table things (shop text)")
+    await watch(con, "shop")
+    await con.execute("insert into things values ('s')")
+    await con.execute("update things set shop = 't'")
+    assert await told(con) == [("s", "thing_created", {}), ("t", "thing_updated", {})]
+
+
 async def test_upsert_and_copy_and_a_numeric_site(con):
     await con.execute("create table things (id int primary key, shop int, name text)")
     await watch(con)

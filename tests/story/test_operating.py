@@ -185,6 +185,26 @@ async def test_usage_exits_2(pghookd, words):
     assert (await pghookd("endpoint", *words)).status == 2
 
 
+async def test_an_administrators_role_is_enough(pghookd, database, endpoint_id):
+    assert (await pghookd("migrate", "--roles")).status == 0
+    admin = f"{database}&role=webhooks_admin"
+    assert (await pghookd("endpoint", "test", endpoint_id, "--wait", "0", url=admin)).status == 3
+    for words in (
+        ("endpoint", "add", "s", "https://b.example/"),
+        ("endpoint", "list"),
+        ("endpoint", "show", endpoint_id),
+        ("endpoint", "disable", endpoint_id),
+        ("endpoint", "enable", endpoint_id),
+        ("secret", "rotate", endpoint_id),
+    ):
+        done = await pghookd(*words, url=admin)
+        assert done.status == 0, done.err
+    reader = f"{database}&role=webhooks_reader"
+    assert (await pghookd("endpoint", "list", url=reader)).status == 0
+    refused = await pghookd("endpoint", "show", endpoint_id, url=reader)
+    assert (refused.status, "permission denied" in refused.err) == (1, True)
+
+
 # Testing an endpoint ----------------------------------------------------------------------------------------
 
 
