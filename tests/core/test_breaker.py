@@ -19,26 +19,30 @@ def fed(answers, **policy):
     return breaker
 
 
-@pytest.mark.parametrize(
-    ("answers", "is_open"),
-    [
-        ("-" * 9, False), ("-" * 10, True),  # from a cold start as from a warm one
-        ("+" * 100 + "-" * 9, False), ("+" * 100 + "-" * 10, True),
-        ("-+" * 9, False), ("-+" * 10, True), ("-++" * 100, False),
-        ("-" * 9 + "+" * 12 + "-", False),  # the first ones have left the window
-    ],
-)  # fmt: skip
-def test_half_of_the_last_twenty_open_it_and_no_blip_does(answers, is_open):
-    assert fed(answers).is_open is is_open
+OPENS = [
+    ("-" * 9, False), ("-" * 10, True),  # from a cold start as from a warm one
+    ("+" * 100 + "-" * 9, False), ("+" * 100 + "-" * 10, True),
+    ("-+" * 9, False), ("-+" * 10, True), ("-++" * 100, False),
+    ("-" * 9 + "+" * 12 + "-", False),  # the first ones have left the window
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("attempts", "share", "failures"),
-    [(20, 0.5, 10), (30, 0.1, 3), (10, 1.0, 10), (1, 0.01, 1), (3, 0.5, 2), (100, 0.07, 7)],
-)
-def test_how_many_failures_open_it(attempts, share, failures):
-    assert not fed("-" * (failures - 1), attempts=attempts, share=share).is_open
-    assert fed("-" * failures, attempts=attempts, share=share).is_open
+def test_half_of_the_last_twenty_open_it_and_no_blip_does():
+    for answers, is_open in OPENS:
+        assert fed(answers).is_open is is_open
+
+
+def test_how_many_failures_open_it():
+    for attempts, share, failures in [
+        (20, 0.5, 10),
+        (30, 0.1, 3),
+        (10, 1.0, 10),
+        (1, 0.01, 1),
+        (3, 0.5, 2),
+        (100, 0.07, 7),
+    ]:
+        assert not fed("-" * (failures - 1), attempts=attempts, share=share).is_open
+        assert fed("-" * failures, attempts=attempts, share=share).is_open
 
 
 def test_a_share_of_0_is_off():
@@ -116,10 +120,10 @@ def test_a_failure_halves_it_and_those_that_follow_do_not():
     assert pace.per_s == 25.0
 
 
-@pytest.mark.parametrize(("share", "falls"), [(10, False), (4, False), (2, True)])
-def test_it_falls_where_more_than_three_in_ten_fail(share, falls):
-    counts = starts(Pace(0.0, 40.0), 40, lambda n: n % share == 0)
-    assert (counts[-1] < counts[0]) is falls
+def test_it_falls_where_more_than_three_in_ten_fail():
+    for share, falls in [(10, False), (4, False), (2, True)]:
+        counts = starts(Pace(0.0, 40.0), 40, lambda n, share=share: n % share == 0)
+        assert (counts[-1] < counts[0]) is falls
 
 
 def test_it_never_stops_and_is_needless_above_a_bound():

@@ -52,10 +52,10 @@ def test_every_webhook_id_has_its_form_and_leads_back(event_id, created_at_us):
     assert envelope.event_id_of(text) == event_id
 
 
-@pytest.mark.parametrize("text", ["", "evt_", "evt_" + "0" * 27, "evt_" + "G" * 28, "EVT_" + "0" * 28, "7"])
-def test_what_is_no_webhook_id_is_refused(text):
-    with pytest.raises(ValueError, match="28 hex digits"):
-        envelope.event_id_of(text)
+def test_what_is_no_webhook_id_is_refused():
+    for text in ["", "evt_", "evt_" + "0" * 27, "evt_" + "G" * 28, "EVT_" + "0" * 28, "7"]:
+        with pytest.raises(ValueError, match="28 hex digits"):
+            envelope.event_id_of(text)
 
 
 @pytest.mark.parametrize(
@@ -98,20 +98,32 @@ def test_any_json_survives(value):
     assert json.loads(body)["data"] == value
 
 
-@pytest.mark.parametrize("event_type", ["a", "order_created", "order.created.v2", "A1_.b", "x" * 128])
-def test_types(event_type):
-    assert envelope.valid_type(event_type)
+def test_types():
+    for event_type in ["a", "order_created", "order.created.v2", "A1_.b", "x" * 128]:
+        assert envelope.valid_type(event_type)
 
 
-@pytest.mark.parametrize(
-    "event_type", ["", ".", "a.", ".a", "a..b", "a b", "a\n", "a\r\nx: y", 'a"', "é", "a-b", "x" * 129, "٣"]
-)
-def test_what_is_no_type_gets_into_neither_body_nor_head(event_type):
-    assert not envelope.valid_type(event_type)
-    with pytest.raises(ValueError, match="not a valid event type"):
-        envelope.body(1, event_type, 1, b"{}")
-    with pytest.raises(ValueError, match="not a valid event type"):
-        head_of(event_type=event_type)
+def test_what_is_no_type_gets_into_neither_body_nor_head():
+    for event_type in [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "a b",
+        "a\n",
+        "a\r\nx: y",
+        'a"',
+        "é",
+        "a-b",
+        "x" * 129,
+        "٣",
+    ]:
+        assert not envelope.valid_type(event_type)
+        with pytest.raises(ValueError, match="not a valid event type"):
+            envelope.body(1, event_type, 1, b"{}")
+        with pytest.raises(ValueError, match="not a valid event type"):
+            head_of(event_type=event_type)
 
 
 def test_the_head_is_this_and_nothing_else():

@@ -34,21 +34,23 @@ FIT_VALUES = ["1", "Bearer abc=", 'a "b" \\ c', "~", "a" * 3000]
 UNFIT_VALUES = ["", " ", " a", "a ", "a\r\nx: y", "a\nb", "a\x00b", "\t", "é", "a\x7f", "\x80"]
 
 
-@pytest.mark.parametrize("name", FIT)
-def test_names_that_may_be_sent(name):
-    assert headers.static_lines([(name, "1")]) == name.encode() + b": 1\r\n"
+def test_names_that_may_be_sent():
+    for name in FIT:
+        assert headers.static_lines([(name, "1")]) == name.encode() + b": 1\r\n"
 
 
-@pytest.mark.parametrize("name", UNFIT)
-def test_names_that_may_not(name):
-    with pytest.raises(ValueError, match="header"):
-        StaticHead.of("agent", None, [(name, "1")])
+def test_names_that_may_not():
+    for name in UNFIT:
+        with pytest.raises(ValueError, match="header"):
+            StaticHead.of("agent", None, [(name, "1")])
 
 
-@pytest.mark.parametrize("value", UNFIT_VALUES)
-def test_values_that_may_not_be_sent_and_are_not_quoted(value):
-    with pytest.raises(ValueError, match="the header x-key is not printable ASCII without blanks around it"):
-        headers.static_lines([("x-key", value)])
+def test_values_that_may_not_be_sent_and_are_not_quoted():
+    for value in UNFIT_VALUES:
+        with pytest.raises(
+            ValueError, match="the header x-key is not printable ASCII without blanks around it"
+        ):
+            headers.static_lines([("x-key", value)])
 
 
 def test_there_is_a_bound_and_each_name_is_there_once():

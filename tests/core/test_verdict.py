@@ -20,11 +20,11 @@ def verdict_on(answer, failure_n=1, policy=POLICY, age_s=0.0, random01=0.5):
     return judge(answer, failure_n, policy, now_s=NOW_S, age_from_s=NOW_S - age_s, random01=random01)
 
 
-@pytest.mark.parametrize("status", [200, 201, 202, 204, 206, 299])
-def test_any_2xx_is_delivered_whatever_else_it_says(status):
-    reply = Reply(status, b"error", retry_after="60", control="disable")
-    assert verdict_on(reply, failure_n=99, age_s=1e9) == Delivered()
-    assert record(reply) == Record(Outcome.DELIVERED, status, None)
+def test_any_2xx_is_delivered_whatever_else_it_says():
+    for status in [200, 201, 202, 204, 206, 299]:
+        reply = Reply(status, b"error", retry_after="60", control="disable")
+        assert verdict_on(reply, failure_n=99, age_s=1e9) == Delivered()
+        assert record(reply) == Record(Outcome.DELIVERED, status, None)
 
 
 def test_a_2xx_that_an_endpoint_does_not_name_is_refused():
@@ -36,13 +36,11 @@ def test_a_2xx_that_an_endpoint_does_not_name_is_refused():
     assert record(Reply(202), narrow.successes) == Record(Outcome.REFUSED, 202, "success_statuses")
 
 
-@pytest.mark.parametrize(
-    "status", [300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 408, 418, 425, 500, 503, 599]
-)
-def test_any_other_answer_is_tried_again_on_the_schedule(status):
-    assert verdict_on(Reply(status)) == Retry(10.0)
-    assert verdict_on(Reply(status), failure_n=3) == Retry(1000.0)
-    assert record(Reply(status)) == Record(Outcome.REFUSED, status, None)
+def test_any_other_answer_is_tried_again_on_the_schedule():
+    for status in [300, 301, 302, 304, 307, 308, 400, 401, 403, 404, 408, 418, 425, 500, 503, 599]:
+        assert verdict_on(Reply(status)) == Retry(10.0)
+        assert verdict_on(Reply(status), failure_n=3) == Retry(1000.0)
+        assert record(Reply(status)) == Record(Outcome.REFUSED, status, None)
 
 
 def test_the_schedule_ends():
@@ -66,40 +64,41 @@ def test_the_receiver_may_abort_or_disable():
     assert verdict_on(Reply(500, control="whatever")) == Retry(10.0)
 
 
-@pytest.mark.parametrize("error", ["url", "scheme", "port", "userinfo", "name", "literal", "literal: 10/8"])
-def test_a_url_that_is_refused_itself_is_dead_at_once(error):
-    assert verdict_on(Fault(Outcome.BLOCKED, error)) == Dead(Reason.BLOCKED)
+def test_a_url_that_is_refused_itself_is_dead_at_once():
+    for error in ["url", "scheme", "port", "userinfo", "name", "literal", "literal: 10/8"]:
+        assert verdict_on(Fault(Outcome.BLOCKED, error)) == Dead(Reason.BLOCKED)
 
 
-@pytest.mark.parametrize("error", ["address", "address: not public"])
-def test_a_refused_address_is_tried_again(error):
-    assert verdict_on(Fault(Outcome.BLOCKED, error)) == Retry(10.0)
-    assert verdict_on(Fault(Outcome.BLOCKED, error), failure_n=4) == Dead(Reason.EXHAUSTED)
+def test_a_refused_address_is_tried_again():
+    for error in ["address", "address: not public"]:
+        assert verdict_on(Fault(Outcome.BLOCKED, error)) == Retry(10.0)
+        assert verdict_on(Fault(Outcome.BLOCKED, error), failure_n=4) == Dead(Reason.EXHAUSTED)
 
 
-@pytest.mark.parametrize(
-    ("outcome", "error"),
-    [(Outcome.UNREACHABLE, "dns"), (Outcome.UNREACHABLE, "tls_expired"), (Outcome.FAILED, "TypeError")],
-)
-def test_other_faults_are_tried_again_on_the_schedule(outcome, error):
-    assert verdict_on(Fault(outcome, error)) == Retry(10.0)
-    assert record(Fault(outcome, error)) == Record(outcome, None, error)
+def test_other_faults_are_tried_again_on_the_schedule():
+    for outcome, error in [
+        (Outcome.UNREACHABLE, "dns"),
+        (Outcome.UNREACHABLE, "tls_expired"),
+        (Outcome.FAILED, "TypeError"),
+    ]:
+        assert verdict_on(Fault(outcome, error)) == Retry(10.0)
+        assert record(Fault(outcome, error)) == Record(outcome, None, error)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        Fault(Outcome.TIMEOUT, "connect"),
-        Fault(Outcome.TIMEOUT, "response"),
-        Reply(429),
-        Reply(502),
-        Reply(504),
-    ],
-)
-def test_who_is_overloaded_is_left_alone_for_a_minute(answer):
-    assert verdict_on(answer) == Retry(60.0)
-    assert verdict_on(answer, failure_n=2) == Retry(100.0)
-    assert verdict_on(answer, policy=Policy((10.0,), 0.0, throttle_floor_s=0)) == Retry(10.0)
+OVERLOADED = [
+    Fault(Outcome.TIMEOUT, "connect"),
+    Fault(Outcome.TIMEOUT, "response"),
+    Reply(429),
+    Reply(502),
+    Reply(504),
+]
+
+
+def test_who_is_overloaded_is_left_alone_for_a_minute():
+    for answer in OVERLOADED:
+        assert verdict_on(answer) == Retry(60.0)
+        assert verdict_on(answer, failure_n=2) == Retry(100.0)
+        assert verdict_on(answer, policy=Policy((10.0,), 0.0, throttle_floor_s=0)) == Retry(10.0)
 
 
 def test_age_counts_only_when_an_attempt_has_failed():
@@ -111,50 +110,50 @@ def test_age_counts_only_when_an_attempt_has_failed():
     assert verdict_on(Reply(500), failure_n=4, age_s=old) == Dead(Reason.EXHAUSTED)
 
 
-@pytest.mark.parametrize(
-    ("status", "retry_after", "wait_s"),
-    [
-        (503, "30", 30.0),
-        (503, "5", 10.0),  # never sooner than the schedule
-        (503, "999999999", 86400.0),  # never later than retry_after_max_s
-        (503, "nonsense", 10.0),
-        (503, None, 10.0),
-        (503, "Mon, 24 Nov 2025 16:01:00 GMT", 60.0),
-        (429, "30", 60.0),  # the floor after 429
-        (429, "90", 90.0),
-        (500, "90", 10.0),  # on 429 and 503 alone
-        (301, "90", 10.0),
-        (502, "90", 60.0),
-    ],
-)
-def test_retry_after_is_clamped_and_heard_on_429_and_503_alone(status, retry_after, wait_s):
-    assert verdict_on(Reply(status, retry_after=retry_after)) == Retry(wait_s)
+RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE = [
+    (503, "30", 30.0),
+    (503, "5", 10.0),  # never sooner than the schedule
+    (503, "999999999", 86400.0),  # never later than retry_after_max_s
+    (503, "nonsense", 10.0),
+    (503, None, 10.0),
+    (503, "Mon, 24 Nov 2025 16:01:00 GMT", 60.0),
+    (429, "30", 60.0),  # the floor after 429
+    (429, "90", 90.0),
+    (500, "90", 10.0),  # on 429 and 503 alone
+    (301, "90", 10.0),
+    (502, "90", 60.0),
+]
 
 
-@pytest.mark.parametrize(("random01", "wait_s"), [(0.0, 8.0), (0.5, 10.0), (1.0, 12.0)])
-def test_jitter(random01, wait_s):
-    spread = Policy((10.0,), jitter=0.2)
-    assert verdict_on(Reply(500), policy=spread, random01=random01) == Retry(pytest.approx(wait_s))
+def test_retry_after_is_clamped_and_heard_on_429_and_503_alone():
+    for status, retry_after, wait_s in RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE:
+        assert verdict_on(Reply(status, retry_after=retry_after)) == Retry(wait_s)
 
 
-@pytest.mark.parametrize(
-    ("location", "error"),
-    [
-        (None, None),
-        ("https://new.example/hooks/TOKEN?key=TOKEN", "redirect: https://new.example"),
-        ("https://user:TOKEN@new.example:8443/", "redirect: https://new.example:8443"),
-        ("//new.example/TOKEN", "redirect: new.example"),
-        ("/hooks/TOKEN/", "redirect"),
-        ("", "redirect"),
-        ("https://[TOKEN", "redirect"),
-        ("https://\x1b[31mTOKEN", "redirect"),
-        ("mailto:TOKEN", "redirect"),
-        ("https://" + "x" * 5000, ("redirect: https://" + "x" * 5000)[:200]),
-    ],
-)
-def test_a_redirect_names_its_host_and_no_more(location, error):
-    assert record(Reply(301, location=location)) == Record(Outcome.REFUSED, 301, error)
-    assert record(Reply(500, location=location)).error is None
+def test_jitter():
+    for random01, wait_s in [(0.0, 8.0), (0.5, 10.0), (1.0, 12.0)]:
+        spread = Policy((10.0,), jitter=0.2)
+        assert verdict_on(Reply(500), policy=spread, random01=random01) == Retry(pytest.approx(wait_s))
+
+
+REDIRECTS = [
+    (None, None),
+    ("https://new.example/hooks/TOKEN?key=TOKEN", "redirect: https://new.example"),
+    ("https://user:TOKEN@new.example:8443/", "redirect: https://new.example:8443"),
+    ("//new.example/TOKEN", "redirect: new.example"),
+    ("/hooks/TOKEN/", "redirect"),
+    ("", "redirect"),
+    ("https://[TOKEN", "redirect"),
+    ("https://\x1b[31mTOKEN", "redirect"),
+    ("mailto:TOKEN", "redirect"),
+    ("https://" + "x" * 5000, ("redirect: https://" + "x" * 5000)[:200]),
+]
+
+
+def test_a_redirect_names_its_host_and_no_more():
+    for location, error in REDIRECTS:
+        assert record(Reply(301, location=location)) == Record(Outcome.REFUSED, 301, error)
+        assert record(Reply(500, location=location)).error is None
 
 
 REPLIES = st.builds(
