@@ -71,6 +71,7 @@ _OPTIONS: Final = (
     click.option("--retry-schedule", metavar="5s,5m,2h", help="Waits after failures."),
     click.option("--success-statuses", metavar="200,202", help="Fewer than all of 2xx."),
     click.option("--profile", metavar="NAME", help="Further signature headers that receivers know."),
+    click.option("--profile-spec", "spec", metavar="JSON", help="How the profile `custom` signs."),
     click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Send this header as well."),
 )  # fmt: skip
 
@@ -96,6 +97,7 @@ def endpoint_add(
     new_secret: bool,
     no_secret: bool,
     headers: tuple[str, ...],
+    spec: str | None,
     config: Path | None,
     as_json: bool,
     **columns: object,
@@ -105,6 +107,8 @@ def endpoint_add(
         raise click.UsageError("--secret, --new-secret and --no-secret exclude each other.")
     row = {name: value for name, value in columns.items() if value is not None and value is not False}
     row |= {"site_id": site_id, "url": url, "headers": _headers(headers), "secret": secret_of(given)}
+    if spec is not None:
+        row["profile_spec"] = _object("--profile-spec", spec)
     if types is not None:
         row["event_types"] = _types(types)
     with expected_faults(as_json=as_json):
@@ -140,6 +144,18 @@ def _types(text: str) -> list[str]:
     if not types:
         raise click.BadParameter("names no type.", param_hint="--types")
     return types
+
+
+def _object(option: str, text: str) -> dict[str, Any]:
+    import orjson
+
+    try:
+        found = orjson.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"is no JSON: {error}.", param_hint=option) from None
+    if not isinstance(found, dict):
+        raise click.BadParameter("is no JSON object.", param_hint=option)
+    return found
 
 
 def _headers(lines: tuple[str, ...]) -> dict[str, str]:

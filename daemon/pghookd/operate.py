@@ -72,11 +72,12 @@ async def add_endpoint(settings: Settings, columns: Mapping[str, object], *, new
 
 _ADD: Final = """
 insert into webhooks.endpoints (site_id, url, event_types, secret, description, concurrency, rate_per_s, ordered,
-  filter, timeout_s, retry_schedule, headers, success_statuses, profile)
+  filter, timeout_s, retry_schedule, headers, success_statuses, profile, profile_spec)
 select r.site_id, r.url, coalesce(r.event_types, '{*}'),
   case when $2::bool then webhooks.new_secret() else r.secret end,
   r.description, r.concurrency, r.rate_per_s, coalesce(r.ordered, false), r.filter, r.timeout_s, r.retry_schedule,
-  coalesce(r.headers, '{}'), r.success_statuses, coalesce(r.profile, 'standard')
+  coalesce(r.headers, '{}'), r.success_statuses, coalesce(r.profile, 'standard'),
+  r.profile_spec
 from jsonb_populate_record(null::webhooks.endpoints, $1::jsonb) r
 returning endpoint_id, case when $2::bool then secret end as secret
 """

@@ -79,6 +79,15 @@ async def test_add_makes_an_endpoint_and_shows_its_new_secret_once(pghookd, db, 
     assert json.loads(row["headers"]) == {"X-Key": "abc"}
 
 
+async def test_add_takes_a_profile_of_your_own_and_show_tells_it(pghookd, site):
+    spec = {"header": "x-shop-signature", "algorithm": "sha256"}
+    words = ("--profile", "custom", "--profile-spec", json.dumps(spec), "--success-statuses", "200", "--json")
+    made = await pghookd("endpoint", "add", site, "https://a.example/", *words)
+    shown = await pghookd("endpoint", "show", made.told["endpoint_id"], "--json")
+    told = shown.told
+    assert (told["profile"], told["profile_spec"], told["success_statuses"]) == ("custom", spec, "200")
+
+
 async def test_add_takes_a_secret_of_yours_and_does_not_repeat_it(pghookd, db, site):
     given = await pghookd("endpoints", "add", site, "https://a.example/", "--secret", SECRET)
     read = await pghookd("endpoint", "add", site, "https://b.example/", "--secret", "-", stdin=b"hunter2\n")
@@ -101,6 +110,8 @@ async def test_add_takes_a_secret_of_yours_and_does_not_repeat_it(pghookd, db, s
         (("s", "https://a.example/", "--new-secret", "--no-secret"), 2, "exclude each other"),
         (("s", "https://a.example/", "--types", ","), 2, "--types"),
         (("s", "https://a.example/", "--header", "odd"), 2, "--header"),
+        (("s", "https://a.example/", "--header", "host: b"), 1, "headers has no name that frames"),
+        (("s", "https://a.example/", "--profile-spec", "[]"), 2, "--profile-spec"),
     ],
 )
 async def test_add_says_what_is_wrong(pghookd, site, words, status, told):
