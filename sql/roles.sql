@@ -37,7 +37,7 @@ grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
 grant execute on function webhooks.send_test, webhooks.cancel, webhooks.emit_changes to webhooks_admin;
-grant execute on function webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
+grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
 
 -- The daemon reads the log and writes what became of it. Rights on the parents are enough: partitions get none. It is
 -- a member of the tables' owner, since DETACH CONCURRENTLY and ANALYZE need ownership; not where that is a superuser.

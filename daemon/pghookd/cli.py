@@ -1,7 +1,7 @@
 """The commands: what an operator types, what is printed, and the exit status.
 
 Everything dear is imported by the command that needs it, so that `--version` and completion are quick. Commands
-about endpoints, events, and for receivers' developers have files of their own (cli_*.py), what all share is in
+about endpoints, events, replays, and for receivers' developers have files of their own (cli_*.py), what all share is in
 terminal.py.
 
 Never here: work. A command loads the settings, calls one function and prints what it returned.
@@ -24,6 +24,7 @@ from pghookd import __version__
 from pghookd.cli_endpoints import endpoint, secret
 from pghookd.cli_events import event
 from pghookd.cli_receivers import receive, send, show_received
+from pghookd.cli_replays import replay
 from pghookd.terminal import (
     DONE,
     NO,
@@ -51,7 +52,7 @@ def cli() -> None:
     """Deliver webhooks from a Postgres table: signed, retried, recorded."""
 
 
-for _command in (endpoint, secret, event, send, receive):
+for _command in (endpoint, secret, event, replay, send, receive):
     cli.add_command(_command)
 
 

@@ -10,6 +10,7 @@ alter table webhooks.replays
   alter column rate_per_s set default 100,
   alter column rate_per_s set not null,
   add constraint "rate_per_s is more than 0 and at most 1000" check (rate_per_s > 0 and rate_per_s <= 1000),
+  add column endpoints int not null default 0,
   add column last_event_id bigint not null default 0,
   add column settled_event_id bigint not null default 0,
   add column after_event_id bigint not null default 0,
@@ -20,6 +21,7 @@ create index replays_running on webhooks.replays (replay_id) where state = 'runn
 comment on table webhooks.replays is 'Replays and how far they are; see webhooks.replay';
 comment on column webhooks.replays.spec is 'What webhooks.replay was asked for';
 comment on column webhooks.replays.total is 'Deliveries that it found when it was asked for';
+comment on column webhooks.replays.endpoints is 'To how many endpoints they go';
 comment on column webhooks.replays.done is 'Deliveries put on their way so far';
 comment on column webhooks.replays.last_event_id is 'No event after this one is replayed';
 comment on column webhooks.replays.settled_event_id is 'Up to here the daemon has settled everything: what has no row was missed';
@@ -225,17 +227,19 @@ begin
 end $$;
 comment on function webhooks.first_event_id is 'No event that was made since then has a lesser id, long transactions apart';
 
-create function webhooks.replay(
+create function webhooks.plan_replay(
   event_ids bigint[] default null, endpoint_id bigint default null, site_id text default null, types text[] default null,
   since timestamptz default null, until timestamptz default null, states text[] default '{dead}',
-  rate_per_s real default null, dry_run boolean default true) returns table (replay_id bigint, deliveries bigint)
+  rate_per_s real default null) returns webhooks.replays
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 #variable_conflict use_variable
 declare
   allowed constant text[] := '{dead,delivered,missed}';
   unknown text;
   r webhooks.replays;
+  look webhooks.replays;
   page record;
+  seen bigint[] := '{}';
 begin
   if num_nonnulls(event_ids, endpoint_id, site_id, types, since, until) = 0 then
     raise exception 'say what to replay: event_ids, endpoint_id, site_id, types, since or until' using errcode = 'invalid_parameter_value';
@@ -250,19 +254,17 @@ begin
   if cardinality(event_ids) > 10000 then
     raise exception 'at most 10000 event_ids at once, not %', cardinality(event_ids) using errcode = 'invalid_parameter_value';
   end if;
-  perform from webhooks.endpoints p where p.endpoint_id = replay.endpoint_id;
+  perform from webhooks.endpoints p where p.endpoint_id = plan_replay.endpoint_id;
   if not found and endpoint_id is not null then
     raise exception 'there is no endpoint %', endpoint_id using errcode = 'no_data_found';
   end if;
 
   r.created_at := now();
   r.rate_per_s := coalesce(rate_per_s, 100);
-  r.spec := jsonb_strip_nulls(jsonb_build_object('event_ids', array(select distinct i from unnest(event_ids) i where i is not null order by 1),
+  r.spec := jsonb_strip_nulls(jsonb_build_object(
+    'event_ids', case when event_ids is not null then to_jsonb(array(select distinct i from unnest(event_ids) i where i is not null order by 1)) end,
     'endpoint_id', endpoint_id, 'site_id', site_id, 'types', types, 'since', since, 'until', until,
     'states', array(select distinct s from unnest(states) s order by 1)));
-  if event_ids is null then
-    r.spec := r.spec - 'event_ids';
-  end if;
   r.after_event_id := coalesce(case when event_ids is not null then (select min(i) from unnest(event_ids) i)
     when isfinite(since) and since > '2020-01-02' then webhooks.first_event_id(since) end, 0);
   r.after_endpoint_id := -9223372036854775808;
@@ -276,23 +278,34 @@ begin
   r.settled_event_id := coalesce((select min(s.floor) from webhooks.shards s), 0);
 
   r.total := 0;
-  deliveries := 0;
-  replay_id := null;
-  declare
-    c webhooks.replays := r;
-  begin
-    loop
-      page := webhooks.replay_page(c, 20000, null);
-      r.total := r.total + coalesce(cardinality(page.events), 0);
-      exit when page.ended;
-      c.after_event_id := page.to_event_id;
-      c.after_endpoint_id := page.to_endpoint_id;
-    end loop;
-  end;
+  look := r;
+  loop  -- the daemon's own pages, larger ones: what is counted is what will go out
+    page := webhooks.replay_page(look, 20000, null);
+    r.total := r.total + coalesce(cardinality(page.events), 0);
+    seen := array(select distinct i from unnest(seen || page.endpoints) i);
+    exit when page.ended;
+    look.after_event_id := page.to_event_id;
+    look.after_endpoint_id := page.to_endpoint_id;
+  end loop;
+  r.endpoints := cardinality(seen);
+  return r;
+end $$;
+comment on function webhooks.plan_replay is 'What webhooks.replay would do, as the row that it would make: total and endpoints are what it found. Changes nothing';
+
+create function webhooks.replay(
+  event_ids bigint[] default null, endpoint_id bigint default null, site_id text default null, types text[] default null,
+  since timestamptz default null, until timestamptz default null, states text[] default '{dead}',
+  rate_per_s real default null, dry_run boolean default true) returns table (replay_id bigint, deliveries bigint)
+language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
+#variable_conflict use_variable
+declare
+  r webhooks.replays := webhooks.plan_replay(event_ids, endpoint_id, site_id, types, since, until, states, rate_per_s);
+begin
   deliveries := r.total;
-  if not dry_run then
-    insert into webhooks.replays as p (spec, rate_per_s, total, created_at, last_event_id, settled_event_id, after_event_id, after_endpoint_id)
-    values (r.spec, r.rate_per_s, r.total, r.created_at, r.last_event_id, r.settled_event_id, r.after_event_id, r.after_endpoint_id)
+  if dry_run is false then  -- null is no order
+    insert into webhooks.replays as p
+      (spec, rate_per_s, total, endpoints, created_at, last_event_id, settled_event_id, after_event_id, after_endpoint_id)
+    values (r.spec, r.rate_per_s, r.total, r.endpoints, r.created_at, r.last_event_id, r.settled_event_id, r.after_event_id, r.after_endpoint_id)
     returning p.replay_id into replay_id;
     insert into webhooks.operations (what, detail)
     values ('replay', r.spec || jsonb_build_object('replay_id', replay_id, 'deliveries', deliveries, 'rate_per_s', r.rate_per_s));
@@ -348,5 +361,5 @@ $$;
 comment on function webhooks.cancel_replay is 'Ends a replay for good; what is on its way goes on';
 
 revoke all on function webhooks.replay_dead, webhooks.replay_any, webhooks.replay_page, webhooks.advance_replay,
-  webhooks.first_event_id, webhooks.replay, webhooks.ring_replay, webhooks.switch_replay, webhooks.pause_replay,
+  webhooks.first_event_id, webhooks.plan_replay, webhooks.replay, webhooks.ring_replay, webhooks.switch_replay, webhooks.pause_replay,
   webhooks.resume_replay, webhooks.cancel_replay from public;

@@ -350,6 +350,9 @@ def parameters(day, event_id):
         "suspend_owner": (owner, now, "no such address"),
         "find_replays": (),
         "advance_replay": (1, 500, 10),
+        "plan_replay": (None, 1, None, None, "2h", None, ["dead"], None),
+        "start_replay": (None, 1, None, None, "2h", None, ["dead"], 5.0),
+        "read_replay": (1,),
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
     }  # fmt: skip
 

@@ -25,9 +25,9 @@ ORDER = (
         "pghookd.demo_receiver",
         "pghookd.demo_view",
     ),
-    ("pghookd.operate", "pghookd.receive", "pghookd.sample", "pghookd.sink"),
+    ("pghookd.operate", "pghookd.receive", "pghookd.replaying", "pghookd.sample", "pghookd.sink"),
     ("pghookd.terminal",),
-    ("pghookd.cli_endpoints", "pghookd.cli_events", "pghookd.cli_receivers"),
+    ("pghookd.cli_endpoints", "pghookd.cli_events", "pghookd.cli_receivers", "pghookd.cli_replays"),
     ("pghookd.cli",),
     ("pghookd.__main__",),
 )
@@ -50,9 +50,10 @@ IMPORTERS = {
         "pghookd.cli_endpoints",
         "pghookd.cli_events",
         "pghookd.cli_receivers",
+        "pghookd.cli_replays",
         "pghookd.terminal",
     },
-    "rich": {"pghookd.demo", "pghookd.demo_view", "pghookd.terminal"},
+    "rich": {"pghookd.cli_replays", "pghookd.demo", "pghookd.demo_view", "pghookd.terminal"},
     "cryptography": {"pghookd.core.signing"},
     "uvloop": {"pghookd.app", "pghookd.demo"},
 }

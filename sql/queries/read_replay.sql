@@ -1,0 +1,2 @@
+-- How far a replay is. $1 bigint: its id.
+select replay_id, state, total, endpoints, done, rate_per_s from webhooks.replays where replay_id = $1

@@ -1,0 +1,79 @@
+"""The command `replay`: it counts first, then goes, is watched, paused and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from test_cli import pghookd
+
+DEAD = """with made as (
+  insert into webhooks.events (site_id, type, payload, endpoint_id)
+  select 's', 'order_created', to_json(n), -1 from generate_series(1, $1::int) n returning event_id)
+insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts)
+select event_id, 1, 's', 'exhausted', 10 from made"""
+
+
+@pytest.fixture
+async def dead(db, shop):
+    """Return 40 dead deliveries of endpoint 1."""
+    await shop.open()
+    await db.execute(DEAD, 40)
+    return [row[0] for row in await db.fetch("select event_id from webhooks.dead order by 1")]
+
+
+async def test_a_dry_run_counts_and_changes_nothing(db, database, dead):
+    done = pghookd("replay", "--site", "s", "--rate", "8", url=database)
+    assert done.stdout.splitlines() == [
+        "40 deliveries to 1 endpoint, 5 s at 8 a second",
+        "This was a dry run: --go does it.",
+    ]
+    done = pghookd("replay", "--event", str(dead[0]), "--since", "2h", "--json", url=database)
+    told = {"deliveries": 1, "endpoints": 1, "rate_per_s": 100.0, "duration_s": 0.01}
+    assert (done.returncode, json.loads(done.stdout)) == (0, told)
+    assert await db.fetchval("select count(*) from webhooks.replays") == 0
+
+
+async def test_what_makes_no_sense_is_usage(database):
+    for args, words in (
+        ((), "say what to replay"),
+        (("--site", "s", "--state", "lost"), "dead, delivered, missed"),
+        (("--since", "soon"), "invalid input syntax"),
+        (("--site", "s", "pause", "1"), "no conditions"),
+        (("--event", "x"), "event_id"),
+    ):
+        done = pghookd("replay", *args, url=database)
+        assert (done.returncode, done.stdout) == (2, ""), args
+        assert words in done.stderr
+    assert pghookd("replay", "pause", "7", url=database).returncode == 1
+
+
+async def test_it_goes_and_is_watched_to_its_end(db, database, dead, receiver, start):
+    await start(database)
+    done = pghookd("replay", "--site", "s", "--go", url=database)
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "replay 1 is done: 40 deliveries put on their way"
+    await receiver.wait_for(40)
+    assert {request.event_id for request in receiver.requests} == set(dead)
+
+
+async def test_whoever_stops_watching_stops_nothing(db, database, dead, until):
+    """No daemon runs: it would never end."""
+    environ = {**os.environ, "PGHOOKD_DATABASE_URL": database}
+    command = [sys.executable, "-m", "pghookd", "replay", "--site", "s", "--go"]
+    watching = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
+    looks = "select 1 from pg_stat_activity where application_name = 'pghookd/replay' and query like '-- How far%'"
+    await until(lambda: db.fetchval(looks), 20.0)
+    watching.send_signal(signal.SIGINT)
+    said, _ = await asyncio.wait_for(watching.communicate(), 20.0)
+    assert watching.returncode == 0
+    assert said.decode().splitlines()[-1] == "replay 1 goes on; pghookd replay pause 1 halts it"
+    assert await db.fetchval("select state from webhooks.replays") == "running"
+    for act, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
+        assert pghookd("replay", act, "1", url=database).returncode == 0
+        assert await db.fetchval("select state from webhooks.replays") == state
