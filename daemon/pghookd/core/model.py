@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from pghookd.core.event_options import EventOptions
 from pghookd.core.options import EndpointOptions
 
 EVENT_TYPES = (
@@ -19,6 +20,9 @@ EVENT_TYPES = (
     "form_submitted",
     "contact_updated",
 )
+
+
+_RESERVED: Final = "webhook_"  # types that begin so are ours, and not part of `*`
 
 
 class Outcome(enum.StrEnum):
@@ -47,6 +51,7 @@ class Reason(enum.StrEnum):
     RETRY = "retry"
     QUEUED = "queued"
     ADOPTED = "adopted"
+    DELIVER_AFTER = "deliver_after"
     REPLAY = "replay"
     # parked
     LANE_FULL = "lane_full"
@@ -74,6 +79,13 @@ class DisabledReason(enum.StrEnum):
     RECEIVER = "receiver"
 
 
+def _begins(event_type: str, prefix: str) -> bool:
+    """Whether a type begins so; a reserved one only where the prefix itself is of theirs."""
+    if event_type.startswith(_RESERVED) and not prefix.startswith(_RESERVED):
+        return False
+    return event_type.startswith(prefix)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Endpoint:
     """One row of `endpoints`, as read after the page that needed it."""
@@ -92,13 +104,11 @@ class Endpoint:
     options: EndpointOptions | None = None  # what is seldom set; null: nothing of it
 
     def takes(self, event_type: str) -> bool:
-        """Whether this endpoint asked for the type; `*` is all but the reserved `webhook_*`."""
-        for wanted in self.event_types:
-            if wanted == event_type:
-                return True
-            if wanted == "*" and not event_type.startswith("webhook_"):
-                return True
-        return False
+        """Whether this endpoint asked for the type; `order_*` is all that begin so, `*` all but the reserved ones."""
+        return any(
+            wanted == event_type or (wanted.endswith("*") and _begins(event_type, wanted[:-1]))
+            for wanted in self.event_types
+        )
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -111,6 +121,7 @@ class Event:
     created_at_us: int  # microseconds since 1970, UTC
     payload: bytes | None  # the producer's own JSON text; None: large, loaded when it is sent
     endpoint_id: int | None = None  # only to this one
+    options: EventOptions | None = None  # what is seldom set; None: nothing of it
     webhook_id: str = ""  # made with the body
     triggered_at: str = ""  # made with the body
     body: bytes | None = None  # the envelope, made once for all deliveries of the event

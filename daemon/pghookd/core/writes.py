@@ -35,6 +35,7 @@ class Kept:
     delivery: Delivery
     state: State
     reason: Reason
+    wait_s: float | None = None  # seconds until it is due, of one that waits; None: at once
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -180,7 +181,7 @@ def _add_state(batch: Batch, write: Write) -> None:
         case Attempted():
             _add_verdict(batch, write.delivery, write.verdict)
         case Kept():
-            _keep(batch, write.delivery, write.state, write.reason, write.delivery.attempts, None)
+            _keep(batch, write.delivery, write.state, write.reason, write.delivery.attempts, write.wait_s)
         case Died():
             _die(batch, write.delivery, write.reason, write.delivery.attempts)
         case _:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import envelope, verdict
+from pghookd.core.event_options import EventOptions
 from pghookd.core.lanes import Lane, Lanes
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.model import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
@@ -27,6 +29,7 @@ TIMER_LEAST_S: Final = (
     0.005  # where the time has come and something else holds the lane back, look now and then
 )
 HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet looks again
+_TRACED: Final = re.compile(rb"^traceparent:", re.IGNORECASE | re.MULTILINE)
 
 
 class Gate(Protocol):
@@ -185,7 +188,10 @@ class Deliverer:
     def _fail(self, lane: Lane, write: Write, now: float) -> None:
         """Take a failure back; what its lane must not keep is parked or held."""
         counts = isinstance(write, Attempted) and write.outcome not in {Outcome.FAILED, Outcome.BLOCKED}
+        width = lane.width
         opened = self._lanes.failed(lane, write.delivery, now, self._random01(), counts=counts)
+        if isinstance(write, Died):  # the endpoint was not asked: no reason to slow down
+            lane.resize(width)
         self._gate.put(write, now)
         if opened is not None:
             self._log_breaker(LogEvent.BREAKER_OPENED, lane, probe_s=round(lane.breaker.probe_at - now, 1))
@@ -229,6 +235,8 @@ class Deliverer:
 
     async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
         event = delivery.event
+        if event.options is not None and self._is_late(event.options):
+            return Died(delivery, Reason.EXPIRED)
         if len(payload) > self._terms.payload_bytes_max:
             return Died(delivery, Reason.TOO_LARGE)
         aim = lane.cache
@@ -250,6 +258,9 @@ class Deliverer:
         started = self._monotonic()
         answer = await self._sender.post(aim.target, head, body, manner.timeout_s)
         return self._attempted(delivery, answer, started, manner.policy)
+
+    def _is_late(self, options: EventOptions) -> bool:
+        return options.deliver_before_us is not None and self._wall_us() >= options.deliver_before_us
 
     async def _held_back(self) -> None:
         while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens
@@ -274,9 +285,7 @@ class Deliverer:
             attempt=delivery.attempts + 1,
             triggered_at=event.triggered_at,
             body_bytes=len(body),
-            more=b""
-            if manner.profile is None
-            else _profile_lines(manner.profile, delivery, timestamp_s, body),
+            more=_more_lines(manner, delivery, timestamp_s, body),
         )
 
     def _attempted(
@@ -347,6 +356,15 @@ class Deliverer:
             site_id=delivery.event.site_id,
             reason=reason.value,
         )
+
+
+def _more_lines(manner: Manner, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:
+    """Return the lines of a profile and of the event's trace; an endpoint's own `traceparent` stands in its place."""
+    profile, options = manner.profile, delivery.event.options
+    lines = b"" if profile is None else _profile_lines(profile, delivery, timestamp_s, body)
+    if options is not None and options.trace_line and not _TRACED.search(manner.head.later + lines):
+        lines += options.trace_line
+    return lines
 
 
 def _profile_lines(profile: ProfileHead, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:

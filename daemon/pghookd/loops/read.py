@@ -13,6 +13,7 @@ from typing import Final, Protocol, TypeAlias, cast
 
 from structlog.typing import FilteringBoundLogger
 
+from pghookd.core import event_options
 from pghookd.core.envelope import valid_type
 from pghookd.core.lanes import Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
@@ -35,8 +36,8 @@ LULL_S: Final = 0.25  # without a row: go to sleep
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
 
-# event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large)
-EventRow: TypeAlias = tuple[int, str, str, int, int | None, bytes | None]
+# event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
+EventRow: TypeAlias = tuple[int, str, str, int, int | None, bytes | None, str | None]
 
 
 class Sleeper(Protocol):
@@ -238,7 +239,8 @@ class Reader:
         """Make a delivery for each endpoint that takes an event; every ticket is filled before anything is queued."""
         takers: dict[tuple[str, str], list[Endpoint]] = {}
         work: list[tuple[Endpoint, Delivery]] = []
-        for event_id, site_id, kind, created_at_us, only, payload in rows:
+        for row in rows:
+            event_id, site_id, kind, created_at_us, only = row[:5]
             of_site = endpoints.get(site_id)
             if of_site is None:
                 continue
@@ -254,11 +256,13 @@ class Reader:
                 ):
                     continue
                 if event is None:
-                    event = Event(event_id, site_id, kind, created_at_us, payload, only)
+                    event = _event_of(row)
                 ticket = tickets.get(endpoint.shard)
                 if ticket is None:
                     ticket = tickets[endpoint.shard] = self._log.shards[endpoint.shard].page(end, now)
                 delivery = Delivery(event, endpoint.endpoint_id, 0, now, ticket, age_from_us=created_at_us)
+                if event.options is not None:
+                    delivery.age_from_us = max(created_at_us, event.options.deliver_after_us)
                 ticket.open.add(delivery)
                 work.append((endpoint, delivery))
         return work
@@ -276,6 +280,10 @@ class Reader:
                 await self._outbox.room()
             elif not valid_type(delivery.event.type):
                 self._die(delivery, Reason.INVALID, now)
+            elif (options := delivery.event.options) is not None and options.wait_s > now - delivery.since:
+                wait_s = options.wait_s - (now - delivery.since)
+                self._outbox.put(Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s), now)
+                await self._outbox.room()
             elif lanes.offer(lane, delivery, now) is not Offer.QUEUED:
                 await self._overflow(lane, delivery)
                 known.clear()
@@ -381,6 +389,14 @@ class Reader:
                 self._die(delivery, Reason.NO_ENDPOINT, now)
             else:
                 settle(delivery)
+
+
+def _event_of(row: EventRow) -> Event:
+    event_id, site_id, kind, created_at_us, only, payload, options = row
+    event = Event(event_id, site_id, kind, created_at_us, payload, only)
+    if options is not None:
+        event.options = event_options.read(options)
+    return event
 
 
 def upper_end(newest: int) -> int:

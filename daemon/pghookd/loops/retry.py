@@ -14,6 +14,7 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from pghookd.core import event_options
 from pghookd.core.lanes import Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log
@@ -256,6 +257,9 @@ class DueRows:
             return Died(delivery, Reason.EXPIRED)
         if not endpoint.enabled:
             return Kept(delivery, State.HELD, Reason.DISABLED)
+        options = delivery.event.options
+        if options is not None and options.wait_s > 0:  # adopted, or held until its endpoint was on again
+            return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, options.wait_s)
         reason = self._offer(row, delivery, endpoint, now)
         stays = row["state"] != State.WAITING.value  # where it stands already
         return None if reason is None or stays else Kept(delivery, State.PARKED, reason)
@@ -308,7 +312,9 @@ def _delivery_of(row: Row, now: float) -> Delivery:
         row["created_at"] or 0,
         row["payload"],
         row["only_endpoint_id"],
+        None if row["options"] is None else event_options.read(row["options"]),
     )
+    after_us = 0 if event.options is None else event.options.deliver_after_us
     return Delivery(
         event,
         row["endpoint_id"],
@@ -316,7 +322,7 @@ def _delivery_of(row: Row, now: float) -> Delivery:
         now,
         None,
         in_backlog=True,
-        age_from_us=max(event.created_at_us, row["released_at"] or 0),
+        age_from_us=max(event.created_at_us, row["released_at"] or 0, after_us),
         late=row["state"] != State.WAITING.value or row["reason"] == Reason.REPLAY.value,
         attempts_before=row["attempts_before"],
     )
