@@ -204,7 +204,7 @@ async def test_restarts_under_load_lose_nothing(own_server, connect, receiver, u
     )
     schedule = (0.05,) * 20
     async with serving(
-        own_server.url(), retry={"schedule": schedule}, delivery={"concurrency": 50}
+        own_server.url(), retry={"schedule": schedule}, delivery={"concurrency": 50}, breaker={"share": 0}
     ) as daemon:
         for _ in range(2):
             await daemon.diary.wait_for("daemon.ready")

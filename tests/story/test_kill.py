@@ -160,6 +160,7 @@ async def test_two_instances_are_killed_among_receivers_that_fail(database, db, 
         "recorder_batch_max": BATCH_MAX,
         "delivery_timeout_s": 0.5,
         "delivery_connect_timeout_s": 0.5,
+        "breaker_share": 0,  # what is lost dies by its schedule
     }
     async with ReceiverProcess(tmp_path / "received.jsonl", "answers:moody") as receiving:
         await db.execute(

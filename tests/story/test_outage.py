@@ -198,7 +198,8 @@ async def test_twenty_thousand_events_wait_for_an_endpoint_that_is_down(database
     async with living(database, breaker=QUICK, retry=PATIENT) as life:
         await go_down(life, db, receiver, until, count)
         rows = await db.fetch("select state, reason, attempts from webhooks.backlog")
-        assert sum(row["attempts"] for row in rows) == len(receiver.requests) < 100
+        recorded = sum(row["attempts"] for row in rows)
+        assert recorded <= len(receiver.requests) <= recorded + 1 < 100  # a probe may be on its way
         tried = sum(row["attempts"] > 0 for row in rows)
         aside = [row["reason"] for row in rows if row["state"] == "parked"]
         assert len(aside) >= count - tried
