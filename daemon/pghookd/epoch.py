@@ -290,7 +290,7 @@ class Crew:
             logger=world.logger,
             random01=world.random01,
         )
-        replays = Replays(due, self._lanes, logger=world.logger)
+        replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)
         self.recorder = self._make_recorder(server, replays)
         self._queued = asyncio.Event()
         self.mailer = self._make_mailer()

@@ -130,6 +130,11 @@ declare
   states text[] := array(select jsonb_array_elements_text(r.spec -> 'states'));
   dead_only constant boolean := states <@ '{dead}'::text[];
 begin
+  if only_endpoint is not null and not dead_only then  -- of another site it can be none: so that nothing is looked up for those
+    select p.site_id into only_site from webhooks.endpoints p
+    where p.endpoint_id = only_endpoint and (only_site is null or p.site_id = only_site);
+    only_site := coalesce(only_site, '');
+  end if;
   -- What is looked at is bounded, however few of it are taken.
   if ids is not null then
     select i into to_event_id from unnest(ids) i where i >= r.after_event_id and i <= r.last_event_id order by i offset looks - 1 limit 1;

@@ -310,8 +310,8 @@ async def test_live_traffic_overtakes_a_replay(database, con, receiver, until):
     async with living(database):
         await go(con, "site_id => 'a', rate_per_s => 1000")
         await receiver.wait_for(50)
-        [live] = await insert(con, 1, only=None)
         sent = len(receiver.requests)
+        [live] = await insert(con, 1, only=None)
         await until(lambda: any(request.event_id == live for request in receiver.requests))
         overtook = [r.event_id for r in receiver.requests[sent:]].index(live)
         assert overtook < 400
@@ -352,7 +352,7 @@ async def desk(database):
     """Return `await step(now)` and the Replays behind it, on a session like the recorder's."""
     session = await postgres.connect(database, name="record", settings=PLANS)
     lanes = Lanes(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9)
-    replays = Replays(Hurried(), lanes, logger=Diary().logger)
+    replays = Replays(Hurried(), lanes, logger=Diary().logger, monotonic=lambda: 0.0)
 
     async def step(now):
         await replays.step(session, now, lambda _write, _now: None)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from test_cli import pghookd
@@ -77,3 +78,27 @@ async def test_whoever_stops_watching_stops_nothing(db, database, dead, until):
     for act, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
         assert pghookd("replay", act, "1", url=database).returncode == 0
         assert await db.fetchval("select state from webhooks.replays") == state
+
+
+async def test_killed_and_started_again_it_goes_on_where_it_stood(db, database, shop, receiver, start, until):
+    """Nothing is lost; what was in flight or not yet recorded at a kill may come twice, and nothing else."""
+    await shop.open(concurrency=8)
+    await db.execute(DEAD, 1500)
+    await db.execute("select webhooks.replay(site_id => 's', rate_per_s => 1000, dry_run => false)")
+    for wanted in (200, 700):
+        daemon = await start(database, delivery_concurrency=16, recorder_batch_max=50)
+        await receiver.wait_for(wanted, 20.0)
+        await daemon.kill()
+    await start(database)
+
+    async def ended():
+        row = await db.fetchrow(
+            "select state, done, (select count(*) from webhooks.backlog) from webhooks.replays"
+        )
+        return tuple(row) == ("done", 1500, 0)
+
+    await until(ended, 30.0)
+    times = Counter(request.event_id for request in receiver.requests)
+    assert len(times) == 1500
+    assert times.total() - 1500 <= 2 * (16 + 50)
+    assert await db.fetchval("select count(*) from webhooks.dead") == 0

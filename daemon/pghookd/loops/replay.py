@@ -21,8 +21,9 @@ from pghookd.edge.postgres import DatabaseError, Session, query
 LOOK_EVERY_S: Final = 5.0  # for replays whose notification was silenced
 PAGE_EVERY_S: Final = 0.1
 PAGE: Final = 200  # deliveries
-LOOKS: Final = 500  # events, or dead deliveries, looked at for a page
-PAGES_A_STEP: Final = 4  # where few of those that are looked at are taken
+LOOKS: Final = 1000  # events, or dead deliveries, looked at for a page
+STEP_S: Final = 0.02  # for further pages, where few of those that are looked at are taken
+PAGES_A_STEP: Final = 16
 REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
 
 
@@ -45,10 +46,13 @@ class Due(Protocol):
 class Replays:
     """What the recorder does between two batches: replays first, then what is due."""
 
-    def __init__(self, due: Due, lanes: Lanes, *, logger: FilteringBoundLogger) -> None:
+    def __init__(
+        self, due: Due, lanes: Lanes, *, logger: FilteringBoundLogger, monotonic: Callable[[], float]
+    ) -> None:
         self._due = due
         self._lanes = lanes
         self._logger = logger
+        self._monotonic = monotonic
         self._meters: dict[int, Meter] = {}  # of the replays that run
         self._look_at = 0.0
         self._page_at = 0.0
@@ -97,4 +101,6 @@ class Replays:
                 self._due.hurry()
             if row["ended"]:
                 return
-        self._page_at = now
+            if self._monotonic() - now > STEP_S:
+                break
+        self._page_at = now  # there is more to look at
