@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
-from crew import living
+from crew import desk, living
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -125,3 +127,146 @@ async def test_types_are_taken_by_how_they_begin_and_explained_so(database, con,
         last = await emit(con, kind="note")
         await receiver.wait_for(len(wanted) + 1)
     assert {request.event_id for request in receiver.requests} == {ids[kind] for kind in wanted} | {last}
+
+
+# supersede_key ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_newer_event_replaces_those_that_wait_in_memory(database, con, receiver, until):
+    gate = asyncio.Event()
+
+    async def script(_request):
+        await gate.wait()
+        return 200
+
+    receiver.script = script
+    await con.execute("update webhooks.endpoints set concurrency = 1")
+    async with living(database) as life:
+        first = await emit(con, supersede_key="'k'")
+        await receiver.wait_for(1)
+        older = await emit(con, supersede_key="'k'")
+        others = [
+            await emit(con, supersede_key="'other'"),
+            await emit(con),
+            await emit(con, "t", supersede_key="'k'"),
+        ]
+        newest = await emit(con, supersede_key="'k'")
+        last = await emit(con)
+        await receiver.wait_for(2)  # the other site's
+        gate.set()
+        await until(state_of(con, last, "delivered", None))
+        for event_id in (first, *others, newest):
+            await until(state_of(con, event_id, "delivered", None))
+        await until(state_of(con, older, "dead", "superseded"))
+        assert not life.diary.of("delivery.died")
+    assert older not in {request.event_id for request in receiver.requests}
+
+
+async def test_a_newer_event_replaces_those_that_have_rows(database, con, receiver, until):
+    """Waiting for a retry, for their time, or held; and not what its endpoint does not take, or may be a duplicate."""
+    await con.execute("update webhooks.endpoints set enabled = false")
+    await con.execute("update webhooks.endpoints set event_types = '{a}' where site_id = 't'")
+    older = [
+        await emit(con, supersede_key="'k'"),
+        await emit(con, supersede_key="'k'", deliver_after="now() + '1 h'::interval"),
+    ]
+    alone = [
+        await emit(con, supersede_key="'k2'", dedupe_key="'d'"),
+        await emit(con, "t", supersede_key="'k'"),
+    ]
+    await emit(con, "t", kind="b", supersede_key="'k'")
+    again = await emit(con, supersede_key="'k2'", dedupe_key="'d'")
+    async with living(database):
+        await until(state_of(con, older[1], "held", "disabled"))
+        await until(state_of(con, again, "dead", "duplicate"))
+        newest = await emit(con, supersede_key="'k'")
+        await until(state_of(con, newest, "held", "disabled"))
+        await con.execute("update webhooks.endpoints set enabled = true")
+        for event_id in (*alone, newest):
+            await until(state_of(con, event_id, "delivered", None))
+        for event_id in older:
+            await until(state_of(con, event_id, "dead", "superseded"))
+    assert {request.event_id for request in receiver.requests} == {*alone, newest}
+
+
+async def test_a_retry_is_not_made_of_what_was_replaced_but_a_replay_is(database, con, receiver, until):
+    receiver.script = lambda request: 500 if request.event_id == older and request.attempt == 1 else 200
+    older = await emit(con, supersede_key="'k'")
+    async with living(database, retry={"schedule": (1.0,)}):
+        await until(state_of(con, older, "waiting", "retry"))
+        newer = await emit(con, supersede_key="'k'")
+        await until(state_of(con, newer, "delivered", None))
+        await until(state_of(con, older, "dead", "superseded"))
+        await con.fetch("select webhooks.replay(event_ids => $1, dry_run => false)", [older])
+        await until(state_of(con, older, "delivered", None))
+    assert len(receiver.requests) == 3
+
+
+# dedupe_key -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_first_event_of_a_key_is_delivered_and_no_other(database, con, receiver, until):
+    async with con.transaction():
+        first, second = [await emit(con, dedupe_key="'d'") for _ in range(2)]
+    async with living(database) as life:
+        third = await emit(con, dedupe_key="'d'")
+        free = [
+            await emit(con, dedupe_key="'other'"),
+            await emit(con, "t", dedupe_key="'d'"),
+            await emit(con),
+        ]
+        for event_id in (first, *free):
+            await until(state_of(con, event_id, "delivered", None))
+        for event_id in (second, third):
+            await until(state_of(con, event_id, "dead", "duplicate"))
+        assert not life.diary.of("delivery.died")
+    async with living(database):
+        fourth = await emit(con, dedupe_key="'d'")
+        await until(state_of(con, fourth, "dead", "duplicate"))
+    assert {request.event_id for request in receiver.requests} == {first, *free}
+
+
+async def test_a_page_of_them_is_looked_through_in_one_statement(database, con):
+    await con.execute(
+        "insert into webhooks.events (site_id, type, payload, dedupe_key)"
+        " select 's', 'a', '{}', 'd' || n % 700 from generate_series(1, 2500) n"
+    )
+    async with desk(database) as it:
+        await it.recover()
+    assert len(it.seen) == 700
+
+
+async def test_the_first_stays_the_first_after_a_crash(database, con, connect):
+    """The later of two ids is read first, then the other: whatever of it was recorded, exactly one is delivered."""
+    for recorded in ("nothing", "the first", "the duplicate", "both"):
+        slow = await connect(database)
+        async with desk(database, settling=False) as it:
+            await it.recover()
+            it.seen.clear()
+            it.settle_all()
+            await it.store()
+            await slow.execute("begin")
+            low = await emit(slow, dedupe_key=f"'{recorded}'")
+            high = await emit(con, dedupe_key=f"'{recorded}'")
+            await it.read()
+            await slow.execute("commit")
+            await it.read()
+            assert [event.event_id for event in it.seen] == [high]
+            if recorded in {"the duplicate", "both"}:
+                while it.recorder.unrecorded:
+                    await it.recorder._flush(500)
+            if recorded in {"the first", "both"}:
+                it.recorder._pending.clear()
+                await it.record(it.open)
+        async with desk(database) as other:
+            await other.recover()
+            seen = [event.event_id for event in other.seen]
+            while other.recorder.unrecorded:
+                await other.recorder._flush(500)
+            await other.store()
+        wanted = {"nothing": [low], "the first": [], "the duplicate": [high], "both": []}
+        assert seen == wanted[recorded]
+        assert (
+            await con.fetchval("select count(*) from webhooks.dead where event_id in ($1, $2)", low, high)
+            <= 1
+        )

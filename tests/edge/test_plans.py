@@ -556,3 +556,35 @@ async def test_a_page_of_a_replay_reads_one_day_by_its_indexes(session, today):
     assert {index for _, _, index in every.scans("endpoints")} == {"endpoints_of_site"}
     assert every.run_pages < 12_000
     assert dead.run_pages < 50
+
+
+# Keys of events -------------------------------------------------------------------------------------------------
+
+KEYED = """
+insert into webhooks.events (event_id, site_id, type, payload, supersede_key, dedupe_key) overriding system value
+select (webhooks.day_of() - d) * 4294967296 + 100000 + n, 's' || n % 20, 'order_created', '{}',
+  case when n <= 200 then 'k' || n end, case when n > 200 then 'k' || n - 200 end
+from generate_series(0, 89) d, generate_series(1, 400) n
+"""
+
+
+async def test_keys_of_events_are_looked_up_in_their_index_of_each_day(session, today):
+    """200 keys that 90 days have, each probed in each of them until one is found; and 200 that nobody has."""
+    await session.execute(KEYED)
+    now = await session.fetchval("select pg_current_snapshot()")
+    oldest = [(today - 89) * DAY + 100_000 + n for n in range(1, 201)]
+    first = [event_id + 200 for event_id in oldest]
+    sites, keys = [f"s{n % 20}" for n in range(1, 201)], [f"k{n}" for n in range(1, 201)]
+    everything = (now[1] + 1, now[1] + 1, [])
+    for name, arguments, pages in (
+        ("find_superseded", (oldest, [1] * 200, sites, keys), 2_000),
+        ("find_duplicates", (first, sites, keys, everything, everything), 1_500),
+        ("find_duplicates", (first, sites, ["none"] * 200, everything, everything), 30_000),
+        ("find_duplicates_again", (first[:5], sites[:5], keys[:5], everything, everything), 5_000),
+    ):
+        plan = await explain(session, query(name), *arguments)
+        indexes = {index.split("_", 2)[-1] for _, _, index in plan.scans("events")}
+        key = "supersede_key" if name == "find_superseded" else "dedupe_key"
+        assert indexes == {f"site_id_{key}_idx"}
+        assert {kind for kind, _, _ in plan.scans("events")} <= {"Index Scan", "Index Only Scan"}
+        assert plan.run_pages < pages

@@ -32,6 +32,7 @@ class EventOptions:
         deliver_before_us: no attempt starts from then on, microseconds since 1970; None: no end.
         dedupe_key: the first event of a site with it is delivered, no other one.
         supersede_key: a newer event with it replaces this one where it is undelivered.
+        duplicate: another event of its dedupe_key came first; found out by the reader.
     """
 
     trace_line: bytes = b""
@@ -40,6 +41,7 @@ class EventOptions:
     deliver_before_us: int | None = None
     dedupe_key: str | None = None
     supersede_key: str | None = None
+    duplicate: bool = False
 
 
 def read(text: str) -> EventOptions:

@@ -67,6 +67,8 @@ class Reason(enum.StrEnum):
     ABORTED = "aborted"
     INVALID = "invalid"
     NO_ENDPOINT = "no_endpoint"
+    SUPERSEDED = "superseded"
+    DUPLICATE = "duplicate"
 
 
 class DisabledReason(enum.StrEnum):
@@ -127,6 +129,13 @@ class Event:
     body: bytes | None = None  # the envelope, made once for all deliveries of the event
 
 
+@dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
+class Newest:
+    """The newest event known of one `supersede_key` at one endpoint; held by its deliveries in memory (core/keys)."""
+
+    event_id: int = 0
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Delivery:
     """One event on its way to one endpoint, while it is in memory."""
@@ -142,6 +151,7 @@ class Delivery:
     age_from_us: int = 0  # what age_max_s counts from; microseconds since 1970
     late: bool = False  # comes back from `parked` or `held`, or is replayed: live traffic goes first
     attempts_before: int = 0  # of `attempts`, those before a replay: the schedule counts from there
+    newest: Newest | None = None  # of its supersede_key; None: it has none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

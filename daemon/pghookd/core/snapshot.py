@@ -10,6 +10,7 @@ import dataclasses
 from collections import deque
 from typing import NamedTuple
 
+from pghookd.core.keys import Keys
 from pghookd.core.model import Delivery
 
 
@@ -141,12 +142,14 @@ class Log:
         shards: the shards owned, by number.
         marks: what floors are computed from.
         rows: events read in this epoch, of whatever shard.
+        keys: what is known of supersede_keys.
     """
 
     read: Snapshot
     shards: dict[int, ShardLog]
     marks: Marks
     rows: int = 0
+    keys: Keys = dataclasses.field(default_factory=Keys)
 
     def overdue(self, before: float) -> list[Delivery]:
         """Return the deliveries that have been open since before that moment."""

@@ -16,6 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import envelope, verdict
 from pghookd.core.event_options import EventOptions
+from pghookd.core.keys import is_superseded
 from pghookd.core.lanes import Lane, Lanes
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.model import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
@@ -206,7 +207,7 @@ class Deliverer:
                     self._gate.put(Kept(queued, State.HELD, Reason.DISABLED), now)
             if isinstance(write.verdict, verdict.Dead):
                 self._log_death(write.delivery, write.verdict.reason)
-        elif isinstance(write, Died):
+        elif isinstance(write, Died) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
             self._log_death(write.delivery, write.reason)
 
     # One delivery -----------------------------------------------------------------------------------------------------
@@ -235,8 +236,8 @@ class Deliverer:
 
     async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
         event = delivery.event
-        if event.options is not None and self._is_late(event.options):
-            return Died(delivery, Reason.EXPIRED)
+        if event.options is not None and (reason := self._unwanted(delivery, event.options)) is not None:
+            return Died(delivery, reason)
         if len(payload) > self._terms.payload_bytes_max:
             return Died(delivery, Reason.TOO_LARGE)
         aim = lane.cache
@@ -259,8 +260,12 @@ class Deliverer:
         answer = await self._sender.post(aim.target, head, body, manner.timeout_s)
         return self._attempted(delivery, answer, started, manner.policy)
 
-    def _is_late(self, options: EventOptions) -> bool:
-        return options.deliver_before_us is not None and self._wall_us() >= options.deliver_before_us
+    def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
+        """Say why a delivery must not be attempted any more, if so."""
+        if is_superseded(delivery):
+            return Reason.SUPERSEDED
+        before_us = options.deliver_before_us
+        return Reason.EXPIRED if before_us is not None and self._wall_us() >= before_us else None
 
     async def _held_back(self) -> None:
         while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens

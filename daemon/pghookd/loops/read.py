@@ -15,12 +15,13 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import event_options
 from pghookd.core.envelope import valid_type
+from pghookd.core.event_options import EventOptions
 from pghookd.core.lanes import Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot, Ticket, settle
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseAway, Row, Session, query
+from pghookd.edge.postgres import DatabaseAway, Row, Session, columns, query
 from pghookd.edge.rows import endpoint_of
 
 PAGE: Final = 1000  # events
@@ -38,6 +39,15 @@ REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notificatio
 
 # event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
 EventRow: TypeAlias = tuple[int, str, str, int, int | None, bytes | None, str | None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Difference:
+    """Between which snapshots events are new; `again`: they may have been read, and settled, in another life."""
+
+    since: Snapshot
+    upto: Snapshot
+    again: bool = False
 
 
 class Sleeper(Protocol):
@@ -91,6 +101,7 @@ class Reader:
         self._logger = logger
         self._monotonic = monotonic
         self._beat = beat
+        self._keyed: dict[int, Event] = {}  # of the page, those that have a dedupe_key
         self._upper = 0  # no event_id lies above this, as far as was seen
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
@@ -134,7 +145,7 @@ class Reader:
             found = await self._pages(Position(log.read, now, 0), now, marks)
         else:
             events = cast("list[EventRow]", sorted(row[3:] for row in rows if row[3] is not None))
-            await self._page(events, Position(now), log.shards)
+            await self._page(events, Position(now), log.shards, Difference(log.read, now))
             found = len(events)
         log.read = now
         await self._attend()
@@ -187,7 +198,8 @@ class Reader:
                 }
             full = len(rows) == PAGE
             end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
-            await self._page(cast("list[EventRow]", rows), end, logs, settled)
+            difference = Difference(since, upto, again=shards is not None)
+            await self._page(cast("list[EventRow]", rows), end, logs, difference, settled)
             found += len(rows)
             await self._attend()
             self._beat()
@@ -202,6 +214,7 @@ class Reader:
         rows: Sequence[EventRow],
         end: Position,
         shards: Mapping[int, ShardLog],
+        difference: Difference,
         settled: set[tuple[int, int]] | None = None,
     ) -> None:
         work: list[tuple[Endpoint, Delivery]] = []
@@ -214,6 +227,8 @@ class Reader:
         for number in shards:
             if number not in tickets:
                 self._log.shards[number].skip(end)
+        if self._keyed:
+            await self._find_duplicates(difference)
         if work:
             await self._offer(work)
 
@@ -262,10 +277,38 @@ class Reader:
                     ticket = tickets[endpoint.shard] = self._log.shards[endpoint.shard].page(end, now)
                 delivery = Delivery(event, endpoint.endpoint_id, 0, now, ticket, age_from_us=created_at_us)
                 if event.options is not None:
-                    delivery.age_from_us = max(created_at_us, event.options.deliver_after_us)
+                    self._heed(delivery, event.options)
                 ticket.open.add(delivery)
                 work.append((endpoint, delivery))
         return work
+
+    def _heed(self, delivery: Delivery, options: EventOptions) -> None:
+        delivery.age_from_us = max(delivery.age_from_us, options.deliver_after_us)
+        if options.dedupe_key is not None:
+            self._keyed[delivery.event.event_id] = delivery.event
+
+    async def _find_duplicates(self, difference: Difference) -> None:
+        """Say of the page's events with a dedupe_key which are not the first of it."""
+        keyed, self._keyed = self._keyed, {}
+        ids = [(e.event_id, e.site_id, e.options and e.options.dedupe_key) for e in keyed.values()]
+        sql = query("find_duplicates_again" if difference.again else "find_duplicates")
+        rows = await self._session.fetch(sql, *columns(ids, 3), difference.since, difference.upto)
+        for row in rows:
+            options = keyed[row["event_id"]].options
+            if options is not None:
+                options.duplicate = True
+
+    def _instead(
+        self, lane: Lane, delivery: Delivery, options: EventOptions, now: float
+    ) -> Kept | Died | None:
+        """Return what is to be written of a delivery that is not to go out, or not yet."""
+        if options.duplicate:
+            return Died(delivery, Reason.DUPLICATE)
+        self._log.keys.note(delivery)
+        wait_s = options.wait_s - (now - delivery.since)
+        if wait_s > 0 and lane.endpoint.enabled:
+            return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s)
+        return None
 
     async def _offer(self, work: list[tuple[Endpoint, Delivery]]) -> None:
         lanes = self._lanes
@@ -275,15 +318,15 @@ class Reader:
             lane = known.get(endpoint.endpoint_id)
             if lane is None:
                 lane = known[endpoint.endpoint_id] = lanes.lane(endpoint)
-            if not lane.endpoint.enabled:
+            options = delivery.event.options
+            if options is not None and (write := self._instead(lane, delivery, options, now)) is not None:
+                self._outbox.put(write, now)
+                await self._outbox.room()
+            elif not lane.endpoint.enabled:
                 self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
                 await self._outbox.room()
             elif not valid_type(delivery.event.type):
                 self._die(delivery, Reason.INVALID, now)
-            elif (options := delivery.event.options) is not None and options.wait_s > now - delivery.since:
-                wait_s = options.wait_s - (now - delivery.since)
-                self._outbox.put(Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s), now)
-                await self._outbox.room()
             elif lanes.offer(lane, delivery, now) is not Offer.QUEUED:
                 await self._overflow(lane, delivery)
                 known.clear()

@@ -20,7 +20,7 @@ from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseError, Row, Session, query
+from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import endpoint_of
 
 Put = Callable[[Write, float], None]
@@ -239,27 +239,32 @@ class DueRows:
         ids = list({row["endpoint_id"] for row in fresh})
         found = await session.fetch(query("read_endpoints"), ids, self._shards)
         endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
-        for row in fresh:
-            delivery = _delivery_of(row, now)
-            write = self._take_aboard(row, delivery, endpoints.get(row["endpoint_id"]), now)
+        taken = [(row, _delivery_of(row, now)) for row in fresh]
+        superseded = await _find_superseded(session, taken)
+        for row, delivery in taken:
+            is_superseded = (row["event_id"], row["endpoint_id"]) in superseded
+            endpoint = endpoints.get(row["endpoint_id"])
+            write = self._take_aboard(row, delivery, endpoint, now, is_superseded=is_superseded)
             if write is not None:
                 put(write, now)
 
     def _take_aboard(
-        self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float
+        self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float, *, is_superseded: bool
     ) -> Write | None:
         """Queue one row's delivery, or return what is to be written of it instead."""
         if endpoint is None:
             return Died(delivery, Reason.NO_ENDPOINT)
         if endpoint.shard not in self._log.shards:
             return None
-        if not row["exists"]:
-            return Died(delivery, Reason.EXPIRED)
+        if is_superseded or not row["exists"]:
+            return Died(delivery, Reason.SUPERSEDED if is_superseded else Reason.EXPIRED)
         if not endpoint.enabled:
             return Kept(delivery, State.HELD, Reason.DISABLED)
         options = delivery.event.options
         if options is not None and options.wait_s > 0:  # adopted, or held until its endpoint was on again
             return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, options.wait_s)
+        if options is not None and row["reason"] != Reason.REPLAY.value:
+            self._log.keys.note(delivery)
         reason = self._offer(row, delivery, endpoint, now)
         stays = row["state"] != State.WAITING.value  # where it stands already
         return None if reason is None or stays else Kept(delivery, State.PARKED, reason)
@@ -302,6 +307,21 @@ class DueRows:
             )
         full = sum(row["deliveries"] for row in rows) >= EXPIRE_PAGE
         return now if full else now + EXPIRE_EVERY_S
+
+
+async def _find_superseded(session: Session, taken: Iterable[tuple[Row, Delivery]]) -> set[tuple[int, int]]:
+    """Ask for those that have a key; what is replayed goes out although there are newer ones."""
+    keyed = [
+        (event.event_id, delivery.endpoint_id, event.site_id, event.options.supersede_key)
+        for row, delivery in taken
+        if (event := delivery.event).options is not None
+        and event.options.supersede_key is not None
+        and row["reason"] != Reason.REPLAY.value
+    ]
+    if not keyed:
+        return set()
+    rows = await session.fetch(query("find_superseded"), *columns(keyed, 4))
+    return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
 
 def _delivery_of(row: Row, now: float) -> Delivery:
