@@ -50,9 +50,13 @@ select p.endpoint_id, p.site_id, p.url, p.enabled, p.disabled_reason,
 from webhooks.endpoints p
 left join webhooks.incidents i using (endpoint_id)
 cross join lateral (
-  select count(*) filter (where state = 'waiting') as waiting, count(*) filter (where state = 'parked') as parked,
-    count(*) filter (where state = 'held') as held
-  from webhooks.backlog where endpoint_id = p.endpoint_id) b
+  select count(*) filter (where r.state = 'waiting') as waiting, count(*) filter (where r.state = 'parked') as parked,
+    count(*) filter (where r.state = 'held') as held
+  from webhooks.backlog w
+  cross join lateral (  -- rows follow the endpoint's switch in pages: what they will be is what counts
+    select case when w.reason = 'quarantined' or not p.enabled then 'held'
+                when w.state = 'held' then 'waiting' else w.state end as state) r
+  where w.endpoint_id = p.endpoint_id) b
 cross join lateral (select count(*) as dead from webhooks.dead where endpoint_id = p.endpoint_id) d;
 comment on view webhooks.endpoint_health is 'One row per endpoint: whether it works, since when not, and what waits for it';
 

@@ -9,9 +9,7 @@ import pytest
 
 from pghookd.core.breaker import Policy
 from pghookd.core.lanes import (
-    IDLE_LANES_MAX,
     LANE_QUEUE_MAX,
-    QUEUE_MAX,
     SHED_MAX,
     START_WIDTH,
     STUCK_QUEUE_MAX,
@@ -30,13 +28,20 @@ def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}", late=False):
     return Delivery(event, number, 0, since, in_backlog=late, late=late)
 
 
-def make(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None, start_width=2.0):
+IDLE = 50  # lanes whose pace is remembered, here
+
+
+def make(
+    concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None, start_width=2.0, **bounds
+):
     return Lanes(
         concurrency=concurrency,
         endpoint_concurrency=endpoint_concurrency,
         queue_bytes_max=queue_bytes_max,
         policy=policy,
         start_width=start_width,
+        idle_max=IDLE,
+        **bounds,
     )
 
 
@@ -257,7 +262,8 @@ def test_a_proved_lane_below_its_width_is_waited_for():
 
 @pytest.mark.parametrize("by", ["rows", "bytes"])
 def test_memory_is_bounded_in_rows_and_in_bytes(by):
-    lanes = make(queue_bytes_max=10**9 if by == "rows" else 100)
+    rows = 3 * LANE_QUEUE_MAX
+    lanes = make(queue_bytes_max=10**9 if by == "rows" else 100, queue_max=rows)
     number, queued = 0, 0
     while not lanes.full:
         number += 1
@@ -269,7 +275,7 @@ def test_memory_is_bounded_in_rows_and_in_bytes(by):
             )
             if lanes.full:
                 break
-    assert queued == (QUEUE_MAX if by == "rows" else 3)
+    assert queued == (rows if by == "rows" else 3)
     assert lanes.offer(lanes.lane(endpoint(999)), delivery(999), 0.0) is Offer.WAIT
 
 
@@ -386,9 +392,9 @@ def test_lanes_without_work_are_forgotten_oldest_first():
     lanes = make()
     busy = fill(lanes, 1, 1)
     lanes.next(0.0)
-    for number in range(2, IDLE_LANES_MAX + 7):
+    for number in range(2, IDLE + 7):
         lanes.lane(endpoint(number))
-    kept = range(7, IDLE_LANES_MAX + 7)
+    kept = range(7, IDLE + 7)
     assert busy.flying == 1
     assert lanes.by_endpoint.keys() == {1, *kept}
     assert lanes._lanes.keys() == {lane.key for lane in lanes.by_endpoint.values()}
@@ -401,7 +407,7 @@ def test_lanes_without_work_are_forgotten_oldest_first():
 def test_a_lane_forgotten_between_being_looked_up_and_given_work_is_known_again():
     lanes = make()
     first = lanes.lane(endpoint(1))
-    for number in range(2, IDLE_LANES_MAX + 3):
+    for number in range(2, IDLE + 3):
         lanes.lane(endpoint(number))
     assert 1 not in lanes.by_endpoint
     lanes.offer(first, delivery(1), 0.0)
@@ -409,6 +415,25 @@ def test_a_lane_forgotten_between_being_looked_up_and_given_work_is_known_again(
     [(lane, _)] = start(lanes)
     answer(lanes, lane)
     assert list(lanes.busy()) == []
+
+
+def test_traffic_is_the_endpoints_that_had_some_lately():
+    lanes = make()
+    lanes.measure(600.0)
+    for number in (1, 2, 2, 3):
+        lanes.offer(lanes.lane(endpoint(number)), delivery(number), 600.0)
+    start(lanes, 600.0)
+    assert lanes.traffic() == 3
+    lanes.measure(1200.0)
+    assert lanes.traffic() == 3
+    for now in (1800.0, 2400.0):
+        lanes.measure(now)
+    assert lanes.traffic() == 0
+    lanes.offer(lanes.lane(endpoint(4)), delivery(4), 2400.0)
+    start(lanes, 2400.0)
+    assert lanes.traffic() == 1
+    lanes.measure(9999.0)  # nobody asked for hours
+    assert lanes.traffic() == 0
 
 
 # The breaker ------------------------------------------------------------------------------------------------
@@ -486,7 +511,7 @@ def test_a_probe_that_is_taken_out_or_proves_nothing_is_none():
 def test_an_open_breaker_is_not_forgotten_and_asks_at_once_when_the_endpoint_changes():
     lanes = make(policy=SOON)
     lane, _ = opened(lanes)
-    for number in range(2, IDLE_LANES_MAX + 3):
+    for number in range(2, IDLE + 3):
         lanes.lane(endpoint(number))
     assert lanes.by_endpoint[1] is lane
     lanes.lane(endpoint(1, url="https://b.example/"))

@@ -26,6 +26,7 @@ STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
+TRAFFIC_S: Final = 600.0  # an endpoint has traffic if it had some in such a period, or the one before
 START_WIDTH: Final = 1.0  # requests in flight of a lane that has not proved itself
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
 MEASURE_EVERY_S: Final = 0.5
@@ -73,6 +74,7 @@ class Lane:
         led: live deliveries started since the last late one.
         pace: of the late work while it catches up; None: as fast as the width allows.
         probe: queued or in flight while the breaker is open.
+        period: the last one in which it had traffic.
         cache: what is prepared for the endpoint; dropped when the endpoint changes.
     """
 
@@ -91,6 +93,7 @@ class Lane:
     led: int = 0
     pace: Pace | None = None
     probe: Delivery | None = None
+    period: int = -1
     cache: object | None = None
 
     def __post_init__(self) -> None:
@@ -136,12 +139,16 @@ class Lanes:
         queue_bytes_max: int,
         policy: breaker.Policy | None = None,
         start_width: float = START_WIDTH,
+        queue_max: int = QUEUE_MAX,
+        idle_max: int = IDLE_LANES_MAX,
     ) -> None:
         self._concurrency = concurrency
         self._endpoint_concurrency = endpoint_concurrency
         self._queue_bytes_max = queue_bytes_max
         self._policy = policy or breaker.Policy()
         self._start_width = start_width
+        self._queue_max = queue_max
+        self._idle_max = idle_max
         self._lanes: dict[LaneKey, Lane] = {}
         self.by_endpoint: dict[int, Lane] = {}
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
@@ -155,6 +162,9 @@ class Lanes:
         self.delivered = 0
         self.patience_s = STUCK_AFTER_S
         self._measured: tuple[float, int] | None = None
+        self._period = 0
+        self._active = 0  # endpoints with traffic in this period
+        self._active_before = 0
         self.aboard: dict[tuple[int, int], Delivery] = {}
         self.parked: set[int] = set()
         self.wanted: Lane | None = None
@@ -189,7 +199,7 @@ class Lanes:
         """Take a lane without work for idle, unless its breaker is open: that is remembered."""
         if not lane.breaker.is_open:
             self._idle[lane.key] = None
-            while len(self._idle) > IDLE_LANES_MAX:
+            while len(self._idle) > self._idle_max:
                 key, _ = self._idle.popitem(last=False)
                 del self._lanes[key]
                 self.by_endpoint.pop(key.endpoint_id, None)
@@ -199,8 +209,12 @@ class Lanes:
         return (lane for lane in list(self._lanes.values()) if lane.queue or lane.late or lane.flying)
 
     def traffic(self) -> int:
-        """Return how many endpoints have had work lately."""
-        return len(self._lanes)
+        """Return how many endpoints have had work in the last ten to twenty minutes, as far as lanes remember."""
+        return max(self._active, self._active_before)
+
+    def _note_traffic(self, lane: Lane) -> None:
+        lane.period = self._period
+        self._active += 1
 
     # Offers -----------------------------------------------------------------------------------------------------------
 
@@ -232,7 +246,7 @@ class Lanes:
     @property
     def full(self) -> bool:
         """Whether memory has no room for another delivery, of whatever lane."""
-        return self.queued >= QUEUE_MAX or self.queued_bytes >= self._queue_bytes_max
+        return self.queued >= self._queue_max or self.queued_bytes >= self._queue_bytes_max
 
     def has_room(self, lane: Lane) -> bool:
         """Whether a lane that was full has drained enough to be worth filling again."""
@@ -255,7 +269,7 @@ class Lanes:
         """Whether reading on is of use: a slot is free, or the others that hold them will soon have no more work."""
         if self.flying < self._concurrency:
             return True
-        fed = 2 * self.queued >= QUEUE_MAX or 2 * self.queued_bytes >= self._queue_bytes_max
+        fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.flying < self._concurrency and (self.starving or not fed)
 
     def measure(self, now: float) -> None:
@@ -265,6 +279,10 @@ class Lanes:
         queued / rate seconds, and patience is twice that. Parking costs a delivery's own work, so that it buys nothing
         where BUSY_PER_S go out anyway.
         """
+        period = int(now // TRAFFIC_S)
+        if period != self._period:
+            self._active_before = self._active if period == self._period + 1 else 0
+            self._period, self._active = period, 0
         if self._measured is None:
             self._measured = (now, self.delivered)
             return
@@ -309,6 +327,8 @@ class Lanes:
             self.queued_bytes -= len(delivery.event.payload or b"")
             lane.flying += 1
             self.flying += 1
+            if lane.period != self._period:
+                self._note_traffic(lane)
             if (lane.queue or lane.late) and lane.flying < lane.allowed:
                 lane.in_turn = True
                 self._turns.append(lane)
