@@ -288,6 +288,7 @@ class Crew:
             shards=len(stored),
             terms=Aside(world.settings.breaker.probe_s, world.settings.retention.held_days),
             logger=world.logger,
+            monotonic=world.monotonic,
             random01=world.random01,
         )
         replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from crew import desk, living
@@ -145,14 +146,11 @@ async def test_a_newer_event_replaces_those_that_wait_in_memory(database, con, r
         first = await emit(con, supersede_key="'k'")
         await receiver.wait_for(1)
         older = await emit(con, supersede_key="'k'")
-        others = [
-            await emit(con, supersede_key="'other'"),
-            await emit(con),
-            await emit(con, "t", supersede_key="'k'"),
-        ]
+        others = [await emit(con, supersede_key="'other'"), await emit(con)]
         newest = await emit(con, supersede_key="'k'")
         last = await emit(con)
-        await receiver.wait_for(2)  # the other site's
+        others.append(await emit(con, "t", supersede_key="'k'"))
+        await receiver.wait_for(2)  # so that all of them have been read
         gate.set()
         await until(state_of(con, last, "delivered", None))
         for event_id in (first, *others, newest):
@@ -270,3 +268,86 @@ async def test_the_first_stays_the_first_after_a_crash(database, con, connect):
             await con.fetchval("select count(*) from webhooks.dead where event_id in ($1, $2)", low, high)
             <= 1
         )
+
+
+# Filters ----------------------------------------------------------------------------------------------------------
+
+SLOW = "exists($.a[*] ? (exists($.a[*] ? (@ == -1))))"  # the square of the array's length
+LONG = json.dumps({"a": list(range(3000)), "total": 1})
+NUL = '{"text": "\\u0000", "total": 1}'
+
+
+@pytest.fixture
+async def sift(con):
+    """Return a way to set the first site's filter."""
+
+    async def set_filter(text):
+        await con.execute("update webhooks.endpoints set filter = $1 where site_id = 's'", text)
+
+    return set_filter
+
+
+async def test_a_filter_leaves_out_what_is_clearly_false(database, con, receiver, until, sift):
+    await sift("$.total > 100")
+    payloads = {
+        '{"total": 101}': True,
+        '{"total": 100}': False,
+        "{}": False,
+        '{"total": "101"}': True,  # neither true nor false
+        "7": False,
+        NUL: True,
+        '{"total": 1, "text": "%s"}' % ("x" * 20_000): False,
+        '{"total": 1, "text": "%s"}' % ("x" * 1_000_000): True,
+    }  # fmt: skip
+    ids = [await emit(con, payload=payload) for payload in payloads]
+    other = await emit(con, "t", payload='{"total": 1}')
+    tested = await con.fetchval("select webhooks.send_test(1)")
+    explain = "select what from webhooks.explain($1) where endpoint_id = 1"
+    said = [await con.fetchval(explain, event_id) for event_id in ids]
+    assert said[:3] == ["not_read_yet", "filtered", "filtered"]
+    wanted = {event_id for event_id, taken in zip(ids, payloads.values(), strict=True) if taken}
+    wanted |= {other, tested}
+    async with living(database) as life:
+        await receiver.wait_for(len(wanted))
+        last = await emit(con, payload='{"total": 101}')
+        await until(state_of(con, last, "delivered", None))
+        await life.stop()
+    assert {request.event_id for request in receiver.requests} == wanted | {last}
+    assert await con.fetchval("select count(*) from webhooks.backlog") == 0
+    assert await con.fetchval("select count(*) from webhooks.dead") == 0
+    async with desk(database) as it:  # the log is settled beyond what was left out
+        await it.recover()
+        assert not it.seen
+
+
+async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, receiver, until, sift):
+    await sift(SLOW)
+    slow = [await emit(con, payload=LONG) for _ in range(20)]
+    async with living(database) as life:
+        for event_id in slow:
+            await until(state_of(con, event_id, "parked", "filter_slow"))
+        told = life.diary.of("delivery.parked")
+        assert {line["reason"] for line in told} == {"filter_slow"}
+        assert len(told) <= 2  # the reader's, and that of parked rows
+        quick = await emit(con, "t")
+        await until(state_of(con, quick, "delivered", None))
+        kept = await emit(con, payload='{"total": 101}')
+        await until(state_of(con, kept, "parked", "filter_slow"))
+        await sift("$.total > 100")
+        await until(state_of(con, kept, "delivered", None))
+        for event_id in slow:
+            await until(state_of(con, event_id, "dead", "dropped"))
+    assert {request.event_id for request in receiver.requests} == {quick, kept}
+
+
+async def test_what_was_held_is_filtered_when_it_goes_out(database, con, receiver, until, sift):
+    await con.execute("update webhooks.endpoints set enabled = false")
+    ids = [await emit(con, payload=json.dumps({"total": total})) for total in (1, 101)]
+    async with living(database):
+        for event_id in ids:
+            await until(state_of(con, event_id, "held", "disabled"))
+        await sift("$.total > 100")
+        await con.execute("update webhooks.endpoints set enabled = true")
+        await until(state_of(con, ids[0], "dead", "dropped"))
+        await until(state_of(con, ids[1], "delivered", None))
+    assert [request.event_id for request in receiver.requests] == [ids[1]]

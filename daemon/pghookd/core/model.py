@@ -56,6 +56,7 @@ class Reason(enum.StrEnum):
     # parked
     LANE_FULL = "lane_full"
     BREAKER_OPEN = "breaker_open"
+    FILTER_SLOW = "filter_slow"
     # held
     DISABLED = "disabled"
     # dead
@@ -69,6 +70,7 @@ class Reason(enum.StrEnum):
     NO_ENDPOINT = "no_endpoint"
     SUPERSEDED = "superseded"
     DUPLICATE = "duplicate"
+    DROPPED = "dropped"
 
 
 class DisabledReason(enum.StrEnum):

@@ -20,6 +20,7 @@ from pghookd.core.lanes import Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot, Ticket, settle
 from pghookd.core.writes import Died, Kept, Write
+from pghookd.edge.filter import Filters
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseAway, Row, Session, columns, query
 from pghookd.edge.rows import endpoint_of
@@ -102,6 +103,8 @@ class Reader:
         self._monotonic = monotonic
         self._beat = beat
         self._keyed: dict[int, Event] = {}  # of the page, those that have a dedupe_key
+        self._filtering: set[int] = set()  # endpoints of the page that have a filter
+        self._filters = Filters(logger=logger, monotonic=monotonic)
         self._upper = 0  # no event_id lies above this, as far as was seen
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
@@ -229,6 +232,8 @@ class Reader:
                 self._log.shards[number].skip(end)
         if self._keyed:
             await self._find_duplicates(difference)
+        if self._filtering:
+            work = await self._sift(work)
         if work:
             await self._offer(work)
 
@@ -239,6 +244,8 @@ class Reader:
         for row in await self._session.fetch(query("read_endpoints_of_sites"), sites, self._shards):
             endpoint = endpoint_of(row)
             found.setdefault(endpoint.site_id, []).append(endpoint)
+            if endpoint.options is not None and endpoint.options.filter is not None:
+                self._filtering.add(endpoint.endpoint_id)
         return found
 
     def _fan_out(
@@ -297,6 +304,24 @@ class Reader:
             options = keyed[row["event_id"]].options
             if options is not None:
                 options.duplicate = True
+
+    async def _sift(self, work: list[tuple[Endpoint, Delivery]]) -> list[tuple[Endpoint, Delivery]]:
+        """Take out what filters leave out, which leaves no row, and park what they could not judge in time."""
+        filtering, self._filtering = self._filtering, set()
+        asked = [(e, d) for e, d in work if e.endpoint_id in filtering and d.event.endpoint_id is None]
+        sifted = await self._filters.sift(self._session, asked)
+        kept: list[tuple[Endpoint, Delivery]] = []
+        now = self._monotonic()
+        for endpoint, delivery in work:
+            key = delivery.event.event_id, delivery.endpoint_id
+            if key in sifted.left_out:
+                settle(delivery)
+            elif key in sifted.unknown:
+                self._outbox.put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
+                await self._outbox.room()
+            else:
+                kept.append((endpoint, delivery))
+        return kept
 
     def _instead(
         self, lane: Lane, delivery: Delivery, options: EventOptions, now: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -19,6 +19,7 @@ from pghookd.core.lanes import Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
+from pghookd.edge.filter import Filters, filter_of
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import endpoint_of
@@ -65,6 +66,7 @@ class DueRows:
         shards: int,
         terms: Terms,
         logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
         random01: Callable[[], float],
     ) -> None:
         self._lanes = lanes
@@ -73,6 +75,7 @@ class DueRows:
         self._terms = terms
         self._logger = logger
         self._random01 = random01
+        self._filters = Filters(logger=logger, monotonic=monotonic)
         self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
         self._look_at = 0.0
         self._look_again_at = 0.0
@@ -188,6 +191,7 @@ class DueRows:
                 continue
             if endpoint is not None and endpoint_id in self._lanes.by_endpoint:
                 self._lanes.lane(endpoint)  # so that an open breaker may be asked at once
+            self._filters.forget(endpoint_id)
             self._held.discard(endpoint_id)
             self._sort(endpoint_id, enabled=None if endpoint is None else endpoint.enabled, aside=True)
             self._look_at_parked(endpoint_id, now)
@@ -212,8 +216,8 @@ class DueRows:
             if appetite:
                 read += 1
                 await self._refill(session, endpoint_id, appetite, now, put)
-            probe_at = self._lanes.probe_at(endpoint_id) or 0.0
-            self._look_at_parked(endpoint_id, max(probe_at, now + PARKED_LOOK_S))
+            not_before = max(self._lanes.probe_at(endpoint_id) or 0.0, self._filters.rests_until(endpoint_id))
+            self._look_at_parked(endpoint_id, max(not_before, now + PARKED_LOOK_S))
 
     async def _refill(self, session: Session, endpoint_id: int, page: int, now: float, put: Put) -> None:
         if self._lanes.probe_at(endpoint_id) is not None:
@@ -239,25 +243,37 @@ class DueRows:
         ids = list({row["endpoint_id"] for row in fresh})
         found = await session.fetch(query("read_endpoints"), ids, self._shards)
         endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
-        taken = [(row, _delivery_of(row, now)) for row in fresh]
+        taken = [(row, _delivery_of(row, now)) for row in fresh if self._is_ours(row, endpoints)]
         superseded = await _find_superseded(session, taken)
+        sifted = await self._filters.sift(session, _to_be_filtered(taken, endpoints))
         for row, delivery in taken:
-            is_superseded = (row["event_id"], row["endpoint_id"]) in superseded
-            endpoint = endpoints.get(row["endpoint_id"])
-            write = self._take_aboard(row, delivery, endpoint, now, is_superseded=is_superseded)
+            key = row["event_id"], row["endpoint_id"]
+            write: Write | None
+            if key in superseded:
+                write = Died(delivery, Reason.SUPERSEDED)
+            elif key in sifted.left_out:
+                write = Died(delivery, Reason.DROPPED)
+            elif key in sifted.unknown:
+                parked = row["reason"] == Reason.FILTER_SLOW.value
+                write = None if parked else Kept(delivery, State.PARKED, Reason.FILTER_SLOW)
+            else:
+                write = self._take_aboard(row, delivery, endpoints.get(row["endpoint_id"]), now)
             if write is not None:
                 put(write, now)
 
+    def _is_ours(self, row: Row, endpoints: Mapping[int, Endpoint]) -> bool:
+        """Whether its shard is; a row whose endpoint is gone is whoever's finds it."""
+        endpoint = endpoints.get(row["endpoint_id"])
+        return endpoint is None or endpoint.shard in self._log.shards
+
     def _take_aboard(
-        self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float, *, is_superseded: bool
+        self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float
     ) -> Write | None:
         """Queue one row's delivery, or return what is to be written of it instead."""
         if endpoint is None:
             return Died(delivery, Reason.NO_ENDPOINT)
-        if endpoint.shard not in self._log.shards:
-            return None
-        if is_superseded or not row["exists"]:
-            return Died(delivery, Reason.SUPERSEDED if is_superseded else Reason.EXPIRED)
+        if not row["exists"]:
+            return Died(delivery, Reason.EXPIRED)
         if not endpoint.enabled:
             return Kept(delivery, State.HELD, Reason.DISABLED)
         options = delivery.event.options
@@ -307,6 +323,22 @@ class DueRows:
             )
         full = sum(row["deliveries"] for row in rows) >= EXPIRE_PAGE
         return now if full else now + EXPIRE_EVERY_S
+
+
+def _to_be_filtered(
+    taken: Iterable[tuple[Row, Delivery]], endpoints: Mapping[int, Endpoint]
+) -> Iterator[tuple[Endpoint, Delivery]]:
+    """Yield what no filter was asked for yet, perhaps: what was tried already has passed."""
+    for row, delivery in taken:
+        endpoint = endpoints.get(delivery.endpoint_id)
+        if (
+            endpoint is not None
+            and filter_of(endpoint) is not None
+            and endpoint.enabled
+            and not delivery.attempts
+            and row["only_endpoint_id"] is None
+        ):
+            yield endpoint, delivery
 
 
 async def _find_superseded(session: Session, taken: Iterable[tuple[Row, Delivery]]) -> set[tuple[int, int]]:
