@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 
+import crew
 import pytest
 from crew import desk, living
 
@@ -351,3 +353,64 @@ async def test_what_was_held_is_filtered_when_it_goes_out(database, con, receive
         await until(state_of(con, ids[0], "dead", "dropped"))
         await until(state_of(con, ids[1], "delivered", None))
     assert [request.event_id for request in receiver.requests] == [ids[1]]
+
+
+class Writers:
+    """Transactions that overlap, each with events of a few keys."""
+
+    def __init__(self, connections, rnd):
+        self._idle, self._open = list(connections), []
+        self._rnd = rnd
+
+    async def step(self):
+        """Begin one, insert into one, or end one."""
+        choice = self._rnd.random()
+        if self._idle and (choice < 0.3 or not self._open):
+            begun = self._idle.pop()
+            await begun.execute("begin")
+            self._open.append(begun)
+        elif choice < 0.7:
+            await emit(self._rnd.choice(self._open), dedupe_key=f"'d{self._rnd.randrange(8)}'")
+        else:
+            await self.end(self._rnd.choice(self._open))
+
+    async def end(self, connection=None):
+        """End one, or all."""
+        for each in [connection] if connection else list(self._open):
+            self._open.remove(each)
+            await each.execute("commit" if self._rnd.random() < 0.8 else "rollback")
+            self._idle.append(each)
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_of_each_key_one_is_delivered_whatever_overlaps(database, con, connect, crashes):
+    """After crashes a second one may be, since the first was in flight; never none."""
+    rnd = random.Random(crew.seed())
+    writers = Writers([await connect(database) for _ in range(4)], rnd)
+    for life in range(6):
+        async with desk(database, settling=False) as it:
+            await it.recover()
+            for _ in range(25):
+                await writers.step()
+                if rnd.random() < 0.3:
+                    await it.read()
+                if rnd.random() < 0.2:  # some outcomes become durable, others may be lost
+                    await it.record(it.open)
+                    it.settle_all()
+                if rnd.random() < 0.2:
+                    await it.store()
+            if life == 5:
+                await writers.end()
+            if life == 5 or not crashes:
+                await it.read()
+                await it.record(it.open)
+                it.settle_all()
+                await it.store()
+    rows = await con.fetch(
+        "select dedupe_key, count(*) filter (where state = 'delivered'),"
+        " count(*) filter (where reason = 'duplicate'), count(*)"
+        " from webhooks.events left join webhooks.deliveries using (event_id) group by 1"
+    )
+    for key, delivered, duplicates, events in rows:
+        assert delivered + duplicates == events, key
+        assert delivered >= 1 if crashes else delivered == 1, key
