@@ -31,15 +31,12 @@ def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}", late=False):
 IDLE = 50  # lanes whose pace is remembered, here
 
 
-def make(
-    concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None, start_width=2.0, **bounds
-):
+def make(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None, **bounds):
     return Lanes(
         concurrency=concurrency,
         endpoint_concurrency=endpoint_concurrency,
         queue_bytes_max=queue_bytes_max,
         policy=policy,
-        start_width=start_width,
         idle_max=IDLE,
         **bounds,
     )
@@ -71,11 +68,10 @@ def start(lanes, now=0.0):
 # Pace -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [START_WIDTH, 2.0])
-def test_a_new_lane_starts_with_few(width):
-    lanes = make(start_width=width)
+def test_a_new_lane_starts_with_few():
+    lanes = make()
     fill(lanes, 1, 10)
-    assert len(start(lanes)) == width
+    assert len(start(lanes)) == START_WIDTH
 
 
 def test_each_success_makes_room_for_one_more():

@@ -634,8 +634,7 @@ def _look_us(cases: Sequence[Case], owner: Owner) -> int:
     """When something may be due at the earliest, after now."""
     policy, now_us = cases[0].policy, cases[0].now_us
     times = [at for case in cases for at in _times(case)]
-    if owner.mails:
-        times += [owner.mails[-1] + policy.urgent_gap_us, owner.mails[-1] + policy.gap_us]
+    times += [allowed_us(owner, [kind], policy) for kind in (Kind.DISABLED, Kind.FAILING)]
     return min(now_us + LOOK_EVERY_US, *(at for at in times if at > now_us), now_us + LOOK_EVERY_US)
 
 

@@ -27,7 +27,7 @@ QUEUE_MAX: Final = 20_000  # deliveries queued in all
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
 TRAFFIC_S: Final = 600.0  # an endpoint has traffic if it had some in such a period, or the one before
-START_WIDTH: Final = 1.0  # requests in flight of a lane that has not proved itself
+START_WIDTH: Final = 2.0  # requests in flight of a lane that has not proved itself
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
 MEASURE_EVERY_S: Final = 0.5
 BUSY_PER_S: Final = 2000.0  # deliveries: where so many go out, waiting for room costs less than parking
@@ -82,10 +82,10 @@ class Lane:
     endpoint: Endpoint
     limit: int
     breaker: Breaker
-    width: float
     queue: deque[Delivery] = dataclasses.field(default_factory=deque)
     late: deque[Delivery] = dataclasses.field(default_factory=deque)
     flying: int = 0
+    width: float = START_WIDTH
     allowed: int = 0
     proved: bool = False
     in_turn: bool = False
@@ -138,7 +138,6 @@ class Lanes:
         endpoint_concurrency: int,
         queue_bytes_max: int,
         policy: breaker.Policy | None = None,
-        start_width: float = START_WIDTH,
         queue_max: int = QUEUE_MAX,
         idle_max: int = IDLE_LANES_MAX,
     ) -> None:
@@ -146,7 +145,6 @@ class Lanes:
         self._endpoint_concurrency = endpoint_concurrency
         self._queue_bytes_max = queue_bytes_max
         self._policy = policy or breaker.Policy()
-        self._start_width = start_width
         self._queue_max = queue_max
         self._idle_max = idle_max
         self._lanes: dict[LaneKey, Lane] = {}
@@ -176,7 +174,7 @@ class Lanes:
         key = LaneKey(endpoint.site_id, endpoint.endpoint_id)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = Lane(key, endpoint, self._limit(endpoint), self._breaker(endpoint), self._start_width)
+            lane = Lane(key, endpoint, self._limit(endpoint), self._breaker(endpoint))
             self._lanes[key] = lane
             self.by_endpoint[endpoint.endpoint_id] = lane
             self._leave(lane)
@@ -394,7 +392,7 @@ class Lanes:
             lane.breaker.succeeded()
             return False
         lane.proved = False
-        lane.resize(self._start_width)
+        lane.resize(START_WIDTH)
         if delivery is not lane.probe:  # sent before it opened
             return False
         lane.breaker.close()
@@ -429,7 +427,7 @@ class Lanes:
                 lane.pace.halve(now)
             if lane.breaker.failed(now, random01):
                 lane.proved, lane.pace = False, None
-                lane.resize(self._start_width)
+                lane.resize(START_WIDTH)
                 opened = self._take(lane, 0)
         self._go_on(lane)
         return opened

@@ -30,7 +30,6 @@ class Meter:
     def due(self, now: float) -> int:
         """Return how many may be taken now."""
         behind = now - self.began - self.taken / self.per_s
-        at_most = CREDIT_S + 1.0 / self.per_s  # what has not yet come to a whole one is not missed
-        if behind > at_most:
-            self.began += behind - at_most
+        if behind > CREDIT_S + 1.0 / self.per_s:  # what has not come to a whole one is not missed
+            self.began += behind - max(CREDIT_S, 1.0 / self.per_s)
         return int((now - self.began) * self.per_s + 1e-6) - self.taken
