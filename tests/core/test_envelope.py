@@ -58,19 +58,19 @@ def test_what_is_no_webhook_id_is_refused():
             envelope.event_id_of(text)
 
 
-@pytest.mark.parametrize(
-    ("created_at_us", "text"),
-    [
-        (0, "1970-01-01T00:00:00.000Z"),
-        (-1, "1970-01-01T00:00:00.000Z"),
-        (-(2**63), "1970-01-01T00:00:00.000Z"),  # -infinity
-        (999, "1970-01-01T00:00:00.000Z"),  # cut, not rounded
-        (1_764_000_000_123_999, "2025-11-24T16:00:00.123Z"),
-        (2**63 - 1, "4253-05-31T22:20:37.927Z"),  # infinity
-    ],
-)
-def test_times_are_utc_in_milliseconds_and_clamped(created_at_us, text):
-    assert envelope.timestamp_text(created_at_us) == text
+TIMES = [
+    (0, "1970-01-01T00:00:00.000Z"),
+    (-1, "1970-01-01T00:00:00.000Z"),
+    (-(2**63), "1970-01-01T00:00:00.000Z"),  # -infinity
+    (999, "1970-01-01T00:00:00.000Z"),  # cut, not rounded
+    (1_764_000_000_123_999, "2025-11-24T16:00:00.123Z"),
+    (2**63 - 1, "4253-05-31T22:20:37.927Z"),  # infinity
+]
+
+
+def test_times_are_utc_in_milliseconds_and_clamped():
+    for created_at_us, text in TIMES:
+        assert envelope.timestamp_text(created_at_us) == text
 
 
 @given(st.integers(0, 4_000_000_000_000_000))
@@ -148,22 +148,22 @@ def test_without_a_secret_there_is_no_signature_line():
     assert b"webhook-timestamp" in names_of(head_of(signature=None))
 
 
-@pytest.mark.parametrize("source", [None, "", "  ", "https://x.example/" + "é" * 700])
-def test_without_a_usable_source_there_is_no_source_line(source):
-    assert b"x-webhook-source" not in names_of(head_of(source))
+def test_without_a_usable_source_there_is_no_source_line():
+    for source in [None, "", "  ", "https://x.example/" + "é" * 700]:
+        assert b"x-webhook-source" not in names_of(head_of(source))
 
 
-@pytest.mark.parametrize(
-    ("source", "sent"),
-    [
-        ("https://x.example/a b", b"https://x.example/a%20b"),
-        ("https://x.example\r\nevil: 1", b"https://x.example%0D%0Aevil:%201"),
-        ("https://bücher.example", b"https://b%C3%BCcher.example"),
-        ("a\x00b", b"a%00b"),
-    ],
-)
-def test_an_odd_source_is_percent_encoded(source, sent):
-    assert b"x-webhook-source: " + sent + b"\r\n" in head_of(source)
+SOURCES = [
+    ("https://x.example/a b", b"https://x.example/a%20b"),
+    ("https://x.example\r\nevil: 1", b"https://x.example%0D%0Aevil:%201"),
+    ("https://bücher.example", b"https://b%C3%BCcher.example"),
+    ("a\x00b", b"a%00b"),
+]
+
+
+def test_an_odd_source_is_percent_encoded():
+    for source, sent in SOURCES:
+        assert b"x-webhook-source: " + sent + b"\r\n" in head_of(source)
 
 
 def test_an_endpoints_own_headers_come_after_ours():

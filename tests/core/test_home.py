@@ -44,28 +44,27 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("changes", OURS.values(), ids=OURS)
-def test_at_home(changes):
-    assert why_foreign(SERVER, [stored(), stored(**changes)], NOW, 70) is None
+def test_at_home():
+    for changes in OURS.values():
+        assert why_foreign(SERVER, [stored(), stored(**changes)], NOW, 70) is None
 
 
-@pytest.mark.parametrize(("why", "changes"), FOREIGN.items(), ids=FOREIGN)
-def test_not_at_home_even_if_only_one_shard_says_so(why, changes):
-    assert why_foreign(SERVER, [stored(), stored(**changes)], NOW, 70) == why
+def test_not_at_home_even_if_only_one_shard_says_so():
+    for why, changes in FOREIGN.items():
+        assert why_foreign(SERVER, [stored(), stored(**changes)], NOW, 70) == why
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"position": Position(Snapshot(700, 800, ()), Snapshot(1001, 1001, ()), 55)},
-        {"mark": Mark(60, 1001)},
-    ],
-    ids=["the page's end is ahead", "the mark is ahead"],
-)
-def test_a_position_ahead_of_the_server_is_foreign(changes):
-    assert why_foreign(SERVER, [stored(**changes)], NOW, 70) == (
-        "its transactions are older than the stored position"
-    )
+AHEAD = [
+    {"position": Position(Snapshot(700, 800, ()), Snapshot(1001, 1001, ()), 55)},
+    {"mark": Mark(60, 1001)},
+]
+
+
+def test_a_position_ahead_of_the_server_is_foreign():
+    for changes in AHEAD:
+        assert why_foreign(SERVER, [stored(**changes)], NOW, 70) == (
+            "its transactions are older than the stored position"
+        )
 
 
 def test_nothing_stored_is_at_home_anywhere():
@@ -79,9 +78,9 @@ def test_a_fork_names_the_timeline_that_was_left():
     assert forked_from(promoted, [stored(position=None, timeline=None)]) is None
 
 
-@pytest.mark.parametrize(("newest", "last"), [(10, None), (10, Mark(10, 1)), (11, Mark(10, 1))])
-def test_ids_that_go_forward_are_ours(newest, last):
-    check_newest(newest, last)
+def test_ids_that_go_forward_are_ours():
+    for newest, last in [(10, None), (10, Mark(10, 1)), (11, Mark(10, 1))]:
+        check_newest(newest, last)
 
 
 def test_ids_that_go_back_are_another_databases():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry
 from pghookd.core.writes import Attempted, Died, Kept, batch_of
@@ -43,12 +41,12 @@ def test_a_failure_waits_for_its_next_attempt():
     assert len(batch.attempts) == 1
 
 
-@pytest.mark.parametrize("in_backlog", [False, True])
-def test_a_dead_one_leaves_the_backlog_if_it_was_there(in_backlog):
-    batch = batch_of([attempted(delivery(attempts=9, in_backlog=in_backlog), Dead(Reason.EXHAUSTED))])
-    assert batch.dead == [(1, 7, "site", "exhausted", 10)]
-    assert batch.cleared == ([(1, 7)] if in_backlog else [])
-    assert batch.backlog == []
+def test_a_dead_one_leaves_the_backlog_if_it_was_there():
+    for in_backlog in [False, True]:
+        batch = batch_of([attempted(delivery(attempts=9, in_backlog=in_backlog), Dead(Reason.EXHAUSTED))])
+        assert batch.dead == [(1, 7, "site", "exhausted", 10)]
+        assert batch.cleared == ([(1, 7)] if in_backlog else [])
+        assert batch.backlog == []
 
 
 def test_death_without_an_attempt_counts_none():
