@@ -151,7 +151,7 @@ async def waits(figures: dict[str, list[float]], own: Server, hosts: tuple[str, 
 
 
 async def main(*, quick: bool) -> None:
-    short, minute, pairs = (2.0, 3.0, 1) if quick else (10.0, 60.0, 6)
+    short, minute, pairs = (2.0, 3.0, 1) if quick else (10.0, 60.0, 4)
     figures: dict[str, list[float]] = {}
     nginx = Nginx()
     counter = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
