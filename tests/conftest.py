@@ -30,7 +30,7 @@ FOR_TESTS = {"max_connections": "200", "max_prepared_transactions": "10"}
 
 # No deadline: a loaded machine is no bug. Few examples, so that the core's tests stay under a second;
 # PGHOOKD_TEST_PROFILE set to `thorough` tries a thousand, as CI does.
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=12)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("PGHOOKD_TEST_PROFILE", "quick"))
 
