@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import random
@@ -544,7 +545,7 @@ async def test_a_failure_that_comes_while_care_decides_is_not_forgotten(house, s
     house.care = house.make_care(checkpoint=meanwhile)
     await story.pass_s(1860, step=1860)
     assert missed
-    await house.look(story.now + 1)
+    await house.look(story.now + SECOND)
     assert (await house.health(story.endpoint))["health"] in {"failing", "partly_failing"}
     assert [kind for kind, _ in await kinds(house)] == ["failing"]
 
@@ -573,3 +574,16 @@ async def test_a_poisoned_owner_stands_in_nobodys_way(house):
         "update webhooks.incidents set marks = '{}' where endpoint_id = $1", endpoints[0].number
     )
     assert await house.look(start + 22 * MINUTE) == 1
+
+
+async def test_a_mail_that_is_in_the_outbox_already_is_no_endless_look(house, story):
+    """The same owner, kind and window are there: this look ends, and the next one finds another moment."""
+    await story.fail(9)
+    await house.session.execute(
+        "insert into webhooks.emails (owner_email, kind, window_start, digest, state)"
+        " select 'owner0@shop.example', 'failing', window_at, '{}', 'failed' from webhooks.incidents"
+    )
+    async with asyncio.timeout(5):
+        await story.pass_s(120)
+    assert await kinds(house) == [("failing", "failed")]
+    assert (await house.health(story.endpoint))["health"] == "shaky"

@@ -222,7 +222,9 @@ class Care:
                 await self._take_steps(look, cases, plan)
                 state = await self._mail(look, cases, plan, digest)
                 await self._around.checkpoint("care.written")
-        except _Moved:
+        except _Moved:  # not at once: the same moment might be met with the same row for ever
+            again_us = look.now_us + incident.SECOND_US
+            await self._session.execute(query("postpone_owners"), [look.owner["owner_email"]], again_us)
             return 0
         await self._around.checkpoint("care.committed")
         self._after(cases, plan)
