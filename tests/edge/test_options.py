@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 
 import asyncpg
 import pytest
@@ -182,6 +183,7 @@ async def test_custom_profiles(con, session):
         {"previous_secret_until": 1.0}, {"previous_secret": "", "previous_secret_until": 1.0},
         {"previous_secret": "whsec_x", "previous_secret_until": 1.0}, {"timeout_s": 31.0},
         {"previous_secret": "whsk_x", "previous_secret_until": 1.0},
+        *({"rate_per_s": rate} for rate in (0.0, -1.0, 1e-4, 10_001.0, math.inf, math.nan)),
     ],
 )  # fmt: skip
 async def test_what_does_not_go_together(con, options):

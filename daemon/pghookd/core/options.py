@@ -31,8 +31,9 @@ class EndpointOptions:
         profile: a preset of core/profile, `plain`, or `custom`; None: setting `delivery.profile`.
         profile_spec: the JSON text of a custom profile.
         previous_secret: signs beside the secret during a rotation.
-        filter: the text of a jsonpath; events of which it is false are left out.
         previous_until_s: Unix seconds at which that ends.
+        filter: the text of a jsonpath; events of which it is false are left out.
+        rate_per_s: how many requests may start in a second.
     """
 
     retry_schedule: str | None = None
@@ -43,6 +44,7 @@ class EndpointOptions:
     previous_secret: str | None = dataclasses.field(default=None, repr=False)
     previous_until_s: float = 0.0
     filter: str | None = None
+    rate_per_s: float | None = None
 
 
 @functools.lru_cache(maxsize=10_000)
