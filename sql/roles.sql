@@ -39,20 +39,31 @@ grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id,
 grant execute on function webhooks.send_test, webhooks.cancel, webhooks.emit_changes to webhooks_admin;
 grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
 
--- The daemon reads the log and writes what became of it. Rights on the parents are enough: partitions get none. It is
--- a member of the tables' owner, since DETACH CONCURRENTLY and ANALYZE need ownership; not where that is a superuser.
+-- The daemon reads the log and writes what became of it, and nothing else by its own rights: what it may do to events it
+-- does through functions. Rights on the parents are enough: partitions get none. Where the tables' owner is no superuser
+-- it is a member of it, since DETACH CONCURRENTLY and ANALYZE need ownership, and could do what the owner can.
+revoke all on all tables in schema webhooks from webhooks_daemon;
+grant select on all tables in schema webhooks to webhooks_daemon;
+do $$
+declare
+  part regclass;
+begin
+  for part in select oid from pg_class where relnamespace = 'webhooks'::regnamespace and relispartition and relkind = 'r' loop
+    execute format('revoke all on %s from webhooks_daemon', part);
+  end loop;
+end $$;
+grant insert on webhooks.attempts, webhooks.operations to webhooks_daemon;
+grant insert, delete on webhooks.dead, webhooks.partitions to webhooks_daemon;
+grant update (enabled, disabled_reason) on webhooks.endpoints to webhooks_daemon;
+grant insert, update on webhooks.emails, webhooks.owners to webhooks_daemon;
+grant update on webhooks.replays to webhooks_daemon;
+grant insert, update, delete on webhooks.backlog, webhooks.shards, webhooks.incidents, webhooks.home to webhooks_daemon;
 grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon;
 grant execute on all functions in schema webhooks to webhooks_daemon;
 do $$
 declare
   owner name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');
-  parent regclass;
 begin
-  for parent in
-    select oid from pg_class where relnamespace = 'webhooks'::regnamespace and relkind in ('r', 'p', 'v') and not relispartition
-  loop
-    execute format('grant select, insert, update, delete on %s to webhooks_daemon', parent);
-  end loop;
   if not (select rolsuper from pg_roles where rolname = owner) and not pg_has_role('webhooks_daemon', owner, 'member') then
     begin
       execute format('grant %I to webhooks_daemon', owner);

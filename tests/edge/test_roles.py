@@ -123,6 +123,63 @@ async def test_functions_that_act_for_others_look_nowhere_else(con):
     assert loose == []
 
 
+async def test_what_lies_in_a_callers_path_gains_nothing(con, login, connect):
+    """Functions, operators and tables of the same names, in front of everything: none of them ever runs as another."""
+    await con.execute("create schema trap; grant usage, create on schema trap to public")
+    await con.execute("create table trap.sprung (by text, what text); grant all on trap.sprung to public")
+    url = await login("webhooks_admin")
+    mallory = await connect(url)
+    await mallory.execute(TRAPS)
+    await mallory.execute("set search_path = trap, pg_catalog")
+    await mallory.execute(
+        "create temp table events (event_id bigint); create temp table endpoints (secret text)"
+    )
+    endpoint_id = await con.fetchval("select endpoint_id from webhooks.endpoints")
+    event_id = await mallory.fetchval("select webhooks.emit('s', 'order_created', '{}')")
+    for call in (
+        f"webhooks.explain({event_id})",
+        f"webhooks.disable_endpoint({endpoint_id})",
+        f"webhooks.enable_endpoint({endpoint_id}, 'latest_per_key')",
+        f"webhooks.rotate_secret({endpoint_id})",
+        f"webhooks.send_test({endpoint_id})",
+        f"webhooks.cancel({event_id})",
+        f"webhooks.replay(endpoint_id => {endpoint_id}, states => '{{dead,missed}}', dry_run => false)",
+        f"webhooks.snooze_endpoint({endpoint_id}, now())",
+        "webhooks.mute_owner('A@b.example', now())",
+    ):
+        await mallory.execute(f"select * from {call}")
+    await mallory.execute("update webhooks.endpoints set event_types = '{*}'")
+    await mallory.execute("select * from webhooks.deliveries")
+    await mallory.execute("select * from webhooks.endpoint_health")
+    assert await con.fetchval("select count(*) from webhooks.events") == 2
+    me = urlsplit(url).username
+    assert await con.fetch("select distinct by, what from trap.sprung where by <> $1", me) == []
+
+
+TRAPS = (
+    "".join(
+        f"create function trap.{name}({arguments}) returns {returns} language plpgsql as"
+        f" $$ begin insert into trap.sprung values (current_user, '{name}'); return {value}; end $$;"
+        for name, arguments, returns, value in (
+            ("now", "", "timestamptz", "clock_timestamp()"),
+            ("pg_current_xact_id", "", "xid8", "null"),
+            ("pg_notify", "text, text", "void", ""),
+            ("lpad", "text, int, text", "text", "''"),
+            ("to_hex", "bigint", "text", "''"),
+            ("format", "text", "text", "''"),
+            ("lower", "text", "text", "''"),
+            ("right", "text, int", "text", "''"),
+            ("current_setting", "text, boolean", "text", "''"),
+            ("jsonb_strip_nulls", "jsonb", "jsonb", "null"),
+            ("text_eq", "text, text", "boolean", "true"),
+            ("int_eq", "bigint, bigint", "boolean", "true"),
+        )
+    )
+    + "create operator trap.= (leftarg = text, rightarg = text, function = trap.text_eq);"
+    "create operator trap.= (leftarg = bigint, rightarg = bigint, function = trap.int_eq);"
+)
+
+
 async def test_nobody_was_granted_a_partition(con):
     granted = await con.fetch(
         "select relname from pg_class, aclexplode(relacl) a where relispartition and relkind = 'r'"
@@ -175,7 +232,14 @@ async def test_a_producer_can_do_nothing_more(con, login, connect):
         " values (5, 's', 't', '{}')",
         f"{INSERT} returning payload",
         f"{INSERT} returning *",
+        f"{INSERT} returning xid",
+        f"{INSERT} returning created_at",
+        f"{INSERT} on conflict (event_id) do update set payload = '{{}}'",
+        "insert into webhooks.events (site_id, type, payload) select site_id, type, payload from webhooks.events",
         "select payload from webhooks.events",
+        "select type, site_id from webhooks.events",
+        "copy webhooks.events (payload) to stdout",
+        "copy webhooks.events from stdin",
         "select count(*) filter (where site_id = 's') from webhooks.events",
         "update webhooks.events set payload = '{}'",
         "delete from webhooks.events",
@@ -190,6 +254,11 @@ async def test_a_producer_can_do_nothing_more(con, login, connect):
         "select webhooks.enable_endpoint(1)",
         "select webhooks.explain(1)",
         "select webhooks.attach_day(99)",
+        "select webhooks.replay(site_id => 's', dry_run => false)",
+        "select webhooks.rotate_secret(1)",
+        "select secret from webhooks.endpoints",
+        "select * from webhooks.emails",
+        "select * from webhooks.operations",
         "select webhooks.enter_day(99)",
         "select webhooks.newest_event_id()",
         "create table webhooks.mine (n int)",
@@ -230,6 +299,14 @@ async def test_a_reader_sees_what_happened_and_no_secret(con, login, connect):
         "select * from webhooks.attempts",
         "select unsubscribe_token from webhooks.owners",
         "select * from webhooks.shards",
+        "select * from webhooks.events",
+        "select event_id from webhooks.events",
+        "select digest from webhooks.emails",
+        "select owner_email from webhooks.sites",
+        "select headers from webhooks.endpoints",
+        "select spec from webhooks.replays",
+        "select webhooks.rotate_secret(1)",
+        "select webhooks.plan_replay(site_id => 's')",
         "select webhooks.emit('s', 't', '{}')",
         "select webhooks.new_secret()",
         "select webhooks.disable_endpoint(1)",
@@ -281,6 +358,18 @@ async def test_an_administrator_registers_and_acts(login, connect):
         "delete from webhooks.backlog",
         "select setval('webhooks.events_event_id_seq', 5)",
         "update webhooks.events set payload = '{}'",
+        "insert into webhooks.events (site_id, type, payload) values ('t', 't', '{}')",
+        "insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts) values (1, 1, 't', 'x', 1)",
+        "update webhooks.attempts set outcome = 'delivered'",
+        "update webhooks.emails set state = 'sent'",
+        "update webhooks.replays set rate_per_s = 1000",
+        "insert into webhooks.operations (what) values ('x')",
+        "select webhooks.attach_day(99)",
+        "select webhooks.advance_replay(1, 1, 1)",
+        "select webhooks.newest_event_id()",
+        "alter table webhooks.endpoints add column mine text",
+        "create trigger mine after insert on webhooks.endpoints for each row execute function webhooks.ring()",
+        "create table webhooks.mine (n int)",
     )
 
 
@@ -378,6 +467,45 @@ async def test_the_daemons_role_can_run_every_query(con, daemon):
         await daemon.fetch(query(name), *arguments)
     assert await con.fetchval("select count(*) from webhooks.attempts") == 1
     assert await con.fetchval("select last_value from webhooks.events_event_id_seq") == day * 2**32
+
+
+async def test_the_daemons_role_can_do_nothing_more(con, login, connect):
+    """What it may do to the log goes through functions; a program that was taken over can forge and lose nothing."""
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    day = await con.fetchval("select webhooks.day_of()")
+    daemon = await connect(await login("webhooks_daemon"))
+    await refused(
+        daemon,
+        INSERT,
+        f"update webhooks.events set payload = '{{}}' where event_id = {event_id}",
+        f"delete from webhooks.events where event_id = {event_id}",
+        "truncate webhooks.attempts",
+        "update webhooks.attempts set outcome = 'delivered'",
+        "delete from webhooks.attempts",
+        "update webhooks.endpoints set url = 'http://elsewhere'",
+        "update webhooks.endpoints set secret = 'mine'",
+        "insert into webhooks.endpoints (site_id, url) values ('s', 'http://elsewhere')",
+        "delete from webhooks.endpoints",
+        "update webhooks.sites set owner_email = 'me@elsewhere.example'",
+        "delete from webhooks.sites",
+        "update webhooks.operations set actor = 'somebody'",
+        "delete from webhooks.operations",
+        "delete from webhooks.migrations",
+        "update webhooks.migrations set sha256 = ''",
+        f"select from webhooks.events_{day}",
+        f"drop table webhooks.events_{day}",
+        "drop table webhooks.attempts",
+        "alter table webhooks.events disable trigger bell",
+        "create table webhooks.mine (n int)",
+        "create schema mine",
+        "create role mine",
+        "alter role current_user superuser",
+        "create function webhooks.new_secret(n int) returns text language sql as 'select 1::text'",
+        "create or replace function webhooks.new_secret() returns text language sql as 'select 1::text'",
+        "copy webhooks.sites to program 'cat'",
+        "select pg_read_file('pg_hba.conf')",
+        "select rolpassword from pg_authid",
+    )
 
 
 async def test_the_daemons_role_makes_days_and_enters_them(con, daemon):
