@@ -6,6 +6,7 @@
 # ruff: noqa: S104 -- 0.0.0.0 is a thing to refuse here, nothing is bound
 import ipaddress
 import socket
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -135,7 +136,8 @@ def test_urls_that_are_no_plain_web_address_are_refused():
 MISLEADING = [
     "localhost", "LOCALHOST", "localhost.", "foo.localhost", "db", "printer.local", "vault.internal",
     "metadata.google.internal", "intranet.corp", "nas.home", "router.lan", "abc.onion", "web.service.consul",
-    "kubernetes.default.svc", "1.0.0.127.in-addr.arpa", "a.test", "a.invalid", "a.alt", "example..com",
+    "kubernetes.default.svc", "1.0.0.127.in-addr.arpa", "a.test", "a.invalid", "a.alt",
+    "localhost.localdomain", "www.intranet", "db.private", "printer", "a.home.arpa", "LOCAL.", "x.LocalHost", "example..com",
     ".example.com", "example.com..", "-", "a" * 64 + ".com", ".".join(["a" * 60] * 5), "exa!.com",
     "ex*mple.com", "exam,ple.com", "a$b.com", "ⓛocalhost", "ⓔxample.com", "ｅxample.com", "example。com",
     "example．com", "example｡com", "exa\u00admple.com", "exaﬁle.com", "\u212aelvin.com", "ſite.com", "a².com",
@@ -178,10 +180,10 @@ CONTROLS = ["\x00", "\t", "\n", "\r", "\x0b", "\x1b", "\x7f", "\x85", "\xa0", " 
 
 
 def test_a_control_character_anywhere_is_refused():
-    url = "https://example.com:8443/hook?a=b"
-    for what in CONTROLS:
-        for position in range(len(url) + 1):
-            assert refused(url[:position] + what + url[position:]) == "url", (what, position)
+    for url, *_ in ORDINARY:
+        for what in CONTROLS:
+            tried = (url[:position] + what + url[position:] for position in range(len(url) + 1))
+            assert {refused(each) for each in tried} == {"url"}, (url, what)
 
 
 HOSTILE = (
@@ -203,10 +205,190 @@ def test_hostile_addresses_are_refused():
     assert {address: judge_address(address, OPEN) for address in tried} == dict.fromkeys(tried, refusal)
 
 
+# What each block is called, its first and its last address; the IANA registries of special-purpose addresses, and
+# what else no request may reach. Written out here as well, so that an edit of the rules' own table shows.
+BLOCKS = """
+unspecified, this network    0.0.0.0                0.255.255.255
+private                      10.0.0.0               10.255.255.255
+CGNAT                        100.64.0.0             100.127.255.255
+loopback                     127.0.0.0              127.255.255.255
+link local, cloud metadata   169.254.0.0            169.254.255.255
+private                      172.16.0.0             172.31.255.255
+protocol assignments         192.0.0.0              192.0.0.255
+documentation                192.0.2.0              192.0.2.255
+6to4 relays                  192.88.99.0            192.88.99.255
+private                      192.168.0.0            192.168.255.255
+benchmarking                 198.18.0.0             198.19.255.255
+documentation                198.51.100.0           198.51.100.255
+documentation                203.0.113.0            203.0.113.255
+multicast                    224.0.0.0              239.255.255.255
+reserved, broadcast          240.0.0.0              255.255.255.255
+cloud host agent             168.63.129.16          168.63.129.16
+unspecified                  ::                     ::
+loopback                     ::1                    ::1
+compatible                   ::                     ::ffff:ffff
+mapped                       ::ffff:0.0.0.0         ::ffff:255.255.255.255
+translated (SIIT)            ::ffff:0:0.0.0.0       ::ffff:0:255.255.255.255
+NAT64                        64:ff9b::              64:ff9b::ffff:ffff
+NAT64, local                 64:ff9b:1::            64:ff9b:1:ffff:ffff:ffff:ffff:ffff
+discard                      100::                  100::ffff:ffff:ffff:ffff
+dummy prefix                 100:0:0:1::            100:0:0:1:ffff:ffff:ffff:ffff
+Teredo                       2001::                 2001:0:ffff:ffff:ffff:ffff:ffff:ffff
+benchmarking                 2001:2::               2001:2:0:ffff:ffff:ffff:ffff:ffff
+AMT, AS112, ORCHID, DETs     2001:3::               2001:3f:ffff:ffff:ffff:ffff:ffff:ffff
+protocol assignments         2001::                 2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff
+documentation                2001:db8::             2001:db8:ffff:ffff:ffff:ffff:ffff:ffff
+6to4                         2002::                 2002:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+documentation                3fff::                 3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff
+ISATAP                       2606:4700::5efe:0:0    2606:4700::5efe:ffff:ffff
+ISATAP, global flag          2606:4700::200:5efe:0:0  2606:4700::200:5efe:ffff:ffff
+not assigned to hosts        4000::                 5eff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+segment routing              5f00::                 5f00:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+not assigned to hosts        6000::                 fbff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+unique local                 fc00::                 fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+link local                   fe80::                 febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+site local                   fec0::                 feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+multicast                    ff00::                 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff
+""".strip().splitlines()
+
+
+def test_no_block_of_the_registries_is_open_from_its_first_address_to_its_last():
+    random = Random(1)
+    for line in BLOCKS:
+        first, last = (ipaddress.ip_address(text) for text in line.split()[-2:])
+        between = [random.randint(int(first), int(last)) for _ in range(4)]
+        for address in (first, last, *(type(first)(number) for number in between)):
+            assert judge_address(str(address), OPEN) is not None, (line, address)
+
+
+INNER = "127.0.0.1 10.0.0.1 169.254.169.254 192.168.1.1 100.64.0.1 8.8.8.8".split()
+
+
+def carriers(text):
+    """Every way to say an IPv4 address in IPv6."""
+    v4 = ipaddress.IPv4Address(text)
+    high, low, turned = int(v4) >> 16, int(v4) & 0xFFFF, int(v4) ^ 0xFFFFFFFF
+    hexed = f"{high:x}:{low:x}"
+    return {
+        "mapped": f"::ffff:{text}",
+        "mapped in hex": f"::ffff:{hexed}",
+        "mapped in full": f"0000:0000:0000:0000:0000:FFFF:{high:04X}:{low:04X}",
+        "compatible": f"::{text}",
+        "SIIT": f"::ffff:0:{text}",
+        "NAT64": f"64:ff9b::{text}",
+        "NAT64, local, /96": f"64:ff9b:1::{text}",
+        "NAT64, local, /48": f"64:ff9b:1:{high:x}:{low >> 8:x}:{(low & 0xFF) << 8:x}:0:0",
+        "6to4": f"2002:{hexed}::1",
+        "Teredo server": f"2001:0:{hexed}:0:0:f7f7:f7f7",
+        "Teredo client": f"2001:0:808:808:0:0:{turned >> 16:x}:{turned & 0xFFFF:x}",
+        "ISATAP": f"2606:4700::5efe:{hexed}",
+        "ISATAP, global": f"2606:4700::200:5efe:{hexed}",
+        "ISATAP, link": f"fe80::5efe:{text}",
+    }
+
+
+def test_an_ipv4_address_inside_ipv6_is_refused_however_it_is_carried():
+    for text in INNER:
+        forms = carriers(text)
+        assert {how: judge_address(form, OPEN) is None for how, form in forms.items()} == dict.fromkeys(
+            forms, False
+        )
+        urls = {how: refused(f"http://[{form}]/") for how, form in forms.items()}
+        assert urls == dict.fromkeys(forms, "literal")
+
+
+def test_a_denied_or_metadata_address_is_found_inside_ipv6_although_all_of_ipv6_is_allowed():
+    policy = Policy(allow=parse_places(["::/0"]), deny=parse_places(["192.168.1.0/24"]))
+    for text in ("192.168.1.1", "169.254.169.254"):
+        assert [how for how, form in carriers(text).items() if judge_address(form, policy) is None] == []
+
+
+def ipv4_spellings(text):
+    """Every way that inet_aton, a browser or a mapping reads as this address, but for the plain one."""
+    a, b, c, d = (int(part) for part in text.split("."))
+    low = b << 16 | c << 8 | d
+    number = a << 24 | low
+    wide = str.maketrans("0123456789.", "０１２３４５６７８９．")
+    circled = str.maketrans("0123456789", "⓪①②③④⑤⑥⑦⑧⑨")
+    return {
+        "decimal": str(number),
+        "octal": f"0{number:o}",
+        "hex": hex(number),
+        "hex in capitals": f"0X{number:X}",
+        "octal parts": f"0{a:o}.0{b:o}.0{c:o}.0{d:o}",
+        "hex parts": f"{a:#x}.{b:#x}.{c:#x}.{d:#x}",
+        "mixed parts": f"{a:#x}.{b}.0{c:o}.{d}",
+        "two parts": f"{a}.{low}",
+        "three parts": f"{a}.{b}.{c << 8 | d}",
+        "padded": f"{a:03}.{b:03}.{c:03}.{d:03}",
+        "trailing dot": f"{text}.",
+        "two trailing dots": f"{text}..",
+        "full width": text.translate(wide),
+        "circled": text.translate(circled),
+        "ideographic dots": text.replace(".", "。"),
+        "half width dots": text.replace(".", "｡"),
+        "full width dots": text.replace(".", "．"),
+        "other digits": text.translate(str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")),
+        "percent": "".join(f"%{ord(c):02x}" for c in text),
+        "soft hyphen": "\u00ad".join(text),
+        "five parts": f"{text}.0",
+        "zone": f"[::ffff:{text}%251]",
+        "brackets": f"[{text}]",
+    }  # fmt: skip
+
+
+def test_other_spellings_of_an_address_are_refused_and_public_ones_as_well():
+    for text in (*INNER, "0.0.0.0", "255.255.255.255"):
+        for how, host in ipv4_spellings(text).items():
+            assert refused(f"https://{host}/x") in {"literal", "name", "url"}, (text, how)
+            assert judge_address(host, OPEN) is not None, (text, how)
+
+
+TWENTY_FIVE = """
+https://hooks.zapier.com/hooks/catch/123/abc/           44.194.12.1 2600:1f18::1
+https://hook.eu1.make.com/abcdef                        34.254.1.1
+https://hooks.slack.com/services/T000/B000/XXXX         18.159.64.1
+https://discord.com/api/webhooks/1/token                162.159.128.233 2606:4700:4400::1
+https://example.webhook.office.com/webhookb2/a@b/c      52.113.194.132 2620:1ec:c11::1
+https://api.example.co.uk/v2/webhooks?source=shop       81.2.69.142
+https://shop.example.com.au/wp-json/wc/v3/hook          203.0.112.255
+https://www.bücher.example/eingang                      93.184.216.34
+https://xn--bcher-kva.example/eingang                   93.184.216.34
+https://例え.jp/受信                                     133.242.1.1 2400:8500::1
+https://münchen.example:8443/                           46.4.1.1 2a01:4f8::1
+https://api.example.com./hook                           151.101.1.69
+https://EXAMPLE.com/Hook?Case=Kept                      151.101.65.69
+http://legacy.example.org/cgi-bin/in.pl                 198.17.255.255
+http://legacy.example.org:8080/in                       198.20.0.1
+https://user-name.github.io/a/b/                        185.199.108.153 2606:50c0:8000::153
+https://a_b.example.net/in                              13.107.42.14
+https://1and1.example.com/1                             217.160.0.1
+https://0x7f.example.com/                               104.16.1.1
+https://127-0-0-1.example.com/                          104.17.1.1
+https://localhost.example.com/                          104.18.1.1
+https://local.internal.example.com/path//x/../y         104.19.1.1
+https://hooks.example.io:65535/                         76.76.21.21
+https://93.184.216.34/hook                              93.184.216.34
+https://[2606:2800:220:1:248:1893:25c8:1946]:8443/hook  2606:2800:220:1:248:1893:25c8:1946
+""".strip().splitlines()
+
+
+def test_twenty_five_ordinary_urls_are_allowed_with_their_addresses():
+    assert len(TWENTY_FIVE) == 25
+    for line in TWENTY_FIVE:
+        url, *addresses = line.split()
+        found = aimed(url)
+        refusals = [
+            judge_address(text, OPEN, named=found.named) for text in (*addresses, found.address) if text
+        ]
+        assert set(refusals) == {None}, line
+
+
 PUBLIC = (
     "1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 126.255.255.255 128.0.0.0 172.15.255.255 "
     "172.32.0.0 192.0.1.1 192.167.1.1 198.17.255.255 198.20.0.0 223.255.255.255 168.63.129.17 2000::1 2001:200::1 "
-    "2001:4860:4860::8888 2003::1 2606:4700::1111 3ffe::1 3fff:1000::1"
+    "2001:4860:4860::8888 2003::1 2606:4700::1111 3ffe::1 3fff:1000::1 "
+    "2606:4700::5eff:7f00:1 2606:4700::100:5efe:7f00:1 2606:4700:5efe::7f00:1"
 ).split()
 
 
@@ -233,6 +415,28 @@ def test_a_name_may_be_opened_and_may_then_lead_inside():
     assert judge_address("127.0.0.1", policy, named=True) is None
     assert judge_address("127.0.0.1", policy) is not None
     assert judge_address("169.254.169.254", policy, named=True) is not None
+
+
+def test_a_star_opens_or_shuts_all_names_below_and_not_the_name_itself():
+    policy = Policy(
+        allow=parse_places(["*.svc", "*.Hooks.Corp"]), deny=parse_places(["*.example.com", "secret.svc"])
+    )
+    tried = {
+        "a.svc": None,
+        "a.b.svc": None,
+        "svc": "name",
+        "x.secret.svc": "name",
+        "a.hooks.corp": None,
+        "hooks.corp": "name",
+        "ahooks.corp": "name",
+        "example.com": None,
+        "a.example.com": "name",
+        "a.b.example.com": "name",
+        "aexample.com": None,
+    }
+    assert {host: refused(f"http://{host}/", policy) for host in tried} == tried
+    assert aimed("http://a.svc/", policy).named
+    assert not aimed("http://aexample.com/", policy).named
 
 
 METADATA = ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1", "::169.254.169.254",
@@ -302,7 +506,7 @@ def test_ports_that_cannot_be_read_are_named():
             parse_ports(text)
 
 
-NO_PLACES = ["10.0.0.1/8", "10.0.0.0/33", "10.0.0", "http://a", "a b", "fe80::/200", "", "1.2.3.4.5"]  # fmt: skip
+NO_PLACES = ["*", "*.", "*.1.2.3.4", "a.*.com", "*x.com", "*.*.com", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "http://a", "a b", "fe80::/200", "", "1.2.3.4.5"]  # fmt: skip
 
 
 def test_places_that_cannot_be_read_are_named():

@@ -88,11 +88,15 @@ _METADATA = frozenset(
         "fe80::a9fe:a9fe",
     )
 )
-_INNER_DOMAINS = frozenset(
+_ISATAP = frozenset({0x00005EFE, 0x02005EFE})  # RFC 5214, 6.1: bits 64 to 95, under whatever prefix
+_INNER_DOMAINS = frozenset(  # RFC 2606, 6761, 6762 (appendix G), 7686, 9476, and what platforms use inside
     {
         "localhost",
+        "localdomain",
         "local",
         "internal",
+        "intranet",
+        "private",
         "corp",
         "home",
         "lan",
@@ -143,10 +147,17 @@ class Ports:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Places:
-    """Networks and host names, as an operator lists them in one setting."""
+    """Networks and host names, as an operator lists them in one setting.
+
+    Attributes:
+        networks: of either family.
+        names: host names as they are asked for.
+        parents: of `*.example.com` what follows the star: every name below it.
+    """
 
     networks: tuple[Network, ...] = ()
     names: frozenset[str] = frozenset()
+    parents: frozenset[str] = frozenset()
 
     def has(self, address: Address) -> bool:
         """Whether one of the networks holds the address."""
@@ -156,13 +167,21 @@ class Places:
         """Whether the address itself is listed, as a /32 or /128."""
         return any(net.num_addresses == 1 and net[0] == address for net in self.networks)
 
+    def names_it(self, host: str) -> bool:
+        """Whether a host is listed by its name, or lies below one that is listed with a star."""
+        return host in self.names or not self.parents.isdisjoint(_above(host))
+
+    def reaches(self, host: str) -> bool:
+        """Whether a host is listed, or lies below any name that is."""
+        return self.names_it(host) or not self.names.isdisjoint(_above(host))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Policy:
     """The operator's word on egress (settings `egress.*`).
 
     Attributes:
-        allow: networks and exact host names that are open although the rules would refuse them.
+        allow: networks, host names, and all names below one (`*.corp`), open although the rules would refuse them.
         deny: networks, and host names with all below them, that are refused although they look public; wins.
         https_only: plain http is refused.
         ports: the ports a URL may name.
@@ -176,8 +195,8 @@ class Policy:
     nat64: bool = False
 
     def names(self, host: str) -> bool:
-        """Whether the operator opened this very host by its name."""
-        return host in self.allow.names
+        """Whether the operator opened this host by its name."""
+        return self.allow.names_it(host)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -221,21 +240,24 @@ def parse_ports(text: str) -> Ports:
 
 
 def parse_places(texts: Iterable[str]) -> Places:
-    """Read a list of networks, addresses and host names.
+    """Read a list of networks, addresses, host names and `*.` with the name that all meant lie below.
 
     Raises:
         ValueError: an entry is neither; the message names it.
     """
     networks: list[Network] = []
     names: set[str] = set()
+    parents: set[str] = set()
     for raw in texts:
         text = raw.strip()
         network = _network(text)
         if network is not None:
             networks.append(network)
+        elif text.startswith("*."):
+            parents.add(_place_name(text[2:]))
         else:
             names.add(_place_name(text))
-    return Places(tuple(networks), frozenset(names))
+    return Places(tuple(networks), frozenset(names), frozenset(parents))
 
 
 def parse(url: str, policy: Policy) -> Destination | Refusal:  # noqa: PLR0911 -- guards, one after another
@@ -300,11 +322,18 @@ def _is_public(address: Address, policy: Policy) -> bool:
         return not any(address in network for network in _REFUSED_V4)
     if policy.nat64 and address in _NAT64:
         return _is_open(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF), policy, named=False)
+    if _isatap(address) is not None:
+        return False
     return address in _GLOBAL_V6 and not any(address in network for network in _REFUSED_V6)
 
 
+def _isatap(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    number = int(address)
+    return ipaddress.IPv4Address(number & 0xFFFFFFFF) if number >> 32 & 0xFFFFFFFF in _ISATAP else None
+
+
 def _carried(address: Address) -> Iterator[ipaddress.IPv4Address]:
-    """Yield the IPv4 addresses that an IPv6 one may stand for (RFC 3056, 4291, 4380, 6052, 6145, 8215)."""
+    """Yield the IPv4 addresses that an IPv6 one may stand for (RFC 3056, 4291, 4380, 5214, 6052, 6145, 8215)."""
     if isinstance(address, ipaddress.IPv4Address):
         return
     number = int(address)
@@ -312,8 +341,9 @@ def _carried(address: Address) -> Iterator[ipaddress.IPv4Address]:
         yield ipaddress.IPv4Address(number & 0xFFFFFFFF)
     if address in _NAT64_LOCAL:  # RFC 6052, 2.2: at a /48 the address lies around bits 64 to 71
         yield ipaddress.IPv4Address((number >> 64 & 0xFFFF) << 16 | number >> 40 & 0xFFFF)
-    if address.sixtofour is not None:
-        yield address.sixtofour
+    for carried in (address.sixtofour, _isatap(address)):
+        if carried is not None:
+            yield carried
     if address.teredo is not None:
         yield from address.teredo
 
@@ -422,10 +452,18 @@ def _literal_v6(bracketed: str) -> str | None:
 
 def _is_fit(name: str, policy: Policy) -> bool:
     """Whether a normalised name may be looked up at all."""
-    parents = name.split(".")
-    if any(".".join(parents[i:]) in policy.deny.names for i in range(len(parents))):
+    if policy.deny.reaches(name):
         return False
-    return policy.names(name) or (len(parents) > 1 and parents[-1] not in _INNER_DOMAINS)
+    _, dot, top = name.rpartition(".")
+    return policy.names(name) or (bool(dot) and top not in _INNER_DOMAINS)
+
+
+def _above(host: str) -> Iterator[str]:
+    """Yield the names that a host lies below, the nearest first."""
+    rest = host.partition(".")[2]
+    while rest:
+        yield rest
+        rest = rest.partition(".")[2]
 
 
 def _normalise(host: str) -> str | None:
