@@ -21,6 +21,7 @@ from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
+from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.letter import Letters
@@ -282,13 +283,14 @@ class Crew:
             queue_bytes_max=delivery.queue_bytes_max,
             policy=_breaker(world.settings),
         )
+        self._filters = Filters(logger=world.logger, monotonic=world.monotonic)
         due = self._due = DueRows(
             self._lanes,
             log,
+            self._filters,
             shards=len(stored),
             terms=Aside(world.settings.breaker.probe_s, world.settings.retention.held_days),
             logger=world.logger,
-            monotonic=world.monotonic,
             random01=world.random01,
         )
         replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)
@@ -359,6 +361,7 @@ class Crew:
             self._log,
             self._lanes,
             self.recorder,
+            self._filters,
             shards=len(self._stored),
             kick=self.deliverer.kick,
             room=self._room,

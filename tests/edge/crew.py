@@ -25,6 +25,7 @@ from pghookd.core.snapshot import Log, Snapshot, settle
 from pghookd.core.verdict import Delivered
 from pghookd.core.writes import Attempted
 from pghookd.edge import embedded, postgres
+from pghookd.edge.filter import Filters
 from pghookd.edge.postgres import query
 from pghookd.edge.rows import shard_of
 from pghookd.edge.sessions import Sessions, identify
@@ -239,6 +240,7 @@ class Desk:
             log,
             self.lanes,
             self.recorder,
+            Filters(logger=Diary().logger, monotonic=self.clock),
             shards=shards,
             kick=self._deliver,
             room=asyncio.Event(),

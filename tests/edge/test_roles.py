@@ -421,7 +421,7 @@ def parameters(day, event_id):
         "find_duplicates": ([event_id], ["s"], ["d"], SNAPSHOT, SNAPSHOT),
         "find_duplicates_again": ([event_id], ["s"], ["d"], SNAPSHOT, SNAPSHOT),
         "find_superseded": ([event_id], [1], ["s"], ["k"]),
-        "match_filter": ([event_id], 1),
+        "match_filter": ([event_id], [1]),
         "find_due_owners": (now, 10),
         "read_cases": ([owner], now),
         "read_owners": ([owner], now),

@@ -3,27 +3,36 @@
 Only for endpoints that have a filter. Left out is what is clearly false: an event whose payload cannot be looked at, or
 of which a filter says neither true nor false, is delivered, since a receiver can tell what it does not want, and not
 what it never got. It has no session of its own: whoever asks waits for no longer than a limit, whatever a filter does.
+
+Filters that are not in doubt are asked together. Where that takes too long all of them are in doubt, and what they were
+asked for is parked: from then on the reader does without them, and each is asked alone, on the side of the backlog,
+until it has answered in time. One that has not rests, for longer each time.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias
 
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core.model import Delivery, Endpoint, Reason
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseError, Session, query
+from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
 
 LIMIT_S: Final = 0.05  # for all that is asked at once
 LEAST_S: Final = 0.005  # with less than this left nothing more is asked
-SLOW_FOR_S: Final = 30.0  # a filter that took all of it is not asked for so long, unless it is changed
-CHUNK: Final = 100  # events in a statement
+REST_MIN_S: Final = 30.0  # a filter that took all of it is not asked for so long, unless it is changed
+REST_MAX_S: Final = 600.0  # twice as long each time, but not longer
+FORGIVEN_AFTER_S: Final = 900.0  # one that has not been slow for so long after a rest begins anew
+PAUSE_S: Final = 1.0  # after one that was slow no other one in doubt is asked on the side of the backlog
+CHUNK: Final = 200  # deliveries in a statement
+SAY_EVERY_S: Final = 3600.0  # a filter that says neither true nor false is logged this often
 _CANCELLED: Final = "57014"  # query_canceled, by statement_timeout
 
-Key = tuple[int, int]  # event_id, endpoint_id
+Key: TypeAlias = tuple[int, int]  # event_id, endpoint_id
+Asked: TypeAlias = tuple[Endpoint, Delivery]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,79 +48,153 @@ class Sifted:
     unknown: set[Key] = dataclasses.field(default_factory=set)
 
 
+@dataclasses.dataclass(slots=True)
+class _Doubt:
+    """A filter that was slow, or asked together with one that was."""
+
+    filter: str | None
+    rests_until: float = 0.0
+    rest_s: float = 0.0  # its latest rest; 0: it was not found slow itself
+    cleared: bool = False  # it has answered in time since
+
+
 def filter_of(endpoint: Endpoint) -> str | None:
     """Return the filter of an endpoint, if it has one."""
     return None if endpoint.options is None else endpoint.options.filter
 
 
 class Filters:
-    """Asks, and remembers which filters are slow."""
+    """Asks, and remembers which filters are slow: one for the reader and the backlog together."""
 
     def __init__(self, *, logger: FilteringBoundLogger, monotonic: Callable[[], float]) -> None:
         self._logger = logger
         self._monotonic = monotonic
-        self._slow: dict[int, tuple[str | None, float]] = {}  # per endpoint: its filter, not asked until then
-        self._planned = False
+        self._doubts: dict[int, _Doubt] = {}
+        self._paused_until = 0.0
+        self._stopped: dict[
+            int, int
+        ] = {}  # per endpoint, the first event of the last page that got no answer
+        self._said: dict[int, float] = {}  # endpoints of which it was logged that their filter does not say
+        self._planned: set[int] = set()  # sessions
 
     def rests_until(self, endpoint_id: int) -> float:
         """Return when the filter of an endpoint may be asked; in the past: now."""
-        return self._slow.get(endpoint_id, (None, 0.0))[1]
+        doubt = self._doubts.get(endpoint_id)
+        return 0.0 if doubt is None or doubt.cleared else max(doubt.rests_until, self._paused_until)
 
     def forget(self, endpoint_id: int) -> None:
         """Take an endpoint's filter for one that was never asked: it may have changed."""
-        self._slow.pop(endpoint_id, None)
+        self._doubts.pop(endpoint_id, None)
+        self._said.pop(endpoint_id, None)
 
-    async def sift(self, session: Session, asked: Iterable[tuple[Endpoint, Delivery]]) -> Sifted:
-        """Ask for deliveries whose endpoints have filters."""
-        groups: dict[int, tuple[Endpoint, list[int]]] = {}
-        for endpoint, delivery in asked:
-            group = groups.setdefault(endpoint.endpoint_id, (endpoint, []))
-            group[1].append(delivery.event.event_id)
-        sifted = Sifted()
-        if groups and not self._planned:
-            await session.fetch(query("match_filter"), [], 0)  # planned before time counts
-            self._planned = True
+    async def sift(self, session: Session, asked: Iterable[Asked], *, aside: bool = False) -> Sifted:
+        """Ask for deliveries whose endpoints have filters; `aside`: of the backlog, nobody waits behind them."""
+        sifted, clear = Sifted(), list[Asked]()
+        doubted: dict[int, list[Asked]] = {}
+        for pair in asked:
+            if self._doubt(pair[0]) is None:
+                clear.append(pair)
+            elif aside and self.rests_until(pair[0].endpoint_id) <= self._monotonic():
+                doubted.setdefault(pair[0].endpoint_id, []).append(pair)
+            else:
+                sifted.unknown.add(_key(pair))
+        if (clear or doubted) and id(session) not in self._planned:
+            await session.fetch(query("match_filter"), [], [])  # planned before time counts
+            self._planned.add(id(session))
         end = self._monotonic() + LIMIT_S
-        for endpoint, ids in groups.values():
-            for start in range(0, len(ids), CHUNK):
-                await self._sift(session, endpoint, ids[start : start + CHUNK], end, sifted)
+        for start in range(0, len(clear), CHUNK):
+            await self._ask(session, clear[start : start + CHUNK], end, sifted)
+        for pairs in doubted.values():
+            await self._reconsider(session, pairs, end, sifted)
+        if aside and sifted.unknown:
+            self._stopped = {
+                endpoint_id: event_id for event_id, endpoint_id in sorted(sifted.unknown, reverse=True)
+            }
         return sifted
 
-    async def _sift(
-        self, session: Session, endpoint: Endpoint, ids: list[int], end: float, sifted: Sifted
-    ) -> None:
-        now = self._monotonic()
-        slow = self._slow.get(endpoint.endpoint_id)
-        rests = slow is not None and slow[0] == filter_of(endpoint) and now < slow[1]
-        found = None if rests or end - now < LEAST_S else await self._ask(session, endpoint, ids, end - now)
-        if found is None:
-            sifted.unknown.update((event_id, endpoint.endpoint_id) for event_id in ids)
-        else:
-            sifted.left_out.update((event_id, endpoint.endpoint_id) for event_id in found)
+    def passed(self, endpoint_id: int, last: int) -> int:
+        """Return the event behind which to go on in an endpoint's parked rows; `last`: of those that were asked for.
 
-    async def _ask(
-        self, session: Session, endpoint: Endpoint, ids: list[int], within_s: float
-    ) -> list[int] | None:
-        """Return the events that are left out; None: it took too long."""
+        That is the first which got no answer: a filter that is slow with one must not keep those behind it from being
+        asked for.
+        """
+        return self._stopped.pop(endpoint_id, last)
+
+    async def _reconsider(self, session: Session, pairs: Sequence[Asked], end: float, sifted: Sifted) -> None:
+        """Ask a filter in doubt for one delivery, then for ever more: a single one may be what it is slow with."""
+        start, size = 0, 1
+        while start < len(pairs) and await self._ask(session, pairs[start : start + size], end, sifted):
+            self._doubts[pairs[0][0].endpoint_id].cleared = True
+            start, size = start + size, min(2 * size, CHUNK)
+        sifted.unknown.update(map(_key, pairs[start:]))
+
+    def _doubt(self, endpoint: Endpoint) -> _Doubt | None:
+        doubt = self._doubts.get(endpoint.endpoint_id)
+        return None if doubt is None or doubt.cleared or doubt.filter != filter_of(endpoint) else doubt
+
+    async def _ask(self, session: Session, pairs: Sequence[Asked], end: float, sifted: Sifted) -> bool:
+        """Ask in one statement; return whether there was an answer."""
+        within_s = end - self._monotonic()
+        rows = None if within_s < LEAST_S else await self._fetch(session, pairs, within_s)
+        if rows is None:
+            sifted.unknown.update(map(_key, pairs))
+            return False
+        sifted.left_out.update((row["event_id"], row["endpoint_id"]) for row in rows if row["says"] is False)
+        for row in rows:
+            if row["says"] is None:
+                self._note_silent(row["endpoint_id"], row["event_id"])
+        return True
+
+    async def _fetch(self, session: Session, pairs: Sequence[Asked], within_s: float) -> list[Row] | None:
+        """Return what is left out and of what nothing is said; None: it took too long."""
+        endpoints = list({pair[0].endpoint_id: pair[0] for pair in pairs}.values())
         await session.execute(f"set statement_timeout = {max(1, round(within_s * 1e3))}")
         try:
-            rows = await session.fetch(query("match_filter"), ids, endpoint.endpoint_id)
+            return await session.fetch(query("match_filter"), *columns(list(map(_key, pairs)), 2))
         except DatabaseError as error:
             if error.sqlstate != _CANCELLED:
-                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
-                return []
-            if within_s >= LIMIT_S / 2:  # with less it may have been another's fault
-                self._note_slow(endpoint)
+                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="match_filter")
+                if len(endpoints) == 1:
+                    return []
+            # With little time left it may have been others that took it.
+            if len(endpoints) == 1 and within_s >= LIMIT_S / 2:
+                self._note_slow(endpoints[0])
+            else:
+                self._suspect(endpoints)
             return None
         finally:
             await session.execute("reset statement_timeout")
-        return [row["event_id"] for row in rows]
+
+    def _suspect(self, endpoints: Iterable[Endpoint]) -> None:
+        for endpoint in endpoints:
+            doubt = self._doubts.get(endpoint.endpoint_id)
+            if doubt is None or doubt.filter != filter_of(endpoint):
+                self._doubts[endpoint.endpoint_id] = _Doubt(filter_of(endpoint))
+            else:
+                doubt.cleared = False
 
     def _note_slow(self, endpoint: Endpoint) -> None:
-        self._slow[endpoint.endpoint_id] = (filter_of(endpoint), self._monotonic() + SLOW_FOR_S)
+        now = self._monotonic()
+        before = self._doubts.get(endpoint.endpoint_id)
+        rest_s = REST_MIN_S
+        if before is not None and before.rest_s and now < before.rests_until + FORGIVEN_AFTER_S:
+            rest_s = min(2 * before.rest_s, REST_MAX_S)
+        self._doubts[endpoint.endpoint_id] = _Doubt(filter_of(endpoint), now + rest_s, rest_s)
+        self._paused_until = now + PAUSE_S
         self._logger.warning(
             LogEvent.DELIVERY_PARKED,
             endpoint_id=endpoint.endpoint_id,
             site_id=endpoint.site_id,
             reason=Reason.FILTER_SLOW.value,
+            rest_s=rest_s,
         )
+
+    def _note_silent(self, endpoint_id: int, event_id: int) -> None:
+        now = self._monotonic()
+        if now >= self._said.get(endpoint_id, now):
+            self._said[endpoint_id] = now + SAY_EVERY_S
+            self._logger.warning(LogEvent.FILTER_UNDECIDED, endpoint_id=endpoint_id, event_id=event_id)
+
+
+def _key(pair: Asked) -> Key:
+    return pair[1].event.event_id, pair[0].endpoint_id

@@ -50,6 +50,7 @@ class LogEvent(enum.StrEnum):
     DELIVERY_PARKED = "delivery.parked"
     DELIVERY_BROKEN = "delivery.broken"  # a fault of ours, recorded as a failed attempt
     DELIVERY_DIED = "delivery.died"
+    FILTER_UNDECIDED = "filter.undecided"  # neither true nor false: delivered; said once an hour
     ROW_QUARANTINED = "row.quarantined"
     BREAKER_OPENED = "breaker.opened"
     BREAKER_CLOSED = "breaker.closed"

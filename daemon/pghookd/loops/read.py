@@ -84,6 +84,7 @@ class Reader:
         log: Log,
         lanes: Lanes,
         outbox: Outbox,
+        filters: Filters,
         *,
         shards: int,
         kick: Callable[[], None],
@@ -104,7 +105,7 @@ class Reader:
         self._beat = beat
         self._keyed: dict[int, Event] = {}  # of the page, those that have a dedupe_key
         self._filtering: set[int] = set()  # endpoints of the page that have a filter
-        self._filters = Filters(logger=logger, monotonic=monotonic)
+        self._filters = filters
         self._upper = 0  # no event_id lies above this, as far as was seen
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
@@ -233,8 +234,8 @@ class Reader:
         if self._keyed:
             await self._find_duplicates(difference)
         if self._filtering:
-            work = await self._sift(work)
-        if work:
+            await self._offer_filtered(work)
+        elif work:
             await self._offer(work)
 
     async def _endpoints(self, rows: Sequence[EventRow]) -> dict[str, list[Endpoint]]:
@@ -305,10 +306,17 @@ class Reader:
             if options is not None:
                 options.duplicate = True
 
+    async def _offer_filtered(self, work: list[tuple[Endpoint, Delivery]]) -> None:
+        """Queue what no filter is asked of first: nobody else waits for filters."""
+        filtering, self._filtering = self._filtering, set()
+        if others := [(e, d) for e, d in work if e.endpoint_id not in filtering]:
+            await self._offer(others)
+        if kept := await self._sift([(e, d) for e, d in work if e.endpoint_id in filtering]):
+            await self._offer(kept)
+
     async def _sift(self, work: list[tuple[Endpoint, Delivery]]) -> list[tuple[Endpoint, Delivery]]:
         """Take out what filters leave out, which leaves no row, and park what they could not judge in time."""
-        filtering, self._filtering = self._filtering, set()
-        asked = [(e, d) for e, d in work if e.endpoint_id in filtering and d.event.endpoint_id is None]
+        asked = [(e, d) for e, d in work if d.event.endpoint_id is None]
         sifted = await self._filters.sift(self._session, asked)
         kept: list[tuple[Endpoint, Delivery]] = []
         now = self._monotonic()

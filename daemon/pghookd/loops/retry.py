@@ -62,11 +62,11 @@ class DueRows:
         self,
         lanes: Lanes,
         log: Log,
+        filters: Filters,
         *,
         shards: int,
         terms: Terms,
         logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
         random01: Callable[[], float],
     ) -> None:
         self._lanes = lanes
@@ -75,7 +75,7 @@ class DueRows:
         self._terms = terms
         self._logger = logger
         self._random01 = random01
-        self._filters = Filters(logger=logger, monotonic=monotonic)
+        self._filters = filters
         self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
         self._look_at = 0.0
         self._look_again_at = 0.0
@@ -225,8 +225,8 @@ class DueRows:
         after = self._parked_after.get(endpoint_id, 0)
         rows = await session.fetch(query("read_parked"), endpoint_id, after, page)
         if rows:
-            self._parked_after[endpoint_id] = rows[-1]["event_id"]
             await self._place(session, rows, now, put)
+            self._parked_after[endpoint_id] = self._filters.passed(endpoint_id, rows[-1]["event_id"])
         elif after:
             del self._parked_after[endpoint_id]  # once more from the beginning before it is believed
         elif not any(key[1] == endpoint_id for key in self._lanes.aboard):
@@ -245,7 +245,7 @@ class DueRows:
         endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
         taken = [(row, _delivery_of(row, now)) for row in fresh if self._is_ours(row, endpoints)]
         superseded = await _find_superseded(session, taken)
-        sifted = await self._filters.sift(session, _to_be_filtered(taken, endpoints))
+        sifted = await self._filters.sift(session, _to_be_filtered(taken, endpoints), aside=True)
         for row, delivery in taken:
             key = row["event_id"], row["endpoint_id"]
             write: Write | None
