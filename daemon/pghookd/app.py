@@ -327,4 +327,5 @@ def sender_of(settings: Settings) -> Sender:
         connect_timeout_s=settings.delivery.connect_timeout_s,
         response_bytes_max=settings.delivery.response_bytes_max,
         ca_file=settings.egress.ca_file or None,
+        proxy=settings.egress.way_out(),
     )

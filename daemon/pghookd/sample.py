@@ -164,6 +164,7 @@ async def send(
         connect_timeout_s=settings.delivery.connect_timeout_s,
         response_bytes_max=settings.delivery.response_bytes_max,
         ca_file=settings.egress.ca_file or None,
+        proxy=settings.egress.way_out(),
     )
     async with sender:
         for case in cases(way, attempts):

@@ -115,6 +115,7 @@ class LyingNameServer(asyncio.DatagramProtocol):
 
     def __init__(self, table: dict[str, list[str] | None]) -> None:
         self.table = table
+        self.ttl_s = 60
         self.asked: list[str] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -138,11 +139,10 @@ class LyingNameServer(asyncio.DatagramProtocol):
         header = data[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, len(chosen), 0, 0)
         self.transport.sendto(header + question + b"".join(chosen), address)
 
-    @staticmethod
-    def _record(text: str) -> bytes:
+    def _record(self, text: str) -> bytes:
         packed = ipaddress.ip_address(text).packed
         kind = 1 if len(packed) == 4 else 28
-        return b"\xc0\x0c" + struct.pack(">HHIH", kind, 1, 60, len(packed)) + packed
+        return b"\xc0\x0c" + struct.pack(">HHIH", kind, 1, self.ttl_s, len(packed)) + packed
 
 
 @contextlib.asynccontextmanager

@@ -12,12 +12,14 @@ address back to the customer.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import ipaddress
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import idna
 
@@ -220,6 +222,58 @@ class Destination:
     host_header: str
     address: str | None = None
     named: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Proxy:
+    """Where requests leave through: an HTTP proxy that is the operator's own.
+
+    Attributes:
+        host: its name or address, without brackets; any, for the operator chose it.
+        port: where it listens.
+        is_tls: it is spoken to in TLS.
+        authorization: the value of `proxy-authorization`, or empty. A secret.
+    """
+
+    host: str
+    port: int
+    is_tls: bool = False
+    authorization: str = dataclasses.field(default="", repr=False)
+
+
+def parse_proxy(url: str) -> Proxy:
+    """Read `http://user:password@proxy.example:3128`.
+
+    Raises:
+        ValueError: it is not that; no part of it is quoted, for a part may be half a password.
+    """
+    if not url.isprintable() or " " in url:
+        raise ValueError("must be a URL that starts with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(
+            "has a host or port that cannot be read: percent-encode / : @ in the password"
+        ) from None
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("must be a URL that starts with http:// or https://")
+    if not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.fragment or port == 0:
+        raise ValueError(
+            "must name a host, perhaps a port, and nothing after that: http://proxy.example:3128"
+        )
+    is_tls = parts.scheme == "https"
+    return Proxy(
+        parts.hostname, port or (443 if is_tls else 80), is_tls, _basic(parts.username, parts.password)
+    )
+
+
+def _basic(user: str | None, password: str | None) -> str:
+    """Give the credentials of RFC 7617, in UTF-8."""
+    if user is None:
+        return ""
+    pair = f"{unquote(user)}:{unquote(password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode("ascii")
 
 
 def parse_ports(text: str) -> Ports:

@@ -131,8 +131,7 @@ def _fit_database(secret: Secret) -> Secret:
 def _fit_proxy(secret: Secret) -> Secret:
     text = secret.get_secret_value()
     if text:
-        _fit_url(text)
-        _fit_authority(text)
+        destination.parse_proxy(text)
     return secret
 
 
@@ -251,6 +250,11 @@ class Egress(Section):
             ports=destination.parse_ports(",".join(self.ports)),
             nat64=self.nat64,
         )
+
+    def way_out(self) -> destination.Proxy | None:
+        """Return the proxy that requests leave through, if there is one."""
+        text = self.proxy.get_secret_value()
+        return destination.parse_proxy(text) if text else None
 
 
 class Poll(Section):

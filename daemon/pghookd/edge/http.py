@@ -8,6 +8,8 @@ What it leans on that aiohttp does not promise (hence `aiohttp < 4`; tests/edge/
 
 - `TCPConnector.connect(req, traces, timeout)` reads of the request only what `_Request` has, and takes
   a connection from its pool without giving up the loop;
+- `connector._create_connection` opens a connection where the pool has none, and may be another's work (with
+  a proxy it is); `_resolve_host` asks the resolver, through the cache; `_get_ssl_context` says how TLS is to be;
 - `connector._factory` makes the protocol of each connection; the argument of `socket_factory` ends in the
   sockaddr about to be dialled;
 - `ResponseHandler`: `set_response_params` makes the parser, which may go on to the next response; its
@@ -47,8 +49,9 @@ from aiohttp.http_parser import HttpResponseParserPy
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import istr
 
-from pghookd.core.destination import Policy, Refusal, judge_address, parse
+from pghookd.core.destination import Policy, Proxy, Refusal, judge_address, parse
 from pghookd.core.model import Answer, Fault, Outcome, Reply
+from pghookd.edge.proxy import NoTunnel, Tunnels
 from pghookd.edge.resolver import AddressRefused, GuardedResolver
 
 KEEPALIVE_S = 4.0  # servers often close after 5 s: be first
@@ -64,6 +67,7 @@ _INTERIM: Final = frozenset(range(100, 200)) - {101}  # RFC 9110, 15.2; nobody a
 _STATUS_FIRST, _STATUS_LAST = 200, 599
 _REDIRECTS_FROM = 300
 _NEVER: Final = float("inf")
+_TUNNEL_SHARE: Final = 0.95
 _HERE: Final = "127.0.0.1"
 _RETRY_AFTER, _CONTROL, _LOCATION = istr("Retry-After"), istr("Webhook-Delivery"), istr("Location")
 _NO_TRACES: list[aiohttp.tracing.Trace] = []
@@ -215,6 +219,59 @@ class _Wire(ResponseHandler):
         return None
 
 
+class _ProxiedConnector(aiohttp.TCPConnector):
+    """The same pool, but new connections are tunnels through a proxy; its own address is no customer's choice."""
+
+    tunnels: Tunnels
+    policy: Policy
+
+    async def _create_connection(
+        self,
+        req: ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> ResponseHandler:
+        host, port = str(req.url.raw_host), int(req.port or 0)
+        addresses = await self._judged(req, host, port, traces)
+        # A little less than the connector's own time, which could not say whose fault it was.
+        transport = await self.tunnels.open(addresses, port, _TUNNEL_SHARE * (timeout.connect or 0))
+        wire = self._factory()
+        try:
+            await _hand_over(transport, wire, self._get_ssl_context(req), host)
+        except BaseException:
+            transport.abort()
+            raise
+        return wire
+
+    async def _judged(
+        self, req: ClientRequest, host: str, port: int, traces: list[aiohttp.tracing.Trace]
+    ) -> list[str]:
+        """Give the addresses of a host: the last gate, where there is no socket of ours to judge."""
+        try:
+            found = [each["host"] for each in await self._resolve_host(host, port, traces)]
+        except OSError as exc:
+            raise aiohttp.ClientConnectorDNSError(req.connection_key, exc) from exc
+        for address in found:
+            refusal = judge_address(address, self.policy, named=_named.get())
+            if refusal is not None:
+                raise AddressRefused(refusal)
+        return found
+
+
+async def _hand_over(
+    transport: asyncio.Transport, wire: ResponseHandler, context: ssl.SSLContext | None, host: str
+) -> None:
+    """Let a connection go on through a tunnel as if it began here."""
+    if context is None:
+        transport.set_protocol(wire)
+        wire.connection_made(transport)
+        return
+    within = await asyncio.get_running_loop().start_tls(transport, wire, context, server_hostname=host)
+    if within is None:  # the peer was gone
+        raise ConnectionResetError
+    wire.connection_made(within)
+
+
 class Sender:
     """Makes the requests of one daemon. An async context manager; use it within one loop.
 
@@ -227,6 +284,7 @@ class Sender:
         monotonic: a clock in seconds.
         ssl_context: for tests; made by `trust` if None.
         ca_file: further trust anchors in PEM (setting `egress.ca_file`).
+        proxy: what every connection goes through (setting `egress.proxy`); None: straight.
 
     Attributes:
         diverted_to: a port of 127.0.0.1 that gets every request instead of its destination, in the clear and as
@@ -246,8 +304,10 @@ class Sender:
         monotonic: Callable[[], float] = time.monotonic,
         ssl_context: ssl.SSLContext | None = None,
         ca_file: str | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
         self._policy = policy
+        self._proxy = proxy
         self._connections_max = connections_max
         self._connect_timeout_s = connect_timeout_s
         self._response_bytes_max = response_bytes_max
@@ -308,6 +368,8 @@ class Sender:
         deadline = self._monotonic() + timeout_s
         try:
             connection = await self._connect(target, timeout_s)
+        except NoTunnel as exc:
+            return exc.fault
         except Exception as exc:  # noqa: BLE001 -- foreign exceptions end here, each with a name
             return _connect_fault(exc)
         wire = cast("_Wire", connection.protocol)
@@ -357,7 +419,8 @@ class Sender:
         return made
 
     def _make_connector(self, resolver: AbstractResolver) -> aiohttp.TCPConnector:
-        connector = aiohttp.TCPConnector(
+        kind = aiohttp.TCPConnector if self._proxy is None else _ProxiedConnector
+        connector = kind(
             limit=self._connections_max,
             resolver=resolver,
             ssl=self._ssl_context,
@@ -372,6 +435,9 @@ class Sender:
             self._wires,
             self._response_bytes_max + RESPONSE_SLACK_BYTES,
         )
+        if self._proxy is not None and isinstance(connector, _ProxiedConnector):
+            connector.tunnels = Tunnels(self._proxy, self._ssl_context)
+            connector.policy = self._policy
         return connector
 
     def _open_socket(self, info: AddrInfoType) -> socket.socket:
