@@ -19,6 +19,7 @@ from pghookd.core import breaker, home
 from pghookd.core.home import ForeignDatabase, Server, StoredShard
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
+from pghookd.core.order import Order
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
 from pghookd.edge.filter import Filters
@@ -284,8 +285,10 @@ class Crew:
             policy=_breaker(world.settings),
         )
         self._filters = Filters(logger=world.logger, monotonic=world.monotonic)
+        self._order = Order(self._lanes)
         due = self._due = DueRows(
             self._lanes,
+            self._order,
             log,
             self._filters,
             shards=len(stored),
@@ -309,6 +312,7 @@ class Crew:
             self._sessions["record"],
             self._log,
             self._lanes,
+            self._order,
             server,
             due,
             logger=self._world.logger,
@@ -360,6 +364,7 @@ class Crew:
             self._sessions["read"],
             self._log,
             self._lanes,
+            self._order,
             self.recorder,
             self._filters,
             shards=len(self._stored),
@@ -442,6 +447,7 @@ class Crew:
     async def _read(self) -> None:
         for (position, floor, front), shards in _walks(self._stored).items():
             await self.reader.recover(position, Marks(floor, front), shards)
+        self._order.recovered = True
         await self.reader.run(self.bell)
 
     async def _end_backend(self, pid: int) -> None:

@@ -1,13 +1,14 @@
--- A page of the endpoints that have rows in backlog, whether they are on (null: gone), their shard, and why their oldest
--- and newest parked or held rows are aside (null: none is). $1 bigint: after this endpoint id; $2 int: endpoints; $3 int: how many
--- shards there are. A loose walk along backlog_of_endpoint, then two steps each into backlog_aside.
+-- A page of the endpoints that have rows in backlog, whether they are on (null: gone), whether they are ordered, their
+-- shard, and why their oldest and newest parked or held rows are aside (null: none is). $1 bigint: after this endpoint
+-- id; $2 int: endpoints; $3 int: how many shards there are. A loose walk along backlog_of_endpoint, then two steps each
+-- into backlog_aside.
 with recursive step(endpoint_id, n) as (
   (select endpoint_id, 1 from webhooks.backlog where endpoint_id > $1 order by endpoint_id limit 1)
   union all
   select (select b.endpoint_id from webhooks.backlog b where b.endpoint_id > step.endpoint_id
           order by b.endpoint_id limit 1), n + 1
   from step where step.endpoint_id is not null and n < $2)
-select step.endpoint_id, p.enabled, first.reason, last.reason as newest_reason,
+select step.endpoint_id, p.enabled, p.ordered, first.reason, last.reason as newest_reason,
   mod(mod(hashtextextended(coalesce(p.site_id, first.site_id), 0), $3::int) + $3::int, $3::int)::int as shard
 from step
 left join webhooks.endpoints p on p.endpoint_id = step.endpoint_id

@@ -1,12 +1,13 @@
 -- A page of deliveries whose time has come, from where the last page ended. $1 timestamptz, $2 bigint, $3 bigint: the
 -- last row seen; $4 int: rows. Lives on backlog_due, then a step into the primary key of each event's own day: joined
 -- plainly, the planner adds up a step into every day and reads all events instead.
-select b.event_id, b.endpoint_id, b.site_id, b.state, b.reason, b.attempts, b.attempts_before, b.next_attempt_at, b.released_at,
+select b.event_id, b.endpoint_id, b.site_id, b.state, b.reason, b.attempts, b.attempts_before, b.next_attempt_at, b.released_at, b.line,
   e.type, e.created_at, e.endpoint_id as only_endpoint_id, e.event_id is not null as exists,
   case when pg_column_compression(e.payload) is null and pg_column_size(e.payload) <= 16384 then e.payload
        when octet_length(e.payload::text) <= 16384 then e.payload end as payload,
-  case when num_nonnulls(e.traceparent, e.deliver_after, e.deliver_before, e.dedupe_key, e.supersede_key) > 0 then
-    jsonb_strip_nulls(jsonb_build_object('traceparent', e.traceparent, 'dedupe_key', e.dedupe_key, 'supersede_key', e.supersede_key,
+  case when num_nonnulls(e.traceparent, e.ordering_key, e.deliver_after, e.deliver_before, e.dedupe_key, e.supersede_key) > 0 then
+    jsonb_strip_nulls(jsonb_build_object('traceparent', e.traceparent, 'ordering_key', e.ordering_key,
+      'dedupe_key', e.dedupe_key, 'supersede_key', e.supersede_key,
       'deliver_after', case when e.deliver_after > '-infinity' then extract(epoch from least(e.deliver_after, '9999-01-01')) end,
       'wait_s', case when e.deliver_after > now() then extract(epoch from least(e.deliver_after, '9999-01-01') - now()) end,
       'deliver_before', case when e.deliver_before < 'infinity' then extract(epoch from greatest(e.deliver_before, '1970-01-01')) end))

@@ -20,6 +20,7 @@ import structlog
 from pghookd import app, epoch, migrate
 from pghookd.core.lanes import Lanes
 from pghookd.core.model import Outcome
+from pghookd.core.order import Order
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Log, Snapshot, settle
 from pghookd.core.verdict import Delivered
@@ -221,10 +222,12 @@ class Desk:
         self.open = []
         self._settling = settling
         self.lanes = Lanes(concurrency=512, endpoint_concurrency=512, queue_bytes_max=10**9)
+        self.order = Order(self.lanes)
         self.recorder = Recorder(
             record,
             log,
             self.lanes,
+            self.order,
             server,
             NothingDue(),
             logger=Diary().logger,
@@ -239,6 +242,7 @@ class Desk:
             read,
             log,
             self.lanes,
+            self.order,
             self.recorder,
             Filters(logger=Diary().logger, monotonic=self.clock),
             shards=shards,

@@ -368,6 +368,27 @@ async def test_endpoints_with_parked_rows_are_found_by_a_walk_with_a_step_for_ea
     assert {row["endpoint_id"] for row in rows if row["reason"] == "breaker_open"} == {7, 9}
 
 
+async def test_a_line_is_read_by_its_own_index_and_walked_in_pages(session, today):
+    """However much the endpoint has, and whatever stands before it."""
+    await session.execute(BACKLOG.format(rows=60_000))
+    await session.execute("update webhooks.backlog set endpoint_id = 7; analyze webhooks.backlog")
+    page = 500
+    plan = await explain(session, query("walk_lines"), 7, 0, page)
+    assert "Seq Scan" not in plan.kinds()
+    read = {scan for scan in plan.scans("backlog") if scan[0] != "ModifyTable"}
+    assert {index for _, _, index in read} <= {"backlog_of_endpoint", "backlog_pkey"}
+    assert plan.run_pages < 40 * page
+    await session.execute(
+        "update webhooks.backlog set line = (event_id % 100)::text; analyze webhooks.backlog"
+    )
+    plan = await explain(session, query("read_line"), 7, "5", 100)
+    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_in_line"}
+    assert plan.run_pages < 1000
+    ids = [id_of(today, k) for k in range(10)]
+    plan = await explain(session, query("place_in_line"), ids, [7] * 10)
+    assert "Seq Scan" not in plan.kinds()
+
+
 async def test_held_rows_of_one_endpoint_are_written_and_expire_in_pages(session):
     """A million would be as cheap a page as these."""
     await session.execute(BACKLOG.format(rows=60_000))
@@ -419,7 +440,8 @@ async def test_a_batch_into_the_backlog_and_out_of_it_costs_by_its_rows(session,
     await session.execute(BACKLOG.format(rows=100_000))
     await session.execute("analyze webhooks.backlog")
     put = await explain(
-        session, query("put_backlog"), events, endpoints, sites, ["waiting"] * n, ["retry"] * n, [1] * n, [5.0] * n
+        session, query("put_backlog"), events, endpoints, sites, ["waiting"] * n, ["retry"] * n, [1] * n, [5.0] * n,
+        ["k"] * n,
     )  # fmt: skip
     assert not put.kinds() & {"Seq Scan"}
     assert put.run_pages < 40 * n

@@ -30,6 +30,7 @@ class EventOptions:
         wait_s: seconds until `deliver_after` when the event was read; 0: it is past.
         deliver_after_us: microseconds since 1970; 0: none.
         deliver_before_us: no attempt starts from then on, microseconds since 1970; None: no end.
+        ordering_key: endpoints that are ordered get events with it one by one.
         dedupe_key: the first event of a site with it is delivered, no other one.
         supersede_key: a newer event with it replaces this one where it is undelivered.
         duplicate: another event of its dedupe_key came first; found out by the reader.
@@ -39,6 +40,7 @@ class EventOptions:
     wait_s: float = 0.0
     deliver_after_us: int = 0
     deliver_before_us: int | None = None
+    ordering_key: str | None = None
     dedupe_key: str | None = None
     supersede_key: str | None = None
     duplicate: bool = False
@@ -53,6 +55,7 @@ def read(text: str) -> EventOptions:
         wait_s=found.get("wait_s", 0.0),
         deliver_after_us=_us(found.get("deliver_after", 0)),
         deliver_before_us=None if before is None else _us(before),
+        ordering_key=found.get("ordering_key"),
         dedupe_key=found.get("dedupe_key"),
         supersede_key=found.get("supersede_key"),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections import deque
 from typing import Final, TypeAlias
 
 from pghookd.core.event_options import EventOptions
@@ -56,7 +57,9 @@ class Reason(enum.StrEnum):
     # parked
     LANE_FULL = "lane_full"
     BREAKER_OPEN = "breaker_open"
+    PAUSED = "paused"  # its receiver said when to come again
     FILTER_SLOW = "filter_slow"
+    ORDERING = "ordering"  # an earlier one of its ordering_key is unsettled
     # held
     DISABLED = "disabled"
     # dead
@@ -139,6 +142,29 @@ class Newest:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
+class Line:
+    """The deliveries of one ordering_key at one `ordered` endpoint, as far as memory knows (core/order).
+
+    Attributes:
+        name: the ordering_key; empty: events that have none.
+        head: in the endpoint's lane.
+        ahead: wait for it in memory, oldest first.
+        led_at: monotonic seconds, when the head became it.
+        behind: rows of it are in `backlog`, perhaps, that are not in memory.
+        blocked: the first of those waits for its time.
+        unwritten: outcomes and rows of it that are not durable yet.
+    """
+
+    name: str
+    head: Delivery | None = None
+    ahead: deque[Delivery] = dataclasses.field(default_factory=deque)
+    led_at: float = 0.0
+    behind: bool = False
+    blocked: bool = False
+    unwritten: int = 0
+
+
+@dataclasses.dataclass(slots=True, eq=False)
 class Delivery:
     """One event on its way to one endpoint, while it is in memory."""
 
@@ -154,6 +180,7 @@ class Delivery:
     late: bool = False  # comes back from `parked` or `held`, or is replayed: live traffic goes first
     attempts_before: int = 0  # of `attempts`, those before a replay: the schedule counts from there
     newest: Newest | None = None  # of its supersede_key; None: it has none
+    line: Line | None = None  # of an endpoint that is ordered
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class EndpointOptions:
         previous_until_s: Unix seconds at which that ends.
         filter: the text of a jsonpath; events of which it is false are left out.
         rate_per_s: how many requests may start in a second.
+        ordered: deliver one by one per ordering_key.
     """
 
     retry_schedule: str | None = None
@@ -45,6 +46,7 @@ class EndpointOptions:
     previous_until_s: float = 0.0
     filter: str | None = None
     rate_per_s: float | None = None
+    ordered: bool = False
 
 
 @functools.lru_cache(maxsize=10_000)

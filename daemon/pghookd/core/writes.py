@@ -213,8 +213,9 @@ def _keep(
     batch: Batch, delivery: Delivery, state: State, reason: Reason, attempts: int, wait_s: float | None
 ) -> None:
     event = delivery.event
-    row = (event.event_id, delivery.endpoint_id, event.site_id, state.value, reason.value, attempts, wait_s)
-    batch.backlog.append(row)
+    line = None if delivery.line is None else delivery.line.name
+    place = (event.event_id, delivery.endpoint_id, event.site_id)
+    batch.backlog.append((*place, state.value, reason.value, attempts, wait_s, line))
 
 
 def _die(batch: Batch, delivery: Delivery, reason: Reason, attempts: int) -> None:

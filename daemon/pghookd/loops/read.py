@@ -18,6 +18,7 @@ from pghookd.core.envelope import valid_type
 from pghookd.core.event_options import EventOptions
 from pghookd.core.lanes import Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
+from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot, Ticket, settle
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.filter import Filters
@@ -36,6 +37,11 @@ GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.008
 LULL_S: Final = 0.25  # without a row: go to sleep
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
+_REASONS: Final = {
+    Offer.PARK: Reason.LANE_FULL,
+    Offer.OPEN: Reason.BREAKER_OPEN,
+    Offer.BEHIND: Reason.ORDERING,
+}
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
 
 # event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
@@ -83,6 +89,7 @@ class Reader:
         session: Session,
         log: Log,
         lanes: Lanes,
+        order: Order,
         outbox: Outbox,
         filters: Filters,
         *,
@@ -96,6 +103,7 @@ class Reader:
         self._session = session
         self._log = log
         self._lanes = lanes
+        self._order = order
         self._outbox = outbox
         self._shards = shards
         self._kick = kick
@@ -106,6 +114,7 @@ class Reader:
         self._keyed: dict[int, Event] = {}  # of the page, those that have a dedupe_key
         self._filtering: set[int] = set()  # endpoints of the page that have a filter
         self._filters = filters
+        self._unjudged: set[Delivery] = set()  # of ordered endpoints, whose filters took too long
         self._upper = 0  # no event_id lies above this, as far as was seen
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
@@ -313,6 +322,7 @@ class Reader:
             await self._offer(others)
         if kept := await self._sift([(e, d) for e, d in work if e.endpoint_id in filtering]):
             await self._offer(kept)
+        self._unjudged.clear()
 
     async def _sift(self, work: list[tuple[Endpoint, Delivery]]) -> list[tuple[Endpoint, Delivery]]:
         """Take out what filters leave out, which leaves no row, and park what they could not judge in time."""
@@ -324,6 +334,9 @@ class Reader:
             key = delivery.event.event_id, delivery.endpoint_id
             if key in sifted.left_out:
                 settle(delivery)
+            elif key in sifted.unknown and is_ordered(endpoint):
+                self._unjudged.add(delivery)  # parked when it is its turn
+                kept.append((endpoint, delivery))
             elif key in sifted.unknown:
                 self._outbox.put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
                 await self._outbox.room()
@@ -351,6 +364,8 @@ class Reader:
             lane = known.get(endpoint.endpoint_id)
             if lane is None:
                 lane = known[endpoint.endpoint_id] = lanes.lane(endpoint)
+            if is_ordered(endpoint) and delivery.event.endpoint_id is None:
+                self._order.assign(delivery)
             options = delivery.event.options
             if options is not None and (write := self._instead(lane, delivery, options, now)) is not None:
                 self._outbox.put(write, now)
@@ -360,11 +375,19 @@ class Reader:
                 await self._outbox.room()
             elif not valid_type(delivery.event.type):
                 self._die(delivery, Reason.INVALID, now)
-            elif lanes.offer(lane, delivery, now) is not Offer.QUEUED:
+            elif self._unjudged and delivery in self._unjudged:
+                self._outbox.put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
+                await self._outbox.room()
+            elif self._queue(lane, delivery, now) is not Offer.QUEUED:
                 await self._overflow(lane, delivery)
                 known.clear()
                 now = self._monotonic()
         self._kick()
+
+    def _queue(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
+        if delivery.line is None:
+            return self._lanes.offer(lane, delivery, now)
+        return self._order.offer(lane, delivery.line, delivery, now)
 
     def _die(self, delivery: Delivery, reason: Reason, now: float) -> None:
         self._logger.warning(
@@ -384,16 +407,17 @@ class Reader:
             if not lane.endpoint.enabled:
                 self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
                 return
-            offer = self._lanes.offer(lane, delivery, now)
+            offer = self._queue(lane, delivery, now)
             if offer is Offer.QUEUED:
                 return
             if offer is not Offer.WAIT:
-                reason = Reason.BREAKER_OPEN if offer is Offer.OPEN else Reason.LANE_FULL
-                self._park([delivery], reason, now)
+                self._park([delivery], _REASONS[offer], now)
                 await self._outbox.room()
                 return
             self._kick()
             self._park(self._lanes.shed(now), Reason.LANE_FULL, now)
+            for write in self._order.shed(now):
+                self._outbox.put(write, now)
             await self._wait_for_room(lane)
 
     def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
@@ -460,7 +484,7 @@ class Reader:
         lane.endpoint = dataclasses.replace(
             lane.endpoint, enabled=False
         )  # the rest of a page must not go out
-        for delivery in self._lanes.forget(lane):
+        for delivery in [*self._lanes.forget(lane), *self._order.forget(lane.key.endpoint_id)]:
             if delivery.in_backlog:
                 self._die(delivery, Reason.NO_ENDPOINT, now)
             else:

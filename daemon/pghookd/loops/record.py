@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from pghookd.core.home import Server, check_newest
 from pghookd.core.lanes import Lanes
 from pghookd.core.model import Reason, State
+from pghookd.core.order import Order
 from pghookd.core.snapshot import Log, Mark, Position, settle
 from pghookd.core.writes import Attempted, Batch, Kept, Write, batch_of
 from pghookd.edge.journal import LogEvent
@@ -50,6 +51,7 @@ class Recorder:
         session: Session,
         log: Log,
         lanes: Lanes,
+        order: Order,
         server: Server,
         due: Due,
         *,
@@ -66,6 +68,7 @@ class Recorder:
         self._session = session
         self._log = log
         self._lanes = lanes
+        self._order = order
         self._server = server
         self._due = due
         self._logger = logger
@@ -107,6 +110,9 @@ class Recorder:
             self._wake.set()
             if len(self._pending) >= PENDING_MAX:
                 self._roomy.clear()
+        if write.delivery.line is not None:
+            for other in self._order.note(write, now):
+                self.put(other, now)
 
     async def room(self) -> None:
         """Wait until the writes waiting are fewer than the bound."""
@@ -192,6 +198,8 @@ class Recorder:
         settle(write.delivery)
         if write.delivery.in_backlog:
             self._lanes.aboard.pop((write.delivery.event.event_id, write.delivery.endpoint_id), None)
+        if write.delivery.line is not None:
+            self._order.settled(write.delivery)
         if isinstance(write, Kept) and write.state is State.PARKED:
             self._lanes.parked.add(write.delivery.endpoint_id)
 
@@ -252,7 +260,7 @@ class Recorder:
                     reason=row["disabled_reason"],
                 )
         if batch.backlog:
-            await session.execute(query("put_backlog"), *columns(batch.backlog, 7))
+            await session.execute(query("put_backlog"), *columns(batch.backlog, 8))
         if batch.dead:
             await session.execute(query("put_dead"), *columns(batch.dead, 5))
         if batch.cleared:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final
 
@@ -16,7 +17,8 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import event_options
 from pghookd.core.lanes import Lanes, Offer
-from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
+from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
+from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.filter import Filters, filter_of
@@ -35,6 +37,9 @@ PARKED_LANES_A_STEP: Final = 8
 SHED_EVERY_S: Final = 0.05
 PARKED_LOOK_S: Final = 0.1  # between two looks at one endpoint's parked rows
 ENDPOINTS_PAGE: Final = 1000
+WALK_PAGE: Final = 1000  # rows of an ordered endpoint looked through in one step
+WALKS_A_LOOK: Final = 8
+LINES_A_LOOK: Final = 8
 HOLD_PAGE: Final = 1000  # rows looked at in one step
 EXPIRE_PAGE: Final = 500
 EXPIRE_EVERY_S: Final = 60.0
@@ -61,6 +66,7 @@ class DueRows:
     def __init__(
         self,
         lanes: Lanes,
+        order: Order,
         log: Log,
         filters: Filters,
         *,
@@ -70,6 +76,7 @@ class DueRows:
         random01: Callable[[], float],
     ) -> None:
         self._lanes = lanes
+        self._order = order
         self._log = log
         self._shards = shards
         self._terms = terms
@@ -122,22 +129,28 @@ class DueRows:
         if now >= self._look_again_at:
             self._look_again_at = now + LOOK_AGAIN_EVERY_S
             self._cursor, self._walk = _BEGINNING, 0
+            self._order.look_again()
         if self._lanes.full and now >= self._shed_at:  # by those that do not keep up, while others have rows
-            self._shed_at = now + SHED_EVERY_S
-            for delivery in self._lanes.shed(now):
-                put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
+            self._shed(now, put)
         if now >= self._look_at and not self._lanes.full:
             await self._due(session, now, put)
         if self._walk is not None:
             await self._find(session)
         if self._changed:
-            await self._attend(session, now)
+            await self._attend(session, now, put)
         if self._lanes.parked:
             await self._unpark(session, now, put)
         if self._holding and now >= self._hold_at:
             self._hold_at = await self._unless_refused(self._hold(session), now)
         if now >= self._expire_at:
             self._expire_at = await self._unless_refused(self._expire(session, now), now)
+
+    def _shed(self, now: float, put: Put) -> None:
+        self._shed_at = now + SHED_EVERY_S
+        for delivery in self._lanes.shed(now):
+            put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
+        for write in self._order.shed(now):
+            put(write, now)
 
     async def _unless_refused(self, work: Awaitable[float], now: float) -> float:
         """Do what can wait; return when to do it again."""
@@ -166,8 +179,15 @@ class DueRows:
         self._walk = rows[-1]["endpoint_id"] if len(rows) == ENDPOINTS_PAGE else None
         ours = [row for row in rows if row["shard"] is None or row["shard"] in self._log.shards]
         for row in ours:
-            self._sort(row["endpoint_id"], enabled=row["enabled"], aside=row["reason"] is not None)
+            aside = row["reason"] is not None
+            self._sort(row["endpoint_id"], enabled=row["enabled"], aside=aside)
+            if row["ordered"] and aside and self._is_overlooked(row["endpoint_id"]):
+                self._order.restart(row["endpoint_id"])
         return ours
+
+    def _is_overlooked(self, endpoint_id: int) -> bool:
+        """Whether an ordered endpoint has rows of which its lines do not know."""
+        return endpoint_id not in self._order or self._order.is_clear(endpoint_id)
 
     def _sort(self, endpoint_id: int, *, enabled: bool | None, aside: bool) -> None:
         """Take an endpoint for one whose rows go out, or are held; those of one that is gone (None) are read too."""
@@ -181,7 +201,7 @@ class DueRows:
         if aside:
             self._lanes.parked.add(endpoint_id)
 
-    async def _attend(self, session: Session, now: float) -> None:
+    async def _attend(self, session: Session, now: float, put: Put) -> None:
         changed, self._changed = self._changed, set()
         found = await session.fetch(query("read_endpoints"), list(changed), self._shards)
         endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
@@ -193,8 +213,17 @@ class DueRows:
                 self._lanes.lane(endpoint)  # so that an open breaker may be asked at once
             self._filters.forget(endpoint_id)
             self._held.discard(endpoint_id)
+            self._reorder(endpoint_id, endpoint, now, put)
             self._sort(endpoint_id, enabled=None if endpoint is None else endpoint.enabled, aside=True)
             self._look_at_parked(endpoint_id, now)
+
+    def _reorder(self, endpoint_id: int, endpoint: Endpoint | None, now: float, put: Put) -> None:
+        """Look through the rows of an ordered endpoint; let go of one that is ordered no more."""
+        if endpoint is not None and is_ordered(endpoint):
+            self._order.restart(endpoint_id)
+        else:
+            for delivery in self._order.forget(endpoint_id):
+                put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
 
     # Parked, and held by an endpoint that is on ---------------------------------------------------------------
 
@@ -213,7 +242,9 @@ class DueRows:
             if self._scheduled.get(endpoint_id) != at:
                 continue  # it was put forward
             appetite = self._lanes.appetite(endpoint_id, now)
-            if appetite:
+            if appetite and endpoint_id in self._order:
+                read += await self._refill_lines(session, endpoint_id, appetite, now, put)
+            elif appetite:
                 read += 1
                 await self._refill(session, endpoint_id, appetite, now, put)
             not_before = max(self._lanes.probe_at(endpoint_id) or 0.0, self._filters.rests_until(endpoint_id))
@@ -230,9 +261,79 @@ class DueRows:
         elif after:
             del self._parked_after[endpoint_id]  # once more from the beginning before it is believed
         elif not any(key[1] == endpoint_id for key in self._lanes.aboard):
-            self._lanes.caught_up(endpoint_id)
-            self._paced.discard(endpoint_id)
-            del self._scheduled[endpoint_id]
+            self._caught_up(endpoint_id)
+
+    def _caught_up(self, endpoint_id: int) -> None:
+        self._lanes.caught_up(endpoint_id)
+        self._paced.discard(endpoint_id)
+        del self._scheduled[endpoint_id]
+
+    # Lines of ordered endpoints -------------------------------------------------------------------------------
+
+    async def _refill_lines(
+        self, session: Session, endpoint_id: int, appetite: int, now: float, put: Put
+    ) -> int:
+        """Take the next rows of an ordered endpoint's lines; return whether there was anything to do."""
+        lot = self._order.lot(endpoint_id)
+        if not self._order.recovered:
+            return 0
+        for _ in range(WALKS_A_LOOK):
+            if lot.walk is None or (lot.sorted and lot.ripe):
+                break
+            rows = await session.fetch(query("walk_lines"), endpoint_id, lot.walk, WALK_PAGE)
+            self._order.walked(endpoint_id, rows[0]["lines"], rows[0]["last_event_id"])
+        if not lot.sorted:
+            return 1
+        if self._order.is_clear(endpoint_id):
+            self._caught_up(endpoint_id)
+            return 0
+        looked = 0
+        for line in self._order.ripe(endpoint_id):
+            appetite -= await self._refill_line(session, endpoint_id, line, appetite, now, put)
+            looked += 1
+            if looked >= LINES_A_LOOK or appetite <= 0:
+                break
+        return min(looked, 1)
+
+    async def _refill_line(
+        self, session: Session, endpoint_id: int, line: Line, appetite: int, now: float, put: Put
+    ) -> int:
+        """Take what is next of one line, up to the first that has to wait; return how many were taken."""
+        limit = min(appetite, self._order.room(line)) + len(line.ahead) + 1
+        rows = await session.fetch(query("read_line"), endpoint_id, line.name, limit)
+        fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self._lanes.aboard]
+        due = list(itertools.takewhile(lambda row: row["due"], fresh))
+        taken = await self._place_line(session, endpoint_id, due, now, put) if due else 0
+        full = len(rows) == limit
+        self._order.taken(
+            endpoint_id,
+            line,
+            all_of_it=taken == len(fresh) and not full,
+            blocked=taken == len(due) < len(fresh),
+            again=full or taken < len(due),
+        )
+        return taken
+
+    async def _place_line(
+        self, session: Session, endpoint_id: int, due: list[Row], now: float, put: Put
+    ) -> int:
+        """Take rows of one line into memory until one has to stay; return how many were, or are given up."""
+        found = await session.fetch(query("read_endpoints"), [endpoint_id], self._shards)
+        endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
+        if not all(endpoint.enabled for endpoint in endpoints.values()):
+            return 0
+        return await self._enter(session, due, endpoints, now, put)
+
+    async def _line_up(self, session: Session, rows: list[Row], now: float) -> None:
+        """Say of due rows of ordered endpoints whose turn it may be."""
+        lines = [(row["endpoint_id"], row["line"]) for row in rows if row["line"] is not None]
+        bare = [(row["event_id"], row["endpoint_id"]) for row in rows if row["line"] is None]
+        if bare:
+            found = await session.fetch(query("place_in_line"), *columns(bare, 2))
+            lines += [(row["endpoint_id"], row["line"]) for row in found]
+        for endpoint_id, name in lines:
+            self._order.due(endpoint_id, name)
+            self._look_at_parked(endpoint_id, now)
 
     # Into the lanes -------------------------------------------------------------------------------------------
 
@@ -243,11 +344,29 @@ class DueRows:
         ids = list({row["endpoint_id"] for row in fresh})
         found = await session.fetch(query("read_endpoints"), ids, self._shards)
         endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
-        taken = [(row, _delivery_of(row, now)) for row in fresh if self._is_ours(row, endpoints)]
+        ours = [row for row in fresh if self._is_ours(row, endpoints)]
+        ordered = [row for row in ours if _has_line(endpoints.get(row["endpoint_id"]))]
+        if ordered:
+            await self._line_up(session, ordered, now)
+            ours = [row for row in ours if not _has_line(endpoints.get(row["endpoint_id"]))]
+        await self._enter(session, ours, endpoints, now, put)
+
+    async def _enter(
+        self, session: Session, rows: list[Row], endpoints: Mapping[int, Endpoint], now: float, put: Put
+    ) -> int:
+        """Take rows into memory, or say what becomes of them; of an ordered endpoint's only until one stays.
+
+        Returns:
+            How many there were before the first that stays.
+        """
+        taken = [(row, _delivery_of(row, now)) for row in rows]
         superseded = await _find_superseded(session, taken)
         sifted = await self._filters.sift(session, _to_be_filtered(taken, endpoints), aside=True)
-        for row, delivery in taken:
+        for number, (row, delivery) in enumerate(taken):
             key = row["event_id"], row["endpoint_id"]
+            endpoint = endpoints.get(row["endpoint_id"])
+            if _has_line(endpoint):
+                self._order.assign(delivery)
             write: Write | None
             if key in superseded:
                 write = Died(delivery, Reason.SUPERSEDED)
@@ -257,9 +376,13 @@ class DueRows:
                 parked = row["reason"] == Reason.FILTER_SLOW.value
                 write = None if parked else Kept(delivery, State.PARKED, Reason.FILTER_SLOW)
             else:
-                write = self._take_aboard(row, delivery, endpoints.get(row["endpoint_id"]), now)
+                write = self._take_aboard(row, delivery, endpoint, now)
             if write is not None:
                 put(write, now)
+            stays = key not in self._lanes.aboard and not isinstance(write, Died)
+            if stays and delivery.line is not None:
+                return number
+        return len(taken)
 
     def _is_ours(self, row: Row, endpoints: Mapping[int, Endpoint]) -> bool:
         """Whether its shard is; a row whose endpoint is gone is whoever's finds it."""
@@ -291,7 +414,10 @@ class DueRows:
         if row["state"] == State.HELD.value and endpoint.endpoint_id not in self._paced:
             self._paced.add(endpoint.endpoint_id)
             self._lanes.catch_up(lane, now)
-        offer = self._lanes.offer(lane, delivery, now)
+        if delivery.line is None:
+            offer = self._lanes.offer(lane, delivery, now)
+        else:
+            offer = self._order.rejoin(lane, delivery.line, delivery, now)
         if offer is Offer.QUEUED:
             self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
             return None
@@ -321,8 +447,14 @@ class DueRows:
                 reason=Reason.EXPIRED.value,
                 deliveries=row["deliveries"],
             )
+            if row["endpoint_id"] in self._order:
+                self._order.restart(row["endpoint_id"])
         full = sum(row["deliveries"] for row in rows) >= EXPIRE_PAGE
         return now if full else now + EXPIRE_EVERY_S
+
+
+def _has_line(endpoint: Endpoint | None) -> bool:
+    return endpoint is not None and is_ordered(endpoint)
 
 
 def _to_be_filtered(

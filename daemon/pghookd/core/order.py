@@ -1,0 +1,344 @@
+"""Which delivery of an `ordered` endpoint may go: of each line (an ordering_key at an endpoint) one at a time, by id.
+
+A line stands in front of its endpoint's lane: its head is in the lane, the rest waits here, and what does not fit, or
+comes after a delivery that failed, has rows in `backlog` and comes back by event_id. That order is the log's: an event
+that was inserted after another's commit has the greater id and is never read before it.
+
+What a line must know exactly is whether rows of it are in `backlog` that are not in memory: then nothing may pass them.
+Whatever leaves memory as a row says so here before it is written (`note`); what was there before this epoch is looked
+through when the endpoint is first seen, and until that is done, and recovery too, everything falls in behind.
+
+Never here: a clock, SQL, endpoints that are not ordered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from pghookd.core.lanes import Lane, Lanes, Offer
+from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
+from pghookd.core.verdict import Disable, Retry
+from pghookd.core.writes import Attempted, Died, Kept, Write
+
+AHEAD_MAX: Final = 100  # deliveries in memory behind the head of one line
+LINES_MAX: Final = (
+    1000  # of one endpoint that are remembered; with more of them it is looked through again and again
+)
+LOTS_MAX: Final = 10_000  # ordered endpoints that are remembered
+
+
+def is_ordered(endpoint: Endpoint) -> bool:
+    """Whether an endpoint is delivered to one by one."""
+    return endpoint.options is not None and endpoint.options.ordered
+
+
+def line_of(event: Event) -> str:
+    """Return the name of an event's line; events without an ordering_key are one line together."""
+    return (event.options and event.options.ordering_key) or ""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Lot:
+    """All lines of one endpoint.
+
+    Attributes:
+        lines: those with work, by name.
+        ripe: those whose rows are worth a look.
+        walk: its rows in `backlog` are to be looked through after this event_id; None: that is done.
+        sorted: each of its rows has a line; until then none is taken.
+        crowded: more lines have rows than are remembered: they are looked through again and again.
+    """
+
+    lines: dict[str, Line] = dataclasses.field(default_factory=dict)
+    ripe: dict[str, None] = dataclasses.field(default_factory=dict)
+    walk: int | None = 0
+    sorted: bool = False
+    crowded: bool = False
+
+    @property
+    def unknown(self) -> bool:
+        """Whether any line may have rows that nobody here knows of."""
+        return self.walk is not None or self.crowded
+
+    def line(self, name: str) -> Line:
+        """Return a line, made when it has no work yet."""
+        line = self.lines.get(name)
+        if line is None:
+            line = self.lines[name] = Line(name)
+        return line
+
+    def ripen(self, line: Line) -> None:
+        """Take a line's rows to be worth a look, unless the first of them waits for its time."""
+        if not line.blocked:
+            self.ripe[line.name] = None
+
+    def tidy(self, line: Line) -> None:
+        """Forget a line that has no work, or only rows where too many have."""
+        if line.head is not None or line.ahead or line.unwritten:
+            return
+        if line.behind:
+            if len(self.lines) <= LINES_MAX:
+                return
+            self.crowded, self.walk = True, self.walk or 0
+        self.lines.pop(line.name, None)
+        self.ripe.pop(line.name, None)
+
+
+class Order:
+    """The lines of all ordered endpoints.
+
+    Attributes:
+        recovered: whether all that was unsettled before this epoch has been read: rows of later events may lie in
+            `backlog` while earlier ones are still unread, so that no row is taken before.
+    """
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._lots: dict[int, Lot] = {}
+        self.recovered = False
+
+    def __contains__(self, endpoint_id: int) -> bool:
+        return endpoint_id in self._lots
+
+    def lot(self, endpoint_id: int) -> Lot:
+        """Return an ordered endpoint's lines; at first sight its rows are still to be looked through."""
+        lot = self._lots.get(endpoint_id)
+        if lot is None:
+            if len(self._lots) >= LOTS_MAX:
+                self._make_room()
+            lot = self._lots[endpoint_id] = Lot()
+            self._lanes.parked.add(endpoint_id)
+        return lot
+
+    def _make_room(self) -> None:
+        idle = next((i for i, lot in self._lots.items() if not lot.lines and not lot.unknown), None)
+        if idle is not None:
+            del self._lots[idle]
+
+    # In ---------------------------------------------------------------------------------------------------------------
+
+    def assign(self, delivery: Delivery) -> None:
+        """Give a delivery its line, before anything is decided or written of it."""
+        delivery.line = self.lot(delivery.endpoint_id).line(line_of(delivery.event))
+
+    def offer(self, lane: Lane, line: Line, delivery: Delivery, now: float) -> Offer:
+        """Queue a delivery of that line that comes from the log, or say why not.
+
+        Returns:
+            BEHIND: rows of its line come first, or memory holds enough of it; else what Lanes.offer says. Whatever is
+            written of the delivery then is told to `note`.
+        """
+        if line.behind or self.lot(delivery.endpoint_id).unknown:
+            return Offer.BEHIND
+        if line.head is None:
+            return self._lead(lane, line, delivery, now)
+        if len(line.ahead) >= AHEAD_MAX or self._is_slow(line, now):
+            return Offer.BEHIND
+        if self._lanes.full:
+            return Offer.WAIT
+        self._follow(line, delivery)
+        return Offer.QUEUED
+
+    def rejoin(self, lane: Lane, line: Line, delivery: Delivery, now: float) -> Offer:
+        """Queue a delivery that comes from `backlog`, where it is the first of its line that is not in memory."""
+        if line.head is None:
+            return self._lead(lane, line, delivery, now)
+        self._follow(line, delivery)
+        return Offer.QUEUED
+
+    def _lead(self, lane: Lane, line: Line, delivery: Delivery, now: float) -> Offer:
+        offer = self._lanes.offer(lane, delivery, now)
+        if offer is Offer.QUEUED:
+            line.head, line.led_at = delivery, now
+        return offer
+
+    def _follow(self, line: Line, delivery: Delivery) -> None:
+        line.ahead.append(delivery)
+        self._lanes.queued += 1
+        self._lanes.queued_bytes += len(delivery.event.payload or b"")
+
+    def _unfollow(self, line: Line) -> Delivery:
+        delivery = line.ahead.popleft()
+        self._lanes.queued -= 1
+        self._lanes.queued_bytes -= len(delivery.event.payload or b"")
+        return delivery
+
+    def _is_slow(self, line: Line, now: float) -> bool:
+        """Whether its receiver takes so long for one that memory gains nothing."""
+        return now - line.led_at > self._lanes.patience_s
+
+    def room(self, line: Line) -> int:
+        """Return how many rows of a line may be taken into memory."""
+        return AHEAD_MAX - len(line.ahead) if len(line.ahead) <= AHEAD_MAX // 2 else 0
+
+    # Outcomes ---------------------------------------------------------------------------------------------------------
+
+    def note(self, write: Write, now: float) -> list[Write]:
+        """Take what is about to be written of a delivery that has a line; return what is to be written besides."""
+        delivery = write.delivery
+        line = delivery.line
+        lot = self._lots.get(delivery.endpoint_id)
+        if line is None or lot is None:
+            return []
+        line.unwritten += 1
+        stays = _leaves_row(write)
+        if stays:
+            line.behind = True
+            line.blocked = line.blocked or _waits(write)
+            lot.ripen(line)
+        if delivery is not line.head:
+            return []
+        line.head = None
+        if stays:
+            return self._fall_behind(line, Reason.ORDERING)
+        return self._go_on(delivery.endpoint_id, line, now)
+
+    def _go_on(self, endpoint_id: int, line: Line, now: float) -> list[Write]:
+        """Let the next of a line into the lane."""
+        if not line.ahead:
+            return []
+        lane = self._lanes.by_endpoint.get(endpoint_id)
+        if lane is None or not lane.endpoint.enabled:
+            return self._fall_behind(line, Reason.DISABLED)
+        delivery = self._unfollow(line)
+        delivery.since = now
+        offer = self._lead(lane, line, delivery, now)
+        if offer is Offer.QUEUED:
+            return []
+        reason = Reason.BREAKER_OPEN if offer is Offer.OPEN else Reason.LANE_FULL
+        return [Kept(delivery, State.PARKED, reason), *self._fall_behind(line, Reason.ORDERING)]
+
+    def _fall_behind(self, line: Line, reason: Reason) -> list[Write]:
+        state = State.HELD if reason is Reason.DISABLED else State.PARKED
+        return [Kept(self._unfollow(line), state, reason) for _ in range(len(line.ahead))]
+
+    def settled(self, delivery: Delivery) -> None:
+        """What was noted of a delivery is durable."""
+        line = delivery.line
+        lot = self._lots.get(delivery.endpoint_id)
+        if line is not None and lot is not None:
+            line.unwritten -= 1
+            lot.tidy(line)
+
+    def shed(self, now: float) -> list[Write]:
+        """Take what waits behind slow heads out of memory, which is full."""
+        return [
+            write
+            for lot in self._lots.values()
+            for line in lot.lines.values()
+            if line.ahead and self._is_slow(line, now)
+            for write in self._fall_behind(line, Reason.ORDERING)
+        ]
+
+    # Rows -------------------------------------------------------------------------------------------------------------
+
+    def walked(self, endpoint_id: int, names: Iterable[str], last_event_id: int | None) -> None:
+        """Take a page of an endpoint's rows: the lines they belong to, and its last event_id; None: it was the end."""
+        lot = self.lot(endpoint_id)
+        if lot.sorted:
+            for line in list(lot.lines.values()):
+                lot.tidy(line)
+        for name in names:
+            if name not in lot.lines and len(lot.lines) >= LINES_MAX:
+                lot.crowded = True
+                continue
+            line = lot.line(name)
+            line.behind, line.blocked = True, False
+            lot.ripen(line)
+        if last_event_id is not None:
+            lot.walk = last_event_id
+        else:
+            lot.sorted = True
+            lot.walk, lot.crowded = (0, False) if lot.crowded else (None, False)
+
+    def restart(self, endpoint_id: int) -> None:
+        """Look through an endpoint's rows once more: somebody may have changed them."""
+        lot = self.lot(endpoint_id)
+        lot.walk, lot.sorted = 0, False
+        self._lanes.parked.add(endpoint_id)
+
+    def due(self, endpoint_id: int, name: str) -> None:
+        """Take a line's row to be due."""
+        lot = self.lot(endpoint_id)
+        line = lot.line(name)
+        line.behind, line.blocked = True, False
+        lot.ripen(line)
+        self._lanes.parked.add(endpoint_id)
+
+    def look_again(self) -> None:
+        """Look at every line that waits, in case its first row is gone."""
+        for lot in self._lots.values():
+            for line in lot.lines.values():
+                if line.behind:
+                    line.blocked = False
+                    lot.ripen(line)
+
+    def ripe(self, endpoint_id: int) -> Iterator[Line]:
+        """Yield the lines whose rows may be taken now, those that have waited longest first; each is asked for once."""
+        lot = self._lots[endpoint_id]
+        for name in list(lot.ripe):
+            line = lot.lines.get(name)
+            del lot.ripe[name]
+            if line is None:
+                continue
+            if line.unwritten or not self.room(line):
+                lot.ripe[name] = None  # to the end
+            else:
+                yield line
+
+    def taken(self, endpoint_id: int, line: Line, *, all_of_it: bool, blocked: bool, again: bool) -> None:
+        """Say what a look at a line's rows came to.
+
+        Args:
+            endpoint_id: whose.
+            line: which.
+            all_of_it: every row of it is in memory, or gone.
+            blocked: the first that is not in memory waits for its time.
+            again: there is more to be taken.
+        """
+        lot = self._lots.get(endpoint_id)
+        if lot is None:
+            return
+        if all_of_it and not line.unwritten:
+            line.behind = False
+            lot.tidy(line)
+        elif blocked:
+            line.blocked = True
+        if line.behind and (again or line.unwritten):
+            lot.ripen(line)
+
+    def is_clear(self, endpoint_id: int) -> bool:
+        """Whether no rows of an endpoint need to be looked for."""
+        lot = self._lots[endpoint_id]
+        return not lot.unknown and not any(line.behind for line in lot.lines.values())
+
+    # Out --------------------------------------------------------------------------------------------------------------
+
+    def forget(self, endpoint_id: int) -> list[Delivery]:
+        """Let go of an endpoint that is gone, or ordered no more; return what waited in memory."""
+        lot = self._lots.pop(endpoint_id, None)
+        if lot is None:
+            return []
+        left = [self._unfollow(line) for line in lot.lines.values() for _ in range(len(line.ahead))]
+        for delivery in left:
+            delivery.line = None
+        return left
+
+
+def _leaves_row(write: Write) -> bool:
+    match write:
+        case Attempted():
+            return isinstance(write.verdict, Retry | Disable)
+        case Kept():
+            return True
+        case Died():
+            return False
+
+
+def _waits(write: Write) -> bool:
+    """Whether the row has a time before which nothing of its line goes."""
+    if isinstance(write, Attempted):
+        return isinstance(write.verdict, Retry)
+    return isinstance(write, Kept) and write.state is State.WAITING
