@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import datetime as dt
 import ipaddress
 import socket
 import ssl
 import struct
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 Handler = Callable[["Visit"], Awaitable[None]]
 
@@ -158,55 +162,73 @@ async def naming(table: dict[str, list[str] | None]) -> AsyncIterator[tuple[str,
         transport.close()
 
 
-_CA_CONFIG = """
-[ca]
-default_ca = here
-[here]
-database = {home}/index
-new_certs_dir = {home}
-serial = {home}/serial
-default_md = sha256
-policy = any
-unique_subject = no
-x509_extensions = leaf
-[any]
-commonName = supplied
-[leaf]
-basicConstraints = CA:FALSE
-subjectAltName = {names}
-"""
-
-
 class Certificates:
-    """A certificate authority of the tests' own, made by the openssl command."""
+    """A certificate authority of the tests' own, in a folder."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.ca_file = home / "ca.pem"
-        (home / "index").touch()
-        (home / "serial").write_text("01\n")
-        self._openssl(
-            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", "ca.key", "-out", "ca.pem", "-days", "36500", "-subj", "/CN=tests"),
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _common_name("tests")
+        authority = self._begin(self._name, self._key.public_key(), _ALWAYS).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
+        self._write(self.ca_file, authority.sign(self._key, hashes.SHA256()))
 
-    def server_context(self, name: str, names: str, *, expired: bool = False) -> ssl.SSLContext:
-        """Make a server's context with a certificate for `names` (openssl's subjectAltName)."""
-        start, end = (
-            ("20200101000000Z", "20200102000000Z") if expired else ("20200101000000Z", "21000101000000Z")
+    def server_context(
+        self, name: str, names: str, *, expired: bool = False, unborn: bool = False, self_signed: bool = False
+    ) -> ssl.SSLContext:
+        """Make a server's context with a certificate for `names`, as in `DNS:a.example.com,IP:127.0.0.1`."""
+        validity = _PAST if expired else _FUTURE if unborn else _ALWAYS
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = self._begin(
+            _common_name(name), key.public_key(), validity, issuer=_common_name(name) if self_signed else None
         )
-        (self.home / f"{name}.cnf").write_text(_CA_CONFIG.format(home=self.home, names=names))
-        self._openssl(
-            *("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"),
+        for extension in (x509.BasicConstraints(ca=False, path_length=None), _alternatives(names)):
+            builder = builder.add_extension(extension, critical=False)
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        self._openssl(
-            *("ca", "-batch", "-config", f"{name}.cnf", "-cert", "ca.pem", "-keyfile", "ca.key", "-notext"),
-            *("-in", f"{name}.csr", "-out", f"{name}.pem", "-startdate", start, "-enddate", end),
-        )
+        file = self.home / f"{name}.pem"
+        self._write(file, builder.sign(key if self_signed else self._key, hashes.SHA256()), private)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.home / f"{name}.pem", self.home / f"{name}.key")
+        context.load_cert_chain(file)
         return context
 
-    def _openssl(self, *args: str) -> None:
-        subprocess.run(["openssl", *args], cwd=self.home, check=True, capture_output=True)
+    def _begin(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePublicKey,
+        validity: tuple[dt.datetime, dt.datetime],
+        issuer: x509.Name | None = None,
+    ) -> x509.CertificateBuilder:
+        start, end = validity
+        return x509.CertificateBuilder(
+            issuer or self._name, subject, key, x509.random_serial_number(), start, end
+        )
+
+    @staticmethod
+    def _write(file: Path, certificate: x509.Certificate, private: bytes = b"") -> None:
+        file.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _years(first: int, last: int) -> tuple[dt.datetime, dt.datetime]:
+    return (
+        dt.datetime(first, 1, 1, tzinfo=dt.UTC),
+        dt.datetime(last, 1, 1, tzinfo=dt.UTC),
+    )
+
+
+_ALWAYS, _PAST, _FUTURE = _years(2020, 2100), _years(2020, 2021), _years(2099, 2100)
+
+
+def _common_name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+
+def _alternatives(names: str) -> x509.SubjectAlternativeName:
+    made: list[x509.GeneralName] = []
+    for text in names.split(","):
+        kind, _, value = text.partition(":")
+        made.append(x509.IPAddress(ipaddress.ip_address(value)) if kind == "IP" else x509.DNSName(value))
+    return x509.SubjectAlternativeName(made)

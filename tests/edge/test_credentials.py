@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from fault_server import Certificates
 
 from pghookd.core import settings as core
 from pghookd.edge.credentials import SettingsError, exposed, load, variable
@@ -53,7 +54,7 @@ def test_environment_wins_over_credentials_over_toml(toml, credentials):
 
 
 @pytest.mark.parametrize("name", core.NAMES)
-def test_every_setting_has_its_variable_and_its_credential(name, credentials):
+def test_every_setting_has_its_variable_and_its_credential(name, credentials, tmp_path):
     value = "x@y.example" if name in {"mail.sender", "mail.reply_to", "mail.operator"} else None
     current = core.value_of(core.Settings(), name)
     text = value or {
@@ -63,6 +64,7 @@ def test_every_setting_has_its_variable_and_its_credential(name, credentials):
         "egress.allow": "10.0.0.0/8",
         "egress.deny": "10.0.0.0/8",
         "egress.proxy": "http://p.example:1",
+        "egress.ca_file": str(Certificates(tmp_path).ca_file) if name == "egress.ca_file" else "",
         "database.url": "postgresql://h/d",
         "log.successes": "all",
         "mail.unsubscribe_url": "https://x.example/{token}",
@@ -179,3 +181,17 @@ def test_secrets_in_the_environment_are_noticed():
         "PGHOOKD_EGRESS_PROXY": "http://u:p@proxy.example:3128",
     }
     assert exposed(environ) == ("PGHOOKD_DATABASE_URL", "PGHOOKD_EGRESS_PROXY", "PGHOOKD_SMTP_PASSWORD")
+
+
+def test_certificates_that_cannot_be_used_are_a_fault(tmp_path):
+    (tmp_path / "empty.pem").touch()
+    told = []
+    for file in (tmp_path / "none.pem", tmp_path / "empty.pem", tmp_path):
+        with pytest.raises(SettingsError) as caught:
+            load(None, {"PGHOOKD_EGRESS_CA_FILE": str(file)}, None)
+        told += [fault.partition(" (")[0] for fault in caught.value.faults]
+    assert told == [
+        "PGHOOKD_EGRESS_CA_FILE cannot be used: No such file or directory",
+        "PGHOOKD_EGRESS_CA_FILE cannot be used: it holds no certificate in PEM",
+        "PGHOOKD_EGRESS_CA_FILE cannot be used: Is a directory",
+    ]

@@ -5,7 +5,6 @@
 import asyncio
 import errno
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -722,8 +721,6 @@ async def test_what_nobody_foresaw_is_our_own_fault_and_says_no_secret():
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 

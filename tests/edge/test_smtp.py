@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import email.message
-import shutil
 import ssl
 import time
 
@@ -241,8 +240,6 @@ async def test_an_address_that_is_not_ascii(until):
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 

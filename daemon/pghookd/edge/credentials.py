@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import ssl
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -96,6 +97,7 @@ def load(config_path: Path | None, environ: Mapping[str, str], credentials_dir: 
     for contradiction in core.contradictions(settings):
         if wrong.isdisjoint(contradiction.names):
             faults.append(_told_contradiction(contradiction, settings, places))
+    faults += _told_certificates(settings.egress.ca_file, places)
     if faults:
         raise SettingsError(tuple(faults), None if "database.url" in wrong else settings)
     return settings
@@ -313,6 +315,17 @@ _WORDS: Final = {
     "too_short": "must not be empty",
     "string_pattern_mismatch": "must be a lower-case word",
 }
+
+
+def _told_certificates(file: str, places: Mapping[str, str]) -> list[str]:
+    """Say what is wrong with the operator's certificates: without them no endpoint that needs them is reached."""
+    try:
+        if file:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except OSError as error:
+        why = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        return [f"{places.get('egress.ca_file', 'egress.ca_file')} cannot be used: {why} (it is {file!r})"]
+    return []
 
 
 def _told_contradiction(
