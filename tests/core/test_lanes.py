@@ -9,7 +9,10 @@ import pytest
 
 from pghookd.core.breaker import Policy
 from pghookd.core.lanes import (
+    EASE_EVERY_S,
+    HANGS_MAX,
     LANE_QUEUE_MAX,
+    PAUSE_PARKS_S,
     SHED_MAX,
     START_WIDTH,
     STUCK_QUEUE_MAX,
@@ -17,10 +20,12 @@ from pghookd.core.lanes import (
     Offer,
 )
 from pghookd.core.model import Delivery, Endpoint, Event
+from pghookd.core.options import EndpointOptions
 
 
-def endpoint(number=1, *, concurrency=None, url="https://a.example/", enabled=True):
-    return Endpoint(number, f"s{number}", 0, url, ("*",), enabled, 0, concurrency=concurrency)
+def endpoint(number=1, *, concurrency=None, url="https://a.example/", enabled=True, **options):
+    made = EndpointOptions(**options) if options else None
+    return Endpoint(number, f"s{number}", 0, url, ("*",), enabled, 0, concurrency=concurrency, options=made)
 
 
 def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}", late=False):
@@ -172,24 +177,29 @@ def test_deliveries_of_a_lane_go_in_the_order_in_which_they_came():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_books_balance_whatever_happens(seed):
-    """Live and late, failures of the endpoint and of ours, breakers, paces, switches: nothing is forgotten."""
+    """Live and late, failures of the endpoint and of ours, breakers, paces, rates, pauses: nothing is forgotten."""
     rnd = random.Random(seed)
     lanes = make(concurrency=7, endpoint_concurrency=3, policy=Policy(attempts=6, share=0.5, probe_s=2.0))
     flying, inside, now = [], 0, 0.0
+    rates = {4: 7.0, 5: 30.0}
     for _ in range(1000):
         what, number, now = rnd.randrange(10), rnd.randrange(1, 6), now + 0.02
-        lane = lanes.lane(endpoint(number))
+        rates[number] = rates.get(number) if rnd.random() < 0.99 else rnd.choice((None, 5.0, 40.0))
+        lane = lanes.lane(endpoint(number, rate_per_s=rates[number]))
         if what < 4:
             each = delivery(number, late=rnd.random() < 0.3, since=now)
             inside += lanes.offer(lane, each, now) is Offer.QUEUED
         elif what < 7 and (taken := lanes.next(now)) is not None:
             flying.append(taken)
+            assert taken[0].paused_until <= now
         elif what < 9 and flying:
             lane, each = flying.pop(rnd.randrange(len(flying)))
             inside -= 1
             if rnd.random() < 0.5:
-                lanes.succeeded(lane, each, now)
+                lanes.succeeded(lane, each, now, rnd.random())
             else:
+                wait_s = rnd.choice((0.0, 0.0, 0.0, 0.5, 1.0, 2 * PAUSE_PARKS_S))
+                inside -= len(lanes.pause(lane, wait_s, now))
                 opened = lanes.failed(lane, each, now, rnd.random(), counts=rnd.random() < 0.9)
                 inside -= len(opened or ())
         elif what == 9 and rnd.random() < 0.1:
@@ -211,6 +221,206 @@ def test_the_books_balance_whatever_happens(seed):
             lanes.succeeded(*flying.pop(), now)
             inside -= 1
     assert (lanes.queued, lanes.queued_bytes, list(lanes.busy())) == (0, 0, [])
+
+
+# Rates and pauses -------------------------------------------------------------------------------------------
+
+
+def test_a_rate_holds_for_live_and_late_work_together_however_late_the_timer_comes():
+    lanes, rnd, now = make(endpoint_concurrency=100), random.Random(9), 0.0
+    lane, started = lanes.lane(endpoint(rate_per_s=50.0)), []
+    while now < 20.0:
+        while len(lane.queue) < 20:
+            lanes.offer(lane, delivery(since=now), now)
+        for _ in range(lanes.appetite(1, now)):
+            lanes.offer(lane, delivery(since=now, late=True), now)
+        while (taken := lanes.next(now)) is not None:
+            started.append(taken[1].late)
+            answer(lanes, *taken, now)
+        assert now < lanes.rests_until <= now + 0.02
+        now = lanes.rests_until + rnd.random() * 0.06
+    assert 990 < len(started) <= 20 * 50 + 6
+    assert sum(started) == pytest.approx(len(started) / 4, abs=2)
+
+
+def test_after_a_rest_no_more_than_a_tenth_of_a_second_is_made_good():
+    lanes = make(endpoint_concurrency=1000)
+    lane = fill(lanes, 1, 900, rate_per_s=100.0)
+    lane.resize(1000)
+    assert len(start(lanes, 60.0)) == 11
+    assert len(start(lanes, 60.5)) == 11
+
+
+def test_a_lane_with_a_rate_does_not_keep_up_while_that_holds_it_back():
+    lanes = make()
+    lane = fill(lanes, 1, LANE_QUEUE_MAX, rate_per_s=3000.0)
+    assert lanes.offer(lane, delivery(), 0.0) is Offer.WAIT
+    answer(lanes, lane, lanes.next(0.0)[1])
+    lanes.offer(lane, delivery(), 0.0)
+    assert lanes.offer(lane, delivery(), 0.0) is Offer.PARK
+    assert lanes.appetite(1, 0.0) == LANE_QUEUE_MAX // 2
+    assert lanes.appetite(1, 0.0) == LANE_QUEUE_MAX // 2
+    lane = lanes.lane(endpoint(1, rate_per_s=3.0))
+    assert lanes.appetite(1, 0.0) == 6
+
+
+def test_an_endpoint_that_changes_takes_its_new_rate_at_once_and_the_same_one_goes_on():
+    lanes = make()
+    lane = fill(lanes, 1, 9, rate_per_s=0.001)
+    assert len(start(lanes)) == 1
+    lanes.lane(endpoint(1, rate_per_s=0.001, url="https://b.example/"))
+    assert start(lanes, 1.0) == []
+    assert lanes.rests_until == pytest.approx(999.9)
+    lanes.lane(endpoint(1, rate_per_s=2.0))
+    assert len(start(lanes, 1.0)) == 1
+    answer(lanes, lane)
+    assert len(start(lanes, 2.0)) == 1
+    lanes.lane(endpoint(1))
+    answer(lanes, lane)
+    assert len(start(lanes, 2.0)) == 3
+
+
+def test_in_a_pause_nothing_starts_and_afterwards_it_goes_on():
+    lanes = make()
+    lane = fill(lanes, 1, 6)
+    (_, first), (_, second) = start(lanes)
+    assert lanes.pause(lane, 4.0, 0.0) == []
+    assert lanes.pause(lane, 2.0, 1.0) == []  # asked for less: the first word counts
+    fail(lanes, lane, first)
+    answer(lanes, lane, second)  # was sent before
+    assert (start(lanes, 3.9), lanes.rests_until) == ([], 4.0)
+    assert (lanes.appetite(1, 3.9), lanes.probe_at(1)) == (0, 4.0)
+    assert len(start(lanes, 4.0)) == lane.allowed == 2
+    assert (lanes.probe_at(1), lanes.rests_until, lane.pace) == (None, None, None)
+
+
+def test_in_a_long_pause_nothing_is_in_memory_and_what_was_parked_comes_back_at_a_pace():
+    lanes = make()
+    lane = fill(lanes, 1, 6)
+    [(_, each), _] = start(lanes)
+    assert [each.event.event_id for each in lanes.pause(lane, 60.0, 0.0)] == [2, 3, 4, 5]
+    lanes.parked.add(1)
+    fail(lanes, lane, each)
+    assert lanes.offer(lane, delivery(), 54.0) is Offer.PAUSED
+    assert lanes.offer(lane, delivery(event_id=7), 56.0) is Offer.QUEUED  # soon over
+    assert (start(lanes, 59.9), lanes.appetite(1, 59.9)) == ([], 0)
+    assert lanes.appetite(1, 60.0) == 10
+    assert lane.pace.per_s == 5.0
+    lanes.offer(lane, delivery(late=True), 60.0)
+    answer(lanes, lane, now=60.0)
+    assert [each.late for _, each in start(lanes, 60.0)] == [False, True]
+
+
+def test_a_lane_that_waits_out_a_short_pause_does_not_keep_up():
+    lanes = make()
+    lane = fill(lanes, 1, STUCK_QUEUE_MAX)
+    for each in [each for _, each in start(lanes)]:
+        answer(lanes, lane, each)
+    lanes.pause(lane, 4.0, 0.0)
+    fill(lanes, 1, 2)
+    assert lanes.offer(lane, delivery(), 1.1) is Offer.PARK
+    assert lanes.shed(1.1) == []
+
+
+def test_a_pause_is_remembered_while_the_lane_idles_and_forgotten_when_it_is_over():
+    lanes = make()
+    lane = fill(lanes, 1, 1)
+    [(_, each)] = start(lanes)
+    lanes.pause(lane, 60.0, 0.0)
+    fail(lanes, lane, each)
+    for number in range(2, IDLE + 3):
+        lanes.lane(endpoint(number))
+    assert lanes.lane(endpoint(1)) is lane
+    assert lanes.next(60.0) is None
+    assert (lane.key in lanes._idle, lane.curbed, lanes.rests_until) == (True, False, None)
+
+
+def test_its_owner_ends_a_pause_by_changing_the_endpoint_and_the_end_of_a_rotation_does_not():
+    lanes = make()
+    lane = fill(lanes, 1, 2, previous_secret="old", previous_until_s=9.0)
+    [(_, each), _] = start(lanes)
+    lanes.pause(lane, 60.0, 0.0)
+    fail(lanes, lane, each)
+    lanes.lane(endpoint(1))
+    assert lane.paused_until == 60.0
+    lanes.lane(endpoint(1, url="https://b.example/"))
+    assert lane.paused_until == 0.0
+    fill(lanes, 1, 1, url="https://b.example/")
+    assert start(lanes, 1.0) == []  # at its width
+    answer(lanes, lane)
+    assert len(start(lanes, 1.0)) == 1
+    lanes.pause(lane, 60.0, 1.0)
+    lanes.forget(lane)  # deleted
+    assert (lane.paused_until, lane.curbed) == (0.0, False)
+
+
+def test_no_probe_goes_out_before_a_pause_is_over():
+    lanes = make(policy=SOON)
+    lane, _ = opened(lanes)
+    lanes.pause(lane, 60.0, 0.0)
+    lanes.parked.add(1)
+    assert lanes.offer(lane, delivery(late=True), 59.9) is Offer.OPEN
+    assert (lanes.appetite(1, 59.9), lanes.probe_at(1)) == (0, 60.0)
+    assert lanes.appetite(1, 60.0) == 1
+    probe = delivery(late=True)
+    assert lanes.offer(lane, probe, 60.0) is Offer.QUEUED
+    lanes.pause(lane, 4.0, 60.0)  # said by one that was sent long ago
+    assert start(lanes, 63.9) == []
+    assert start(lanes, 64.0) == [(lane, probe)]
+
+
+# Answers that become slow -----------------------------------------------------------------------------------
+
+
+def receive(lane, lanes, count, took_s, now=0.0, *, one_by_one=False):
+    """Answer so many, each after a time; with `one_by_one` after those before it. Return when that was done."""
+    agenda = deque()
+    for _ in range(count):
+        while len(lane.queue) < 20:
+            lanes.offer(lane, delivery(), now)
+        for _, each in start(lanes, now):
+            begun = max(now, agenda[-1][0]) if agenda and one_by_one else now
+            agenda.append((begun + took_s, now, each))
+        now, sent, each = agenda.popleft()
+        lanes.succeeded(lane, each, now, now - sent)
+    for _, _, each in agenda:
+        lanes.succeeded(lane, each, now, took_s)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("before_s", "after_s", "one_by_one", "least", "most"),
+    [(0.001, 0.003, False, 16, 16), (0.4, 0.4, False, 16, 16), (0.02, 0.3, False, 16, 16), (0.1, 0.1, True, 4, 10)],
+    ids=["fast either way", "always slow", "slow now whatever we do", "more at once only wait longer"],
+)  # fmt: skip
+def test_a_lane_narrows_where_it_is_its_own_requests_that_make_answers_slow(
+    before_s, after_s, one_by_one, least, most
+):
+    lanes = make()
+    lane = lanes.lane(endpoint())
+    now = receive(lane, lanes, 100, before_s, one_by_one=one_by_one)
+    receive(lane, lanes, 900, after_s, now, one_by_one=one_by_one)
+    assert least <= lane.allowed <= most
+
+
+def test_slow_answers_halve_a_lane_now_and_then_down_to_a_quarter_of_its_limit():
+    lanes = make()
+    lane = fill(lanes, 1, 200)
+    while lane.allowed < 16:
+        start(lanes)
+        lanes.succeeded(lane, delivery(), 0.0, 0.01)
+    widths = []
+    for n in range(60):
+        start(lanes)
+        lanes.succeeded(lane, delivery(), n / 10 * EASE_EVERY_S, 0.3)
+        widths.append(lane.allowed)
+    assert sorted(set(widths)) == [4, 8, 16]
+    lanes.measure(0.0)
+    lanes.delivered += 10_000  # as many as a machine can: it is us who are slow
+    lanes.measure(1.0)
+    start(lanes)
+    lanes.succeeded(lane, delivery(), 99.0, 5.0)
+    assert lane.allowed == 5
 
 
 # Full -------------------------------------------------------------------------------------------------------
@@ -534,6 +744,30 @@ def test_a_breaker_that_was_switched_off_meanwhile_is_closed():
     lanes.reopen(1, 7.0)
     assert lanes.probe_at(1) is None
     assert lanes.appetite(1, 0.0) > 1
+
+
+def test_a_lane_that_never_answered_opens_after_few_timeouts_a_proved_one_as_ever():
+    lanes = make()
+    new, old = fill(lanes, 1, 30), fill(lanes, 2, 30)
+    start(lanes)
+    answer(lanes, old)
+    for lane, failures in ((new, HANGS_MAX), (old, 10)):
+        seen = []
+        while not lane.breaker.is_open:
+            start(lanes)
+            seen.append(fail(lanes, lane, hung=True))
+        assert (len(seen), seen[-1] != []) == (failures, True)
+    assert lanes.probe_at(1) == 30.0
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(share=0.0)])
+def test_other_failures_between_timeouts_are_a_sign_of_life_and_where_there_is_no_breaker_none_opens(policy):
+    lanes = make(policy=policy)
+    lane = fill(lanes, 1, 30)
+    for n in range(9):
+        start(lanes)
+        fail(lanes, lane, hung=policy.share == 0.0 or n % HANGS_MAX > 0)
+    assert not lane.breaker.is_open
 
 
 # Late work --------------------------------------------------------------------------------------------------

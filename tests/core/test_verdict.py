@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pghookd.core.model import DisabledReason, Fault, Outcome, Reason, Reply
-from pghookd.core.verdict import Dead, Delivered, Disable, Policy, Record, Retry, judge, record
+from pghookd.core.verdict import Dead, Delivered, Disable, Policy, Record, Retry, judge, pause_s, record
 
 POLICY = Policy(schedule=(10.0, 100.0, 1000.0), jitter=0.0)
 NOW_S = 1_764_000_000.0
@@ -128,6 +128,27 @@ RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE = [
 def test_retry_after_is_clamped_and_heard_on_429_and_503_alone():
     for status, retry_after, wait_s in RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE:
         assert verdict_on(Reply(status, retry_after=retry_after)) == Retry(wait_s)
+
+
+LEAVE_ALONE = [
+    (429, "60", 60.0),
+    (503, "0", 0.0),
+    (429, "1000000000", 86400.0),
+    (503, "9" * 4000, 86400.0),
+    (429, "-5", 0.0),
+    (429, "soon", 0.0),
+    (429, None, 0.0),
+    (503, "Thu, 01 Jan 1970 00:20:00 GMT", 200.0),
+    (503, "Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+    (429, "Fri, 31 Dec 9999 23:59:59 GMT", 86400.0),
+    (502, "60", 0.0),
+    (200, "60", 0.0),
+]
+
+
+def test_a_receiver_is_left_alone_for_as_long_as_it_asks_and_no_longer_than_is_sensible():
+    for status, retry_after, wait_s in LEAVE_ALONE:
+        assert pause_s(Reply(status, retry_after=retry_after), POLICY, 1000.0) == wait_s, retry_after
 
 
 def test_jitter():

@@ -2,7 +2,8 @@
 
     state     what goes out   a failure                             a 2xx
     closed    everything      counted; `share` of the last          counted
-                              `attempts` have failed: open
+                              `attempts` have failed, or none
+                              but timeouts ever came: open
     open      nothing         ignored: it was sent before           ignored: single probes decide
     probing   one delivery    open, the wait doubled                closed, nothing counted any more
 
@@ -71,10 +72,10 @@ class Breaker:
         """Count a 2xx while closed. Where `window` is 0 the call may be left out."""
         self.window = self.window << 1 & (1 << self.policy.attempts) - 1
 
-    def failed(self, now: float, random01: float) -> bool:
-        """Count a failure while closed; whether that has opened it."""
+    def failed(self, now: float, random01: float, *, too_often: bool = False) -> bool:
+        """Count a failure while closed; whether that has opened it. `too_often`: whatever the share is."""
         self.window = (self.window << 1 | 1) & (1 << self.policy.attempts) - 1
-        if not self.policy.opens(self.window):
+        if not self.policy.opens(self.window) and not (too_often and self.policy.share > 0):
             return False
         self.is_open = True
         self._wait(self.policy.probe_s, now, random01)

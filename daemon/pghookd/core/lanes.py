@@ -3,7 +3,10 @@
 Bookkeeping is synchronous and decides everything; it returns what is to be started, parked or waited for, and does
 nothing itself. A lane has two queues: live traffic (and retries) goes first, what comes back from `parked` or `held`
 has one turn in four beside it. A lane whose breaker is open holds nothing but its probe; after that, what was parked
-goes out at a pace. No clock: `now` (monotonic seconds) comes in, and so does what is random.
+goes out at a pace. From a lane whose receiver has asked for a pause nothing starts before that is over, and from one
+with a rate nothing before its turn. No clock: `now` (monotonic seconds) comes in, and so does what is random.
+
+The width of a lane: one more for each success, half for each failure, and half where answers have become slow.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Final, NamedTuple
 from pghookd.core import breaker
 from pghookd.core.breaker import Breaker
 from pghookd.core.model import Delivery, Endpoint
-from pghookd.core.pace import Pace
+from pghookd.core.pace import Pace, Rate
 
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
 STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
@@ -35,6 +38,16 @@ LIVE_TURNS: Final = 3  # of live traffic to one of late work, while both wait
 GROWTHS_A_PROBE: Final = 3  # a pace grows by e as often in the time of the first wait for a probe
 PACED_AHEAD_S: Final = 2.0  # how much late work of a lane with a pace is taken into memory
 PACED_LEAST: Final = 4
+HANGS_MAX: Final = (
+    3  # timeouts of a lane that never answered: each holds a slot for long, so that few must do
+)
+PAUSE_PARKS_S: Final = 5.0  # in a pause that is longer nothing stays in memory
+NEVER: Final = float("inf")
+SMOOTHING: Final = 0.125  # weight of an answer in a lane's smoothed time to answer
+SLOWER_S: Final = 0.05  # answers that take twice the lane's best time and this have become slow
+EASE_EVERY_S: Final = 1.0  # so often at the most is a lane halved for it
+EASE_LEAST: Final = 4  # down to this part of its limit: one that is slow whatever we do is not starved
+BEST_GROWS: Final = 1.25  # by so much is its best time forgotten then
 
 
 class LaneKey(NamedTuple):
@@ -51,7 +64,9 @@ class Offer(enum.Enum):
     QUEUED = "queued"
     PARK = "park"  # give it a row in backlog: its lane is full while slots elsewhere are free
     OPEN = "open"  # give it a row in backlog: its breaker is open
+    PAUSED = "paused"  # give it a row in backlog: its receiver has asked for a pause
     WAIT = "wait"  # leave it in the log until there is room
+    BEHIND = "behind"  # give it a row in backlog: its endpoint is ordered, and others come first (core/order)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -70,10 +85,17 @@ class Lane:
         allowed: its width in whole requests.
         proved: has answered 2xx since the lane was made or its breaker opened.
         in_turn: stands among those that may start something.
-        resting: stands among those whose late work waits for a time.
+        rests_at: when it is to be looked at again, since something of it waits for a time; NEVER: nothing does.
         led: live deliveries started since the last late one.
         pace: of the late work while it catches up; None: as fast as the width allows.
         probe: queued or in flight while the breaker is open.
+        curbed: has a rate or is paused; to be looked at before anything starts.
+        rate: how fast requests may start; None: as fast as the width allows.
+        paused_until: nothing starts before, monotonic seconds; 0: it is not paused.
+        hangs: timeouts in a row while it has not proved itself.
+        smooth_s: how long answers take, smoothed.
+        best_s: the least of late.
+        eases_at: monotonic seconds from which slow answers count again.
         period: the last one in which it had traffic.
         cache: what is prepared for the endpoint; dropped when the endpoint changes.
     """
@@ -89,20 +111,52 @@ class Lane:
     allowed: int = 0
     proved: bool = False
     in_turn: bool = False
-    resting: bool = False
+    rests_at: float = NEVER
     led: int = 0
     pace: Pace | None = None
     probe: Delivery | None = None
+    curbed: bool = False
+    rate: Rate | None = None
+    paused_until: float = 0.0
+    hangs: int = 0
+    smooth_s: float = 0.0
+    best_s: float = NEVER
+    eases_at: float = 0.0
     period: int = -1
     cache: object | None = None
 
     def __post_init__(self) -> None:
         self.resize(self.width)
+        self.curb()
 
     def resize(self, width: float) -> None:
         """Set how many requests it may have in flight, within its limit and never below one."""
         self.width = max(1.0, min(width, self.limit))
         self.allowed = int(self.width)
+
+    def curb(self) -> None:
+        """Take the endpoint's rate; one that it had already goes on where it was."""
+        options = self.endpoint.options
+        per_s = None if options is None else options.rate_per_s
+        if per_s is None:
+            self.rate = None
+        elif self.rate is None or self.rate.per_s != per_s:
+            self.rate = Rate(per_s)
+        self.curbed = self.rate is not None or self.paused_until > 0
+
+    def opens_at(self) -> float:
+        """Return the time before which nothing may start, as far as rate and pause go."""
+        return self.paused_until if self.rate is None else max(self.paused_until, self.rate.not_before)
+
+    def is_barred(self, now: float) -> bool:
+        """Whether it is a pause, or its rate, that its deliveries wait for."""
+        return self.paused_until > now or (self.rate is not None and self.rate.is_used_up(now))
+
+    @property
+    def late_per_s(self) -> float | None:
+        """How much late work may start in a second; None: as much as the width allows."""
+        known = [each.per_s for each in (self.pace, self.rate) if each is not None]
+        return min(known) if known else None
 
     @property
     def queued(self) -> int:
@@ -159,6 +213,7 @@ class Lanes:
         self.queued_bytes = 0
         self.delivered = 0
         self.patience_s = STUCK_AFTER_S
+        self._busy = False
         self._measured: tuple[float, int] | None = None
         self._period = 0
         self._active = 0  # endpoints with traffic in this period
@@ -179,13 +234,22 @@ class Lanes:
             self.by_endpoint[endpoint.endpoint_id] = lane
             self._leave(lane)
         elif lane.endpoint != endpoint:
-            lane.endpoint = endpoint
-            lane.limit = self._limit(endpoint)
-            lane.resize(lane.width)
-            lane.cache = None
-            if lane.breaker.is_open:
-                lane.breaker.hasten()
+            self._change(lane, endpoint)
         return lane
+
+    def _change(self, lane: Lane, endpoint: Endpoint) -> None:
+        """Take what has changed; its owner has, most often: then an open breaker may be asked, and a pause ends."""
+        by_owner = not _is_end_of_rotation(lane.endpoint, endpoint)
+        lane.endpoint = endpoint
+        lane.limit = self._limit(endpoint)
+        lane.resize(lane.width)
+        lane.cache = None
+        if lane.breaker.is_open:
+            lane.breaker.hasten()
+        if lane.paused_until and by_owner:
+            self._end_pause(lane)
+        lane.curb()
+        self._go_on(lane)
 
     def _limit(self, endpoint: Endpoint) -> int:
         return endpoint.concurrency or self._endpoint_concurrency
@@ -194,8 +258,8 @@ class Lanes:
         return self._reopened.pop(endpoint.endpoint_id, None) or Breaker(self._policy)
 
     def _leave(self, lane: Lane) -> None:
-        """Take a lane without work for idle, unless its breaker is open: that is remembered."""
-        if not lane.breaker.is_open:
+        """Take a lane without work for idle, unless its breaker is open or it is paused: that is remembered."""
+        if not lane.breaker.is_open and not lane.paused_until:
             self._idle[lane.key] = None
             while len(self._idle) > self._idle_max:
                 key, _ = self._idle.popitem(last=False)
@@ -220,6 +284,8 @@ class Lanes:
         """Queue a delivery, or say why not."""
         if lane.breaker.is_open:
             return self._offer_probe(lane, delivery, now)
+        if lane.paused_until - now > PAUSE_PARKS_S:
+            return Offer.PAUSED
         waiting = len(lane.late if delivery.late else lane.queue)
         if waiting >= STUCK_QUEUE_MAX:
             if waiting >= LANE_QUEUE_MAX:
@@ -233,7 +299,7 @@ class Lanes:
 
     def _offer_probe(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         """Let one through when it is time: the oldest of those that are parked, where there are any."""
-        if lane.probe is not None or now < lane.breaker.probe_at:
+        if lane.probe is not None or now < lane.breaker.probe_at or now < lane.paused_until:
             return Offer.OPEN
         if not delivery.late and lane.key.endpoint_id in self.parked:
             return Offer.OPEN
@@ -289,7 +355,8 @@ class Lanes:
             self._measured = (now, self.delivered)
             per_s = (self.delivered - before) / (now - since)
             self.patience_s = STUCK_AFTER_S
-            if per_s >= BUSY_PER_S:
+            self._busy = per_s >= BUSY_PER_S
+            if self._busy:
                 self.patience_s = max(STUCK_AFTER_S, 2 * self.queued / per_s)
 
     def _push(self, lane: Lane, delivery: Delivery) -> None:
@@ -317,7 +384,7 @@ class Lanes:
             lane.in_turn = False
             if lane.flying >= lane.allowed:
                 continue
-            queue = self._queue_of(lane, now) if lane.late else lane.queue
+            queue = self._queue_of(lane, now) if lane.late or lane.curbed else lane.queue
             if not queue:
                 continue
             delivery = queue.popleft()
@@ -334,7 +401,20 @@ class Lanes:
         return None
 
     def _queue_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
-        """Say which queue of a lane with late work is next; None, and let the lane rest, where it is too early."""
+        """Say which queue of a lane is next; None, and let the lane rest, where it is too early."""
+        if not lane.curbed:
+            return self._turn_of(lane, now)
+        at = lane.opens_at()
+        if at > now:
+            self._rest(lane, at)
+            return None
+        queue = self._turn_of(lane, now) if lane.late else lane.queue
+        if queue and lane.rate is not None:
+            lane.rate.started(now)
+        return queue
+
+    def _turn_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
+        """Say which queue of a lane with late work is next."""
         if lane.queue and lane.led < LIVE_TURNS:
             lane.led += 1
             return lane.queue
@@ -346,21 +426,27 @@ class Lanes:
             return lane.late
         if lane.queue:
             return lane.queue
-        if not lane.resting:
-            lane.resting = True
-            heapq.heappush(self._rests, (pace.not_before, next(self._numbers), lane))
+        self._rest(lane, pace.not_before)
         return None
+
+    def _rest(self, lane: Lane, at: float) -> None:
+        """Look at a lane again at a time, or earlier if that was planned."""
+        if at < lane.rests_at:
+            lane.rests_at = at
+            heapq.heappush(self._rests, (at, next(self._numbers), lane))
 
     @property
     def rests_until(self) -> float | None:
-        """When the first lane whose late work waits for a time may start it; None: there is no such lane."""
+        """When the first lane of which something waits for a time is to be looked at; None: there is no such lane."""
         return self._rests[0][0] if self._rests else None
 
     def _rouse(self, now: float) -> None:
         while self._rests and self._rests[0][0] <= now:
-            lane = heapq.heappop(self._rests)[2]
-            lane.resting = False
-            self._go_on(lane)
+            at, _, lane = heapq.heappop(self._rests)
+            if at == lane.rests_at:  # otherwise it was looked at earlier
+                lane.rests_at = NEVER
+                self._is_paused(lane, now)  # so that it counts as idle where it is
+                self._go_on(lane)
 
     def _go_on(self, lane: Lane) -> None:
         if lane.queue or lane.late:
@@ -372,19 +458,35 @@ class Lanes:
 
     # Answers ----------------------------------------------------------------------------------------------------------
 
-    def succeeded(self, lane: Lane, delivery: Delivery, now: float) -> bool:
+    def succeeded(self, lane: Lane, delivery: Delivery, now: float, took_s: float = 0.0) -> bool:
         """Take a request back that was answered 2xx: the lane grows by one; whether its breaker closed by it."""
         lane.flying -= 1
         self.flying -= 1
         self.delivered += 1
         lane.proved = True
-        if lane.allowed < lane.limit:
+        lane.smooth_s = smooth_s = lane.smooth_s + (took_s - lane.smooth_s) * SMOOTHING
+        if took_s < lane.best_s:  # noqa: PLR1730 - min() costs more than all of this
+            lane.best_s = took_s
+        if smooth_s > SLOWER_S and smooth_s > 2.0 * lane.best_s + SLOWER_S and not self._busy:
+            self._ease(lane, now)
+        elif lane.allowed < lane.limit:
             lane.resize(lane.width + 1)
         if lane.pace is not None and delivery.late and lane.pace.grow():
             lane.pace = None
         closed = bool(lane.breaker.window) and self._weigh(lane, delivery, now)
         self._go_on(lane)
         return closed
+
+    def _ease(self, lane: Lane, now: float) -> None:
+        """Halve a lane whose answers have become slow; where few requests are as slow, believe it is not for us."""
+        if now < lane.eases_at:
+            return
+        lane.eases_at = now + max(EASE_EVERY_S, lane.smooth_s / SMOOTHING)
+        least = max(START_WIDTH, lane.limit / EASE_LEAST)
+        if lane.width > least:
+            lane.resize(max(least, lane.width / 2))
+        else:
+            lane.best_s = min(lane.smooth_s, max(lane.best_s, SLOWER_S) * BEST_GROWS)
 
     def _weigh(self, lane: Lane, delivery: Delivery, now: float) -> bool:
         """Count a success where something has failed of late."""
@@ -402,7 +504,14 @@ class Lanes:
         return True
 
     def failed(
-        self, lane: Lane, delivery: Delivery, now: float, random01: float, *, counts: bool = True
+        self,
+        lane: Lane,
+        delivery: Delivery,
+        now: float,
+        random01: float,
+        *,
+        counts: bool = True,
+        hung: bool = False,
     ) -> list[Delivery] | None:
         """Take a request back that failed: the lane is halved.
 
@@ -412,6 +521,7 @@ class Lanes:
             now: monotonic seconds.
             random01: from 0 to 1, for the wait until a probe.
             counts: whether the endpoint is to blame, for the breaker.
+            hung: whether it has held its slot for as long as a request may.
 
         Returns:
             None, or what was queued and is to be parked, if its breaker has just opened.
@@ -425,8 +535,9 @@ class Lanes:
         elif counts:
             if lane.pace is not None:
                 lane.pace.halve(now)
-            if lane.breaker.failed(now, random01):
-                lane.proved, lane.pace = False, None
+            lane.hangs = lane.hangs + 1 if hung and not lane.proved else 0
+            if lane.breaker.failed(now, random01, too_often=lane.hangs >= HANGS_MAX):
+                lane.proved, lane.pace, lane.hangs = False, None, 0
                 lane.resize(START_WIDTH)
                 opened = self._take(lane, 0)
         self._go_on(lane)
@@ -442,6 +553,31 @@ class Lanes:
             else:
                 lane.breaker.probe_proved_nothing(now, random01)
 
+    # Pauses -----------------------------------------------------------------------------------------------------------
+
+    def pause(self, lane: Lane, wait_s: float, now: float) -> list[Delivery]:
+        """Start nothing for so many seconds, as its receiver asks; what is to be parked, if that is long.
+
+        What is in flight comes back in its own time, and a success does not end the pause: the endpoint's change does.
+        """
+        lane.paused_until = max(lane.paused_until, now + wait_s)
+        lane.curb()
+        self._rest(lane, lane.paused_until)
+        return self._take(lane, 0) if lane.paused_until - now > PAUSE_PARKS_S else []
+
+    def _is_paused(self, lane: Lane, now: float) -> bool:
+        """Whether it is; one that is over is forgotten."""
+        if lane.paused_until and lane.paused_until <= now:
+            self._end_pause(lane)
+        return lane.paused_until > 0
+
+    def _end_pause(self, lane: Lane) -> None:
+        """Let it go on, at a pace where much has gathered."""
+        lane.paused_until = 0.0
+        lane.curb()
+        if lane.key.endpoint_id in self.parked:
+            self.catch_up(lane, 0.0)
+
     # Breakers and late work -------------------------------------------------------------------------------------------
 
     def reopen(self, endpoint_id: int, probe_at: float) -> None:
@@ -451,10 +587,13 @@ class Lanes:
             restored.reopen(probe_at)
 
     def probe_at(self, endpoint_id: int) -> float | None:
-        """Return when an endpoint whose breaker is open may be asked; None: it is closed."""
+        """Return when an endpoint whose breaker is open, or that is paused, may be asked; None: at once."""
         lane = self.by_endpoint.get(endpoint_id)
         found = self._reopened.get(endpoint_id) if lane is None else lane.breaker
-        return found.probe_at if found is not None and found.is_open else None
+        at = found.probe_at if found is not None and found.is_open else None
+        if lane is not None and lane.paused_until:
+            return max(at or 0.0, lane.paused_until)
+        return at
 
     def catch_up(self, lane: Lane, now: float) -> None:
         """Let late work go out at a pace from now on: its endpoint was switched on again."""
@@ -474,16 +613,17 @@ class Lanes:
 
     def appetite(self, endpoint_id: int, now: float) -> int:
         """Return how many parked deliveries an endpoint may take back: one that does not keep up only a few."""
-        if self.full:
-            return 0
         lane = self.by_endpoint.get(endpoint_id)
+        if self.full or (lane is not None and self._is_paused(lane, now)):
+            return 0
         probe_at = self.probe_at(endpoint_id)
         if probe_at is not None:
             return int(now >= probe_at and (lane is None or lane.probe is None))
         if lane is None:
             return 2 * self._endpoint_concurrency
-        if lane.pace is not None:
-            wanted = max(PACED_LEAST, min(LANE_QUEUE_MAX // 2, int(lane.pace.per_s * PACED_AHEAD_S)))
+        per_s = lane.late_per_s
+        if per_s is not None:
+            wanted = max(PACED_LEAST, min(LANE_QUEUE_MAX // 2, int(per_s * PACED_AHEAD_S)))
             return wanted - len(lane.late) if len(lane.late) <= wanted // 2 else 0
         if lane.proved and not lane.waits_longer(self.patience_s, now):
             return LANE_QUEUE_MAX // 2 if lane.queued <= LANE_QUEUE_MAX // 4 else 0
@@ -498,6 +638,8 @@ class Lanes:
     def forget(self, lane: Lane) -> list[Delivery]:
         """Take everything out of a lane's queues, and remember nothing of it: its endpoint was deleted."""
         lane.breaker.close()
+        lane.paused_until = 0.0
+        lane.curb()
         return self._take(lane, 0)
 
     def shed(self, now: float) -> list[Delivery]:
@@ -517,6 +659,8 @@ class Lanes:
 
     def _is_stuck(self, lane: Lane, now: float) -> bool:
         """Whether it is the lane that its deliveries wait for: it may start no more, and answers too little."""
+        if lane.curbed and lane.is_barred(now):
+            return True
         return lane.flying >= lane.allowed and (not lane.proved or lane.waits_longer(self.patience_s, now))
 
     def _take(self, lane: Lane, keep: int) -> list[Delivery]:
@@ -532,3 +676,12 @@ class Lanes:
         taken.reverse()
         self._go_on(lane)
         return taken
+
+
+def _is_end_of_rotation(before: Endpoint, after: Endpoint) -> bool:
+    """Whether nothing has changed but that the secret before this one is of no use any more."""
+    old, new = before.options, after.options
+    if old is None or old.previous_secret is None:
+        return False
+    ended = dataclasses.replace(old, previous_secret=None, previous_until_s=0.0)
+    return dataclasses.replace(before, options=new) == after and new in {None, ended}

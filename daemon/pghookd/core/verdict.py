@@ -120,6 +120,16 @@ def judge(
     return Retry(_wait_s(answer, scheduled, policy, now_s))
 
 
+def pause_s(reply: Reply, policy: Policy, now_s: float) -> float:
+    """Return for how many seconds the receiver asks to be left alone, by all deliveries; 0: it does not.
+
+    `Retry-After` of a 429 or 503 (RFC 9110, 10.2.3; RFC 6585, 4), up to `retry_after_max_s`.
+    """
+    if reply.status not in _WITH_RETRY_AFTER:
+        return 0.0
+    return min(retry_after_s(reply.retry_after, now_s) or 0.0, policy.retry_after_max_s)
+
+
 def record(answer: Answer, successes: frozenset[int] | None = None) -> Record:
     """Say what the row of the attempt holds; no path, query or body gets into it.
 

@@ -104,7 +104,7 @@ class Deliverer:
         self._stopping = False
         self._idle = asyncio.Event()
         self._sampled = 0
-        self._timer: asyncio.TimerHandle | None = None  # for late work that waits for its time
+        self._timer: asyncio.TimerHandle | None = None  # for lanes that wait for a time
         self._timer_at = 0.0
 
     async def run(self) -> None:
@@ -129,7 +129,7 @@ class Deliverer:
         self._set_timer()
 
     def _set_timer(self) -> None:
-        """Look again when the first lane whose late work has a pace may go on: one timer for all of them."""
+        """Look again when the first lane with a pace, a rate or a pause may go on: one timer for all of them."""
         at = self._lanes.rests_until
         if at is None or (self._timer is not None and self._timer_at <= at):
             return
@@ -169,7 +169,7 @@ class Deliverer:
             write = await self._deliver(lane, delivery)
             now = self._monotonic()
             if isinstance(write, Attempted) and write.outcome is Outcome.DELIVERED:
-                if self._lanes.succeeded(lane, delivery, now):
+                if self._lanes.succeeded(lane, delivery, now, write.duration_ms / 1e3):
                     self._log_breaker(LogEvent.BREAKER_CLOSED, lane)
                 self._gate.put(write, now)
             else:
@@ -190,15 +190,14 @@ class Deliverer:
         """Take a failure back; what its lane must not keep is parked or held."""
         counts = isinstance(write, Attempted) and write.outcome not in {Outcome.FAILED, Outcome.BLOCKED}
         width = lane.width
-        opened = self._lanes.failed(lane, write.delivery, now, self._random01(), counts=counts)
-        if isinstance(write, Died):  # the endpoint was not asked: no reason to slow down
+        hung = isinstance(write, Attempted) and write.outcome is Outcome.TIMEOUT
+        opened = self._lanes.failed(lane, write.delivery, now, self._random01(), counts=counts, hung=hung)
+        if not isinstance(write, Attempted):  # the endpoint was not asked: no reason to slow down
             lane.resize(width)
         self._gate.put(write, now)
         if opened is not None:
             self._log_breaker(LogEvent.BREAKER_OPENED, lane, probe_s=round(lane.breaker.probe_at - now, 1))
-            for queued in opened:
-                self._lanes.parked.add(queued.endpoint_id)
-                self._gate.put(Kept(queued, State.PARKED, Reason.BREAKER_OPEN), now)
+            self._park(opened, Reason.BREAKER_OPEN, now)
         if isinstance(write, Attempted):
             self._log(write)
             if isinstance(write.verdict, verdict.Disable):
@@ -209,6 +208,28 @@ class Deliverer:
                 self._log_death(write.delivery, write.verdict.reason)
         elif isinstance(write, Died) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
             self._log_death(write.delivery, write.reason)
+
+    def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
+        for delivery in deliveries:
+            self._lanes.parked.add(delivery.endpoint_id)
+            self._gate.put(Kept(delivery, State.PARKED, reason), now)
+
+    def _heed(self, lane: Lane, reply: Reply, policy: verdict.Policy) -> None:
+        """Leave a receiver alone for as long as it asks; what waits for it is parked where that is long."""
+        wait_s = verdict.pause_s(reply, policy, self._wall_us() / 1e6)
+        if wait_s <= 0:
+            return
+        now = self._monotonic()
+        queued = self._lanes.pause(lane, wait_s, now)
+        if queued:
+            self._logger.info(
+                LogEvent.DELIVERY_PARKED,
+                endpoint_id=lane.key.endpoint_id,
+                site_id=lane.key.site_id,
+                reason=Reason.PAUSED.value,
+                for_s=round(wait_s, 1),
+            )
+        self._park(queued, Reason.PAUSED, now)
 
     # One delivery -----------------------------------------------------------------------------------------------------
 
@@ -257,7 +278,12 @@ class Deliverer:
             body = event.body or _wrap(event, payload)
         head = self._head(manner, delivery, body)
         started = self._monotonic()
+        if lane.paused_until > started:  # since it was taken
+            self._lanes.parked.add(delivery.endpoint_id)
+            return Kept(delivery, State.PARKED, Reason.PAUSED)
         answer = await self._sender.post(aim.target, head, body, manner.timeout_s)
+        if isinstance(answer, Reply) and answer.retry_after is not None:
+            self._heed(lane, answer, manner.policy)
         return self._attempted(delivery, answer, started, manner.policy)
 
     def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
