@@ -62,9 +62,8 @@ class Offer(enum.Enum):
     """What to do with a delivery that was offered to a lane."""
 
     QUEUED = "queued"
-    PARK = "park"  # give it a row in backlog: its lane is full while slots elsewhere are free
+    PARK = "park"  # give it a row in backlog: its lane is full while slots elsewhere are free, or paused for long
     OPEN = "open"  # give it a row in backlog: its breaker is open
-    PAUSED = "paused"  # give it a row in backlog: its receiver has asked for a pause
     WAIT = "wait"  # leave it in the log until there is room
     BEHIND = "behind"  # give it a row in backlog: its endpoint is ordered, and others come first (core/order)
 
@@ -285,7 +284,7 @@ class Lanes:
         if lane.breaker.is_open:
             return self._offer_probe(lane, delivery, now)
         if lane.paused_until - now > PAUSE_PARKS_S:
-            return Offer.PAUSED
+            return Offer.PARK
         waiting = len(lane.late if delivery.late else lane.queue)
         if waiting >= STUCK_QUEUE_MAX:
             if waiting >= LANE_QUEUE_MAX:
