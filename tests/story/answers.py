@@ -40,3 +40,11 @@ def slow(_request):
 def second(_request):
     """Take a second."""
     return receiver.Response(delay_s=1.0)
+
+
+def fickle(request):
+    """Refuse, cut off or delay, by request and attempt."""
+    dice = zlib.crc32(f"{request.webhook_id} {request.attempt}".encode()) % 100
+    if dice < 6:
+        return 500
+    return receiver.Response(delay_s=dice % 10 / 1000, cut=dice < 10)
