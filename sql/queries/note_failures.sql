@@ -1,14 +1,16 @@
 -- Endpoints that failed in a batch of attempts: an incident begins or goes on. $1 bigint[]: endpoint ids; $2 and $3
--- timestamptz[]: first and last failure; $4, $5 timestamptz[]: last 2xx, and first 2xx after the last failure (null:
--- none); $6 bigint[]: 2xx answers; $7 text[], $8 smallint[], $9 text[]: outcome, status and error of the last failure;
--- $10 bigint[], $11 smallint[]: its event and attempt. An endpoint that is gone has none.
+-- timestamptz[]: first and last failed attempt (null: what failed now was not tried); $4, $5 timestamptz[]: last 2xx, and first 2xx after the last failure (null:
+-- none); $6 bigint[]: 2xx answers; $7 text[], $8 smallint[], $9 text[]: outcome, status and error of the last failure
+-- (unsent, null and the reason: it was not tried); $10 bigint[], $11 smallint[]: its event and attempt. An endpoint that
+-- is gone has none. Returns the latest failure that is known now.
 insert into webhooks.incidents as i (endpoint_id, state, first_failure_at, last_failure_at, last_success_at, recovering_at,
   window_at, successes, last_outcome, last_status, last_error, last_event_id, last_attempt, next_look_at)
-select p.endpoint_id, 'shaky', u.first_at, u.last_at, u.success_at, u.recovering_at, u.first_at, u.successes,
-  u.outcome, u.status, u.error, u.event_id, u.attempt, u.first_at
+select p.endpoint_id, 'shaky', t.first_at, t.last_at, u.success_at, u.recovering_at, t.first_at, u.successes,
+  u.outcome, u.status, u.error, u.event_id, u.attempt, t.first_at
 from unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::text[],
   $8::smallint[], $9::text[], $10::bigint[], $11::smallint[])
   as u(endpoint_id, first_at, last_at, success_at, recovering_at, successes, outcome, status, error, event_id, attempt)
+cross join lateral (select coalesce(u.first_at, now()) as first_at, coalesce(u.last_at, now()) as last_at) t
 join webhooks.endpoints p using (endpoint_id)
 for key share of p
 on conflict (endpoint_id) do update set
@@ -24,3 +26,4 @@ on conflict (endpoint_id) do update set
   last_event_id = excluded.last_event_id, last_attempt = excluded.last_attempt,
   next_look_at = case when i.window_at is null or i.recovering_at is not null
                       then least(i.next_look_at, excluded.next_look_at) else i.next_look_at end
+returning i.endpoint_id, i.last_failure_at

@@ -1,12 +1,12 @@
 -- Every incident of some owners, with what other tables say of the endpoint. $1 text[]: owners, in lower case, empty:
 -- nobody; $2 timestamptz: now. Failed attempts are counted along attempts_failed, over the days in which an event that
--- is still alive may lie; not more than 10,000 of them.
+-- is still alive may lie; not more than 10,000 of them. Whether its filter holds events up is looked for in as many rows.
 select coalesce(lower(s.owner_email), '') as owner_email, i.endpoint_id, i.state, i.first_failure_at, i.last_failure_at,
   i.last_success_at, i.recovering_at, i.window_at, i.successes, i.last_outcome, i.last_status, i.last_error, i.last_event_id,
   i.last_attempt, i.marks, p.url, p.description, p.enabled, p.disabled_reason, p.snoozed_until, p.timeout_s, s.site_id,
   s.name as site_name, s.language, s.time_zone, f.failures, f.events_failed, f.days_failed,
   exists (select from webhooks.backlog b where b.endpoint_id = i.endpoint_id) as unsettled,
-  d.dead, case when not p.enabled then h.since end as held_since
+  d.dead, coalesce(w.filtering, false) as filtering, case when not p.enabled then h.since end as held_since
 from webhooks.incidents i
 join webhooks.endpoints p using (endpoint_id)
 join webhooks.sites s using (site_id)
@@ -28,6 +28,12 @@ cross join lateral (
     where t.endpoint_id = i.endpoint_id and t.event_id >= (webhooks.day_of(i.first_failure_at) - 31)::bigint << 32
       and t.since >= i.first_failure_at and t.reason not in ('cancelled', 'superseded', 'duplicate', 'dropped')
     limit 10000) t) d
+left join lateral (
+  select true as filtering from (
+    select b.reason from webhooks.backlog b
+    where p.filter is not null and b.endpoint_id = i.endpoint_id and b.state <> 'waiting' and b.reason <> 'quarantined'
+    order by b.event_id limit 10000) b
+  where b.reason = 'filter_slow' limit 1) w on true
 left join lateral (
   select b.since from webhooks.backlog b where b.endpoint_id = i.endpoint_id and b.state = 'held' order by b.event_id limit 1) h on true
 where coalesce(lower(s.owner_email), '') = any ($1)

@@ -64,6 +64,9 @@ class Cause(enum.StrEnum):
     TLS = "tls"
     BAD_RESPONSE = "bad_response"
     BLOCKED = "blocked"
+    FILTER_SLOW = "filter_slow"  # of the owner's own making; this and the next two: nothing was sent
+    TOO_LARGE = "too_large"
+    INVALID = "invalid"
 
 
 _BY_STATUS: Final = {
@@ -88,9 +91,11 @@ _BY_ERROR: Final = {
 }
 
 
-def cause_of(outcome: Outcome, status: int | None, error: str | None) -> Cause:
-    """Sort the last failed attempt of an endpoint into a cause."""
+def cause_of(outcome: Outcome | None, status: int | None, error: str | None) -> Cause:
+    """Sort the last failure of an endpoint into a cause; no outcome: it was not tried, the error says why."""
     match outcome:
+        case None:
+            return Cause(error or "")
         case Outcome.TIMEOUT:
             return Cause.TIMEOUT
         case Outcome.BLOCKED:

@@ -1,7 +1,7 @@
 """The life of a failing endpoint, as its owner is told of it: a table, and what one look at an owner decides.
 
     healthy         -                                   no mail, ever
-    shaky           an attempt failed; the owner's window opens if none is open
+    shaky           an attempt failed, or what was not tried; the owner's window opens if none is open
     failing         judged so when a window closes      failing, then reminders ever farther apart
     partly_failing  the same, while others succeed      failing, then a digest a day
     flapping        three outages in a day              flapping, then a digest a day
@@ -151,6 +151,7 @@ class Incident:
         window_us: the first failure that no window has closed over; None: there is none.
         successes: deliveries since it began.
         marks: what was told.
+        by_filter: what failed last was not tried: the filter is slow.
     """
 
     endpoint_id: int
@@ -162,6 +163,7 @@ class Incident:
     window_us: int | None = None
     successes: int = 0
     marks: Marks = Marks()
+    by_filter: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class Facts:
         dead: deliveries given up since it began.
         events_failed: distinct events that failed since its last 2xx; not those whose destination was blocked.
         days_failed: the days on which they did.
+        filtering: its filter, which is slow, holds deliveries up.
         held_since_us: since when the oldest held delivery is held; None: none is.
     """
 
@@ -188,6 +191,7 @@ class Facts:
     dead: int = 0
     events_failed: int = 0
     days_failed: int = 0
+    filtering: bool = False
     held_since_us: int | None = None
 
 
@@ -220,11 +224,29 @@ def is_failing(case: Case) -> bool:
     incident, facts = case.incident, case.facts
     if not facts.enabled and facts.disabled_reason in _BY_RECEIVER:
         return True
-    if facts.dead or (facts.failures >= FAILURES_MIN and facts.unsettled):
+    if facts.dead or facts.filtering or (facts.failures >= FAILURES_MIN and facts.unsettled):
         return True
+    if _is_by_filter_alone(case):
+        return False
     if not case.policy.first_wait_us:
         return True  # a mail at the first failure, as some platforms promise
     return not _has_worked(incident) and case.now_us - incident.first_failure_us >= case.policy.first_wait_us
+
+
+def _is_by_filter_alone(case: Case) -> bool:
+    return case.incident.by_filter and not case.facts.failures
+
+
+def calm_since_us(case: Case) -> int | None:
+    """Return since when nothing fails: the first 2xx after the latest failure. None: it does.
+
+    What a slow filter held up may be left out by it in the end, and then no 2xx follows.
+    """
+    if case.facts.filtering:
+        return None
+    if case.incident.recovering_us is None and _is_by_filter_alone(case):
+        return case.incident.last_failure_us
+    return case.incident.recovering_us
 
 
 def works_partly(case: Case) -> bool:
@@ -240,7 +262,7 @@ def _has_worked(incident: Incident) -> bool:
 
 def is_calm(case: Case) -> bool:
     """Whether it has recovered: a 2xx, then no failure for a while, and nothing left to deliver."""
-    since = case.incident.recovering_us
+    since = calm_since_us(case)
     if since is None or not case.facts.enabled:
         return False
     after = case.policy.recovered_after_us
@@ -257,7 +279,7 @@ def _fails(case: Case) -> bool:
 
 
 def _fails_partly(case: Case) -> bool:
-    return _fails(case) and case.incident.recovering_us is None and works_partly(case)
+    return _fails(case) and calm_since_us(case) is None and works_partly(case)
 
 
 def _is_settled(case: Case) -> bool:
@@ -265,7 +287,7 @@ def _is_settled(case: Case) -> bool:
     facts, incident = case.facts, case.incident
     if facts.unsettled or facts.dead or case.marks.owed or not facts.enabled:
         return False
-    return incident.recovering_us is not None and (case.closing or incident.window_us is None)
+    return calm_since_us(case) is not None and (case.closing or incident.window_us is None)
 
 
 def _is_off_unknown(case: Case) -> bool:
@@ -305,12 +327,12 @@ def _recent(case: Case) -> tuple[int, ...]:
 
 
 def _is_calm_for_a_day(case: Case) -> bool:
-    since = case.incident.recovering_us
+    since = calm_since_us(case)
     return since is not None and case.facts.enabled and case.now_us - since >= DAY_US
 
 
 def _came_to_work_partly(case: Case) -> bool:
-    return works_partly(case) and case.incident.recovering_us is None
+    return works_partly(case) and calm_since_us(case) is None
 
 
 def _works_no_more(case: Case) -> bool:
@@ -326,7 +348,7 @@ def _a_day_has_passed(case: Case) -> bool:
 
 
 def _is_to_be_reminded(case: Case) -> bool:
-    return case.incident.recovering_us is None and case.now_us >= reminder_us(case) and _has_news(case)
+    return calm_since_us(case) is None and case.now_us >= reminder_us(case) and _has_news(case)
 
 
 def _is_to_be_warned(case: Case) -> bool:
@@ -576,13 +598,11 @@ def _waits_for_others(due: dict[int, Kind], cases: Sequence[Case]) -> bool:
     if set(due.values()) != {Kind.RECOVERED}:
         return False
     after = cases[0].policy.recovered_after_us
-    ready = [case.incident.recovering_us or case.now_us for case in cases if case.endpoint_id in due]
+    ready = [calm_since_us(case) or case.now_us for case in cases if case.endpoint_id in due]
     if cases[0].now_us - min(ready) - after >= 2 * after:
         return False
     return any(
-        case.endpoint_id not in due
-        and case.incident.health in _MAILED
-        and case.incident.recovering_us is not None
+        case.endpoint_id not in due and case.incident.health in _MAILED and calm_since_us(case) is not None
         for case in cases
     )
 
@@ -643,8 +663,8 @@ def _times(case: Case) -> list[int]:
     times = [reminder_us(case)] if case.marks.mailed_us is not None else []
     if incident.window_us is not None:
         times.append(incident.window_us + policy.first_wait_us)
-    if incident.recovering_us is not None:
-        times.append(incident.recovering_us + policy.recovered_after_us)
+    if (since := calm_since_us(case)) is not None:
+        times.append(since + policy.recovered_after_us)
     due = disable_us(case)
     if due is not None:
         times += [due - policy.warn_us, max(due, (case.marks.warned_us or 0) + policy.warn_us)]

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Iterable
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 from pghookd.core.model import Delivery, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry, Verdict
+
+UNSENT: Final = "unsent"  # stands where an outcome would: there was no attempt, and the error is the reason
+_TROUBLING: Final = frozenset({Reason.FILTER_SLOW, Reason.TOO_LARGE, Reason.INVALID})  # without an attempt
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -54,15 +57,15 @@ class Trouble:
     """What a batch says of an endpoint that fails, or that has failed lately. Microseconds since 1970.
 
     Attributes:
-        first_failure_us: None: none failed.
-        failed: the latest attempt that failed.
+        first_failure_us: None: no attempt failed.
+        failed: the latest attempt that failed, or what was not even tried; None: neither.
         first_success_us: the first 2xx after it; None: there was none.
         last_success_us: the latest 2xx of all.
         successes: how many there were.
     """
 
     first_failure_us: int | None = None
-    failed: Attempted | None = None
+    failed: Write | None = None
     first_success_us: int | None = None
     last_success_us: int | None = None
     successes: int = 0
@@ -77,6 +80,22 @@ class Trouble:
         else:
             self.first_failure_us = at_us if self.first_failure_us is None else self.first_failure_us
             self.failed, self.first_success_us = write, None
+
+    def note_unsent(self, write: Kept | Died) -> None:
+        """Take what was not tried and should have been: it failed when it is recorded."""
+        self.failed, self.first_success_us = write, None
+
+    def row(self, endpoint_id: int, failed: Write) -> tuple[object, ...]:
+        """Return the row of note_failures."""
+        what: tuple[object, ...]
+        if isinstance(failed, Attempted):
+            at_us, attempt = failed.attempted_at_us, failed.delivery.attempts + 1
+            what = (failed.outcome.value, failed.status, failed.error)
+        else:
+            at_us, attempt = None, 0
+            what = (UNSENT, None, failed.reason.value)
+        times = (self.first_failure_us, at_us, self.last_success_us, self.first_success_us)
+        return (endpoint_id, *times, self.successes, *what, failed.delivery.event.event_id, attempt)
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,19 +117,7 @@ class Batch:
     def failures(self) -> list[tuple[object, ...]]:
         """Return the rows of note_failures."""
         return [
-            (
-                endpoint_id,
-                trouble.first_failure_us,
-                trouble.failed.attempted_at_us,
-                trouble.last_success_us,
-                trouble.first_success_us,
-                trouble.successes,
-                trouble.failed.outcome.value,
-                trouble.failed.status,
-                trouble.failed.error,
-                trouble.failed.delivery.event.event_id,
-                trouble.failed.delivery.attempts + 1,
-            )
+            trouble.row(endpoint_id, trouble.failed)
             for endpoint_id, trouble in sorted(self.troubles.items())
             if trouble.failed is not None
         ]
@@ -143,6 +150,8 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
                 if states:
                     states.pop((delivery.event.event_id, delivery.endpoint_id), None)
                 continue
+        elif write.reason in _TROUBLING and not _is_test(delivery):
+            batch.troubles.setdefault(delivery.endpoint_id, Trouble()).note_unsent(write)
         states[delivery.event.event_id, delivery.endpoint_id] = write
     for write in states.values():
         _add_state(batch, write)

@@ -131,7 +131,7 @@ def storm_counts(digest: Digest) -> dict[str, int]:
 def technical(section: Section, agent: str) -> Iterator[str]:
     """Yield lines on an endpoint; times as in RFC 3339, UTC."""
     status = f", HTTP {section.status}" if section.status is not None else ""
-    error = f" ({section.error})" if section.error else ""
+    error = f" ({section.error})" if section.error and section.error != section.cause else ""
     yield f"endpoint: {section.endpoint_id}, site {section.site_id}"
     yield f"url: {section.url or '-'}"
     yield f"failure: {section.cause}{status}{error}"

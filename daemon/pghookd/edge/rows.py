@@ -18,9 +18,20 @@ from pghookd.core.digest import (
     shown_url,
 )
 from pghookd.core.home import Server, StoredShard
-from pghookd.core.incident import Case, Facts, Health, Incident, Policy, disable_us, marks_of, works_partly
-from pghookd.core.model import Endpoint, Outcome
+from pghookd.core.incident import (
+    Case,
+    Facts,
+    Health,
+    Incident,
+    Policy,
+    calm_since_us,
+    disable_us,
+    marks_of,
+    works_partly,
+)
+from pghookd.core.model import Endpoint, Outcome, Reason
 from pghookd.core.snapshot import Mark, Position, Snapshot
+from pghookd.core.writes import UNSENT
 from pghookd.edge.postgres import Row
 
 
@@ -86,6 +97,7 @@ def case_of(row: Row, now_us: int, policy: Policy) -> Case:
         recovering_us=row["recovering_at"],
         window_us=row["window_at"],
         successes=row["successes"],
+        by_filter=row["last_outcome"] == UNSENT and row["last_error"] == Reason.FILTER_SLOW,
         marks=marks_of(orjson.loads(row["marks"])),
     )
     facts = Facts(
@@ -97,6 +109,7 @@ def case_of(row: Row, now_us: int, policy: Policy) -> Case:
         dead=row["dead"],
         events_failed=row["events_failed"],
         days_failed=row["days_failed"],
+        filtering=row["filtering"],
         held_since_us=row["held_since"],
     )
     return Case(incident, facts, now_us, policy)
@@ -126,6 +139,10 @@ def types_of(rows: Sequence[Row]) -> Told:
     )
 
 
+def _outcome_of(stored: str) -> Outcome | None:
+    return None if stored == UNSENT else Outcome(stored)
+
+
 def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None) -> Section:
     """Make a Section of a row of read_cases and what is told with it; the answer is left out."""
     facts, incident = case.facts, case.incident
@@ -137,14 +154,14 @@ def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None
         site_id=row["site_id"],
         site_name=clean_line(row["site_name"]),
         url=shown_url(row["url"]),
-        cause=cause_of(Outcome(row["last_outcome"]), row["last_status"], row["last_error"]),
+        cause=cause_of(_outcome_of(row["last_outcome"]), row["last_status"], row["last_error"]),
         since_us=incident.first_failure_us,
         last_failure_us=incident.last_failure_us,
         time_zone=row["time_zone"],
         description=clean_line(row["description"]) or None,
         partly=works_partly(case) and not ended,
         last_success_us=incident.last_success_us,
-        ended_us=incident.recovering_us if ended else None,
+        ended_us=calm_since_us(case) if ended else None,
         types=told.types,
         failed=told.failed,
         total=told.failed + max(0, incident.successes - told.late),

@@ -51,6 +51,7 @@ _TONES: Final = {
     Kind.REMINDER: "unsure",
     Kind.RECOVERED: "good",
 }
+_UNSENDABLE: Final = frozenset({Cause.TOO_LARGE, Cause.INVALID})
 _PLAIN_CLIENT_ERROR: Final = frozenset({Cause.CLIENT_ERROR, Cause.UNAUTHORIZED, Cause.NOT_FOUND})
 
 
@@ -368,7 +369,7 @@ class Teller:
         yield from self._told("late", "late", group)
         yield from self._told("waiting", "waiting", group)
         yield from self._told("held", "held_until" if until else "held", group, when=when)
-        yield from self._told("dead", "dead", group)
+        yield from self._told("dead", "dead_unsent" if group[0].cause in _UNSENDABLE else "dead", group)
 
     def _reason(self, first: Section, values: dict[str, str]) -> Iterator[str]:
         key = f"reason.{first.disabled_reason}"
@@ -440,12 +441,19 @@ class Teller:
         if first.kind in OFF:
             yield self._say("next.enable")
         elif first.kind is not Kind.RECOVERED:
-            yield self._say("next.trying")
+            yield from self._trying(group)
             yield from self._end(group)
         elif any(each.waiting for each in group):
             yield self._say("next.catching_up")
-        if dead and first.kind is not Kind.RECOVERED:
+        if dead and first.kind is not Kind.RECOVERED and first.cause not in _UNSENDABLE:
             yield self._say("next.dead")
+
+    def _trying(self, group: Sequence[Section]) -> Iterator[str]:
+        """Say what becomes of what waits."""
+        if group[0].cause is Cause.FILTER_SLOW:
+            yield self._say("next.filter")
+        elif group[0].cause not in _UNSENDABLE or any(each.waiting for each in group):
+            yield self._say("next.trying")
 
     def _end(self, group: Sequence[Section]) -> Iterator[str]:
         """Say where it leads if nothing changes."""

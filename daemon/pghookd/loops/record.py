@@ -19,7 +19,7 @@ from pghookd.core.order import Order
 from pghookd.core.snapshot import Log, Mark, Position, settle
 from pghookd.core.writes import Attempted, Batch, Kept, Write, batch_of
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseError, Session, columns, number_literal, query
+from pghookd.edge.postgres import DatabaseError, Row, Session, columns, number_literal, query
 
 ANSWER_MAX_AGE: Final = 0.6  # of the lease: no POST starts unless its session answered within this
 OUTCOME_MAX_AGE_S: Final = 5.0  # nor while an outcome older than this is unrecorded
@@ -231,22 +231,20 @@ class Recorder:
 
     async def _transact(self, batch: Batch) -> None:
         started = self._monotonic()
+        failing: list[Row] = []
         if batch.single:
             await self._session.execute(query("record_attempts"), *_attempts(batch))
         else:
             async with self._session.transaction():
-                await self._change(batch)
+                failing = await self._change(batch)
         self._answered_at = started
-        if batch.troubles:
-            self._watch(batch)
-
-    def _watch(self, batch: Batch) -> None:
-        for endpoint_id, trouble in batch.troubles.items():
-            if trouble.failed is not None and self._watched is not None:
-                self._watched[endpoint_id] = trouble.failed.attempted_at_us
+        for row in failing:
+            if self._watched is not None:
+                self._watched[row["endpoint_id"]] = row["last_failure_at"]
                 self._failed()
 
-    async def _change(self, batch: Batch) -> None:
+    async def _change(self, batch: Batch) -> list[Row]:
+        """Write a batch; return the endpoints that failed in it."""
         session = self._session
         if batch.attempts:
             await session.execute(query("record_attempts"), *_attempts(batch))
@@ -265,10 +263,12 @@ class Recorder:
             await session.execute(query("put_dead"), *columns(batch.dead, 5))
         if batch.cleared:
             await session.execute(query("clear_backlog"), *columns(batch.cleared, 2))
+        failing: list[Row] = []
         if failures := batch.failures():
-            await session.execute(query("note_failures"), *columns(failures, 11))
+            failing = await session.fetch(query("note_failures"), *columns(failures, 11))
         if successes := batch.successes():
             await session.execute(query("note_successes"), *columns(successes, 4))
+        return failing
 
     # Between batches --------------------------------------------------------------------------------------------------
 
