@@ -186,3 +186,33 @@ def test_marks_survive_being_stored():
     marks = Marks(mailed_us=1, told_us=2, reminded=3, owed=True, recovered=(4, 5), flapping_us=6)
     assert marks_of(stored_marks(marks) | {"of_a_later_version": 1}) == marks
     assert stored_marks(Marks()) == {}
+
+
+BY_FILTER = {"window_us": T0, "last_failure_us": T0, "by_filter": True}
+
+
+def test_a_slow_filter_is_told_of_if_it_holds_events_up_when_the_window_closes():
+    assert told(case(Health.SHAKY, 10 * MINUTE, Facts(unsettled=1, filtering=True), **BY_FILTER)) == {
+        1: Kind.FAILING
+    }
+    going_out = case(Health.SHAKY, 10 * MINUTE, Facts(unsettled=1), **BY_FILTER)
+    assert told(going_out) == {}
+    assert plan([going_out], Owner()).steps[1].closed
+    gone = plan([case(Health.SHAKY, 10 * MINUTE, Facts(), **BY_FILTER)], Owner())
+    assert (gone.sections, gone.steps[1].over) == ((), True)
+
+
+def test_a_slow_filter_has_recovered_when_it_holds_nothing_up_whatever_it_leaves_out():
+    marks = Marks(mailed_us=T0 + 10 * MINUTE, told_us=T0 + 10 * MINUTE)
+    held_up, free = Facts(unsettled=1, filtering=True), Facts()
+    for after in (30 * MINUTE, 3 * HOUR):
+        assert told(case(Health.FAILING, after, held_up, marks=marks, **BY_FILTER)) == {}
+        assert told(case(Health.FAILING, after, free, marks=marks, **BY_FILTER)) == {1: Kind.RECOVERED}
+    assert told(case(Health.FAILING, 7 * HOUR, held_up, marks=marks, **BY_FILTER)) == {1: Kind.REMINDER}
+    worked = {"last_success_us": T0 + MINUTE, "recovering_us": T0 + MINUTE}
+    assert told(case(Health.FAILING, 3 * HOUR, held_up, marks=marks, **BY_FILTER, **worked)) == {}
+
+
+def test_a_slow_filter_switches_nothing_off():
+    days = Facts(unsettled=1, filtering=True)
+    assert disable_us(case(Health.FAILING, 30 * DAY_US, days, **BY_FILTER)) is None

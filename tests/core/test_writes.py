@@ -37,7 +37,7 @@ def test_a_success_clears_only_what_has_a_row():
 
 def test_a_failure_waits_for_its_next_attempt():
     batch = batch_of([attempted(delivery(attempts=2), Retry(30.0))])
-    assert batch.backlog == [(1, 7, "site", "waiting", "retry", 3, 30.0)]
+    assert batch.backlog == [(1, 7, "site", "waiting", "retry", 3, 30.0, None)]
     assert len(batch.attempts) == 1
 
 
@@ -57,12 +57,12 @@ def test_death_without_an_attempt_counts_none():
 def test_a_disabling_answer_holds_its_own_delivery_and_says_why():
     batch = batch_of([attempted(delivery(), Disable(DisabledReason.GONE))])
     assert batch.disabled == {7: "gone"}
-    assert batch.backlog == [(1, 7, "site", "held", "disabled", 1, None)]
+    assert batch.backlog == [(1, 7, "site", "held", "disabled", 1, None, None)]
 
 
 def test_rows_without_an_attempt_keep_the_number_of_attempts():
     batch = batch_of([Kept(delivery(attempts=4), State.PARKED, Reason.LANE_FULL)])
-    assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None)]
+    assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None, None)]
     assert not batch.single
 
 
@@ -126,3 +126,35 @@ def test_an_event_for_another_endpoint_alone_is_no_test_of_this_one():
     other = addressed()
     other.event.endpoint_id = 8
     assert batch_of([attempted(other, Retry(30.0))]).backlog
+
+
+def test_what_is_not_even_tried_is_trouble_if_somebody_can_do_something_about_it():
+    batch = batch_of(
+        [
+            Kept(delivery(1, 7), State.PARKED, Reason.FILTER_SLOW),
+            Died(delivery(2, 8), Reason.TOO_LARGE),
+            Died(delivery(3, 9), Reason.INVALID),
+            Kept(delivery(4, 10), State.PARKED, Reason.LANE_FULL),
+            Died(delivery(5, 11), Reason.DUPLICATE),
+        ]
+    )
+    assert batch.failures() == [
+        (7, None, None, None, None, 0, "unsent", None, "filter_slow", 1, 0),
+        (8, None, None, None, None, 0, "unsent", None, "too_large", 2, 0),
+        (9, None, None, None, None, 0, "unsent", None, "invalid", 3, 0),
+    ]
+
+
+def test_a_test_that_is_too_large_is_nobodys_trouble():
+    tested = delivery(1, 7)
+    tested.event.endpoint_id = 7
+    assert batch_of([Died(tested, Reason.TOO_LARGE)]).failures() == []
+
+
+def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():
+    slow = Kept(delivery(3), State.PARKED, Reason.FILTER_SLOW)
+    [row] = batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2)), slow], {7}).failures()
+    assert row == (7, 1_000_000, None, 1_000_000, None, 1, "unsent", None, "filter_slow", 3, 0)
+    [row] = batch_of([slow, attempted(delivery(1), Retry(1.0))], {7}).failures()
+    assert row[1:3] == (1_000_000, 1_000_000)
+    assert row[6:] == ("refused", 500, None, 1, 1)

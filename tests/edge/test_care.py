@@ -14,9 +14,10 @@ from ledger import DAY, SECOND, Endpoint, Ledger
 
 from pghookd.core import digest as digests
 from pghookd.core.incident import Policy
-from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason
+from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry
-from pghookd.core.writes import Attempted
+from pghookd.core.writes import Attempted, Died, Kept
+from pghookd.edge.postgres import query
 from pghookd.loops.care import Around, Care
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
@@ -448,6 +449,71 @@ async def test_what_is_blocked_is_told_and_counts_neither_for_a_storm_nor_for_sw
         await story.pass_s(7200, step=7200)
         await sent(house)
     assert await house.session.fetchval("select enabled from webhooks.endpoints")
+
+
+def unsent(house, endpoint_id, event_id):
+    return Delivery(Event(event_id, "site0", "order_created", 0, None), endpoint_id, 0, 0.0)
+
+
+async def test_a_slow_filter_is_told_once_in_plain_words_and_has_recovered_when_nothing_is_held_up(
+    house, story
+):
+    await house.session.execute("update webhooks.endpoints set filter = '$.a > 1'")
+    for _ in range(12):
+        slow = unsent(house, story.endpoint, next(story.events))
+        house.desk.recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
+        await house.record()
+        await story.pass_s(60)
+    assert await kinds(house) == [("failing", "queued")]
+    section = digest_in((await house.mails())[0]).sections[0]
+    assert (section.cause, section.status, section.waiting) == ("filter_slow", None, section.failed)
+    assert section.types == (("order_created", section.failed),)
+    health = await house.health(story.endpoint)
+    assert (health["health"], health["last_error"], health["parked"]) == ("failing", "filter_slow", 12)
+    await sent(house)
+    await story.pass_s(3 * 3600, step=300)
+    assert len(await house.mails()) == 1
+    await house.session.execute("delete from webhooks.backlog")
+    await story.pass_s(3600)
+    assert await kinds(house) == [("failing", "sent"), ("recovered", "queued")]
+    assert (await house.health(story.endpoint))["health"] == "healthy"
+
+
+async def test_a_filter_that_was_slow_for_a_moment_is_nobodys_business(house, story):
+    await house.session.execute("update webhooks.endpoints set filter = '$.a > 1'")
+    slow = unsent(house, story.endpoint, next(story.events))
+    house.desk.recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
+    await house.record()
+    assert (await house.health(story.endpoint))["health"] == "shaky"
+    await house.session.execute("delete from webhooks.backlog")  # it was left out after all
+    await story.pass_s(1200)
+    assert await house.mails() == []
+    assert (await house.health(story.endpoint))["health"] == "healthy"
+
+
+async def test_an_event_that_is_too_large_is_told(house, story):
+    house.desk.recorder.put(Died(unsent(house, story.endpoint, next(story.events)), Reason.TOO_LARGE), 0.0)
+    await house.record()
+    await story.work()
+    await story.pass_s(900)
+    assert await kinds(house) == [("failing", "queued")]
+    section = digest_in((await house.mails())[0]).sections[0]
+    assert (section.cause, section.failed, section.dead) == ("too_large", 1, 1)
+    assert len(section.event_ids) == 1
+    await sent(house)
+    await story.pass_s(3600)
+    assert [kind for kind, _ in await kinds(house)] == ["failing", "recovered"]
+
+
+async def test_what_is_not_tried_counts_for_no_storm(house):
+    endpoints = await house.endpoints(40, 1)
+    events = await house.events(40)
+    for endpoint, event_id in zip(endpoints, events, strict=True):
+        slow = unsent(house, endpoint.number, event_id)
+        house.desk.recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
+    await house.record()
+    row = await house.it.fetchrow(query("count_unknown_failures"), 0)
+    assert (row["failing"], row["hosts"]) == (0, 0)
 
 
 async def test_our_own_faults_are_nobodys_trouble(house, story):
