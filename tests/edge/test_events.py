@@ -328,9 +328,8 @@ async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, re
     async with living(database) as life:
         for event_id in slow:
             await until(state_of(con, event_id, "parked", "filter_slow"))
-        told = life.diary.of("delivery.parked")
-        assert {line["reason"] for line in told} == {"filter_slow"}
-        assert len(told) <= 2  # the reader's, and that of parked rows
+        [told] = life.diary.of("delivery.parked")
+        assert (told["reason"], told["rest_s"]) == ("filter_slow", 30)
         quick = await emit(con, "t")
         await until(state_of(con, quick, "delivered", None))
         kept = await emit(con, payload='{"total": 101}')
@@ -340,6 +339,62 @@ async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, re
         for event_id in slow:
             await until(state_of(con, event_id, "dead", "dropped"))
     assert {request.event_id for request in receiver.requests} == {quick, kept}
+
+
+async def test_a_slow_filter_is_found_out_among_others_that_are_asked_together(
+    database, con, receiver, until, sift
+):
+    await sift(SLOW)
+    await con.execute("update webhooks.endpoints set filter = '$.total > 100' where site_id = 't'")
+    slow = await emit(con, payload=LONG)
+    quick = [await emit(con, "t", payload='{"total": 101}') for _ in range(20)]
+    async with living(database) as life:
+        for event_id in quick:
+            await until(state_of(con, event_id, "delivered", None))
+        await until(state_of(con, slow, "parked", "filter_slow"))
+        await life.diary.wait_for("delivery.parked")
+        assert {line["endpoint_id"] for line in life.diary.of("delivery.parked")} == {1}
+        later = await emit(con, "t", payload='{"total": 101}')
+        await until(state_of(con, later, "delivered", None))
+    assert not await con.fetchval("select count(*) from webhooks.backlog where site_id = 't'")
+
+
+async def test_what_stands_behind_the_event_that_a_filter_is_slow_with_goes_out(
+    database, con, receiver, until, sift
+):
+    await sift(f"!{SLOW}")
+    slow = await emit(con, payload=LONG)
+    quick = [await emit(con, payload='{"a": [1, 2, 3]}') for _ in range(20)]
+    clock = crew.Clock()
+    async with living(database, clock=clock) as life:
+        for event_id in (slow, *quick):
+            await until(state_of(con, event_id, "parked", "filter_slow"))
+        clock.ahead_s += 31  # the first rest is over
+        await life.diary.wait_for("delivery.parked", 2)
+        clock.ahead_s += 61
+        for event_id in quick:
+            await until(state_of(con, event_id, "delivered", None))
+        lines = await life.diary.wait_for("delivery.parked", 3)  # looked at once more from the beginning
+        await until(state_of(con, slow, "parked", "filter_slow"))
+    assert [line["rest_s"] for line in lines] == [30, 60, 120]
+    assert {request.event_id for request in receiver.requests} == set(quick)
+
+
+async def test_a_filter_that_says_neither_true_nor_false_is_told_of_once_in_an_hour(
+    database, con, receiver, until, sift
+):
+    await sift("$.total > 100")
+    clock = crew.Clock()
+    async with living(database, clock=clock) as life:
+        first = await emit(con, payload=NUL)
+        await until(state_of(con, first, "delivered", None))
+        for _ in range(3):
+            await until(state_of(con, await emit(con, payload='{"total": "x"}'), "delivered", None))
+        clock.ahead_s += 3601
+        again = await emit(con, payload='{"total": "x"}')
+        await until(state_of(con, again, "delivered", None))
+        lines = life.diary.of("filter.undecided")
+    assert [(line["endpoint_id"], line["event_id"]) for line in lines] == [(1, first), (1, again)]
 
 
 async def test_what_was_held_is_filtered_when_it_goes_out(database, con, receiver, until, sift):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,27 @@ async def test_an_owner_is_told_that_it_fails_and_that_it_works_again(
     assert await db.fetchval("select count(*) from webhooks.attempts where endpoint_id = $1", other) == 5
     health = await db.fetchrow("select * from webhooks.endpoint_health where endpoint_id = $1", endpoint)
     assert (health["health"], health["waiting"], health["dead"]) == ("healthy", 0, 0)
+
+
+async def test_an_owner_is_told_of_a_slow_filter_and_that_a_simpler_one_works(
+    db, database, start, shop, box, owner, until
+):
+    slow = "exists($.a[*] ? (exists($.a[*] ? (@ == -1))))"  # the square of the array's length
+    endpoint = await shop.open("/a")
+    await db.execute("update webhooks.endpoints set filter = $1::text::jsonpath", slow)
+    await start(database, **smtp(box))
+    for _ in range(5):
+        await shop.emit(payload=json.dumps({"a": list(range(3000)), "total": 101}))
+    await until(lambda: kinds(box), 15)
+    text = box.accepted[0].message.get_body(("plain",)).get_content()
+    for words in ("filter takes too long", "Simplify the filter", "5 order events are waiting"):
+        assert words in " ".join(text.split())
+    await db.execute("update webhooks.endpoints set filter = '$.total > 100'")
+    await until(lambda: len(kinds(box)) == 2, 30)
+    assert kinds(box) == ["failing", "recovered"]
+    assert await db.fetchval("select count(*) from webhooks.attempts where outcome = 'delivered'") == 5
+    health = await db.fetchrow("select * from webhooks.endpoint_health where endpoint_id = $1", endpoint)
+    assert (health["health"], health["parked"], health["dead"]) == ("healthy", 0, 0)
 
 
 async def test_gone_disables_and_the_owner_is_told_what_is_held(
