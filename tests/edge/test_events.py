@@ -330,6 +330,8 @@ async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, re
             await until(state_of(con, event_id, "parked", "filter_slow"))
         [told] = life.diary.of("delivery.parked")
         assert (told["reason"], told["rest_s"]) == ("filter_slow", 30)
+        detail = await con.fetchval("select detail from webhooks.explain($1) where endpoint_id = 1", slow[0])
+        assert detail.startswith("filter_slow, the filter of the endpoint takes too long: exists ")
         quick = await emit(con, "t")
         await until(state_of(con, quick, "delivered", None))
         kept = await emit(con, payload='{"total": 101}')
@@ -395,6 +397,10 @@ async def test_a_filter_that_says_neither_true_nor_false_is_told_of_once_in_an_h
         await until(state_of(con, again, "delivered", None))
         lines = life.diary.of("filter.undecided")
     assert [(line["endpoint_id"], line["event_id"]) for line in lines] == [(1, first), (1, again)]
+    detail = await con.fetchval("select detail from webhooks.explain($1) where endpoint_id = 1", again)
+    assert detail.endswith(
+        'ms, the filter of the endpoint says neither true nor false of it: ($."total" > 100)'
+    )
 
 
 async def test_what_was_held_is_filtered_when_it_goes_out(database, con, receiver, until, sift):
