@@ -99,17 +99,21 @@ def test_settings_are_frozen():
         settings.poll = core.Poll()
 
 
+KEY = "MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE="
+
+
 def test_secrets_never_show():
     settings = Settings.model_validate(
         {
             "database": {"url": "postgresql://u:hunter2@h/d"},
             "smtp": {"password": "hunter2"},
-            "secrets": {"key": "hunter2"},
+            "secrets": {"key": f"hunter2:{KEY}"},
             "egress": {"proxy": "http://u:hunter2@proxy:3128"},
         }
     )
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert "hunter2" not in shown
+    assert KEY not in shown
     assert "url=Secret('***')" in shown
     assert str(settings.smtp.password) == "***"
     assert {"database.url", "smtp.password", "secrets.key", "egress.proxy"} == core.SECRETS

@@ -67,6 +67,7 @@ def test_every_setting_has_its_variable_and_its_credential(name, credentials, tm
         "egress.ca_file": str(Certificates(tmp_path).ca_file) if name == "egress.ca_file" else "",
         "database.url": "postgresql://h/d",
         "log.successes": "all",
+        "secrets.key": "MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=",
         "mail.unsubscribe_url": "https://x.example/{token}",
         "mail.console_url": "https://x.example",
         "mail.help_url": "https://x.example",

@@ -13,10 +13,11 @@ from typing import Final
 
 from pghookd.core import options, profile, signing, verdict
 from pghookd.core.envelope import StaticHead
-from pghookd.core.model import Endpoint
+from pghookd.core.model import Endpoint, Fault, Outcome
 from pghookd.core.options import EndpointOptions
 from pghookd.core.profile import ProfileHead, Secrets
 from pghookd.core.retry import parse_schedule
+from pghookd.core.sealing import SECRET, Reveal, Unopened, plain_only
 from pghookd.core.settings import Settings
 
 _NONE: Final = EndpointOptions()
@@ -31,15 +32,17 @@ class Defaults:
         timeout_s: setting `delivery.timeout_s`.
         profile: setting `delivery.profile`.
         retry: the settings `retry.*`.
+        reveal: opens secrets that are encrypted.
     """
 
     user_agent: str
     timeout_s: float
     profile: str
     retry: verdict.Policy
+    reveal: Reveal = dataclasses.field(default=plain_only, repr=False)
 
     @classmethod
-    def of(cls, settings: Settings) -> Defaults:
+    def of(cls, settings: Settings, reveal: Reveal = plain_only) -> Defaults:
         """Take them from the settings."""
         delivery, retry = settings.delivery, settings.retry
         policy = verdict.Policy(
@@ -49,7 +52,7 @@ class Defaults:
             retry_after_max_s=retry.retry_after_max_s,
             age_max_s=retry.age_max_s,
         )
-        return cls(delivery.user_agent, delivery.timeout_s, delivery.profile, policy)
+        return cls(delivery.user_agent, delivery.timeout_s, delivery.profile, policy, reveal)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Manner:
         profile: what a profile adds; None: there is none.
         timeout_s: of a request.
         policy: how answers are judged.
+        fault: what every attempt comes to, and nothing is sent: the secret cannot be opened. `sign` raises then.
     """
 
     head: StaticHead
@@ -69,6 +73,7 @@ class Manner:
     profile: ProfileHead | None
     timeout_s: float
     policy: verdict.Policy
+    fault: Fault | None = None
 
     @classmethod
     def of(cls, endpoint: Endpoint, defaults: Defaults) -> Manner:
@@ -78,34 +83,53 @@ class Manner:
             ValueError: a column holds what cannot be used; the message says which way and quotes no secret.
         """
         asked = endpoint.options or _NONE
-        added = _profile_head(endpoint, asked, defaults)
+        secrets, unopened = _secrets(endpoint, asked, defaults.reveal)
+        found = profile.profile_of(asked.profile or defaults.profile, asked.profile_spec)
+        added = None
+        if found is not None:
+            added = ProfileHead.of(found, secrets, endpoint.source, endpoint.endpoint_id)
         own = options.parse_headers(asked.headers) if asked.headers else ()
         if added is not None:
             own = tuple((name, value) for name, value in own if name.lower() not in added.names)
         return cls(
             head=StaticHead.of(defaults.user_agent, endpoint.source, own),
-            sign=_sign(endpoint.secret, asked),
+            sign=_sign(secrets) if unopened is None else _refusing(unopened),
             profile=added,
             timeout_s=endpoint.timeout_s or defaults.timeout_s,
             policy=_policy(asked, defaults.retry),
+            fault=None if unopened is None else Fault(Outcome.FAILED, SECRET),
         )
 
 
-def _sign(secret: str | None, asked: EndpointOptions) -> signing.Sign | None:
-    if secret is None:
+def _secrets(endpoint: Endpoint, asked: EndpointOptions, reveal: Reveal) -> tuple[Secrets, Unopened | None]:
+    """Open what signs; where one cannot be opened there is none, and why."""
+    previous = asked.previous_secret
+    try:
+        newest = None if endpoint.secret is None else reveal(endpoint.secret, endpoint.endpoint_id, SECRET)
+        if previous is not None:
+            previous = reveal(previous, endpoint.endpoint_id, SECRET)
+    except Unopened as error:
+        return Secrets(), error
+    return Secrets(newest, previous, asked.previous_until_s), None
+
+
+def _sign(secrets: Secrets) -> signing.Sign | None:
+    if secrets.secret is None:
         return None
-    newest = signing.signer_of(secret)
-    if asked.previous_secret is None:
+    newest = signing.signer_of(secrets.secret)
+    if secrets.previous is None:
         return newest
-    return signing.overlapping(newest, signing.signer_of(asked.previous_secret), asked.previous_until_s)
+    return signing.overlapping(newest, signing.signer_of(secrets.previous), secrets.until_s)
 
 
-def _profile_head(endpoint: Endpoint, asked: EndpointOptions, defaults: Defaults) -> ProfileHead | None:
-    found = profile.profile_of(asked.profile or defaults.profile, asked.profile_spec)
-    if found is None:
-        return None
-    secrets = Secrets(endpoint.secret, asked.previous_secret, asked.previous_until_s)
-    return ProfileHead.of(found, secrets, endpoint.source, endpoint.endpoint_id)
+def _refusing(unopened: Unopened) -> signing.Sign:
+    """Return what signs nothing: whatever else is forgotten, no request goes out without its signature."""
+    why = str(unopened)
+
+    def refuse(_webhook_id: str, _timestamp_s: int, _body: bytes) -> bytes:
+        raise Unopened(why)
+
+    return refuse
 
 
 def _policy(asked: EndpointOptions, retry: verdict.Policy) -> verdict.Policy:

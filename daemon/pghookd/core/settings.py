@@ -23,6 +23,7 @@ from pghookd import __version__
 from pghookd.core import destination
 from pghookd.core.profile import PRESETS, STANDARD
 from pghookd.core.retry import SCHEDULE_STEPS_MAX, parse_schedule
+from pghookd.core.sealing import parse_keys
 
 _ADDRESS: Final = re.compile(r"[^\s\x00-\x1f\x7f,<>]+@[^\s\x00-\x1f\x7f,<>]+")
 
@@ -132,6 +133,13 @@ def _fit_proxy(secret: Secret) -> Secret:
     text = secret.get_secret_value()
     if text:
         destination.parse_proxy(text)
+    return secret
+
+
+def _fit_keys(secret: Secret) -> Secret:
+    text = secret.get_secret_value()
+    if text.strip():
+        parse_keys(text)
     return secret
 
 
@@ -313,7 +321,7 @@ class Retention(Section):
 class Secrets(Section):
     """The key that encrypts secrets at rest."""
 
-    key: Secret = Secret("")
+    key: Annotated[Secret, pydantic.AfterValidator(_fit_keys)] = Secret("")  # several: the first encrypts
 
 
 class Log(Section):
