@@ -20,6 +20,7 @@ from pghookd.core.snapshot import Snapshot
 from pghookd.edge import postgres
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 from pghookd.edge.rows import endpoint_of, server_of, shard_of
+from pghookd.edge.vault import Vault, revealing
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
 
@@ -54,8 +55,8 @@ class Finding:
 
     Attributes:
         grade: how bad it is.
-        what: settings, letters, database, schema, privileges, home, shards, days, endpoints, two_phase, pooler
-            or locks.
+        what: settings, letters, database, schema, privileges, home, shards, days, endpoints, secrets,
+            two_phase, pooler or locks.
         text: a sentence for the operator.
     """
 
@@ -115,6 +116,7 @@ async def _probe_all(session: Session, settings: Settings, url: str) -> AsyncIte
         ("shards", _shards),
         ("days", _days),
         ("endpoints", _endpoints),
+        ("secrets", _secrets),
     ]
     for what, probe in general:
         async for finding in _guarded(what, probe, session, settings):
@@ -338,20 +340,45 @@ from webhooks.events_event_id_seq s
 
 async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Finding]:
     """Prepare every endpoint that asks for something as the daemon would; what it cannot use is told."""
-    defaults = Defaults.of(settings)
+    defaults = Defaults.of(settings, revealing(Vault.of(settings)))
     ids = [row["endpoint_id"] for row in await session.fetch(_ASKING)]
     found = [endpoint_of(row) for row in await session.fetch(query("read_endpoints"), ids, 1)]
     for endpoint in sorted(found, key=lambda each: each.endpoint_id):
         try:
-            Manner.of(endpoint, defaults)
+            manner = Manner.of(endpoint, defaults)
         except ValueError as error:
             text = f"deliveries to endpoint {endpoint.endpoint_id} end dead, as invalid: {error}"
             yield Finding(Grade.FAULT, "endpoints", text)
+        else:
+            if manner.fault is not None:
+                text = f"deliveries to endpoint {endpoint.endpoint_id} fail: secrets.key does not open its secret"
+                yield Finding(Grade.FAULT, "endpoints", text)
 
 
 _ASKING: Final = """
 select endpoint_id from webhooks.endpoints
-where enabled and (headers <> '{}' or profile <> 'standard' or secret like 'whsk\\_%'
+where enabled and (headers <> '{}' or profile <> 'standard' or secret like 'whsk\\_%' or secret like 'enc:%'
   or num_nonnulls(retry_schedule, success_statuses, previous_secret) > 0)
 order by endpoint_id limit 10000
+"""
+
+
+async def _secrets(session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    """Say how secrets lie in the database, which everybody who can read a dump of it can read as well."""
+    plain, sealed = (await session.fetch(_KEPT))[0]
+    has_key = Vault.of(settings) is not None
+    if plain and not has_key:
+        text = f"{plain} endpoints have their secrets in plain text: with secrets.key they would be encrypted"
+        yield Finding(Grade.WARNING, "secrets", text)
+    elif plain:
+        text = f"{plain} endpoints have secrets in plain text still: pghookd run encrypts them within seconds"
+        yield Finding(Grade.WARNING, "secrets", text)
+    elif sealed:
+        yield Finding(Grade.FINE, "secrets", f"all secrets are encrypted, those of {sealed} endpoints")
+
+
+_KEPT: Final = """
+select count(*) filter (where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:') as plain,
+  count(*) filter (where left(secret, 7) = 'enc:v1:') as sealed
+from webhooks.endpoints where num_nonnulls(secret, previous_secret) > 0
 """

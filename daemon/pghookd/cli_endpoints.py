@@ -1,4 +1,4 @@
-"""The commands about endpoints and their secrets: `endpoint add, list, show, enable, disable, test`, `secret rotate`.
+"""The commands about endpoints and their secrets: `endpoint add, list, show, enable, disable, test`, `secret ...`.
 
 Never here: work. A command loads the settings, calls one function of operate.py and prints what it returned. A
 secret is printed once, where it was just made.
@@ -9,6 +9,7 @@ secret is printed once, where it was just made.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ from pghookd.terminal import (
 
 if TYPE_CHECKING:
     from pghookd.core.settings import Settings
+    from pghookd.edge.wrapping import Progress
 
 HELD: Final = ("deliver", "drop", "latest_per_key")
 HEALTHY: Final = frozenset({"healthy", "shaky"})
@@ -325,6 +327,37 @@ def secret_rotate(endpoint_id: int, overlap: str, config: Path | None, *, as_jso
             say(
                 f"the one before signs as well for {overlap}" if overlap_s else "the one before signs no more"
             )
+
+
+@secret.command("rotate-key")
+@with_config
+@with_json
+def secret_rotate_key(config: Path | None, *, as_json: bool) -> None:
+    """Encrypt every secret with the first key of secrets.key; may be interrupted and begun again."""
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd import operate
+
+        done = asyncio.run(operate.rotate_key(settings, _silent if as_json else _tell_progress))
+        if done is None:
+            text = "secrets.key is not set: there is no key to encrypt with"
+            fail(NO, text, [text], as_json=as_json)
+        if as_json:
+            click.echo(json_of(dataclasses.asdict(done)))
+        else:
+            say(f"secrets of {done.wrapped} endpoints were encrypted anew, of {done.looked_at} with a secret")
+            for endpoint_id in done.unopened:
+                warn(f"endpoint {endpoint_id}: no key of secrets.key opens its secret; it is left as it is")
+        sys.exit(NO if done.unopened else DONE)
+
+
+def _silent(_progress: Progress) -> None:
+    """Say nothing: standard output holds JSON alone."""
+
+
+def _tell_progress(progress: Progress) -> None:
+    if progress.looked_at < progress.total:
+        warn(f"{progress.looked_at} of {progress.total} endpoints")
 
 
 def _public_key(secret: str) -> str | None:

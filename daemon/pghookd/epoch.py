@@ -30,11 +30,12 @@ from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 from pghookd.edge.rows import shard_of
 from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
 from pghookd.edge.smtp import Post, trust
+from pghookd.edge.vault import Vault, revealing
 from pghookd.loops.bell import Bell
 from pghookd.loops.care import Around, Care, no_checkpoint
 from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.mail import Mailer
-from pghookd.loops.maintain import maintain
+from pghookd.loops.maintain import Duties, maintain
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Due, Recorder
@@ -417,7 +418,11 @@ class Crew:
         work = self._sessions["work"]
         front = [
             group.create_task(self._read()),
-            group.create_task(maintain(work, logger=world.logger, beat=world.beats.of("maintain"))),
+            group.create_task(
+                maintain(
+                    work, Duties.of(world.settings), logger=world.logger, beat=world.beats.of("maintain")
+                )
+            ),
             group.create_task(self.care.run()),
         ]
         recording = group.create_task(self.recorder.run())
@@ -485,6 +490,6 @@ def _terms(settings: Settings) -> Terms:
         batch_max=settings.recorder.batch_max,
         payload_bytes_max=delivery.payload_bytes_max,
         large_at_once=max(1, delivery.queue_bytes_max // delivery.payload_bytes_max),
-        defaults=Defaults.of(settings),
+        defaults=Defaults.of(settings, revealing(Vault.of(settings))),
         successes=settings.log.successes,
     )

@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import orjson
 
 from pghookd.core.envelope import timestamp_text, webhook_id
 from pghookd.core.settings import Settings
+from pghookd.edge import wrapping
 from pghookd.edge.postgres import DatabaseError, Row, Session, connect
+from pghookd.edge.vault import Vault
+from pghookd.edge.wrapping import Progress
 
 Told: TypeAlias = dict[str, Any]
 
@@ -143,6 +146,15 @@ async def rotate_secret(settings: Settings, endpoint_id: int, overlap_s: float) 
             "select webhooks.rotate_secret($1, make_interval(secs => $2::float8))", endpoint_id, overlap_s
         )
     return made
+
+
+async def rotate_key(settings: Settings, tell: Callable[[Progress], None]) -> Progress | None:
+    """Encrypt every secret with the first key of `secrets.key`, telling after each page; None: there is no key."""
+    vault = Vault.of(settings)
+    if vault is None:
+        return None
+    async with _asking(settings, "secret", writable=True) as session:
+        return await wrapping.rotate_key(session, vault, tell)
 
 
 async def test_endpoint(settings: Settings, endpoint_id: int, event_type: str, wait_s: float) -> Told:

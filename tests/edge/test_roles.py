@@ -152,6 +152,7 @@ async def test_what_lies_in_a_callers_path_gains_nothing(con, login, connect):
     await mallory.execute("select * from webhooks.deliveries")
     await mallory.execute("select * from webhooks.endpoint_health")
     assert await con.fetchval("select count(*) from webhooks.events") == 2
+    await mallory.execute("select webhooks.forget('s')")
     me = urlsplit(url).username
     assert await con.fetch("select distinct by, what from trap.sprung where by <> $1", me) == []
 
@@ -306,6 +307,7 @@ async def test_a_reader_sees_what_happened_and_no_secret(con, login, connect):
         "select headers from webhooks.endpoints",
         "select spec from webhooks.replays",
         "select webhooks.rotate_secret(1)",
+        "select webhooks.forget('s')",
         "select webhooks.plan_replay(site_id => 's')",
         "select webhooks.emit('s', 't', '{}')",
         "select webhooks.new_secret()",
@@ -367,6 +369,8 @@ async def test_an_administrator_registers_and_acts(login, connect):
         "select webhooks.attach_day(99)",
         "select webhooks.advance_replay(1, 1, 1)",
         "select webhooks.newest_event_id()",
+        "select webhooks.forget_page('s', 10)",
+        "select webhooks.erase_payloads(1, 10)",
         "alter table webhooks.endpoints add column mine text",
         "create trigger mine after insert on webhooks.endpoints for each row execute function webhooks.ring()",
         "create table webhooks.mine (n int)",
@@ -449,6 +453,12 @@ def parameters(day, event_id):
         "plan_replay": (None, 1, None, None, "2h", None, ["dead"], None),
         "start_replay": (None, 1, None, None, "2h", None, ["dead"], 5.0),
         "read_replay": (1,),
+        "find_plain_secrets": (10,),
+        "find_secrets": (0, 10),
+        "wrap_secrets": ([1], ["secret"], ["enc:v1:a:AAAA"], [None], [None], ["legacy"]),
+        "erase_payloads": (30.0, 10),
+        "erase_responses": (30.0, 10),
+        "forget_sites": (10,),
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
     }  # fmt: skip
 

@@ -1,37 +1,102 @@
-"""Makes the days' partitions ahead, and moves the sequence into today's.
+"""Makes the days' partitions ahead, moves the sequence into today's; encrypts, erases and forgets what is to be.
 
 Never waits for a lock that a producer might queue behind: it tries, and comes again. If it never ran, ids would stay
-in the old day's range and nothing would break.
+in the old day's range and nothing would break. All other work is done in pages of a few milliseconds, with a pause
+after each: a statement that touches a whole table has no place here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import dataclasses
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from pghookd.core.settings import Settings
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseError, Session, query
+from pghookd.edge.vault import Vault
+from pghookd.edge.wrapping import wrap_plain
 
 LOOK_EVERY_S: Final = 60.0
 LOOK_AGAIN_S: Final = 2.0  # a lock was not to be had, or a producer is still open from before
+TIDY_EVERY_S: Final = 10.0
+PAUSE_S: Final = 0.02  # after each page
+PAGE: Final = 1000  # events or attempts looked at
 DAYS_AHEAD: Final = 8  # today and a week
 _TRY: Final = "select pg_try_advisory_lock(1885825131, -3)"
 _FREE: Final = "select pg_advisory_unlock(1885825131, -3)"
 _TODAY: Final = "select webhooks.day_of()"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Duties:
+    """What is to be encrypted and erased.
+
+    Attributes:
+        payload_days: payloads older than so many days are erased; 0: never.
+        response_days: the same of answers.
+        vault: encrypts secrets; None: they stay as they are.
+    """
+
+    payload_days: float = 0.0
+    response_days: float = 0.0
+    vault: Vault | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Duties:
+        """Take them from the settings."""
+        kept = settings.retention
+        return cls(kept.payload_days, kept.response_days, Vault.of(settings))
+
+
 async def maintain(
-    session: Session, *, logger: FilteringBoundLogger, beat: Callable[[], None], days: int = DAYS_AHEAD
+    session: Session,
+    duties: Duties,
+    *,
+    logger: FilteringBoundLogger,
+    beat: Callable[[], None],
+    days: int = DAYS_AHEAD,
 ) -> None:
-    """Keep the partitions ahead until cancelled."""
+    """Keep the partitions ahead and the rest in order until cancelled."""
+    left_s = 0.0
     while True:
-        wait_s = LOOK_EVERY_S if await step(session, logger=logger, days=days) else LOOK_AGAIN_S
+        if left_s <= 0:
+            left_s = LOOK_EVERY_S if await step(session, logger=logger, days=days) else LOOK_AGAIN_S
+        await tidy(session, duties, logger=logger, beat=beat)
+        wait_s = min(left_s, TIDY_EVERY_S)
+        left_s -= wait_s
         for _ in range(int(wait_s)):
             beat()
             await asyncio.sleep(1.0)
+
+
+async def tidy(
+    session: Session, duties: Duties, *, logger: FilteringBoundLogger, beat: Callable[[], None]
+) -> None:
+    """Encrypt, erase and forget until nothing is left to do; what Postgres refuses is tried again the next time."""
+    try:
+        async for _ in _pages(session, duties):
+            beat()
+            await asyncio.sleep(PAUSE_S)
+    except DatabaseError as error:
+        logger.info(LogEvent.DATABASE_REFUSED, error=str(error))
+
+
+async def _pages(session: Session, duties: Duties) -> AsyncIterator[None]:
+    if duties.vault is not None:
+        while await wrap_plain(session, duties.vault):
+            yield
+    while any(row["erased"] is not None for row in await session.fetch(query("forget_sites"), PAGE)):
+        yield
+    for name, kept_days in (
+        ("erase_payloads", duties.payload_days),
+        ("erase_responses", duties.response_days),
+    ):
+        while kept_days and not (await session.fetch(query(name), kept_days, PAGE))[0]["ended"]:
+            yield
 
 
 async def step(
