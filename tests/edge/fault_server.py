@@ -89,10 +89,12 @@ class Receiver:
 
 
 @contextlib.asynccontextmanager
-async def receiving(handler: Handler, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
+async def receiving(
+    handler: Handler, *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+) -> AsyncIterator[Receiver]:
     """Run a receiver."""
     receiver = Receiver(handler)
-    server = await asyncio.start_server(receiver.visit, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(receiver.visit, host, 0, ssl=tls)
     receiver.port = server.sockets[0].getsockname()[1]
     try:
         yield receiver
@@ -169,7 +171,7 @@ class Certificates:
         self.home = home
         self.ca_file = home / "ca.pem"
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = _common_name("tests")
+        self._name = _common_name(f"tests {x509.random_serial_number()}")
         authority = self._begin(self._name, self._key.public_key(), _ALWAYS).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )

@@ -1,5 +1,7 @@
 """The second gate: every address of an answer is judged, and lookups end."""
 
+import asyncio
+import contextlib
 import socket
 import time
 
@@ -100,3 +102,21 @@ async def test_silence_ends_with_the_budget():
     with pytest.raises(NameUnknown):
         await resolve({"silent.example.com": None}, "silent.example.com", budget_s=0.3)
     assert time.monotonic() - started < 2
+
+
+async def test_what_was_not_there_is_asked_for_again_before_long():
+    table = {"a.example.com": []}
+    async with naming(table) as (server, names):
+        resolver = GuardedResolver(Policy(), nameservers=[server], forget_s=0.02)
+        with pytest.raises(NameUnknown):
+            await resolver.resolve("a.example.com", 443)
+        table["a.example.com"] = [PUBLIC]
+        found, deadline = None, time.monotonic() + 5
+        while found is None and time.monotonic() < deadline:
+            with contextlib.suppress(NameUnknown):
+                (found,) = await resolver.resolve("a.example.com", 443)
+            await asyncio.sleep(0.01)
+        await resolver.close()
+    assert found is not None
+    assert found["host"] == PUBLIC
+    assert len(names.asked) >= 4

@@ -58,6 +58,7 @@ KEEPALIVE_S = 4.0  # servers often close after 5 s: be first
 RESPONSE_SLACK_BYTES = (
     65536  # beyond what is stored: heads, framing, a body worth draining to keep the connection
 )
+PIECE_BYTES = 64  # what a piece counts for beside its bytes: one of two bytes takes about that much to hold
 SWEEP_S = 0.25
 DNS_CACHE_S = 10
 DNS_CACHE_MAX = 4096
@@ -125,7 +126,7 @@ class _Wire(ResponseHandler):
         super().__init__(loop)
         self._wires = wires
         self._budget = budget
-        self._chunks: list[bytes] = []  # of the response being received
+        self._heard = bytearray()  # of the response being received
         self._room = 0  # bytes still welcome; between requests none are
         self.deadline = _NEVER  # monotonic seconds
         self.used = 0  # requests begun
@@ -160,7 +161,7 @@ class _Wire(ResponseHandler):
         """Expect nothing any more: what a peer sends unasked ends the connection."""
         self.deadline = _NEVER
         self._room = 0
-        self._chunks.clear()
+        self._heard.clear()
 
     def is_between(self) -> bool:
         """Whether it stands exactly between two responses: no byte of a next one, no unread rest."""
@@ -176,20 +177,20 @@ class _Wire(ResponseHandler):
     @property
     def silent(self) -> bool:
         """Whether not a byte of the response has come."""
-        return not self._chunks
+        return not self._heard
 
     def data_received(self, data: bytes) -> None:
-        room = self._room
+        room = self._room - PIECE_BYTES
         self._room = room - len(data)
         if self._room < 0:
             self._overflow(data[: max(room, 0)])
             return
-        self._chunks.append(data)
+        self._heard += data
         super().data_received(data)
 
     def _overflow(self, welcome: bytes) -> None:
         if welcome:
-            self._chunks.append(welcome)
+            self._heard += welcome
             super().data_received(welcome)
         self.give_up(_TooMuch())
 
@@ -204,7 +205,7 @@ class _Wire(ResponseHandler):
 
     def salvage(self) -> RawResponseMessage | None:
         """Find the head of a response whose rest could not be parsed: the parser dropped both together."""
-        data = b"".join(self._chunks)
+        data = bytes(self._heard)
         self._make_parser()
         parser = self._parser
         start = 0

@@ -6,13 +6,15 @@ a connector that is given one good and one bad address tries them all. Lookups a
 holds no thread while it waits; with `getaddrinfo` in a thread pool a dozen dead zones would stop every
 other lookup for a minute.
 
-Never here: the rules themselves (core/destination.py), a cache (the connector has a bounded one), retries.
+Never here: the rules themselves (core/destination.py), a cache (the connector and c-ares have theirs), retries.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import time
 from collections.abc import Sequence
 
 import aiodns
@@ -22,6 +24,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from pghookd.core.destination import Policy, Refusal, judge_address
 
 LOOKUP_BUDGET_S = 3.0
+FORGET_S = 30.0
 _QUERY_TIMEOUT_S = 1.0
 _QUERY_TRIES = 3
 
@@ -51,13 +54,22 @@ class GuardedResolver(AbstractResolver):
         policy: what addresses are allowed.
         nameservers: `address` or `address:port`; those of the system if None.
         budget_s: seconds for one lookup, all tries together.
+        forget_s: seconds after which what c-ares remembers of earlier answers is dropped. It has no bound in
+            number, and keeps "no such address" for up to an hour.
     """
 
     def __init__(
-        self, policy: Policy, *, nameservers: Sequence[str] | None = None, budget_s: float = LOOKUP_BUDGET_S
+        self,
+        policy: Policy,
+        *,
+        nameservers: Sequence[str] | None = None,
+        budget_s: float = LOOKUP_BUDGET_S,
+        forget_s: float = FORGET_S,
     ) -> None:
         self._policy = policy
         self._budget_s = budget_s
+        self._forget_s = forget_s
+        self._forget_at = time.monotonic() + forget_s
         self._dns = aiodns.DNSResolver(
             nameservers=nameservers,
             timeout=_QUERY_TIMEOUT_S,
@@ -85,6 +97,7 @@ class GuardedResolver(AbstractResolver):
         return [_result(host, address, port) for address in addresses]
 
     async def _look_up(self, host: str, family: socket.AddressFamily) -> list[str]:
+        self._forget()
         try:
             async with asyncio.timeout(self._budget_s):
                 answer = await self._dns.getaddrinfo(host, family=family, type=socket.SOCK_STREAM)
@@ -94,6 +107,14 @@ class GuardedResolver(AbstractResolver):
         if not addresses:
             raise NameUnknown(None, "the name came to no address")
         return addresses
+
+    def _forget(self) -> None:
+        now = time.monotonic()
+        if now < self._forget_at:
+            return
+        self._forget_at = now + self._forget_s
+        with contextlib.suppress(pycares.AresError):  # the old memory is better than no lookup
+            self._dns._channel.reinit()  # noqa: SLF001 -- nothing public empties it; tests/edge/test_resolver.py pins it
 
     async def close(self) -> None:
         """End lookups that are under way and let go of the sockets."""
