@@ -259,7 +259,8 @@ def test_a_lane_with_a_rate_does_not_keep_up_while_that_holds_it_back():
     lanes.offer(lane, delivery(), 0.0)
     assert lanes.offer(lane, delivery(), 0.0) is Offer.PARK
     assert lanes.appetite(1, 0.0) == LANE_QUEUE_MAX // 2
-    assert lanes.appetite(1, 0.0) == LANE_QUEUE_MAX // 2
+    lanes.lane(endpoint(2, rate_per_s=3000.0))
+    assert lanes.appetite(2, 0.0) == 32  # it has not proved itself
     lane = lanes.lane(endpoint(1, rate_per_s=3.0))
     assert lanes.appetite(1, 0.0) == 6
 

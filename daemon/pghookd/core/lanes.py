@@ -622,7 +622,8 @@ class Lanes:
             return 2 * self._endpoint_concurrency
         per_s = lane.late_per_s
         if per_s is not None:
-            wanted = max(PACED_LEAST, min(LANE_QUEUE_MAX // 2, int(per_s * PACED_AHEAD_S)))
+            most = LANE_QUEUE_MAX // 2 if lane.proved else 2 * lane.limit
+            wanted = max(PACED_LEAST, min(most, int(per_s * PACED_AHEAD_S)))
             return wanted - len(lane.late) if len(lane.late) <= wanted // 2 else 0
         if lane.proved and not lane.waits_longer(self.patience_s, now):
             return LANE_QUEUE_MAX // 2 if lane.queued <= LANE_QUEUE_MAX // 4 else 0
