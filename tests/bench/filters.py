@@ -1,8 +1,8 @@
 """What bad filters cost other sites: from commit to arrival at 20 sites without a filter, 100 events a second, beside
 three more sites, whose filters raise, take 4 seconds, and match everything, 15 events a second each.
 
-In turn: nobody beside them, three sites that have no filters and as many events, and those three. Each time from the
-start of a daemon on a new database, so that it meets the filters for the first time.
+Slices of two seconds in turn, under one daemon: nobody beside them, three sites with as many events and no filters, and
+those three. A new daemon on a new database after some rounds, so that it meets the filters for the first time again.
 
 usage: filters.py [--quick]       milliseconds, from the moment the producer's COMMIT returned to the first byte received
 """
@@ -29,6 +29,8 @@ FILTERS = {
     "slow": "exists($.a[*] ? (@ == -1))",  # nested until it takes so long
     "all": "exists($.**)",
 }
+SLICE_S, ROUNDS = 2.0, 10
+KINDS = ("alone", "plain", "bad")
 PAYLOADS = {
     "raises": '{"text": "\\u0000"}',
     "slow": json.dumps({"a": NUMBERS}),
@@ -53,10 +55,8 @@ async def slow_filter(connection: asyncpg.Connection) -> str:
         text = f"exists($.a[*] ? ({text}))"
 
 
-async def _fill(
-    connection: asyncpg.Connection, url: str, beside: str, filters: dict[str, str | None]
-) -> None:
-    """Make the sites that are watched, and those beside them."""
+async def _fill(connection: asyncpg.Connection, url: str, beside: str, slow: str) -> None:
+    """Make the sites that are watched, and those beside them: `plain` and `bad` ones."""
     await connection.execute(
         "insert into webhooks.sites (site_id, name) select 's' || n, 'S' from generate_series(0, $1::int - 1) n",
         SITES,
@@ -66,98 +66,105 @@ async def _fill(
         url,
         SECRET,
     )
-    for name, text in filters.items():
-        await connection.execute("insert into webhooks.sites (site_id, name) values ($1, $1)", name)
-        await connection.execute(
-            "insert into webhooks.endpoints (site_id, url, secret, filter) values ($1, $2, $3, $4::text::jsonpath)",
-            name,
-            beside,
-            SECRET,
-            text,
-        )
+    for name, text in {**FILTERS, "slow": slow}.items():
+        for kind, of_kind in (("plain", None), ("bad", text)):
+            site = f"{kind} {name}"
+            await connection.execute("insert into webhooks.sites (site_id, name) values ($1, $1)", site)
+            await connection.execute(
+                "insert into webhooks.endpoints (site_id, url, secret, filter) values ($1, $2, $3, $4::text::jsonpath)",
+                site, beside, SECRET, of_kind,
+            )  # fmt: skip
 
 
-async def _disturb(connection: asyncpg.Connection, names: list[str]) -> None:
-    """Insert events for those beside until cancelled."""
-    began, n = time.perf_counter(), 0
-    while names:
-        for name in names:
-            await connection.execute(INSERT, name, PAYLOADS[name])
-        n += 1
+async def _disturb(connection: asyncpg.Connection, kind: str) -> None:
+    """Insert events for those beside during a slice."""
+    began = time.perf_counter()
+    for n in range(int(SLICE_S * BESIDE_PER_S) if kind != "alone" else 0):
         await asyncio.sleep(max(0, began + n / BESIDE_PER_S - time.perf_counter()))
+        for name, payload in PAYLOADS.items():
+            await connection.execute(INSERT, f"{kind} {name}", payload)
 
 
-async def latencies(
-    own: Server, hosts: tuple[str, str], filters: dict[str, str | None], seconds: float
-) -> list[float]:
-    """Return milliseconds from commit to arrival at the sites that are watched."""
+async def _watch(connection: asyncpg.Connection, first: int) -> dict[int, float]:
+    """Insert events for the sites that are watched during a slice; return when each was committed."""
+    committed: dict[int, float] = {}
+    began = time.perf_counter()
+    for n in range(int(SLICE_S * PER_S)):
+        await asyncio.sleep(max(0, began + n / PER_S - time.perf_counter()))
+        await connection.execute(INSERT, f"s{n % SITES}", f'{{"n" : {first + n}}}')
+        committed[first + n] = time.perf_counter()
+    return committed
+
+
+async def life(own: Server, hosts: tuple[str, str], slow: str, rounds: int) -> list[dict[str, list[float]]]:
+    """Return of each round, by what was beside them, milliseconds from commit to arrival."""
     url = await fresh(own, "bench")
     connection, other = await asyncpg.connect(url), await asyncpg.connect(url)
-    await _fill(connection, *hosts, filters)
-    committed: dict[int, float] = {}
+    await _fill(connection, *hosts, slow)
     Receiver.arrived.clear()
+    first, found = 0, list[dict[str, list[float]]]()
     async with running(url):
-        disturbing = asyncio.create_task(_disturb(other, list(filters)))
-        began = time.perf_counter()
-        for n in range(int(seconds * PER_S)):
-            await asyncio.sleep(max(0, began + n / PER_S - time.perf_counter()))
-            await connection.execute(INSERT, f"s{n % SITES}", f'{{"n" : {n}}}')
-            committed[n] = time.perf_counter()
-        async with asyncio.timeout(20):
-            while not committed.keys() <= Receiver.arrived.keys():
-                await asyncio.sleep(0.01)
-        disturbing.cancel()
-        await asyncio.wait([disturbing])
-    if any(filters.values()):
-        await _check(connection, seconds)
+        await _watch(connection, 1_000_000)
+        for n in range(rounds):
+            found.append({})
+            for kind in KINDS[n % 3 :] + KINDS[: n % 3]:
+                committed, _ = await asyncio.gather(_watch(connection, first), _disturb(other, kind))
+                first += len(committed)
+                async with asyncio.timeout(20):
+                    while not committed.keys() <= Receiver.arrived.keys():
+                        await asyncio.sleep(0.01)
+                found[-1][kind] = [1000 * (Receiver.arrived[n] - at) for n, at in committed.items()]
+    await _check(connection, rounds)
     await connection.close()
     await other.close()
-    return [1000 * (Receiver.arrived[n] - at) for n, at in committed.items()]
+    return found
 
 
-async def _check(connection: asyncpg.Connection, seconds: float) -> None:
+async def _check(connection: asyncpg.Connection, rounds: int) -> None:
     """See that the slow one's events are parked, and that the others' were delivered."""
     parked = await connection.fetchval(
-        "select count(*) from webhooks.backlog where site_id = 'slow' and reason = 'filter_slow'"
+        "select count(*) from webhooks.backlog where site_id = 'bad slow' and reason = 'filter_slow'"
     )
     delivered = await connection.fetchval(
-        "select count(*) from webhooks.attempts where site_id in ('raises', 'all') and outcome = 'delivered'"
+        "select count(*) from webhooks.attempts where site_id in ('bad raises', 'bad all') and outcome = 'delivered'"
     )
-    least = 0.8 * seconds * BESIDE_PER_S
-    assert parked > least, parked
-    assert delivered > 2 * least, delivered
+    each = rounds * int(SLICE_S * BESIDE_PER_S)
+    assert parked == each, parked
+    assert delivered >= 2 * each - 10, delivered
 
 
 async def main(*, quick: bool) -> None:
-    seconds, pairs = (3.0, 1) if quick else (20.0, 8)
-    figures: dict[str, list[float]] = {}
+    rounds, lives = (2, 1) if quick else (ROUNDS, 4)
+    found: list[dict[str, list[float]]] = []
     nginx = Nginx()
     receiver = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
     hosts = (f"http://127.0.0.1:{receiver.sockets[0].getsockname()[1]}/", nginx.url)
     try:
         with server() as own:
             connection = await asyncpg.connect(own.url())
-            bad: dict[str, str | None] = {**FILTERS, "slow": await slow_filter(connection)}
+            slow = await slow_filter(connection)
             await connection.close()
-            plain = dict.fromkeys(FILTERS)
-            for _ in range(pairs):
-                alone, calm, beside = [
-                    await latencies(own, hosts, each, seconds) for each in ({}, plain, bad)
-                ]
-                for name, share in (("p50", 0.5), ("p99", 0.99)):
-                    a, c, b = [percentile(each, share) for each in (alone, calm, beside)]
-                    print(f"{time.strftime('%X')} {name}: {a:.2f} {c:.2f} {b:.2f} ms", flush=True)
-                    figures.setdefault(f"{name} ms alone", []).append(a)
-                    figures.setdefault(f"{name} ms beside them", []).append(b)
-                    figures.setdefault(f"{name}, ratio to alone", []).append(b / a)
-                    figures.setdefault(f"{name}, ratio beside as many events without filters", []).append(
-                        b / c
-                    )
+            for _ in range(lives):
+                found += await life(own, hosts, slow, rounds)
+                print(f"{time.strftime('%X')} {len(found)} rounds", flush=True)
     finally:
         nginx.stop()
         receiver.close()
-    kept = {name: spread(values) for name, values in figures.items()}
-    keep("filters", {**kept, "events a round": int(seconds * PER_S)}, quick=quick)
+    figures: dict[str, object] = {}
+    for name, share, grouped in (
+        ("p50", 0.5, 1),
+        ("p99", 0.99, rounds),
+    ):  # of a round, and of a daemon's life
+        groups = [found[at : at + grouped] for at in range(0, len(found), grouped)]
+        ms = {
+            kind: [percentile([x for each in group for x in each[kind]], share) for group in groups]
+            for kind in KINDS
+        }
+        figures[f"{name} ms alone"] = spread(ms["alone"])
+        for kind in KINDS[1:]:
+            ratios = [beside / alone for beside, alone in zip(ms[kind], ms["alone"], strict=True)]
+            figures[f"{name} beside {kind} neighbours, ratio to alone"] = spread(ratios)
+    keep("filters", {**figures, "events a second": PER_S}, quick=quick)
 
 
 if __name__ == "__main__":
