@@ -10,8 +10,15 @@ import time
 from email.utils import formatdate
 
 import pytest
-from crew import living
+from crew import Diary, living, settings_of
 from receiver import Response
+
+from pghookd import app
+from pghookd.core.lanes import Lanes, Offer
+from pghookd.core.manner import Defaults
+from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
+from pghookd.core.writes import Kept
+from pghookd.loops.deliver import Deliverer, Terms
 
 RATE = 50.0
 LIMIT = 4
@@ -168,3 +175,46 @@ async def test_in_a_long_pause_everything_is_parked_and_its_owner_ends_it_by_cha
         receiver.paths["/hook"] = lambda _request: 200
         await db.execute("update webhooks.endpoints set timeout_s = 10 where site_id = 's'")
         await receiver.wait_for(30, path="/hook")  # at a pace, 5 a second to begin with
+
+
+class Gate:
+    """The recorder's side of the deliverer, which can be shut in the middle of a delivery."""
+
+    unrecorded = 0
+
+    def __init__(self):
+        self.shut = False
+        self.writes = []
+
+    def closed(self, _now):
+        return "shut" if self.shut else None
+
+    def put(self, write, _now):
+        self.writes.append(write)
+
+
+async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver, until):
+    settings, beaten = settings_of(""), asyncio.Event()
+    lanes, gate = Lanes(concurrency=8, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
+    lane = lanes.lane(Endpoint(1, "s", 0, receiver.url("/hook"), ("*",), enabled=True, from_event_id=0))
+    terms = Terms(8, 8, 1000, 1, Defaults.of(settings), 0)
+    async with app.sender_of(settings) as sender:
+        deliverer = Deliverer(
+            sender, lanes, gate, None, terms, logger=Diary().logger, monotonic=time.monotonic,
+            wall_us=lambda: time.time_ns() // 1000, random01=lambda: 0.5, room=asyncio.Event(), beat=beaten.set,
+        )  # fmt: skip
+        running = asyncio.create_task(deliverer.run())
+        await beaten.wait()
+        delivery = Delivery(Event(1, "s", "a", 0, b"{}"), 1, 0, time.monotonic())
+        assert lanes.offer(lane, delivery, time.monotonic()) is Offer.QUEUED
+        deliverer.kick()
+        gate.shut = True  # it is taken, and looks at the gate once more before it leaves
+        await asyncio.sleep(0)
+        lanes.pause(lane, 60.0, time.monotonic())
+        gate.shut = False
+        await until(lambda: gate.writes)
+        running.cancel()
+    (write,) = gate.writes
+    assert isinstance(write, Kept)
+    assert (write.delivery, write.state, write.reason) == (delivery, State.PARKED, Reason.PAUSED)
+    assert (lanes.flying, lane.allowed, lanes.parked, receiver.requests) == (0, 2, {1}, [])
