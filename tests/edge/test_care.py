@@ -505,15 +505,17 @@ async def test_an_event_that_is_too_large_is_told(house, story):
     assert [kind for kind, _ in await kinds(house)] == ["failing", "recovered"]
 
 
-async def test_what_is_not_tried_counts_for_no_storm(house):
+@pytest.mark.parametrize("reason", [Reason.FILTER_SLOW, Reason.INVALID])
+async def test_slow_filters_make_no_storm_but_events_that_cannot_be_sent_do(house, reason):
     endpoints = await house.endpoints(40, 1)
     events = await house.events(40)
     for endpoint, event_id in zip(endpoints, events, strict=True):
-        slow = unsent(house, endpoint.number, event_id)
-        house.desk.recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
+        it = unsent(house, endpoint.number, event_id)
+        slow = reason is Reason.FILTER_SLOW
+        house.desk.recorder.put(Kept(it, State.PARKED, reason) if slow else Died(it, reason), 0.0)
     await house.record()
     row = await house.it.fetchrow(query("count_unknown_failures"), 0)
-    assert (row["failing"], row["hosts"]) == (0, 0)
+    assert (row["failing"], row["hosts"]) == ((0, 0) if reason is Reason.FILTER_SLOW else (40, 40))
 
 
 async def test_our_own_faults_are_nobodys_trouble(house, story):

@@ -210,6 +210,21 @@ def test_causes_are_told_in_plain_words():
         assert sentence in told(digest_of(section(**changes)))
 
 
+def test_what_was_not_sent_is_told_as_such():
+    slow = told(digest_of(section(cause=Cause.FILTER_SLOW, status=None, error="filter_slow")))
+    assert "filter takes too long to be evaluated" in slow
+    assert "Simplify the filter" in slow
+    assert "at once when it is changed" in slow
+    assert "your server accepts" not in slow
+    assert "failure: filter_slow\n" in text_of(
+        sent(digest_of(section(cause=Cause.FILTER_SLOW, status=None, error="filter_slow")))
+    )
+    large = told(digest_of(section(cause=Cause.TOO_LARGE, status=None, error="too_large", dead=2, waiting=0)))
+    assert "We gave up on 2" in large
+    for never in ("after many attempts", "can be sent again", "we keep trying"):
+        assert never not in large
+
+
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
