@@ -152,7 +152,9 @@ class Line:
         led_at: monotonic seconds, when the head became it.
         behind: rows of it are in `backlog`, perhaps, that are not in memory.
         blocked: the first of those waits for its time.
-        unwritten: outcomes and rows of it that are not durable yet.
+        sure: nothing that was in memory has become a row since its rows were last looked at.
+        unwritten: events whose rows are not durable yet.
+        returning: those of them that were in memory, so that later ones may have rows already.
     """
 
     name: str
@@ -161,7 +163,9 @@ class Line:
     led_at: float = 0.0
     behind: bool = False
     blocked: bool = False
-    unwritten: int = 0
+    sure: bool = False
+    unwritten: set[int] = dataclasses.field(default_factory=set)
+    returning: set[int] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -76,7 +76,7 @@ class Lot:
 
     def tidy(self, line: Line) -> None:
         """Forget a line that has no work, or only rows where too many have."""
-        if line.head is not None or line.ahead or line.unwritten:
+        if line.head is not None or line.ahead or line.unwritten or self.lines.get(line.name) is not line:
             return
         if line.behind:
             if len(self.lines) <= LINES_MAX:
@@ -119,17 +119,19 @@ class Order:
 
     # In ---------------------------------------------------------------------------------------------------------------
 
-    def assign(self, delivery: Delivery) -> None:
-        """Give a delivery its line, before anything is decided or written of it."""
-        delivery.line = self.lot(delivery.endpoint_id).line(line_of(delivery.event))
+    def assign(self, delivery: Delivery) -> Line:
+        """Give a delivery its line, before anything is decided or written of it; one without work is made anew."""
+        line = delivery.line = self.lot(delivery.endpoint_id).line(line_of(delivery.event))
+        return line
 
-    def offer(self, lane: Lane, line: Line, delivery: Delivery, now: float) -> Offer:
-        """Queue a delivery of that line that comes from the log, or say why not.
+    def offer(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
+        """Queue a delivery that comes from the log, or say why not.
 
         Returns:
             BEHIND: rows of its line come first, or memory holds enough of it; else what Lanes.offer says. Whatever is
             written of the delivery then is told to `note`.
         """
+        line = self.assign(delivery)
         if line.behind or self.lot(delivery.endpoint_id).unknown:
             return Offer.BEHIND
         if line.head is None:
@@ -141,8 +143,9 @@ class Order:
         self._follow(line, delivery)
         return Offer.QUEUED
 
-    def rejoin(self, lane: Lane, line: Line, delivery: Delivery, now: float) -> Offer:
-        """Queue a delivery that comes from `backlog`, where it is the first of its line that is not in memory."""
+    def rejoin(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
+        """Queue a delivery of a `sure` line that comes from `backlog`, the first of it that is not in memory."""
+        line = self.assign(delivery)
         if line.head is None:
             return self._lead(lane, line, delivery, now)
         self._follow(line, delivery)
@@ -178,48 +181,65 @@ class Order:
     def note(self, write: Write, now: float) -> list[Write]:
         """Take what is about to be written of a delivery that has a line; return what is to be written besides."""
         delivery = write.delivery
-        line = delivery.line
         lot = self._lots.get(delivery.endpoint_id)
-        if line is None or lot is None:
+        if lot is None:
             return []
-        line.unwritten += 1
+        line = self.assign(delivery)
         stays = _leaves_row(write)
+        leads = delivery is line.head
         if stays:
-            line.behind = True
+            self._note_row(lot, line, delivery, was_in=leads or delivery.in_backlog)
             line.blocked = line.blocked or _waits(write)
-            lot.ripen(line)
-        if delivery is not line.head:
-            return []
-        line.head = None
-        if stays:
-            return self._fall_behind(line, Reason.ORDERING)
-        return self._go_on(delivery.endpoint_id, line, now)
+        more: list[Write] = []
+        if leads:
+            line.head = None
+            if stays:
+                more = self._fall_behind(lot, line, Reason.ORDERING)
+            else:
+                more = self._go_on(lot, line, delivery.endpoint_id, now)
+        lot.tidy(line)
+        return more
 
-    def _go_on(self, endpoint_id: int, line: Line, now: float) -> list[Write]:
+    def _note_row(self, lot: Lot, line: Line, delivery: Delivery, *, was_in: bool) -> None:
+        line.behind = True
+        line.unwritten.add(delivery.event.event_id)
+        if was_in:
+            line.returning.add(delivery.event.event_id)
+            line.sure = False
+        lot.ripen(line)
+
+    def _go_on(self, lot: Lot, line: Line, endpoint_id: int, now: float) -> list[Write]:
         """Let the next of a line into the lane."""
         if not line.ahead:
             return []
         lane = self._lanes.by_endpoint.get(endpoint_id)
         if lane is None or not lane.endpoint.enabled:
-            return self._fall_behind(line, Reason.DISABLED)
+            return self._fall_behind(lot, line, Reason.DISABLED)
         delivery = self._unfollow(line)
         delivery.since = now
         offer = self._lead(lane, line, delivery, now)
         if offer is Offer.QUEUED:
             return []
         reason = Reason.BREAKER_OPEN if offer is Offer.OPEN else Reason.LANE_FULL
-        return [Kept(delivery, State.PARKED, reason), *self._fall_behind(line, Reason.ORDERING)]
+        self._note_row(lot, line, delivery, was_in=True)
+        return [Kept(delivery, State.PARKED, reason), *self._fall_behind(lot, line, Reason.ORDERING)]
 
-    def _fall_behind(self, line: Line, reason: Reason) -> list[Write]:
+    def _fall_behind(self, lot: Lot, line: Line, reason: Reason) -> list[Write]:
         state = State.HELD if reason is Reason.DISABLED else State.PARKED
-        return [Kept(self._unfollow(line), state, reason) for _ in range(len(line.ahead))]
+        writes: list[Write] = []
+        while line.ahead:
+            delivery = self._unfollow(line)
+            self._note_row(lot, line, delivery, was_in=True)
+            writes.append(Kept(delivery, state, reason))
+        return writes
 
     def settled(self, delivery: Delivery) -> None:
         """What was noted of a delivery is durable."""
         line = delivery.line
         lot = self._lots.get(delivery.endpoint_id)
         if line is not None and lot is not None:
-            line.unwritten -= 1
+            line.unwritten.discard(delivery.event.event_id)
+            line.returning.discard(delivery.event.event_id)
             lot.tidy(line)
 
     def shed(self, now: float) -> list[Write]:
@@ -229,7 +249,7 @@ class Order:
             for lot in self._lots.values()
             for line in lot.lines.values()
             if line.ahead and self._is_slow(line, now)
-            for write in self._fall_behind(line, Reason.ORDERING)
+            for write in self._fall_behind(lot, line, Reason.ORDERING)
         ]
 
     # Rows -------------------------------------------------------------------------------------------------------------
@@ -283,9 +303,10 @@ class Order:
             del lot.ripe[name]
             if line is None:
                 continue
-            if line.unwritten or not self.room(line):
+            if line.returning or not self.room(line):
                 lot.ripe[name] = None  # to the end
             else:
+                line.sure = True
                 yield line
 
     def taken(self, endpoint_id: int, line: Line, *, all_of_it: bool, blocked: bool, again: bool) -> None:
@@ -304,8 +325,7 @@ class Order:
         if all_of_it and not line.unwritten:
             line.behind = False
             lot.tidy(line)
-        elif blocked:
-            line.blocked = True
+        line.blocked = blocked  # also where it was: its row may be taken before it is said to be due
         if line.behind and (again or line.unwritten):
             lot.ripen(line)
 

@@ -387,7 +387,7 @@ class Reader:
     def _queue(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         if delivery.line is None:
             return self._lanes.offer(lane, delivery, now)
-        return self._order.offer(lane, delivery.line, delivery, now)
+        return self._order.offer(lane, delivery, now)
 
     def _die(self, delivery: Delivery, reason: Reason, now: float) -> None:
         self._logger.warning(

@@ -365,8 +365,8 @@ class DueRows:
         for number, (row, delivery) in enumerate(taken):
             key = row["event_id"], row["endpoint_id"]
             endpoint = endpoints.get(row["endpoint_id"])
-            if _has_line(endpoint):
-                self._order.assign(delivery)
+            if _has_line(endpoint) and not self._order.assign(delivery).sure:
+                return number  # something that comes before it has left memory meanwhile
             write: Write | None
             if key in superseded:
                 write = Died(delivery, Reason.SUPERSEDED)
@@ -417,7 +417,7 @@ class DueRows:
         if delivery.line is None:
             offer = self._lanes.offer(lane, delivery, now)
         else:
-            offer = self._order.rejoin(lane, delivery.line, delivery, now)
+            offer = self._order.rejoin(lane, delivery, now)
         if offer is Offer.QUEUED:
             self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
             return None
