@@ -7,7 +7,6 @@ import errno
 import itertools
 import json
 import os
-import socket
 import ssl
 import time
 import tracemalloc
@@ -16,9 +15,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from aiohttp.abc import AbstractResolver
 from click.testing import CliRunner
-from fault_server import Certificates, answering, naming, receiving
+from fault_server import Certificates, Liar, answering, naming, receiving
 
 from pghookd.cli import cli
 from pghookd.core.destination import Policy, parse_places
@@ -70,22 +68,6 @@ async def resolving(table, policy, **changes):
         async with Watched(policy, resolver=resolver, **changes) as sender:
             yield sender, names
         await resolver.close()
-
-
-class Liar(AbstractResolver):
-    """A resolver that judges nothing."""
-
-    def __init__(self, *addresses):
-        self.addresses = addresses
-
-    async def resolve(self, host, port=0, family=socket.AF_UNSPEC):
-        return [
-            {"hostname": host, "host": text, "port": port, "family": family, "proto": 0, "flags": 0}
-            for text in self.addresses
-        ]
-
-    async def close(self):
-        pass
 
 
 # Names that turn
@@ -400,10 +382,10 @@ async def test_no_answer_stalls_the_loop_or_goes_beyond_its_time():
             answer = await post(sender, f"http://127.0.0.1:{receiver.port}/", timeout_s=0.5)
             told[name] = answer.status if isinstance(answer, Reply) else answer.error
             assert not isinstance(answer, Reply) or len(answer.body) <= 4096, name
-            assert time.monotonic() - started < 1.5, name
+            assert time.monotonic() - started < 2.5, name
     ticking.cancel()
     assert {name: what for name, what in told.items() if what not in allowed[name]} == {}
-    assert max(lags) < 0.3
+    assert max(lags) < 0.6
 
 
 async def tick(lags):

@@ -7,7 +7,7 @@ import socket
 import time
 
 import pytest
-from fault_server import Certificates, answering, naming, receiving
+from fault_server import Certificates, Liar, answering, naming, receiving
 from proxy_server import STALL, forwarding
 
 from pghookd.core.destination import Policy, Proxy, parse_places, parse_proxy
@@ -138,6 +138,18 @@ async def test_what_is_refused_is_refused_before_the_proxy_hears_of_it():
         assert await post(sender, "http://gone.example.com/") == Fault(Outcome.UNREACHABLE, "dns")
     assert answers == {url: Fault(Outcome.BLOCKED, name) for url, name in tried.items()}
     assert proxy.heads == []
+
+
+async def test_the_gate_before_the_proxy_stands_alone():
+    async with forwarding() as proxy:
+        for addresses in (["127.0.0.1"], [PUBLIC, "10.0.0.1"], ["::ffff:7f00:1"]):
+            sender = Sender(
+                policy=Policy(), connections_max=2, connect_timeout_s=2.0, response_bytes_max=9,
+                resolver=Liar(*addresses), proxy=Proxy("127.0.0.1", proxy.port),
+            )  # fmt: skip
+            async with sender:
+                assert await post(sender, "http://a.example.com/") == Fault(Outcome.BLOCKED, "address")
+        assert proxy.heads == []
 
 
 async def test_a_name_that_turns_inward_gains_nothing():

@@ -14,8 +14,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from aiohttp.abc import AbstractResolver
-from fault_server import Certificates, answering, naming, receiving
+from fault_server import Certificates, Liar, answering, naming, receiving
 
 from pghookd.core.destination import Policy, parse_places
 from pghookd.core.model import Fault, Outcome, Reply
@@ -627,22 +626,6 @@ def test_a_url_that_is_refused(url, name):
 
 def test_a_target_hides_the_path():
     assert "token" not in repr(sender().aim("https://example.com/token"))
-
-
-class Liar(AbstractResolver):
-    """A resolver that judges nothing."""
-
-    def __init__(self, *addresses):
-        self.addresses = addresses
-
-    async def resolve(self, host, port=0, family=socket.AF_UNSPEC):
-        return [
-            {"hostname": host, "host": text, "port": port, "family": family, "proto": 0, "flags": 0}
-            for text in self.addresses
-        ]
-
-    async def close(self):
-        pass
 
 
 @pytest.mark.parametrize(
