@@ -328,7 +328,7 @@ async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, re
     async with living(database) as life:
         for event_id in slow:
             await until(state_of(con, event_id, "parked", "filter_slow"))
-        [told] = life.diary.of("delivery.parked")
+        [told] = await life.diary.wait_for("delivery.parked")
         assert (told["reason"], told["rest_s"]) == ("filter_slow", 30)
         detail = await con.fetchval("select detail from webhooks.explain($1) where endpoint_id = 1", slow[0])
         assert detail.startswith("filter_slow, the filter of the endpoint takes too long: exists ")
@@ -371,15 +371,26 @@ async def test_what_stands_behind_the_event_that_a_filter_is_slow_with_goes_out(
     async with living(database, clock=clock) as life:
         for event_id in (slow, *quick):
             await until(state_of(con, event_id, "parked", "filter_slow"))
+        await life.diary.wait_for("delivery.parked")
         clock.ahead_s += 31  # the first rest is over
-        await life.diary.wait_for("delivery.parked", 2)
-        clock.ahead_s += 61
         for event_id in quick:
             await until(state_of(con, event_id, "delivered", None))
-        lines = await life.diary.wait_for("delivery.parked", 3)  # looked at once more from the beginning
+        await life.diary.wait_for("delivery.parked", 2)  # looked at once more from the beginning
+        clock.ahead_s += 61
+        lines = await life.diary.wait_for("delivery.parked", 3)
         await until(state_of(con, slow, "parked", "filter_slow"))
     assert [line["rest_s"] for line in lines] == [30, 60, 120]
     assert {request.event_id for request in receiver.requests} == set(quick)
+
+
+async def test_a_filter_is_not_slow_because_it_is_asked_for_much(database, con, receiver, until, sift):
+    await sift(f"!{SLOW}")
+    some = json.dumps({"a": list(range(150))})  # a few milliseconds
+    ids = [await emit(con, payload=some) for _ in range(100)]
+    async with living(database) as life:
+        await receiver.wait_for(len(ids), 20)
+        assert not [line for line in life.diary.of("delivery.parked") if line["reason"] == "filter_slow"]
+    assert {request.event_id for request in receiver.requests} == set(ids)
 
 
 async def test_a_filter_that_says_neither_true_nor_false_is_told_of_once_in_an_hour(

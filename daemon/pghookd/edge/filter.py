@@ -6,7 +6,8 @@ what it never got. It has no session of its own: whoever asks waits for no longe
 
 Filters that are not in doubt are asked together. Where that takes too long all of them are in doubt, and what they were
 asked for is parked: from then on the reader does without them, and each is asked alone, on the side of the backlog,
-until it has answered in time. One that has not rests, for longer each time.
+until it has answered in time. One that has not, for a single delivery, rests, for longer each time; one that costs
+something has only a few of its deliveries asked for by the reader.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
 
 LIMIT_S: Final = 0.05  # for all that is asked at once
 LEAST_S: Final = 0.005  # with less than this left nothing more is asked
+FREE_S: Final = 0.005  # what the reader spends at once on filters that are known to cost something
+LEAST_COST_S: Final = 0.001  # for a delivery
 REST_MIN_S: Final = 30.0  # a filter that took all of it is not asked for so long, unless it is changed
 REST_MAX_S: Final = 600.0  # twice as long each time, but not longer
 FORGIVEN_AFTER_S: Final = 900.0  # one that has not been slow for so long after a rest begins anew
-PAUSE_S: Final = 1.0  # after one that was slow no other one in doubt is asked on the side of the backlog
-CHUNK: Final = 200  # deliveries in a statement
+PAUSE_S: Final = 1.0  # after a statement that took too long none in doubt is asked
+CHUNK: Final = 100  # deliveries in a statement
 SAY_EVERY_S: Final = 3600.0  # a filter that says neither true nor false is logged this often
 _CANCELLED: Final = "57014"  # query_canceled, by statement_timeout
 
@@ -50,12 +53,18 @@ class Sifted:
 
 @dataclasses.dataclass(slots=True)
 class _Doubt:
-    """A filter that was slow, or asked together with one that was."""
+    """A filter that was slow once, or asked together with one that was."""
 
     filter: str | None
     rests_until: float = 0.0
-    rest_s: float = 0.0  # its latest rest; 0: it was not found slow itself
+    rest_s: float = 0.0  # its latest rest; 0: it was not found slow with a single delivery
     cleared: bool = False  # it has answered in time since
+    each_s: float = 0.0  # what it took lately, for each delivery
+
+    @property
+    def cost_s(self) -> float:
+        """What the reader takes it to cost; less than a millisecond may be the way to Postgres and back."""
+        return self.each_s if self.each_s >= LEAST_COST_S else 0.0
 
 
 def filter_of(endpoint: Endpoint) -> str | None:
@@ -90,21 +99,26 @@ class Filters:
     async def sift(self, session: Session, asked: Iterable[Asked], *, aside: bool = False) -> Sifted:
         """Ask for deliveries whose endpoints have filters; `aside`: of the backlog, nobody waits behind them."""
         sifted, clear = Sifted(), list[Asked]()
-        doubted: dict[int, list[Asked]] = {}
+        alone: dict[int, list[Asked]] = {}
+        left_s = FREE_S
         for pair in asked:
-            if self._doubt(pair[0]) is None:
+            doubt = self._doubt(pair[0])
+            if doubt is None:
                 clear.append(pair)
             elif aside and self.rests_until(pair[0].endpoint_id) <= self._monotonic():
-                doubted.setdefault(pair[0].endpoint_id, []).append(pair)
+                alone.setdefault(pair[0].endpoint_id, []).append(pair)
+            elif not aside and doubt.cleared and doubt.cost_s <= left_s:
+                left_s -= doubt.cost_s
+                clear.append(pair)
             else:
                 sifted.unknown.add(_key(pair))
-        if (clear or doubted) and id(session) not in self._planned:
+        if (clear or alone) and id(session) not in self._planned:
             await session.fetch(query("match_filter"), [], [])  # planned before time counts
             self._planned.add(id(session))
         end = self._monotonic() + LIMIT_S
         for start in range(0, len(clear), CHUNK):
             await self._ask(session, clear[start : start + CHUNK], end, sifted)
-        for pairs in doubted.values():
+        for pairs in alone.values():
             await self._reconsider(session, pairs, end, sifted)
         if aside and sifted.unknown:
             self._stopped = {
@@ -121,16 +135,23 @@ class Filters:
         return self._stopped.pop(endpoint_id, last)
 
     async def _reconsider(self, session: Session, pairs: Sequence[Asked], end: float, sifted: Sifted) -> None:
-        """Ask a filter in doubt for one delivery, then for ever more: a single one may be what it is slow with."""
-        start, size = 0, 1
-        while start < len(pairs) and await self._ask(session, pairs[start : start + size], end, sifted):
-            self._doubts[pairs[0][0].endpoint_id].cleared = True
-            start, size = start + size, min(2 * size, CHUNK)
+        """Ask a filter that was in doubt for one delivery, then for ever more, as far as there is time for them.
+
+        A single one may be what it is slow with.
+        """
+        doubt, start, size = self._doubts[pairs[0][0].endpoint_id], 0, 1
+        while size and start < len(pairs):
+            piece, began = pairs[start : start + size], self._monotonic()
+            if not await self._ask(session, piece, end, sifted):
+                break
+            now = self._monotonic()
+            doubt.cleared, doubt.each_s = True, max(1e-6, (now - began) / len(piece))
+            start, size = start + size, min(2 * size, CHUNK, int((end - now) / 2 / doubt.each_s))
         sifted.unknown.update(map(_key, pairs[start:]))
 
     def _doubt(self, endpoint: Endpoint) -> _Doubt | None:
         doubt = self._doubts.get(endpoint.endpoint_id)
-        return None if doubt is None or doubt.cleared or doubt.filter != filter_of(endpoint) else doubt
+        return None if doubt is None or doubt.filter != filter_of(endpoint) else doubt
 
     async def _ask(self, session: Session, pairs: Sequence[Asked], end: float, sifted: Sifted) -> bool:
         """Ask in one statement; return whether there was an answer."""
@@ -156,8 +177,9 @@ class Filters:
                 self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="match_filter")
                 if len(endpoints) == 1:
                     return []
-            # With little time left it may have been others that took it.
-            if len(endpoints) == 1 and within_s >= LIMIT_S / 2:
+            self._paused_until = self._monotonic() + PAUSE_S
+            # It may have been others that took the time, or so many of them.
+            if len(pairs) == 1 and within_s >= LIMIT_S / 2:
                 self._note_slow(endpoints[0])
             else:
                 self._suspect(endpoints)
@@ -180,7 +202,6 @@ class Filters:
         if before is not None and before.rest_s and now < before.rests_until + FORGIVEN_AFTER_S:
             rest_s = min(2 * before.rest_s, REST_MAX_S)
         self._doubts[endpoint.endpoint_id] = _Doubt(filter_of(endpoint), now + rest_s, rest_s)
-        self._paused_until = now + PAUSE_S
         self._logger.warning(
             LogEvent.DELIVERY_PARKED,
             endpoint_id=endpoint.endpoint_id,
