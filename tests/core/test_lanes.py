@@ -302,7 +302,7 @@ def test_in_a_long_pause_nothing_is_in_memory_and_what_was_parked_comes_back_at_
     assert [each.event.event_id for each in lanes.pause(lane, 60.0, 0.0)] == [2, 3, 4, 5]
     lanes.parked.add(1)
     fail(lanes, lane, each)
-    assert lanes.offer(lane, delivery(), 54.0) is Offer.PARK
+    assert lanes.offer(lane, delivery(), 54.0) is Offer.PAUSED
     assert lanes.offer(lane, delivery(event_id=7), 56.0) is Offer.QUEUED  # soon over
     assert (start(lanes, 59.9), lanes.appetite(1, 59.9)) == ([], 0)
     assert lanes.appetite(1, 60.0) == 10

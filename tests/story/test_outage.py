@@ -203,10 +203,8 @@ async def test_twenty_thousand_events_wait_for_an_endpoint_that_is_down(database
         tried = sum(row["attempts"] > 0 for row in rows)
         aside = [row["reason"] for row in rows if row["state"] == "parked"]
         assert len(aside) >= count - tried
-        assert set(aside) == {
-            "breaker_open",
-            "lane_full",
-        }  # in the moment before it opened they came too fast
+        # In the moment before it opened they may have come too fast.
+        assert {"breaker_open"} <= set(aside) <= {"breaker_open", "lane_full"}
         receiver.in_flight_max = 0
         receiver.script = lambda _request: Response(200)
         await life.diary.wait_for("breaker.closed")

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 from pghookd.core import breaker
 from pghookd.core.breaker import Breaker
-from pghookd.core.model import Delivery, Endpoint
+from pghookd.core.model import Delivery, Endpoint, Reason
 from pghookd.core.pace import Pace, Rate
 
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
@@ -51,21 +51,30 @@ BEST_GROWS: Final = 1.25  # by so much is its best time forgotten then
 
 
 class LaneKey(NamedTuple):
-    """What deliveries share a lane: they are delivered at one pace, and one day perhaps one by one."""
+    """What deliveries share a lane: they are delivered at one pace."""
 
     site_id: str
     endpoint_id: int
-    ordering_key: str | None = None
 
 
 class Offer(enum.Enum):
     """What to do with a delivery that was offered to a lane."""
 
     QUEUED = "queued"
-    PARK = "park"  # give it a row in backlog: its lane is full while slots elsewhere are free, or paused for long
+    PARK = "park"  # give it a row in backlog: its lane is full while slots elsewhere are free
     OPEN = "open"  # give it a row in backlog: its breaker is open
+    PAUSED = "paused"  # give it a row in backlog: its receiver has asked for a long pause
     WAIT = "wait"  # leave it in the log until there is room
     BEHIND = "behind"  # give it a row in backlog: its endpoint is ordered, and others come first (core/order)
+
+
+PARKED_FOR: Final = {
+    Offer.PARK: Reason.LANE_FULL,
+    Offer.OPEN: Reason.BREAKER_OPEN,
+    Offer.PAUSED: Reason.PAUSED,
+    Offer.BEHIND: Reason.ORDERING,
+    Offer.WAIT: Reason.LANE_FULL,  # where there is no log to leave it in
+}
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -284,7 +293,7 @@ class Lanes:
         if lane.breaker.is_open:
             return self._offer_probe(lane, delivery, now)
         if lane.paused_until - now > PAUSE_PARKS_S:
-            return Offer.PARK
+            return Offer.PAUSED
         waiting = len(lane.late if delivery.late else lane.queue)
         if waiting >= STUCK_QUEUE_MAX:
             if waiting >= LANE_QUEUE_MAX:

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from pghookd.core.lanes import Lane, Lanes, Offer
+from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
 from pghookd.core.verdict import Disable, Retry
 from pghookd.core.writes import Attempted, Died, Kept, Write
@@ -220,9 +220,11 @@ class Order:
         offer = self._lead(lane, line, delivery, now)
         if offer is Offer.QUEUED:
             return []
-        reason = Reason.BREAKER_OPEN if offer is Offer.OPEN else Reason.LANE_FULL
         self._note_row(lot, line, delivery, was_in=True)
-        return [Kept(delivery, State.PARKED, reason), *self._fall_behind(lot, line, Reason.ORDERING)]
+        return [
+            Kept(delivery, State.PARKED, PARKED_FOR[offer]),
+            *self._fall_behind(lot, line, Reason.ORDERING),
+        ]
 
     def _fall_behind(self, lot: Lot, line: Line, reason: Reason) -> list[Write]:
         state = State.HELD if reason is Reason.DISABLED else State.PARKED

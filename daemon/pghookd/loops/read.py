@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 from pghookd.core import event_options
 from pghookd.core.envelope import valid_type
 from pghookd.core.event_options import EventOptions
-from pghookd.core.lanes import Lane, Lanes, Offer
+from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot, Ticket, settle
@@ -37,11 +37,6 @@ GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.008
 LULL_S: Final = 0.25  # without a row: go to sleep
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
-_REASONS: Final = {
-    Offer.PARK: Reason.LANE_FULL,
-    Offer.OPEN: Reason.BREAKER_OPEN,
-    Offer.BEHIND: Reason.ORDERING,
-}
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
 
 # event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
@@ -411,7 +406,7 @@ class Reader:
             if offer is Offer.QUEUED:
                 return
             if offer is not Offer.WAIT:
-                self._park([delivery], _REASONS[offer], now)
+                self._park([delivery], PARKED_FOR[offer], now)
                 await self._outbox.room()
                 return
             self._kick()

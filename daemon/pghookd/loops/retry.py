@@ -16,7 +16,7 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import event_options
-from pghookd.core.lanes import Lanes, Offer
+from pghookd.core.lanes import PARKED_FOR, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
 from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Log
@@ -421,7 +421,7 @@ class DueRows:
         if offer is Offer.QUEUED:
             self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
             return None
-        return Reason.BREAKER_OPEN if offer is Offer.OPEN else Reason.LANE_FULL
+        return PARKED_FOR[offer]
 
     # Held by an endpoint that is off --------------------------------------------------------------------------
 
