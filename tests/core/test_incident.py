@@ -213,6 +213,15 @@ def test_a_slow_filter_has_recovered_when_it_holds_nothing_up_whatever_it_leaves
     assert told(case(Health.FAILING, 3 * HOUR, held_up, marks=marks, **BY_FILTER, **worked)) == {}
 
 
+def test_nobody_is_told_of_a_filter_that_holds_up_for_a_moment_even_where_nothing_waits():
+    at_once = dataclasses.replace(POLICY, first_wait_us=0)
+    held_up = Facts(unsettled=1, filtering=True)
+    young = case(Health.SHAKY, 0, held_up, policy=at_once, **BY_FILTER)
+    found = plan([young], Owner())
+    assert (found.sections, found.steps, found.look_us) == ((), {}, T0 + MINUTE)
+    assert told(case(Health.SHAKY, MINUTE, held_up, policy=at_once, **BY_FILTER)) == {1: Kind.FAILING}
+
+
 def test_a_slow_filter_switches_nothing_off():
     days = Facts(unsettled=1, filtering=True)
     assert disable_us(case(Health.FAILING, 30 * DAY_US, days, **BY_FILTER)) is None

@@ -35,6 +35,7 @@ FLAPS_MIN: Final = 3  # failing and recovered pairs in a day that make it a flap
 DRAINED_WITHIN: Final = 4  # times recovered_after_s: then it has recovered, whatever is left in the backlog
 EXPIRY_NOTICE_US: Final = 2 * DAY_US  # held events are told of this long before they are dropped
 QUIET_US: Final = 30 * DAY_US  # an incident in which nothing has happened for this long is over
+HELD_UP_US: Final = 60 * SECOND_US  # a filter may be asked together with a slow one; that is over before this
 LOOK_EVERY_US: Final = 600 * SECOND_US  # an incident is looked at this often where nothing is due
 _BY_PEOPLE: Final = frozenset({DisabledReason.OWNER.value, DisabledReason.OPERATOR.value})
 _BY_RECEIVER: Final = frozenset({DisabledReason.GONE.value, DisabledReason.RECEIVER.value})
@@ -224,13 +225,17 @@ def is_failing(case: Case) -> bool:
     incident, facts = case.incident, case.facts
     if not facts.enabled and facts.disabled_reason in _BY_RECEIVER:
         return True
-    if facts.dead or facts.filtering or (facts.failures >= FAILURES_MIN and facts.unsettled):
+    if facts.dead or _is_held_up(case) or (facts.failures >= FAILURES_MIN and facts.unsettled):
         return True
     if _is_by_filter_alone(case):
         return False
     if not case.policy.first_wait_us:
         return True  # a mail at the first failure, as some platforms promise
     return not _has_worked(incident) and case.now_us - incident.first_failure_us >= case.policy.first_wait_us
+
+
+def _is_held_up(case: Case) -> bool:
+    return case.facts.filtering and case.now_us - case.incident.first_failure_us >= HELD_UP_US
 
 
 def _is_by_filter_alone(case: Case) -> bool:
@@ -543,7 +548,7 @@ def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> Plan:
         elif due and case.incident.health in _KNOWN and not _is_snoozed(case):
             sections[number] = Kind.REMINDER
             steps[number] = _told(case, case.incident.health, Kind.REMINDER)
-        elif not storm and _window_closed(case) and not case.marks.owed and not is_failing(case):
+        elif not storm and _is_nothing(case):
             steps[number] = Step(case.incident.health, case.marks, closed=True)
     return Plan(
         sections=tuple(sections.items()),
@@ -554,6 +559,12 @@ def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> Plan:
         ),
         look_us=now_us if steps else _look_us(cases, owner),
     )
+
+
+def _is_nothing(case: Case) -> bool:
+    """Whether a window closes over what nobody need be told of."""
+    unsure = case.marks.owed or case.facts.filtering or is_failing(case)
+    return _window_closed(case) and not unsure
 
 
 def _with_window(cases: Sequence[Case]) -> list[Case]:
@@ -665,6 +676,8 @@ def _times(case: Case) -> list[int]:
         times.append(incident.window_us + policy.first_wait_us)
     if (since := calm_since_us(case)) is not None:
         times.append(since + policy.recovered_after_us)
+    if case.facts.filtering:
+        times.append(incident.first_failure_us + HELD_UP_US)
     due = disable_us(case)
     if due is not None:
         times += [due - policy.warn_us, max(due, (case.marks.warned_us or 0) + policy.warn_us)]

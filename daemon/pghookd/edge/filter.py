@@ -80,9 +80,7 @@ class Filters:
         self._monotonic = monotonic
         self._doubts: dict[int, _Doubt] = {}
         self._paused_until = 0.0
-        self._stopped: dict[
-            int, int
-        ] = {}  # per endpoint, the first event of the last page that got no answer
+        self._stopped: dict[int, int] = {}  # per endpoint, the first event of a page that got no answer
         self._said: dict[int, float] = {}  # endpoints of which it was logged that their filter does not say
         self._planned: set[int] = set()  # sessions
 
