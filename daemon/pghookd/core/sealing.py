@@ -26,9 +26,6 @@ class Unopened(Exception):  # noqa: N818 - it is a state of the world, not a mis
     """An encrypted secret that none of our keys opens. Not a ValueError: the row is not invalid."""
 
 
-Unopened.__name__ = Unopened.__qualname__ = "secret"  # what an attempt's `error` says: failed, secret
-
-
 def is_sealed(text: str) -> bool:
     """Whether a secret is encrypted."""
     return text.startswith(PREFIX)

@@ -302,7 +302,7 @@ class Deliverer:
             manner = Manner.of(lane.endpoint, self._terms.defaults)
         except ValueError:
             return None
-        return Aim(self._sender.aim(lane.endpoint.url), manner)
+        return Aim(manner.fault or self._sender.aim(lane.endpoint.url), manner)
 
     def _head(self, manner: Manner, delivery: Delivery, body: bytes) -> bytes:
         event = delivery.event
