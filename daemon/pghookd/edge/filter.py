@@ -4,10 +4,10 @@ Only for endpoints that have a filter. Left out is what is clearly false: an eve
 of which a filter says neither true nor false, is delivered, since a receiver can tell what it does not want, and not
 what it never got. It has no session of its own: whoever asks waits for no longer than a limit, whatever a filter does.
 
-Filters that are not in doubt are asked together. Where that takes too long all of them are in doubt, and what they were
-asked for is parked: from then on the reader does without them, and each is asked alone, on the side of the backlog,
-until it has answered in time. One that has not, for a single delivery, rests, for longer each time; one that costs
-something has only a few of its deliveries asked for by the reader.
+Filters that are not in doubt are asked together, for half as long. Where that takes too long all of them are in doubt,
+and what they were asked for is parked: from then on the reader does without them, and each is asked alone, on the side
+of the backlog, until it has answered in time. One that has not, for a single delivery, rests, for longer each time; one
+that costs something has only a few of its deliveries asked for by the reader.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pghookd.core.model import Delivery, Endpoint, Reason
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
 
-LIMIT_S: Final = 0.05  # for all that is asked at once
+LIMIT_S: Final = 0.05  # for all that is asked at once, on the side of the backlog
+GLANCE_S: Final = 0.025  # the same for the reader: others wait behind it
 LEAST_S: Final = 0.005  # with less than this left nothing more is asked
 FREE_S: Final = 0.005  # what the reader spends at once on filters that are known to cost something
 LEAST_COST_S: Final = 0.001  # for a delivery
@@ -113,7 +114,7 @@ class Filters:
         if (clear or alone) and id(session) not in self._planned:
             await session.fetch(query("match_filter"), [], [])  # planned before time counts
             self._planned.add(id(session))
-        end = self._monotonic() + LIMIT_S
+        end = self._monotonic() + (LIMIT_S if aside else GLANCE_S)
         for start in range(0, len(clear), CHUNK):
             await self._ask(session, clear[start : start + CHUNK], end, sifted)
         for pairs in alone.values():
@@ -177,7 +178,7 @@ class Filters:
                     return []
             self._paused_until = self._monotonic() + PAUSE_S
             # It may have been others that took the time, or so many of them.
-            if len(pairs) == 1 and within_s >= LIMIT_S / 2:
+            if len(pairs) == 1 and within_s >= 0.8 * LIMIT_S:
                 self._note_slow(endpoints[0])
             else:
                 self._suspect(endpoints)
