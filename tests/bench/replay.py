@@ -100,7 +100,7 @@ async def prepare(producer: asyncpg.Connection, port: int) -> None:
 
 
 async def main(*, quick: bool) -> None:
-    seconds, pairs = (4, 1) if quick else (200, 5)
+    seconds, alone_seconds, pairs = (4, 4, 1) if quick else (200, 60, 5)
     total = seconds * REPLAYED_PER_S
     receiver = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
     alone: list[list[float]] = []
@@ -118,8 +118,9 @@ async def main(*, quick: bool) -> None:
                 for with_replay in (False, True) if pair % 2 == 0 else (True, False):
                     if with_replay:
                         await operator.execute(START, REPLAYED_PER_S)
-                    (beside if with_replay else alone).append(await live(producer, first, seconds))
-                    first += seconds * LIVE_PER_S
+                    lasts = seconds if with_replay else alone_seconds
+                    (beside if with_replay else alone).append(await live(producer, first, lasts))
+                    first += lasts * LIVE_PER_S
                     if with_replay:
                         rates.append(await replayed(operator, total))
         await producer.close()
