@@ -36,7 +36,7 @@ grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts
 grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
-grant execute on function webhooks.send_test, webhooks.cancel, webhooks.emit_changes to webhooks_admin;
+grant execute on function webhooks.add_endpoint, webhooks.send_test, webhooks.cancel, webhooks.emit_changes to webhooks_admin;
 grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
 grant execute on function webhooks.wrap_secrets, webhooks.forget to webhooks_admin;
 

@@ -74,15 +74,9 @@ async def add_endpoint(settings: Settings, columns: Mapping[str, object], *, new
 
 
 _ADD: Final = """
-insert into webhooks.endpoints (site_id, url, event_types, secret, description, concurrency, rate_per_s, ordered,
-  filter, timeout_s, retry_schedule, headers, success_statuses, profile, profile_spec)
-select r.site_id, r.url, coalesce(r.event_types, '{*}'),
-  case when $2::bool then webhooks.new_secret() else r.secret end,
-  r.description, r.concurrency, r.rate_per_s, coalesce(r.ordered, false), r.filter, r.timeout_s, r.retry_schedule,
-  coalesce(r.headers, '{}'), r.success_statuses, coalesce(r.profile, 'standard'),
-  r.profile_spec
-from jsonb_populate_record(null::webhooks.endpoints, $1::jsonb) r
-returning endpoint_id, case when $2::bool then secret end as secret
+select a.endpoint_id, case when $2::bool then a.secret end as secret
+from (select $1::jsonb || case when $2::bool then jsonb_build_object('secret', webhooks.new_secret()) else '{}' end) o(of)
+cross join lateral webhooks.add_endpoint(o.of ->> 'site_id', o.of ->> 'url', o.of - 'site_id' - 'url') a
 """
 
 

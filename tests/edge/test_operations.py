@@ -260,3 +260,23 @@ async def test_a_trigger_for_each_row_is_refused(things):
     )
     with pytest.raises(asyncpg.PostgresError, match="FOR EACH STATEMENT"):
         await things.execute("insert into things (id, shop) values (1, 's')")
+
+
+# add_endpoint -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_endpoint_is_added_with_options_by_name_and_no_others(con):
+    row = await con.fetchrow(
+        "select * from webhooks.add_endpoint('s', 'https://a.example/', $1::jsonb)",
+        '{"ordered": true, "rate_per_s": 5, "filter": "$.a > 1"}',
+    )
+    made = await con.fetchrow("select * from webhooks.endpoints where endpoint_id = $1", row["endpoint_id"])
+    assert (made["ordered"], made["rate_per_s"], made["event_types"]) == (True, 5.0, ["*"])
+    assert made["filter"] == '($."a" > 1)'
+    assert row["secret"] is None
+    for options, told in (
+        ('{"endpoint_id": 1, "xid": 2}', "endpoint_id, xid"),
+        ('{"rate_per_s": 0}', "rate_per_s"),
+    ):
+        with pytest.raises(asyncpg.PostgresError, match=told):
+            await con.execute("select webhooks.add_endpoint('s', 'https://a.example/', $1::jsonb)", options)

@@ -589,7 +589,8 @@ async def test_an_owner_that_made_the_roles_itself_is_told_and_not_stopped(own_s
 
 
 async def test_only_administrators_test_and_cancel(con, login, connect):
-    acts = ("select webhooks.send_test(1)", "select webhooks.cancel(1)")
+    add = "select webhooks.add_endpoint('s', 'https://a.example/', '{}')"
+    acts = (add, "select webhooks.send_test(1)", "select webhooks.cancel(1)")
     for role in ("webhooks_producer", "webhooks_reader"):
         await refused(await connect(await login(role)), *acts)
     admin = await connect(await login("webhooks_admin"))

@@ -77,6 +77,8 @@ async def test_add_makes_an_endpoint_and_shows_its_new_secret_once(pghookd, db, 
     assert row["event_types"] == ["order_created", "order_updated"]
     assert (row["description"], row["timeout_s"], row["ordered"]) == ("Shop", 3.0, False)
     assert json.loads(row["headers"]) == {"X-Key": "abc"}
+    noted = await db.fetchval("select detail from webhooks.operations where what = 'add_endpoint'")
+    assert json.loads(noted) == {"endpoint_id": row["endpoint_id"], "site_id": site}
 
 
 async def test_add_takes_a_profile_of_your_own_and_show_tells_it(pghookd, site):
