@@ -75,7 +75,8 @@ async def add_endpoint(settings: Settings, columns: Mapping[str, object], *, new
 
 _ADD: Final = """
 select a.endpoint_id, case when $2::bool then a.secret end as secret
-from (select $1::jsonb || case when $2::bool then jsonb_build_object('secret', webhooks.new_secret()) else '{}' end) o(of)
+from (select $1::jsonb ||
+  case when $2::bool then jsonb_build_object('secret', webhooks.new_secret()) else '{}' end) o(of)
 cross join lateral webhooks.add_endpoint(o.of ->> 'site_id', o.of ->> 'url', o.of - 'site_id' - 'url') a
 """
 
