@@ -76,12 +76,11 @@ def test_the_key_is_the_secrets_text_or_what_the_standard_reads_in_it():
     assert lines_of("svix", Secrets(SECRET))["svix-signature"] == expected
 
 
-@pytest.mark.parametrize("secret", [None, "whsk_" + base64.b64encode(bytes(32)).decode()])
-@pytest.mark.parametrize("name", profile.PRESETS)
-def test_without_a_shared_secret_nothing_is_signed(name, secret):
-    signing = profile.PRESETS[name].header
-    lines = lines_of(name, Secrets(secret, "old", 2000.0))
-    assert set(lines) == set(PRESETS[name]) - {signing}
+def test_without_a_shared_secret_nothing_is_signed():
+    for name, preset in profile.PRESETS.items():
+        for secret in (None, "whsk_" + base64.b64encode(bytes(32)).decode()):
+            lines = lines_of(name, Secrets(secret, "old", 2000.0))
+            assert set(lines) == set(PRESETS[name]) - {preset.header}
 
 
 def test_both_secrets_sign_where_a_list_can_be_read():

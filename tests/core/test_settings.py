@@ -158,48 +158,46 @@ def test_what_is_out_of_bounds_is_refused():
         assert [".".join(map(str, error["loc"][:2])) for error in raised.value.errors()] == [name], value
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("delivery.timeout_s", "2.5", 2.5),
-        ("disable.after_s", "0", 0),
-        ("retry.schedule", "5s, 5m,2h,1d", (5, 300, 7200, 86400)),
-        ("egress.allow", "10.0.0.0/8, hooks.internal", ("10.0.0.0/8", "hooks.internal")),
-        ("egress.ports", "443", ("443",)),
-        ("egress.https_only", "true", True),
-        ("mail.unsubscribe_url", "https://x.example/u?t={token}", "https://x.example/u?t={token}"),
-        ("database.url", "postgresql://u@/d?host=/run/postgresql", "postgresql://u@/d?host=/run/postgresql"),
-        ("log.successes", "1/100", 100),
-    ],
-)
-def test_texts_become_values(name, text, value):
-    section, field = name.split(".")
-    assert plain(value_of(Settings.model_validate({section: {field: text}}), name)) == value
+TEXTS = [
+    ("delivery.timeout_s", "2.5", 2.5),
+    ("disable.after_s", "0", 0),
+    ("retry.schedule", "5s, 5m,2h,1d", (5, 300, 7200, 86400)),
+    ("egress.allow", "10.0.0.0/8, hooks.internal", ("10.0.0.0/8", "hooks.internal")),
+    ("egress.ports", "443", ("443",)),
+    ("egress.https_only", "true", True),
+    ("mail.unsubscribe_url", "https://x.example/u?t={token}", "https://x.example/u?t={token}"),
+    ("database.url", "postgresql://u@/d?host=/run/postgresql", "postgresql://u@/d?host=/run/postgresql"),
+    ("log.successes", "1/100", 100),
+]
+TOGETHER = [  # settings, and the names that a fault in them tells
+    ({"delivery": {"timeout_s": 20}}, {"delivery.grace_s", "delivery.timeout_s"}),
+    ({"delivery": {"connect_timeout_s": 16}}, {"delivery.connect_timeout_s", "delivery.timeout_s"}),
+    ({"delivery": {"concurrency": 8}}, set()),
+    ({"delivery": {"queue_bytes_max": 9}}, {"delivery.payload_bytes_max", "delivery.queue_bytes_max"}),
+    ({"breaker": {"probe_s": 601}}, {"breaker.probe_s", "breaker.probe_max_s"}),
+    ({"disable": {"warn_s": 432_000}}, {"disable.warn_s", "disable.after_s"}),
+    ({"disable": {"after_s": 0}}, set()),
+    ({"database": {"lease_s": 3}}, {"database.lease_s", "database.heartbeat_s"}),
+    ({"smtp": {"host": "mx.example"}}, {"mail.sender", "smtp.host"}),
+    (
+        {"smtp": {"host": "mx.example", "tls": "none"}, "mail": {"sender": "a@b.example"}},
+        {"smtp.tls", "smtp.host"},
+    ),
+    ({"smtp": {"host": "127.0.0.1", "tls": "none"}, "mail": {"sender": "a@b.example"}}, set()),
+    ({"smtp": {"host": "::1", "tls": "none"}, "mail": {"sender": "a@b.example"}}, set()),
+]
 
 
-@pytest.mark.parametrize(
-    ("values", "names"),
-    [
-        ({"delivery": {"timeout_s": 20}}, {"delivery.grace_s", "delivery.timeout_s"}),
-        ({"delivery": {"connect_timeout_s": 16}}, {"delivery.connect_timeout_s", "delivery.timeout_s"}),
-        ({"delivery": {"concurrency": 8}}, set()),
-        ({"delivery": {"queue_bytes_max": 9}}, {"delivery.payload_bytes_max", "delivery.queue_bytes_max"}),
-        ({"breaker": {"probe_s": 601}}, {"breaker.probe_s", "breaker.probe_max_s"}),
-        ({"disable": {"warn_s": 432_000}}, {"disable.warn_s", "disable.after_s"}),
-        ({"disable": {"after_s": 0}}, set()),
-        ({"database": {"lease_s": 3}}, {"database.lease_s", "database.heartbeat_s"}),
-        ({"smtp": {"host": "mx.example"}}, {"mail.sender", "smtp.host"}),
-        (
-            {"smtp": {"host": "mx.example", "tls": "none"}, "mail": {"sender": "a@b.example"}},
-            {"smtp.tls", "smtp.host"},
-        ),
-        ({"smtp": {"host": "127.0.0.1", "tls": "none"}, "mail": {"sender": "a@b.example"}}, set()),
-        ({"smtp": {"host": "::1", "tls": "none"}, "mail": {"sender": "a@b.example"}}, set()),
-    ],
-)
-def test_what_does_not_go_together_is_told(values, names):
-    found = [set(each.names) for each in contradictions(Settings.model_validate(values))]
-    assert found == ([names] if names else [])
+def test_texts_become_values():
+    for name, text, value in TEXTS:
+        section, field = name.split(".")
+        assert plain(value_of(Settings.model_validate({section: {field: text}}), name)) == value
+
+
+def test_what_does_not_go_together_is_told():
+    for values, names in TOGETHER:
+        found = [set(each.names) for each in contradictions(Settings.model_validate(values))]
+        assert found == ([names] if names else []), values
 
 
 def test_sampling_is_none_all_or_one_of_n():
