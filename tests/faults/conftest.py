@@ -1,0 +1,90 @@
+"""What the faults share: the stories' daemons, receivers and databases, and a network that can be broken.
+
+These tests take minutes and break what they run on, so they are no part of a plain `pytest`: run `pytest tests/faults`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+STORY = Path(__file__).parent.parent / "story"
+sys.path.insert(0, str(STORY))
+
+from daemon import ReceiverProcess
+from network import Network
+
+from pghookd import migrate
+
+
+def _conftest_of_the_stories():
+    spec = importlib.util.spec_from_file_location("conftest_of_the_stories", STORY / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_stories = _conftest_of_the_stories()
+start, db, receiver_process = _stories.start, _stories.db, _stories.receiver_process
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def network(own_server):
+    """Return a network before `own_server`, whose database is migrated."""
+    await migrate.migrate(own_server.url())
+    async with Network(own_server.sockets) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def direct(own_server, network):
+    """Return a connection to `own_server` that does not pass the network."""
+    connection = await asyncpg.connect(own_server.url())
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def receiving(tmp_path):
+    """Return `async with receiving(db, script, endpoints)`: a receiver process, and endpoints of site `s` for it."""
+    return lambda connection, script="answers:slow", endpoints=1: _Receiving(
+        connection, tmp_path / "received.jsonl", script, endpoints
+    )
+
+
+class _Receiving(ReceiverProcess):
+    def __init__(self, connection, log, script, endpoints):
+        super().__init__(log, script)
+        self._connection = connection
+        self._endpoints = endpoints
+
+    async def __aenter__(self):
+        await super().__aenter__()
+        await self._connection.execute("insert into webhooks.sites (site_id, name) values ('s', 'a site')")
+        await self._connection.execute(
+            "insert into webhooks.endpoints (site_id, url, secret, concurrency)"
+            " select 's', $1 || n, webhooks.new_secret(), 100 from generate_series(1, $2::int) n",
+            self.url("/"),
+            self._endpoints,
+        )
+        return self
+
+
+@pytest.fixture
+def delivered(until):
+    """Return `await delivered(db, count, seconds)`: waits until so many deliveries have succeeded."""
+
+    async def wait(connection, count, seconds=40.0):
+        sql = "select count(*) from webhooks.attempts where outcome = 'delivered'"
+
+        async def there():
+            return await connection.fetchval(sql) >= count
+
+        await until(there, seconds)
+
+    return wait

@@ -1,0 +1,129 @@
+"""A network between the daemon and Postgres that can be broken in the ways networks break.
+
+It knows the daemon's connections by the names that they give themselves (`pghookd/read`), so that a single one may go
+silent. The kernel acknowledges whatever is sent into a silence: no keepalive can tell, as behind a middlebox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import re
+
+_NAME = re.compile(rb"application_name\0pghookd/(\w+)\0")
+
+
+@dataclasses.dataclass(eq=False)
+class Link:
+    """One connection through the network: its two ends, and what is done to it.
+
+    Attributes:
+        up: what the client sends passes.
+        down: what the server sends passes.
+        cut_after: the connection ends once these bytes have been passed on to the server, with no answer.
+    """
+
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter
+    up: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    down: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+    name: str = ""
+    cut_after: bytes = b""
+
+    def cut(self):
+        """Reset both ends."""
+        self.client.transport.abort()
+        self.server.transport.abort()
+
+
+class Network:
+    """A TCP proxy before a server's Unix socket.
+
+    Attributes:
+        delay_s: how long whatever passes takes, each way.
+        links: the connections that were made, in order.
+    """
+
+    def __init__(self, sockets):
+        self._path = f"{sockets}/.s.PGSQL.5432"
+        self._tasks = set()
+        self._silent = False
+        self.delay_s = 0.0
+        self.links = []
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for link in self.links:
+            link.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def url(self):
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def of(self, name):
+        """Return the newest connection of that name."""
+        return [link for link in self.links if link.name == name][-1]
+
+    def partition(self, *, up=False, down=False):
+        """Let nothing pass any more, or one way only; new connections are accepted and lead nowhere."""
+        self._silent = True
+        for link in self.links:
+            self.silence(link, up=up, down=down)
+
+    def silence(self, link, *, up=False, down=False):
+        """Let nothing pass on one connection, or one way only; both ends believe that it is open."""
+        for way, passes in ((link.up, up), (link.down, down)):
+            if not passes:
+                way.clear()
+
+    def heal(self):
+        """Let new connections pass; what was silenced stays so for ever."""
+        self._silent = False
+
+    async def _connected(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
+        from_server, to_server = await asyncio.open_unix_connection(self._path)
+        link = Link(writer, to_server)
+        self.links.append(link)
+        if not self._silent:
+            link.up.set()
+            link.down.set()
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # cut, or the test is over
+            await asyncio.gather(
+                self._up(link, reader, to_server), self._pass(link.down, from_server, writer)
+            )
+
+    async def _up(self, link, reader, writer):
+        while data := await reader.read(65536):
+            await link.up.wait()
+            if found := _NAME.search(data):
+                link.name = found[1].decode()
+            await self._send(writer, data)
+            if link.cut_after and link.cut_after in data:
+                link.down.clear()
+                await asyncio.sleep(0.1)  # the server does what it was told; its answer never arrives
+                link.cut()
+        await link.up.wait()
+        writer.close()
+
+    async def _pass(self, passing, reader, writer):
+        while data := await reader.read(65536):
+            await passing.wait()
+            await self._send(writer, data)
+        await passing.wait()
+        writer.close()
+
+    async def _send(self, writer, data):
+        if self.delay_s:
+            await asyncio.sleep(self.delay_s)
+        writer.write(data)
+        await writer.drain()
