@@ -1,0 +1,498 @@
+"""A Postgres in memory, as far as the daemon's queries reach: xids, snapshots, commits in any order, lost sessions.
+
+Answers by the name of the query. Each statement takes effect at one moment between being sent and being answered; what
+a transaction wrote is seen by others when it commits. It must never know what the daemon does with the answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+
+import orjson
+
+from pghookd.core.snapshot import Snapshot
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, query
+
+EPOCH_US = 1_700_000_000_000_000
+READS = (
+    "read_new_events read_events_page find_first_event read_newest_event_id read_settled read_endpoints"
+    " read_endpoints_of_sites read_due read_line read_parked find_parked_endpoints read_shards read_watched"
+).split()
+WRITES = (
+    "record_attempts put_backlog put_dead clear_backlog disable_endpoints note_failures note_successes"
+    " store_positions hold_backlog walk_lines place_in_line expire_held"
+).split()
+# The first line of each is its own; the reader puts other numbers further down.
+NAMES = {query(name).partition("\n")[0]: name for name in READS + WRITES}
+
+
+class Columns(tuple):
+    """A row that is asked for by position, by slice and by name."""
+
+    __slots__ = ()
+    names = {
+        name: at
+        for at, name in enumerate(
+            ("snapshot", "in_recovery", "newest", "event_id", "site_id", "type", "created_at", "endpoint_id")
+        )
+    }
+
+    def __getitem__(self, key):
+        return tuple.__getitem__(self, self.names[key] if isinstance(key, str) else key)
+
+
+class EventColumns(Columns):
+    """A row of a page of events."""
+
+    __slots__ = ()
+    names = {name: at for at, name in enumerate(("event_id", "site_id", "type", "created_at", "endpoint_id"))}
+
+
+@dataclasses.dataclass
+class Stored:
+    """One row of `events`."""
+
+    xid: int
+    event_id: int
+    site_id: str
+    key: str | None
+    created_at: int
+    drawn_at: float
+    committed_at: float | None = None
+
+    @property
+    def options(self):
+        return None if self.key is None else f'{{"ordering_key":"{self.key}"}}'
+
+    @property
+    def columns(self):
+        return (self.event_id, self.site_id, "order_created", self.created_at, None, b"{}", self.options)
+
+
+@dataclasses.dataclass
+class Transaction:
+    """What one has written; None: the row is gone."""
+
+    xid: int
+    rows: dict = dataclasses.field(default_factory=dict)
+
+
+class Database:
+    """What would survive a crash of the daemon."""
+
+    def __init__(self, loop, shards):
+        self.loop = loop
+        self.shards = shards
+        self.last_value = 0
+        self.next_xid = 700
+        self.completed = 699
+        self.durable = 699
+        self.running = {}
+        self.events = {}
+        self.endpoints = {}
+        self.rows = {("shards", n): None for n in range(shards)}
+        self.table = {"attempts": {}, "backlog": {}, "dead": {}}
+        self.news = asyncio.Event()
+        self.restarts = 0
+
+    def now_us(self):
+        return EPOCH_US + int(self.loop.time() * 1e6)
+
+    # Transactions
+
+    def begin(self):
+        xid, self.next_xid = self.next_xid, self.next_xid + 1
+        begun = self.running[xid] = Transaction(xid)
+        return begun
+
+    def end(self, transaction, *, commit):
+        if self.running.get(transaction.xid) is not transaction:
+            return False
+        del self.running[transaction.xid]
+        self.completed = max(self.completed, transaction.xid)
+        if commit:
+            self.durable = max(self.durable, transaction.xid)
+            for (table, key), row in transaction.rows.items():
+                if row is None:
+                    self.table[table].pop(key, None)
+                elif table == "endpoints":
+                    self.endpoints[key]["enabled"] = row["enabled"]
+                elif table == "shards":
+                    self.rows["shards", key] = row
+                else:
+                    self.table[table][key] = row
+        return True
+
+    def commit_events(self, transaction, events):
+        if not self.end(transaction, commit=True):
+            return
+        for event in events:
+            event.committed_at = self.loop.time()
+            self.events[event.event_id] = event
+        self.news.set()
+
+    def restart(self):
+        """Forget what runs; xids that left no trace are handed out again."""
+        self.running.clear()
+        self.completed = self.durable
+        self.next_xid = self.durable + 1
+        self.last_value += 3  # ids that were fetched ahead are gone
+        self.restarts += 1
+
+    def draw(self):
+        self.last_value += 1
+        return self.last_value
+
+    def snapshot(self):
+        upper = self.completed + 1
+        running = tuple(sorted(xid for xid in self.running if xid < upper))
+        return (running[0] if running else upper, upper, running)
+
+    def row(self, transaction, table, key):
+        if (table, key) in transaction.rows:
+            return transaction.rows[table, key]
+        return self.table[table].get(key)
+
+    def enabled(self, transaction, endpoint_id):
+        row = transaction.rows.get(("endpoints", endpoint_id))
+        return self.endpoints[endpoint_id]["enabled"] if row is None else row["enabled"]
+
+    # Reading
+
+    def read_new_events(self, since, floor, front, page):
+        now = self.snapshot()
+        ended = set(since.xips) - set(now[2])
+        old, new = [], []
+        for event in self.events.values():
+            if event.event_id > front and event.xid >= since.xmax:
+                new.append(event)
+            if event.event_id > floor and event.xid in ended:
+                old.append(event)
+        head = (now, False, self.last_value or 1)
+        found = [
+            Columns((*head, *event.columns))
+            for branch in (new, old)
+            for event in sorted(branch, key=lambda e: e.xid)[: page + 1]
+        ]
+        return found or [Columns((*head, *[None] * 7))]
+
+    def read_events_page(self, since, upto, last, newest, page, only, _shards):
+        found = [
+            EventColumns(event.columns)
+            for event in self.events.values()
+            if last < event.event_id <= newest
+            and visible(event.xid, upto)
+            and not visible(event.xid, since)
+            and (only is None or self.shard_of(event.site_id) in only)
+        ]
+        return sorted(found)[:page]
+
+    def find_first_event(self, since, upto, floor, front):
+        ended = set(since.xips) - set(upto.xips)
+        ids = [e.event_id for e in self.events.values() if e.event_id > floor and e.xid in ended]
+        return [(min([front, *(i - 1 for i in ids)]),)]
+
+    def read_newest_event_id(self):
+        return [(self.last_value,)]
+
+    def read_settled(self, first, last):
+        done = [(e, p) for (e, p, _), row in self.table["attempts"].items() if row["outcome"] == "delivered"]
+        return [k for k in (*done, *self.table["backlog"], *self.table["dead"]) if first <= k[0] <= last]
+
+    def shard_of(self, site_id):
+        return int(site_id[1:]) % self.shards
+
+    def _endpoint(self, row):
+        return {**row, "shard": self.shard_of(row["site_id"])}
+
+    def read_endpoints(self, ids, _shards):
+        return [self._endpoint(self.endpoints[i]) for i in ids if i in self.endpoints]
+
+    def read_endpoints_of_sites(self, sites, _shards):
+        return [self._endpoint(row) for row in self.endpoints.values() if row["site_id"] in sites]
+
+    def _full(self, row):
+        event = self.events.get(row["event_id"])
+        return {
+            **row,
+            "attempts_before": 0,
+            "type": "order_created",
+            "created_at": event.created_at,
+            "only_endpoint_id": None,
+            "exists": True,
+            "payload": b"{}",
+            "options": event.options,
+        }
+
+    def read_due(self, at, event_id, endpoint_id, page):
+        now = self.now_us()
+        due = sorted(
+            (row["next_attempt_at"], *key)
+            for key, row in self.table["backlog"].items()
+            if row["state"] == "waiting" and row["next_attempt_at"] <= now
+        )
+        after = [key for key in due if key > (at, event_id, endpoint_id)]
+        return [self._full(self.table["backlog"][key[1:]]) for key in after[:page]]
+
+    def _of(self, endpoint_id):
+        rows = (row for row in self.table["backlog"].values() if row["endpoint_id"] == endpoint_id)
+        return sorted(rows, key=lambda row: row["event_id"])
+
+    def read_line(self, endpoint_id, line, page):
+        now = self.now_us()
+        found = []
+        for row in [row for row in self._of(endpoint_id) if row["line"] == line][:page]:
+            waits = row["state"] == "waiting"
+            due = not waits or row["next_attempt_at"] <= now
+            released = row["released_at"] if waits else now
+            found.append({**self._full(row), "due": due, "released_at": released})
+        return found
+
+    def read_parked(self, endpoint_id, after, page):
+        if not self.endpoints[endpoint_id]["enabled"]:
+            return []
+        rows = [r for r in self._of(endpoint_id) if r["event_id"] > after and r["state"] != "waiting"]
+        return [{**self._full(row), "released_at": self.now_us()} for row in rows[:page]]
+
+    def find_parked_endpoints(self, after, page, _shards):
+        found = []
+        for endpoint_id in sorted({key[1] for key in self.table["backlog"]}):
+            if endpoint_id > after:
+                aside = [row["reason"] for row in self._of(endpoint_id) if row["state"] != "waiting"] or [None]
+                endpoint = self.endpoints[endpoint_id]
+                found.append(
+                    {
+                        "endpoint_id": endpoint_id,
+                        "enabled": endpoint["enabled"],
+                        "ordered": endpoint["options"] is not None,
+                        "reason": aside[0],
+                        "newest_reason": aside[-1],
+                        "shard": self.shard_of(endpoint["site_id"]),
+                    }
+                )
+        return found[:page]
+
+    def read_shards(self):
+        nothing = dict.fromkeys(
+            ("snapshot", "upto", "last_event_id", "mark_event_id", "mark_xid", "system_identifier"), None
+        )
+        nothing |= {"database_oid": None, "timeline": None, "floor": 0, "front": 0}
+        return [{**nothing, "shard": n, **(self.rows["shards", n] or {})} for n in range(self.shards)]
+
+    def read_watched(self):
+        return []
+
+    # Writing
+
+    def record_attempts(self, transaction, *columns):
+        numbers = [orjson.loads(f"[{text[1:-1]}]") for text in columns[:6]]
+        rows = zip(*numbers, *columns[6:], strict=True)
+        for event_id, endpoint_id, attempt, _, _, status, outcome, *_ in rows:
+            key = (event_id, endpoint_id, attempt)
+            if self.row(transaction, "attempts", key) is None:
+                transaction.rows["attempts", key] = {"outcome": outcome, "status": status}
+        return []
+
+    def put_backlog(self, transaction, *columns):
+        now = self.now_us()
+        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line in zip(*columns, strict=True):
+            key = (event_id, endpoint_id)
+            before = self.row(transaction, "backlog", key)
+            if not self.enabled(transaction, endpoint_id):
+                state, reason = "held", "disabled"  # noqa: PLW2901 - as the statement says it
+            elif reason == "disabled":
+                state, reason = "waiting", "queued"  # noqa: PLW2901 - as the statement says it
+            released = before["released_at"] if before else None
+            if before and before["state"] != "waiting" and state == "waiting":
+                released = now
+            transaction.rows["backlog", key] = {
+                "event_id": event_id,
+                "endpoint_id": endpoint_id,
+                "site_id": site_id,
+                "state": state,
+                "reason": reason,
+                "attempts": max(attempts, before["attempts"]) if before else attempts,
+                "next_attempt_at": now + int((wait_s or 0) * 1e6) if state == "waiting" else None,
+                "released_at": released,
+                "line": before["line"] if line is None and before else line,
+            }
+        return []
+
+    def put_dead(self, transaction, *columns):
+        for event_id, endpoint_id, _, reason, _ in zip(*columns, strict=True):
+            transaction.rows["dead", (event_id, endpoint_id)] = {"reason": reason}
+        return []
+
+    def clear_backlog(self, transaction, *columns):
+        for key in zip(*columns, strict=True):
+            transaction.rows["backlog", key] = None
+        return []
+
+    def disable_endpoints(self, transaction, ids, reasons):
+        off = [(i, reason) for i, reason in zip(ids, reasons, strict=True) if self.enabled(transaction, i)]
+        for endpoint_id, _ in off:
+            transaction.rows["endpoints", endpoint_id] = {"enabled": False}
+        return [
+            {"endpoint_id": i, "site_id": self.endpoints[i]["site_id"], "disabled_reason": r} for i, r in off
+        ]
+
+    def note_failures(self, _transaction, ids, *_):
+        return [{"endpoint_id": i, "last_failure_at": self.now_us()} for i in ids]
+
+    def note_successes(self, _transaction, *_):
+        return []
+
+    def store_positions(self, transaction, numbers, *columns):
+        *columns, newest, system, oid, timeline = columns
+        for number, snapshot, upto, last, floor, front in zip(numbers, *columns, strict=True):
+            transaction.rows["shards", number] = {
+                "snapshot": snapshot,
+                "upto": upto,
+                "last_event_id": last,
+                "floor": floor,
+                "front": front,
+                "mark_event_id": newest,
+                "mark_xid": transaction.xid,
+                "system_identifier": system,
+                "database_oid": oid,
+                "timeline": timeline,
+            }
+        return [(transaction.xid,)]
+
+    def hold_backlog(self, transaction, endpoint_id, after, page):
+        if self.endpoints[endpoint_id]["enabled"]:
+            return [(None,)]
+        rows = [row for row in self._of(endpoint_id) if row["event_id"] > after][:page]
+        for row in rows:
+            if row["state"] != "held":
+                held = {**row, "state": "held", "reason": "disabled", "next_attempt_at": None}
+                transaction.rows["backlog", (row["event_id"], endpoint_id)] = held
+        return [(rows[-1]["event_id"] if rows else None,)]
+
+    def walk_lines(self, transaction, endpoint_id, after, page):
+        rows = [row for row in self._of(endpoint_id) if row["event_id"] > after][:page]
+        for row in rows:
+            self._place(transaction, row)
+        names = {row["line"] or self.events[row["event_id"]].key or "" for row in rows}
+        return [{"last_event_id": rows[-1]["event_id"] if rows else None, "lines": sorted(names)}]
+
+    def place_in_line(self, transaction, events, endpoints):
+        found = []
+        for key in zip(events, endpoints, strict=True):
+            row = self.table["backlog"].get(key)
+            if row is not None:
+                found.append({"endpoint_id": key[1], "line": self._place(transaction, row)})
+        return found
+
+    def _place(self, transaction, row):
+        if row["line"] is not None:
+            return row["line"]
+        line = self.events[row["event_id"]].key or ""
+        transaction.rows["backlog", (row["event_id"], row["endpoint_id"])] = {**row, "line": line}
+        return line
+
+    def expire_held(self, _transaction, *_):
+        return []
+
+
+def visible(xid, snapshot):
+    """Whether what a committed transaction wrote is seen in a snapshot."""
+    return xid < snapshot.xmin or (xid < snapshot.xmax and xid not in snapshot.xips)
+
+
+class MemorySession:
+    """One connection; duck-types `edge.postgres.Session`."""
+
+    def __init__(self, database, rng, trouble):
+        self._database = database
+        self._rng = rng
+        self._trouble = trouble
+        self._lock = asyncio.Lock()
+        self._transaction = None
+        self.closed = False
+
+    async def fetch(self, sql, *args, timeout_s=None):
+        async with self._lock:
+            await self._travel()
+            name = NAMES.get(sql.partition("\n")[0], sql)
+            rows = await self._answer(name, args)
+            await self._travel()
+            return rows
+
+    execute = fetch
+
+    async def fetchrow(self, sql, *args, timeout_s=None):
+        rows = await self.fetch(sql, *args)
+        return rows[0] if rows else None
+
+    async def fetchval(self, sql, *args, timeout_s=None):
+        rows = await self.fetch(sql, *args)
+        return rows[0][0] if rows else None
+
+    async def _travel(self):
+        wait_s = self._trouble.travel_s(self._rng)
+        if wait_s:
+            await asyncio.sleep(wait_s)
+        if self.closed:
+            raise DatabaseAway("gone")
+
+    async def _answer(self, name, args):
+        if name in {"begin", "commit", "rollback", "select 1", "select pg_current_snapshot()"}:
+            return self._control(name)
+        if self._trouble.refuses(self._rng, name):
+            raise DatabaseError("55P03", "refused")
+        work = getattr(self._database, name)
+        if name not in WRITES:
+            return work(*args)
+        if self._transaction is not None:
+            return work(self._transaction, *args)
+        own = self._database.begin()  # a transaction of its own, that ends a little after it began
+        try:
+            rows = work(own, *args)
+            if self._rng.random() < 0.2:
+                await asyncio.sleep(self._rng.random() * 0.01)
+            if not self._database.end(own, commit=not self.closed):
+                raise DatabaseAway("restarted")
+        except BaseException:
+            self._database.end(own, commit=False)
+            raise
+        return rows
+
+    def _control(self, name):
+        database = self._database
+        if name == "begin":
+            self._transaction = database.begin()
+        elif name in {"commit", "rollback"}:
+            transaction, self._transaction = self._transaction, None
+            if not database.end(transaction, commit=name == "commit"):
+                raise DatabaseAway("restarted")
+        return [(database.snapshot() if "snapshot" in name else 1,)]
+
+    @contextlib.asynccontextmanager
+    async def transaction(self):
+        await self.execute("begin")
+        try:
+            yield
+        except DatabaseAway:
+            raise
+        except Exception:
+            with contextlib.suppress(DatabaseAway, DatabaseError):
+                await self.execute("rollback")
+            raise
+        except BaseException:
+            self.terminate()
+            raise
+        await self.execute("commit")
+
+    def terminate(self):
+        self.closed = True
+        if self._transaction is not None:
+            self._database.end(self._transaction, commit=False)
+            self._transaction = None
+
+
+def snapshot_of(database):
+    """Return a snapshot of now."""
+    return Snapshot(*database.snapshot())

@@ -1,0 +1,124 @@
+"""Daemons that are broken on purpose, to show that the simulation would notice. Each takes the place of a real part."""
+
+from __future__ import annotations
+
+from memory_postgres import visible
+from world import Receivers
+
+from pghookd.core.lanes import Offer
+from pghookd.core.model import Outcome, Reply
+from pghookd.core.order import Order
+from pghookd.core.snapshot import Marks, settle
+from pghookd.core.writes import Attempted
+from pghookd.loops.read import Reader
+from pghookd.loops.record import Recorder
+
+
+class StoresTooEarly(Recorder):
+    """Stores the position before the batch commits."""
+
+    async def _flush(self, rows):
+        for write in self._pending[:rows]:
+            settle(write.delivery)
+        self._stored_rows, self._stored_at = -1, -100.0
+        await self._store(self._monotonic())
+        await super()._flush(rows)
+
+
+class DropsOutcomes(Recorder):
+    """Takes an outcome in so many for recorded."""
+
+    async def _write(self, writes):
+        kept = [w for w in writes if not (isinstance(w, Attempted) and w.delivery.event.event_id % 5 == 0)]
+        if kept:
+            await super()._write(kept)
+
+
+class HighFloor(Marks):
+    """Takes a snapshot's xmax for a border below which every transaction has ended."""
+
+    def __init__(self, real):
+        super().__init__(real._floor, real._front)
+        self._marks = real._marks
+
+    def floor(self, snapshot):
+        return self.front(snapshot)
+
+
+class ReadsByGreatestId(Reader):
+    """Takes whatever lies below the greatest id that it has seen for read."""
+
+    _greatest = 0
+
+    async def _page(self, rows, *args, **kwargs):
+        rows = [row for row in rows if row[0] > self._greatest]
+        self._greatest = max([self._greatest, *(row[0] for row in rows)])
+        await super()._page(rows, *args, **kwargs)
+
+
+class SkipsRunning(Reader):
+    """Forgets what was running when it read last: new is only what began since."""
+
+    async def _page(self, rows, end, shards, difference, settled=None):
+        if not difference.again:
+            events = self._session._database.events
+            rows = [row for row in rows if not visible(events[row[0]].xid, difference.since._replace(xips=()))]
+        await super()._page(rows, end, shards, difference, settled)
+
+
+class SkipsEvents(Reader):
+    """Leaves an event in so many out."""
+
+    async def _page(self, rows, *args, **kwargs):
+        await super()._page([row for row in rows if row[0] % 7], *args, **kwargs)
+
+
+class SendsTwice(Receivers):
+    """Sends now and then a second time."""
+
+    async def post(self, target, head, body, timeout_s):
+        answer = await super().post(target, head, body, timeout_s)
+        if self._world.rng.random() < 0.1:
+            await super().post(target, head, body, timeout_s)
+        return answer
+
+
+class NeverSends(Receivers):
+    """Takes a delivery for made before it is."""
+
+    async def post(self, target, head, body, timeout_s):
+        if self._world.rng.random() < 0.1:
+            return Reply(200)
+        return await super().post(target, head, body, timeout_s)
+
+
+class TakesTimeoutsForDelivered(Receivers):
+    """Takes no answer for a good one."""
+
+    async def post(self, target, head, body, timeout_s):
+        answer = await super().post(target, head, body, timeout_s)
+        timed_out = getattr(answer, "outcome", None) is Outcome.TIMEOUT
+        return Reply(200) if timed_out else answer
+
+
+class Disorder(Order):
+    """Lets everything of a line into the lane at once."""
+
+    def offer(self, lane, delivery, now):
+        offer = self._lanes.offer(lane, delivery, now)
+        return offer if offer is not Offer.BEHIND else Offer.WAIT
+
+
+# What takes the daemon's place, and what it is caught by.
+SABOTAGES = {
+    "stores the position before the batch commits": ({"recorder": StoresTooEarly}, "lost"),
+    "drops outcomes": ({"recorder": DropsOutcomes}, "lost|hidden|attempts of|not drained"),
+    "takes xmax for the floor": ({"marks": HighFloor}, "lost"),
+    "reads by the greatest id": ({"reader": ReadsByGreatestId}, "lost"),
+    "forgets what was running": ({"reader": SkipsRunning}, "lost"),
+    "skips events": ({"reader": SkipsEvents}, "lost"),
+    "sends twice": ({"sender": SendsTwice}, "twice"),
+    "takes it for sent before it is": ({"sender": NeverSends}, "phantom"),
+    "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),
+    "lets lines run loose": ({"order": Disorder}, "out of order"),
+}
