@@ -35,6 +35,7 @@ SHARDS = 2
 SERVER = home.Server(1, 1, "00000001", 0, in_recovery=False)
 FAULTS_END_S = 14.0  # then everything heals
 DRAINED_WITHIN_S = 400.0
+IDLE_PAUSE_S = 0.05  # of a reader; the daemon's own would make most of a history reads of nothing
 _HEAD = re.compile(rb"webhook-id: (\S+).*x-webhook-attempt: (\d+)", re.DOTALL)
 
 
@@ -67,7 +68,7 @@ class Trouble:
     def travel_s(self, rng):
         if rng.random() < self.slow:
             return rng.random() * 1.5
-        return rng.random() * 0.002
+        return max(0.0, rng.random() - 0.5) * 0.004
 
     def refuses(self, rng, name):
         return self.refuse > 0 and name not in {"read_shards"} and rng.random() < self.refuse
@@ -421,14 +422,15 @@ class World:
 
     def run(self):
         """Live the history; raise Broken, with the seed in it, where an invariant does not hold."""
-        page, reading.PAGE = reading.PAGE, self.page
+        paces = reading.PAGE, reading.PAUSE_MAX_S
+        reading.PAGE, reading.PAUSE_MAX_S = self.page, IDLE_PAUSE_S
         try:
             self.loop.run_until_complete(self._history())
         except BaseException as error:
             error.add_note(f"PGHOOKD_TEST_SEED={self.seed}")
             raise
         finally:
-            reading.PAGE = page
+            reading.PAGE, reading.PAUSE_MAX_S = paces
             with contextlib.suppress(Exception):
                 self._end()
             self.loop.close()
