@@ -16,10 +16,10 @@ import pytest_asyncio
 STORY = Path(__file__).parent.parent / "story"
 sys.path.insert(0, str(STORY))
 
-from daemon import ReceiverProcess
-from network import Network
+from daemon import ReceiverProcess  # noqa: E402 - found by the path above
+from network import Network  # noqa: E402 - found by the path above
 
-from pghookd import migrate
+from pghookd import migrate  # noqa: E402 - as those above
 
 
 def _conftest_of_the_stories():
