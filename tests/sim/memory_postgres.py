@@ -95,7 +95,7 @@ class Database:
         self.rows = {("shards", n): None for n in range(shards)}
         self.table = {"attempts": {}, "backlog": {}, "dead": {}}
         self.news = asyncio.Event()
-        self.restarts = 0
+        self.switched = lambda _endpoint_id: None
 
     def now_us(self):
         return EPOCH_US + int(self.loop.time() * 1e6)
@@ -119,6 +119,7 @@ class Database:
                     self.table[table].pop(key, None)
                 elif table == "endpoints":
                     self.endpoints[key]["enabled"] = row["enabled"]
+                    self.switched(key)
                 elif table == "shards":
                     self.rows["shards", key] = row
                 else:
@@ -139,7 +140,6 @@ class Database:
         self.completed = self.durable
         self.next_xid = self.durable + 1
         self.last_value += 3  # ids that were fetched ahead are gone
-        self.restarts += 1
 
     def draw(self):
         self.last_value += 1

@@ -32,9 +32,11 @@ from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
 
 SHARDS = 2
+MOODS = ("good", "flaky", "hangs", "busy", "down", "gone")
 SERVER = home.Server(1, 1, "00000001", 0, in_recovery=False)
-FAULTS_END_S = 14.0  # then everything heals
+FAULTS_END_S = (8.0, 14.0, 14.0, 40.0)  # then everything heals
 DRAINED_WITHIN_S = 400.0
+LOST_AFTER_S = 60.0  # what has no row by then never will
 IDLE_PAUSE_S = 0.05  # of a reader; the daemon's own would make most of a history reads of nothing
 _HEAD = re.compile(rb"webhook-id: (\S+).*x-webhook-attempt: (\d+)", re.DOTALL)
 
@@ -159,13 +161,13 @@ class Crew:
             recorded=lambda: self.deliverer.kick(),  # noqa: PLW0108 - made later
             beat=lambda: None,
         )
-        policy = verdict.Policy((0.3, 1.0, 2.0, 3.0, 5.0), 0.2, 0.5, 5.0, 1e6)
+        policy = verdict.Policy(world.schedule, 0.2, 0.5, 5.0, 1e6)
         self.deliverer = Deliverer(
             make.get("sender", Receivers)(world),
             self.lanes,
             self.recorder,
             sessions[2],
-            Terms(world.concurrency, world.batch_max, 10_000, 2, Defaults("sim", 4.0, "standard", policy), 0),
+            Terms(world.concurrency, world.batch_max, 10_000, 2, Defaults("sim", world.timeout_s, "standard", policy), 0),
             **common,
             wall_us=world.database.now_us,
             random01=rng.random,
@@ -227,6 +229,7 @@ class World:
         self.rng = random.Random(seed)
         self.loop = VirtualLoop(random.Random(seed + 1))
         self.database = Database(self.loop, SHARDS)
+        self.database.switched = self._notify
         self.logger = Quiet()
         self.seen = []
         self.life = 0
@@ -242,6 +245,10 @@ class World:
         self.queue_bytes_max = rng.choice((20, 10**6))
         self.page = rng.choice((2, 5, 1000))
         self.stormy = rng.random()
+        self.faults_end_s = rng.choice(FAULTS_END_S)
+        self.timeout_s = rng.choice((4.0, 15.0))
+        self.schedule = rng.choice(((0.3, 1.0, 2.0, 3.0, 5.0), (0.2, 0.2)))
+        self.share_ordered = rng.choice((0.2, 0.9))
         self._make_endpoints()
 
     def now(self):
@@ -249,7 +256,7 @@ class World:
 
     def _make_endpoints(self):
         for endpoint_id in range(1, self.rng.randint(2, 5) + 1):
-            ordered = self.rng.random() < 0.4
+            ordered = self.rng.random() < self.share_ordered
             self.database.endpoints[endpoint_id] = {
                 "endpoint_id": endpoint_id,
                 "site_id": f"s{self.rng.randrange(2)}",
@@ -263,7 +270,7 @@ class World:
                 "timeout_s": None,
                 "options": '{"ordered":true}' if ordered else None,
             }
-            self.moods[endpoint_id] = self.rng.choice(("good", "good", "flaky", "hangs", "busy", "down"))
+            self.moods[endpoint_id] = self.rng.choice(("good", *MOODS))
 
     def mood(self, endpoint_id):
         """Return the status of an answer (0: none comes) and its Retry-After."""
@@ -276,6 +283,8 @@ class World:
                 return (429, "1") if self.rng.random() < 0.4 else (200, None)
             case "down":
                 return 503, None
+            case "gone":
+                return (410 if self.rng.random() < 0.1 else 200), None
             case _:
                 return 200, None
 
@@ -300,7 +309,7 @@ class World:
 
     async def _harass(self):
         rng = self.rng
-        while self.now() < FAULTS_END_S:
+        while self.now() < self.faults_end_s:
             await asyncio.sleep(rng.random() * 4 / (0.2 + self.stormy))
             match rng.choice(("crash", "session", "restart", "slow", "refuse", "mood", "switch", "switch")):
                 case "crash":
@@ -317,13 +326,16 @@ class World:
                     self.trouble.refuse = rng.choice((0.0, 0.02, 0.1))
                 case "mood":
                     endpoint_id = rng.choice(list(self.moods))
-                    self.moods[endpoint_id] = rng.choice(("good", "flaky", "hangs", "busy", "down"))
+                    self.moods[endpoint_id] = rng.choice(MOODS)
                 case _:
-                    self._switch(rng.choice(list(self.moods)), on=rng.random() < 0.5)
+                    self._switch(rng.choice(list(self.moods)), on=rng.random() < 0.5, heard=0.9)
 
-    def _switch(self, endpoint_id, *, on):
+    def _switch(self, endpoint_id, *, on, heard=1.0):
         self.database.endpoints[endpoint_id]["enabled"] = on
-        if self.crew is not None:
+        self._notify(endpoint_id, heard)
+
+    def _notify(self, endpoint_id, heard=1.0):
+        if self.crew is not None and self.rng.random() < heard:
             crew, delay_s = self.crew, self.rng.random() * 0.2
             self.loop.call_later(delay_s, crew.reader.endpoints_changed, [endpoint_id])
 
@@ -381,7 +393,7 @@ class World:
                     running.result()
             finally:
                 running.cancel()
-                await asyncio.wait((running,))
+                await asyncio.gather(running, return_exceptions=True)
         finally:
             watching.cancel()
 
@@ -398,6 +410,9 @@ class World:
             if self.now() > end:
                 raise Broken(f"not drained: {self._left()}")
             await asyncio.sleep(0.5)
+            for endpoint_id, row in self.database.endpoints.items():
+                if not row["enabled"]:  # by an answer that was on its way
+                    self._switch(endpoint_id, on=True)
         if self.failure is not None:
             raise Broken(f"the daemon ended with {self.failure!r}") from self.failure
         self._check()
@@ -408,9 +423,8 @@ class World:
     def _drained(self):
         if self.crew is None or not self.crew.idle or self.database.table["backlog"]:
             return False
-        if "lost" in self.make:
-            return True
-        return not self._lost() or self.now() - max((e.committed_at for e in self.database.events.values()), default=0) > 60
+        newest = max((event.committed_at for event in self.database.events.values()), default=0.0)
+        return not self._lost() or self.now() - newest > LOST_AFTER_S
 
     def _left(self):
         crew = self.crew
@@ -524,6 +538,17 @@ class World:
             return
         if delivered[before] > first[after]:
             raise Broken(f"out of order at {endpoint_id}: {a.event_id} after {b.event_id}")
+
+
+def histories(seeds):
+    """Live several; return how many requests and lives they had."""
+    requests = lives = 0
+    for seed in seeds:
+        world = World(seed)
+        world.run()
+        requests += len(world.seen)
+        lives += world.life
+    return requests, lives
 
 
 async def _when_lost(sessions):
