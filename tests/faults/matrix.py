@@ -1,0 +1,556 @@
+"""The fault matrix: each fault, what happens, how long until all is normal again, and the tests that prove it.
+
+It is data; tests/faults/test_fault_matrix.py holds it against the tests that exist. A fault that cannot be provoked on
+one machine says why instead of naming a test. Never here: the faults themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One fault.
+
+    Attributes:
+        name: what is in trouble (P process, D database, R receivers, U data, M mail) and a number.
+        fault: what is done.
+        happens: what the daemon makes of it.
+        normal: how long until all is normal once the fault is over, or until it is noticed.
+        tests: `module::test` of each proof; empty: `why` says why there is none.
+    """
+
+    name: str
+    fault: str
+    happens: str
+    normal: str
+    tests: tuple[str, ...] = ()
+    why: str = ""
+
+
+MATRIX = (
+    Row(
+        "P1",
+        "SIGKILL at any moment; with a thousand in flight; while it waits for the bell",
+        "nothing lost; what was in flight or unrecorded comes again, with the same id and bytes",
+        "a start, about a second; with a second instance within 3 s",
+        (
+            "test_kill::test_ten_kills_and_two_crashes_of_postgres_lose_nothing",
+            "test_fault_process::test_a_thousand_in_flight",
+            "test_fault_process::test_killed_while_it_waits_for_the_bell",
+            "test_doorbell::test_a_killed_waiter_is_gone_within_seconds",
+        ),
+    ),
+    Row(
+        "P2",
+        "SIGTERM with many in flight",
+        "nothing new starts, what is in flight ends and is recorded, exit 0, no repeat",
+        "within the grace",
+        (
+            "test_fault_process::test_a_thousand_in_flight",
+            "test_drain::test_many_in_flight_and_a_busy_log_drain_without_a_repeat",
+            "test_drain::test_the_grace_is_bounded_and_what_hangs_is_sent_again",
+        ),
+    ),
+    Row(
+        "P3",
+        "a second signal; SIGTERM while starting, while Postgres is away, while cut off",
+        "the end within the grace, without a traceback",
+        "within the grace",
+        (
+            "test_drain::test_a_second_signal_changes_nothing",
+            "test_drain::test_sigterm_before_the_database_answers_ends_at_once",
+            "test_drain::test_sigterm_while_the_database_is_away_ends_at_once",
+            "test_watch::test_sigterm_while_cut_off_ends_within_the_grace",
+        ),
+    ),
+    Row(
+        "P4",
+        "SIGSTOP for longer than the lease, then SIGCONT",
+        "another instance takes over; whoever wakes up sends and records nothing on its old lease",
+        "the lease and 3 s",
+        (
+            "test_takeover::test_a_frozen_owner_loses_its_lease_and_never_acts_as_an_owner_again",
+            "test_takeover::test_an_idle_owner_that_is_frozen_hands_over_too",
+            "test_fault_process::test_frozen_for_longer_than_its_lease",
+        ),
+    ),
+    Row(
+        "P5",
+        "the event loop stands still for a moment",
+        "below the lease nothing is lost or repeated; the watchdog ends a daemon whose loops stand still",
+        "at once",
+        (
+            "test_fault_process::test_frozen_for_moments",
+            "test_drain::test_the_watchdog_is_fed_while_the_loops_move",
+        ),
+    ),
+    Row(
+        "P6",
+        "no descriptor is left",
+        "attempts fail as our own fault and are retried; no endpoint is blamed",
+        "the next retry",
+        ("test_fault_process::test_no_descriptor_is_left",),
+    ),
+    Row(
+        "P7",
+        "hostile answers that would fill memory",
+        "a bounded amount is read and kept",
+        "at once",
+        ("test_egress::test_the_memory_of_one_answer_is_bounded", "test_http::test_an_endless_body_is_cut"),
+    ),
+    Row(
+        "P8",
+        "a resolver that is silent",
+        "names are resolved without threads; each lookup ends with its budget",
+        "at once",
+        ("test_resolver::test_silence_ends_with_the_budget",),
+    ),
+    Row(
+        "P9",
+        "several instances on one database",
+        "one owner, no repeat",
+        "at once",
+        ("test_takeover::test_two_that_start_together_agree_on_one_owner",),
+    ),
+    Row(
+        "P10",
+        "a second copy by mistake; a reload with faulty settings",
+        "the copy stands by; the old settings stay",
+        "at once",
+        (
+            "test_takeover::test_two_that_start_together_agree_on_one_owner",
+            "test_away::test_a_reload_takes_new_settings_and_keeps_the_old_where_they_are_faulty",
+        ),
+    ),
+    Row(
+        "P11",
+        "standard output is full or closed",
+        "lines are dropped and counted, delivery goes on",
+        "at once",
+        (
+            "test_journal::test_a_reader_that_stopped_costs_lines_and_no_time",
+            "test_journal::test_a_full_disk_and_a_closed_pipe_cost_lines_and_nothing_else",
+        ),
+    ),
+    Row(
+        "D1",
+        "Postgres crashes, or is restarted",
+        "memory is forgotten, everything is opened anew, nothing lost",
+        "within 5 s of its return",
+        (
+            "test_away::test_away_for_a_while",
+            "test_kill::test_ten_kills_and_two_crashes_of_postgres_lose_nothing",
+        ),
+    ),
+    Row(
+        "D2",
+        "one session is ended",
+        "as D1",
+        "within a second",
+        (
+            "test_away::test_one_session_ended",
+            "test_fault_network::test_connections_are_reset_again_and_again",
+        ),
+    ),
+    Row(
+        "D3",
+        "read-only, for a while or at the start; a standby",
+        "outcomes wait, then nothing is sent; a server that cannot be written to is not begun with",
+        "within 5 s",
+        (
+            "test_fault_postgres::test_read_only_for_a_while",
+            "test_fault_postgres::test_read_only_at_the_start",
+            "test_reading::test_a_standby_is_not_read",
+        ),
+    ),
+    Row(
+        "D4",
+        "a standby is promoted that missed commits",
+        "what its log has is delivered; what receivers saw since the fork may come again",
+        "within 5 s of its promotion",
+        ("test_recovery::test_a_promoted_standby_that_missed_commits",),
+    ),
+    Row(
+        "D5",
+        "what became of a COMMIT is unknown",
+        "what stands is found, nothing is recorded twice",
+        "within a second",
+        ("test_fault_network::test_what_became_of_a_commit_is_never_known",),
+    ),
+    Row(
+        "D6",
+        "one connection goes silent, or its backend hangs",
+        "it is asked every heartbeat and lost without an answer; in mid-statement the statement's time counts. "
+        "Silence while the bell is asked for is not noticed: the daemon stays half awake and reads on",
+        "noticed within the heartbeat and 5 s; 10 s recording, 35 s caring, 62 s reading, all at most",
+        (
+            "test_fault_network::test_one_connection_goes_silent",
+            "test_fault_network::test_the_bell_goes_silent_while_it_is_asked_for",
+            "test_watch::test_one_backend_that_hangs_is_noticed",
+            "test_watch::test_every_session_is_asked_even_while_all_sleeps",
+        ),
+    ),
+    Row(
+        "D7",
+        "a pooler in transaction mode on the path",
+        "the daemon says so and ends with 78; producers are fine",
+        "a start",
+        (
+            "test_fault_pooler::test_the_daemon_refuses_a_transaction_pooler",
+            "test_fault_pooler::test_producers_go_through_a_transaction_pooler",
+        ),
+    ),
+    Row(
+        "D8",
+        "a partition, both ways or one, for many leases",
+        "nothing is sent once the lease cannot be proven; nothing lost",
+        "noticed within 10 s; normal within 5 s of the end",
+        (
+            "test_fault_network::test_a_partition_of_many_leases_is_survived",
+            "test_fault_network::test_only_one_way_is_open",
+            "test_watch::test_a_partition_while_busy_is_noticed_and_healed",
+            "test_watch::test_a_partition_while_asleep_is_noticed_and_healed",
+            "test_watch::test_while_cut_off_nothing_is_sent_and_another_instance_takes_over",
+        ),
+    ),
+    Row(
+        "D9",
+        "each statement takes half a second more",
+        "throughput falls; nothing is lost, repeated or given up",
+        "at once",
+        ("test_fault_network::test_a_slow_database_costs_time_and_nothing_else",),
+    ),
+    Row(
+        "D10",
+        "too many connections, at the start or while running",
+        "it waits and tries again",
+        "within 5 s",
+        (
+            "test_away::test_too_many_connections_are_waited_for",
+            "test_fault_postgres::test_too_many_connections_while_running",
+        ),
+    ),
+    Row(
+        "D11",
+        "a migration holds a lock, while running or at the start; statements are cancelled",
+        "statements are tried again, nothing lost",
+        "within 5 s of the release",
+        (
+            "test_fault_postgres::test_a_migration_holds_a_lock_while_running",
+            "test_fault_postgres::test_a_migration_holds_a_lock_at_the_start",
+            "test_fault_postgres::test_statements_are_cancelled",
+        ),
+    ),
+    Row(
+        "D12",
+        "the server's disk is full",
+        "outcomes wait and are tried again; nothing is sent that cannot be recorded",
+        "within 5 s of room",
+        (
+            "test_fault_postgres::test_the_servers_disk_is_full",
+            "test_recovery::test_no_request_starts_while_outcomes_cannot_be_recorded",
+        ),
+    ),
+    Row(
+        "D13",
+        "a storm of notifications, hostile producers",
+        "one look for many rings; nothing is slept through",
+        "at once",
+        ("test_doorbell::test_hostile_producers_are_never_slept_through",),
+    ),
+    Row(
+        "D14",
+        "a newer schema",
+        "accepted unless it says no",
+        "at once",
+        ("test_migrate::test_a_newer_schema_is_accepted_unless_it_says_no",),
+    ),
+    Row(
+        "D15",
+        "the daemon's clock steps by an hour, either way",
+        "waits go on as before; signatures carry the new time",
+        "at once",
+        ("test_fault_process::test_the_clock_steps",),
+    ),
+    Row(
+        "D16",
+        "long transactions, gaps, ids handed out again",
+        "nothing is hidden by an id",
+        "at once",
+        (
+            "test_sequence::test_no_key_is_seen_out_of_order",
+            "test_recovery::test_xids_handed_out_again_after_a_crash_hide_nothing",
+        ),
+    ),
+    Row(
+        "D17",
+        "a transaction that stays open",
+        "reading stays bounded",
+        "at once",
+        (
+            "test_reading::test_hundreds_of_open_transactions_are_no_trouble",
+            "test_plans::test_a_page_walks_the_primary_key_and_stops",
+        ),
+    ),
+    Row(
+        "R1",
+        "reset while connecting, at any byte",
+        "an attempt that failed, with a name; a complete head counts",
+        "the next retry",
+        (
+            "test_egress::test_a_connection_that_drops_at_any_byte",
+            "test_http::test_a_connection_that_ends_before_the_head_is_complete",
+        ),
+    ),
+    Row(
+        "R2",
+        "no answer, or a byte a second",
+        "a timeout; others do not wait",
+        "the endpoint's timeout",
+        (
+            "test_http::test_a_receiver_that_never_answers",
+            "test_http::test_one_that_trickles_its_head_is_timed_out",
+            "test_verdicts::test_a_hanging_endpoint_keeps_no_other_waiting",
+        ),
+    ),
+    Row(
+        "R3",
+        "a good head, then silence or a reset",
+        "delivered: the head decides",
+        "at once",
+        (
+            "test_http::test_a_body_that_stalls_leaves_the_answer",
+            "test_http::test_a_body_that_breaks_off_leaves_the_answer",
+        ),
+    ),
+    Row(
+        "R4",
+        "endless bodies, bombs, tiny chunks, broken framing",
+        "cut at a bound",
+        "at once",
+        (
+            "test_http::test_an_endless_body_is_cut",
+            "test_http::test_tiny_chunks_are_bounded_too",
+            "test_http::test_broken_framing_after_the_head_leaves_the_answer",
+            "test_egress::test_the_memory_of_one_answer_is_bounded",
+        ),
+    ),
+    Row(
+        "R5",
+        "what is no HTTP, floods of 1xx, mutilated answers",
+        "unreachable, with a name; recorded whatever it says",
+        "the next retry",
+        (
+            "test_http::test_a_flood_of_informational_responses_is_stopped",
+            "test_http::test_mutilated_responses_never_surprise",
+            "test_bad_rows::test_whatever_a_receiver_says_can_be_recorded",
+        ),
+    ),
+    Row(
+        "R6",
+        "each kind of status; redirects",
+        "one table of verdicts; no redirect is followed",
+        "the next retry",
+        (
+            "test_verdicts::test_what_never_succeeds_is_dead_and_says_why",
+            "test_verdicts::test_a_redirect_is_not_followed",
+            "test_verdicts::test_gone_holds_everything_until_enabled",
+        ),
+    ),
+    Row(
+        "R7",
+        "hostile Retry-After",
+        "read within bounds, never raises",
+        "the bound",
+        ("test_retry::test_retry_after", "test_retry::test_no_text_raises"),
+    ),
+    Row(
+        "R8",
+        "a kept connection ends in the race",
+        "stale_connection, an attempt of its own",
+        "the next retry",
+        (
+            "test_http::test_a_kept_connection_that_dies_at_the_next_request_is_stale",
+            "test_http::test_a_connection_closed_while_idle_is_not_used",
+        ),
+    ),
+    Row(
+        "R9",
+        "TLS: expired, wrong name, self-signed, old, stalling",
+        "refused with a name, verification stays on",
+        "the next retry",
+        (
+            "test_egress::test_what_is_wrong_with_a_certificate_is_told_apart",
+            "test_egress::test_tls_before_1_2_is_not_spoken",
+            "test_http::test_a_handshake_that_stalls",
+        ),
+    ),
+    Row(
+        "R10",
+        "names: unknown, silent, turning",
+        "unreachable or blocked, retried",
+        "the next retry",
+        (
+            "test_resolver::test_no_such_name_or_no_address",
+            "test_resolver::test_silence_ends_with_the_budget",
+            "test_egress::test_a_name_that_is_public_at_first_and_then_ours_is_never_connected_to",
+        ),
+    ),
+    Row(
+        "R11",
+        "one family of addresses is broken",
+        "each address is tried",
+        "at once",
+        ("test_egress::test_each_address_that_is_tried_is_judged_at_the_socket",),
+    ),
+    Row(
+        "R12",
+        "cookies and challenges",
+        "nothing stays on a connection",
+        "at once",
+        ("test_egress::test_connections_are_shared_by_scheme_host_and_port_and_nothing_stays_on_them",),
+    ),
+    Row(
+        "R13",
+        "the way out is cut for all",
+        "a storm: first mails and clocks are held, the operator is told",
+        "the next retry",
+        (
+            "test_care::test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator",
+            "test_week::test_a_storm_mails_nobody_but_the_operator",
+        ),
+    ),
+    Row(
+        "R14",
+        "one endpoint far behind",
+        "others are unaffected; what waited goes out gently",
+        "at once",
+        (
+            "test_outage::test_twenty_thousand_events_wait_for_an_endpoint_that_is_down",
+            "test_outage::test_what_was_held_goes_out_gently_and_live_traffic_at_once",
+        ),
+    ),
+    Row(
+        "R15",
+        "packet loss, little bandwidth, an MTU black hole",
+        "seen as slowness or silence, which R2 proves",
+        "the next retry",
+        why="shaping a link needs rights over the kernel's network that a test run does not have everywhere",
+    ),
+    Row(
+        "U1",
+        "rows with nonsense",
+        "that delivery is dead with a reason, neighbours flow",
+        "at once",
+        (
+            "test_bad_rows::test_a_secret_that_is_none_is_dead",
+            "test_bad_rows::test_a_type_outside_the_pattern_is_dead",
+            "test_bad_rows::test_a_time_from_another_age_is_delivered",
+        ),
+    ),
+    Row(
+        "U2",
+        "payloads: large, deep, NUL, surrogates",
+        "opaque bytes; over the limit dead, too_large",
+        "at once",
+        (
+            "test_bad_rows::test_a_payload_is_opaque",
+            "test_bad_rows::test_a_payload_over_the_limit_is_dead",
+        ),
+    ),
+    Row(
+        "U3",
+        "what a receiver says: NUL, escapes, megabytes",
+        "recorded harmless and cut",
+        "at once",
+        ("test_bad_rows::test_whatever_a_receiver_says_can_be_recorded",),
+    ),
+    Row(
+        "U4",
+        "an endpoint changes or goes in mid-flight",
+        "queued work uses what holds now",
+        "at once",
+        (
+            "test_verdicts::test_queued_work_uses_the_url_and_secret_of_now",
+            "test_verdicts::test_work_of_a_deleted_endpoint_goes_nowhere",
+        ),
+    ),
+    Row(
+        "U5",
+        "a site is forgotten while it is sent to",
+        "sending to it ends",
+        "at once",
+        ("test_privacy::test_a_daemon_stops_sending_to_a_site_that_is_forgotten",),
+    ),
+    Row(
+        "U6",
+        "bulk inserts, the trigger switched off",
+        "the poll finds them",
+        "the poll's interval",
+        (
+            "test_doorbell::test_what_comes_without_the_trigger_is_found_by_the_poll",
+            "test_reading::test_a_big_transaction_that_was_open_at_the_last_read_comes_in_pages",
+        ),
+    ),
+    Row(
+        "U7",
+        "a replay in bulk",
+        "its own rate; live traffic overtakes it",
+        "at once",
+        (
+            "test_replay::test_live_traffic_overtakes_a_replay",
+            "test_replay::test_kill_and_resume_lose_and_repeat_nothing_but_what_was_in_flight",
+        ),
+    ),
+    Row(
+        "M1",
+        "the mail server is away, silent, cuts",
+        "mails wait, deliveries do not; a doubtful mail is sent again as it was",
+        "the next try",
+        (
+            "test_smtp::test_a_cut_connection",
+            "test_smtp::test_a_silent_server_is_left_after_a_while",
+            "test_mail_road::test_a_mail_server_that_is_away_costs_one_mail_at_the_end_and_no_delivery",
+        ),
+    ),
+    Row(
+        "M2",
+        "refusals for now and for good",
+        "tried again, or given up for that address",
+        "the next try",
+        (
+            "test_smtp::test_answers",
+            "test_mailer::test_an_address_that_does_not_exist_gets_nothing_for_a_week",
+        ),
+    ),
+    Row(
+        "M3",
+        "STARTTLS stripped, a false certificate, a refused login",
+        "nothing goes out in clear",
+        "the next try",
+        (
+            "test_smtp::test_nothing_is_sent_in_clear_where_starttls_is_not_offered",
+            "test_smtp::test_a_certificate_of_somebody_else",
+            "test_smtp::test_a_refused_login_is_the_servers_and_names_no_password",
+        ),
+    ),
+    Row(
+        "M4",
+        "hostile texts in mails",
+        "made harmless",
+        "at once",
+        ("test_smtp::test_what_a_server_says_is_made_harmless",),
+    ),
+    Row(
+        "M5",
+        "killed at any step of a mail's way",
+        "no digest lost, at most the one in flight comes twice",
+        "a start",
+        (
+            "test_mail_road::test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in_flight",
+            "test_mailer::test_a_kill_loses_nothing_and_repeats_at_most_the_mail_on_its_way",
+        ),
+    ),
+)
