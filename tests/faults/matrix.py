@@ -167,10 +167,13 @@ MATRIX = (
     ),
     Row(
         "D4",
-        "a standby is promoted that missed commits",
+        "a standby is promoted, by way of a string of several hosts; one that missed commits",
         "what its log has is delivered; what receivers saw since the fork may come again",
         "within 5 s of its promotion",
-        ("test_recovery::test_a_promoted_standby_that_missed_commits",),
+        (
+            "test_recovery::test_a_promoted_standby_that_missed_commits",
+            "test_fault_failover::test_failover_through_a_string_of_several_hosts",
+        ),
     ),
     Row(
         "D5",
