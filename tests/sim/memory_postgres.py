@@ -16,38 +16,64 @@ from pghookd.core.snapshot import Snapshot
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, query
 
 EPOCH_US = 1_700_000_000_000_000
-READS = (
-    "read_new_events read_events_page find_first_event read_newest_event_id read_settled read_endpoints"
-    " read_endpoints_of_sites read_due read_line read_parked find_parked_endpoints read_shards read_watched"
-).split()
-WRITES = (
-    "record_attempts put_backlog put_dead clear_backlog disable_endpoints note_failures note_successes"
-    " store_positions hold_backlog walk_lines place_in_line expire_held"
-).split()
+WRITES = frozenset(
+    {
+        "record_attempts",
+        "put_backlog",
+        "put_dead",
+        "clear_backlog",
+        "disable_endpoints",
+        "note_failures",
+        "note_successes",
+        "store_positions",
+        "hold_backlog",
+        "walk_lines",
+        "place_in_line",
+        "expire_held",
+    }
+)
+READS = frozenset(
+    {
+        "read_new_events",
+        "read_events_page",
+        "find_first_event",
+        "read_newest_event_id",
+        "read_settled",
+        "read_endpoints",
+        "read_endpoints_of_sites",
+        "read_due",
+        "read_line",
+        "read_parked",
+        "find_parked_endpoints",
+        "read_shards",
+        "read_watched",
+    }
+)
 # The first line of each is its own; the reader puts other numbers further down.
-NAMES = {query(name).partition("\n")[0]: name for name in READS + WRITES}
+NAMES = {query(name).partition("\n")[0]: name for name in READS | WRITES}
 
 
-class Columns(tuple):
-    """A row that is asked for by position, by slice and by name."""
+EVENT_COLUMNS = ("event_id", "site_id", "type", "created_at", "endpoint_id")
+PLACES = {name: at for at, name in enumerate(("snapshot", "in_recovery", "newest"))}
+EVENT_PLACES = {name: at for at, name in enumerate(EVENT_COLUMNS)}
+
+
+class NewEvent(tuple):
+    """A row of read_new_events, asked for by position, by slice and by name."""
 
     __slots__ = ()
-    names = {
-        name: at
-        for at, name in enumerate(
-            ("snapshot", "in_recovery", "newest", "event_id", "site_id", "type", "created_at", "endpoint_id")
-        )
-    }
 
     def __getitem__(self, key):
-        return tuple.__getitem__(self, self.names[key] if isinstance(key, str) else key)
+        return tuple.__getitem__(self, PLACES[key] if isinstance(key, str) else key)
 
 
-class EventColumns(Columns):
-    """A row of a page of events."""
+class PageEvent(tuple):
+    """A row of read_events_page, asked for in the same ways."""
 
     __slots__ = ()
-    names = {name: at for at, name in enumerate(("event_id", "site_id", "type", "created_at", "endpoint_id"))}
+
+    def __getitem__(self, key):
+        return tuple.__getitem__(self, EVENT_PLACES[key] if isinstance(key, str) else key)
 
 
 @dataclasses.dataclass
@@ -172,15 +198,15 @@ class Database:
                 old.append(event)
         head = (now, False, self.last_value or 1)
         found = [
-            Columns((*head, *event.columns))
+            NewEvent((*head, *event.columns))
             for branch in (new, old)
             for event in sorted(branch, key=lambda e: e.xid)[: page + 1]
         ]
-        return found or [Columns((*head, *[None] * 7))]
+        return found or [NewEvent((*head, *[None] * 7))]
 
     def read_events_page(self, since, upto, last, newest, page, only, _shards):
         found = [
-            EventColumns(event.columns)
+            PageEvent(event.columns)
             for event in self.events.values()
             if last < event.event_id <= newest
             and visible(event.xid, upto)
@@ -260,7 +286,9 @@ class Database:
         found = []
         for endpoint_id in sorted({key[1] for key in self.table["backlog"]}):
             if endpoint_id > after:
-                aside = [row["reason"] for row in self._of(endpoint_id) if row["state"] != "waiting"] or [None]
+                aside = [row["reason"] for row in self._of(endpoint_id) if row["state"] != "waiting"] or [
+                    None
+                ]
                 endpoint = self.endpoints[endpoint_id]
                 found.append(
                     {
@@ -297,7 +325,9 @@ class Database:
 
     def put_backlog(self, transaction, *columns):
         now = self.now_us()
-        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line in zip(*columns, strict=True):
+        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line in zip(
+            *columns, strict=True
+        ):
             key = (event_id, endpoint_id)
             before = self.row(transaction, "backlog", key)
             if not self.enabled(transaction, endpoint_id):
@@ -413,7 +443,7 @@ class MemorySession:
         self._transaction = None
         self.closed = False
 
-    async def fetch(self, sql, *args, timeout_s=None):
+    async def fetch(self, sql, *args, timeout_s=None):  # noqa: ARG002 - nothing here takes longer
         async with self._lock:
             await self._travel()
             name = NAMES.get(sql.partition("\n")[0], sql)
@@ -423,11 +453,11 @@ class MemorySession:
 
     execute = fetch
 
-    async def fetchrow(self, sql, *args, timeout_s=None):
+    async def fetchrow(self, sql, *args, timeout_s=None):  # noqa: ARG002 - nothing here takes longer
         rows = await self.fetch(sql, *args)
         return rows[0] if rows else None
 
-    async def fetchval(self, sql, *args, timeout_s=None):
+    async def fetchval(self, sql, *args, timeout_s=None):  # noqa: ARG002 - nothing here takes longer
         rows = await self.fetch(sql, *args)
         return rows[0][0] if rows else None
 
@@ -454,7 +484,7 @@ class MemorySession:
             if self._rng.random() < 0.2:
                 await asyncio.sleep(self._rng.random() * 0.01)
             if not self._database.end(own, commit=not self.closed):
-                raise DatabaseAway("restarted")
+                raise DatabaseAway("restarted")  # noqa: TRY301 - it ends as any loss does
         except BaseException:
             self._database.end(own, commit=False)
             raise

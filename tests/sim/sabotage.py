@@ -62,7 +62,9 @@ class SkipsRunning(Reader):
     async def _page(self, rows, end, shards, difference, settled=None):
         if not difference.again:
             events = self._session._database.events
-            rows = [row for row in rows if not visible(events[row[0]].xid, difference.since._replace(xips=()))]
+            rows = [
+                row for row in rows if not visible(events[row[0]].xid, difference.since._replace(xips=()))
+            ]
         await super()._page(rows, end, shards, difference, settled)
 
 

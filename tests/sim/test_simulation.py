@@ -19,7 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sabotage import SABOTAGES
-from world import Broken, World, histories
+from world import BrokenError, World, histories
 
 SCHEDULES = int(os.environ.get("PGHOOKD_TEST_SCHEDULES", "100"))
 SEED = os.environ.get("PGHOOKD_TEST_SEED")
@@ -65,7 +65,7 @@ def test_a_sabotaged_daemon_is_caught(name):
     for seed in range(CATCH_WITHIN):
         try:
             World(seed, make).run()
-        except Broken as error:
+        except BrokenError as error:
             print(f"caught at seed {seed}: {error}")
             assert re.search(caught_by, str(error))  # noqa: PT017 - the first that breaks, whichever it is
             return

@@ -10,7 +10,7 @@ import selectors
 from collections import deque
 
 
-class Deadlock(AssertionError):
+class DeadlockError(AssertionError):
     """Nothing is ready and no timer is set: everybody waits for somebody else."""
 
 
@@ -23,7 +23,7 @@ class _Nobody(selectors.SelectSelector):
 
     def select(self, timeout=None):
         if timeout is None:
-            raise Deadlock
+            raise DeadlockError
         self.now += max(timeout, 0.0)
         return []
 

@@ -41,7 +41,7 @@ IDLE_PAUSE_S = 0.05  # of a reader; the daemon's own would make most of a histor
 _HEAD = re.compile(rb"webhook-id: (\S+).*x-webhook-attempt: (\d+)", re.DOTALL)
 
 
-class Broken(AssertionError):
+class BrokenError(AssertionError):
     """An invariant does not hold."""
 
 
@@ -73,7 +73,7 @@ class Trouble:
         return max(0.0, rng.random() - 0.5) * 0.004
 
     def refuses(self, rng, name):
-        return self.refuse > 0 and name not in {"read_shards"} and rng.random() < self.refuse
+        return self.refuse > 0 and name != "read_shards" and rng.random() < self.refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,14 @@ class Crew:
             self.lanes,
             self.recorder,
             sessions[2],
-            Terms(world.concurrency, world.batch_max, 10_000, 2, Defaults("sim", world.timeout_s, "standard", policy), 0),
+            Terms(
+                world.concurrency,
+                world.batch_max,
+                10_000,
+                2,
+                Defaults("sim", world.timeout_s, "standard", policy),
+                0,
+            ),
             **common,
             wall_us=world.database.now_us,
             random01=rng.random,
@@ -379,7 +386,7 @@ class World:
         now = snapshot_of(self.database)
         reason = home.why_foreign(SERVER, stored, now, self.database.last_value)
         if reason is not None:
-            raise Broken(f"taken for another database: {reason}")
+            raise BrokenError(f"taken for another database: {reason}")
         marks = epoch._marks(stored)
         if "marks" in self.make:
             marks = self.make["marks"](marks)
@@ -408,13 +415,13 @@ class World:
         end = self.now() + DRAINED_WITHIN_S
         while not living.done() and not self._drained():
             if self.now() > end:
-                raise Broken(f"not drained: {self._left()}")
+                raise BrokenError(f"not drained: {self._left()}")
             await asyncio.sleep(0.5)
             for endpoint_id, row in self.database.endpoints.items():
                 if not row["enabled"]:  # by an answer that was on its way
                     self._switch(endpoint_id, on=True)
         if self.failure is not None:
-            raise Broken(f"the daemon ended with {self.failure!r}") from self.failure
+            raise BrokenError(f"the daemon ended with {self.failure!r}") from self.failure
         self._check()
         living.cancel()
         self._kill()
@@ -435,7 +442,7 @@ class World:
         return f"flying {lanes.flying} queued {lanes.queued} aboard {len(lanes.aboard)} backlog {backlog}"
 
     def run(self):
-        """Live the history; raise Broken, with the seed in it, where an invariant does not hold."""
+        """Live the history; raise BrokenError, with the seed in it, where an invariant does not hold."""
         paces = reading.PAGE, reading.PAUSE_MAX_S
         reading.PAGE, reading.PAUSE_MAX_S = self.page, IDLE_PAUSE_S
         try:
@@ -477,19 +484,19 @@ class World:
 
     def _check(self):
         if self.logger.broken:
-            raise Broken(f"logged {self.logger.broken}")
+            raise BrokenError(f"logged {self.logger.broken}")
         if lost := self._lost():
-            raise Broken(f"lost {sorted(lost)}")
+            raise BrokenError(f"lost {sorted(lost)}")
         done, waiting, dead = self._settled()
         if twice := (done & waiting) | (done & dead) | (waiting & dead):
-            raise Broken(f"in two states {sorted(twice)}")
+            raise BrokenError(f"in two states {sorted(twice)}")
         if unexpected := (done | waiting | dead) - self._expected():
-            raise Broken(f"unexpected {sorted(unexpected)}")
+            raise BrokenError(f"unexpected {sorted(unexpected)}")
         self._check_attempts()
         self._check_order(dead)
         lanes = self.crew.lanes
         if lanes.flying or lanes.queued or lanes.queued_bytes or lanes.aboard:
-            raise Broken(f"counters: {self._left()}, bytes {lanes.queued_bytes}")
+            raise BrokenError(f"counters: {self._left()}, bytes {lanes.queued_bytes}")
 
     def _check_attempts(self):
         attempts = self.database.table["attempts"]
@@ -498,19 +505,19 @@ class World:
             numbers.setdefault((event_id, endpoint_id), []).append(number)
         for key, found in numbers.items():
             if sorted(found) != list(range(1, len(found) + 1)):
-                raise Broken(f"attempts of {key}: {sorted(found)}")
+                raise BrokenError(f"attempts of {key}: {sorted(found)}")
         successes = {}
         for one in self.seen:
             seen.setdefault((*one.key, one.attempt), set()).add(one.status)
             if one.status == 200:
                 successes.setdefault((*one.key, one.life), []).append(one)
             if one.life == self.life and (*one.key, one.attempt) not in attempts:
-                raise Broken(f"hidden send {one}")
+                raise BrokenError(f"hidden send {one}")
         for key, row in attempts.items():
             if (row["status"] or 0) not in seen.get(key, ()):
-                raise Broken(f"phantom attempt {key} {row}")
+                raise BrokenError(f"phantom attempt {key} {row}")
         if repeated := [found for found in successes.values() if len(found) > 1]:
-            raise Broken(f"delivered twice without a crash {repeated[0]}")
+            raise BrokenError(f"delivered twice without a crash {repeated[0]}")
 
     def _check_order(self, dead):
         first, delivered = {}, {}
@@ -537,7 +544,7 @@ class World:
         if before in dead or after not in first:
             return
         if delivered[before] > first[after]:
-            raise Broken(f"out of order at {endpoint_id}: {a.event_id} after {b.event_id}")
+            raise BrokenError(f"out of order at {endpoint_id}: {a.event_id} after {b.event_id}")
 
 
 def histories(seeds):
@@ -552,7 +559,7 @@ def histories(seeds):
 
 
 async def _when_lost(sessions):
-    while not any(session.closed for session in sessions):
+    while not any(session.closed for session in sessions):  # noqa: ASYNC110 - found late, as in life
         await asyncio.sleep(0.2)
 
 
