@@ -79,7 +79,7 @@ MATRIX = (
     Row(
         "P5",
         "the event loop stands still for a moment",
-        "below the lease nothing is lost or repeated; the watchdog ends a daemon whose loops stand still",
+        "below the lease nothing is lost or repeated, and no line tells of it; the watchdog ends what stands still",
         "at once",
         (
             "test_fault_process::test_frozen_for_moments",
@@ -89,7 +89,7 @@ MATRIX = (
     Row(
         "P6",
         "no descriptor is left",
-        "attempts fail as our own fault and are retried; no endpoint is blamed",
+        "attempts fail as our own fault and are retried, no endpoint is blamed; just after a start the process may end",
         "the next retry",
         ("test_fault_process::test_no_descriptor_is_left",),
     ),
@@ -238,7 +238,7 @@ MATRIX = (
     Row(
         "D11",
         "a migration holds a lock, while running or at the start; statements are cancelled",
-        "statements are tried again, nothing lost",
+        "statements are tried again, nothing lost; a lock on incidents at the start has events sent at each try",
         "within 5 s of the release",
         (
             "test_fault_postgres::test_a_migration_holds_a_lock_while_running",
@@ -273,7 +273,7 @@ MATRIX = (
     Row(
         "D15",
         "the daemon's clock steps by an hour, either way",
-        "waits go on as before; signatures carry the new time",
+        "waits go on as before, nothing comes twice; signatures and attempted_at are as wrong as the clock is",
         "at once",
         ("test_fault_process::test_the_clock_steps",),
     ),
