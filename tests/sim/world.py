@@ -520,10 +520,10 @@ class World:
             raise BrokenError(f"delivered twice without a crash {repeated[0]}")
 
     def _check_order(self, dead):
-        first, delivered = {}, {}
+        first, delivered = {}, {}  # when; a last attempt that fails ends a wait, though a crash may repeat it
         for one in self.seen:
             first.setdefault(one.key, one.at)
-            if one.status == 200:
+            if one.status == 200 or one.attempt > len(self.schedule):
                 delivered.setdefault(one.key, one.at)
         for row in self.database.endpoints.values():
             if row["options"] is None:
