@@ -40,6 +40,7 @@ class House:
         self.rnd = random.Random(seed)
         self.lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6, queue_max=40)
         self.order = Order(self.lanes)
+        self.order.recovered = True
         self.lane = self.lanes.lane(ENDPOINT)
         self.now = 0.0
         self.number = 0

@@ -188,7 +188,8 @@ class Order:
         stays = _leaves_row(write)
         leads = delivery is line.head
         if stays:
-            self._note_row(lot, line, delivery, was_in=leads or delivery.in_backlog)
+            # What recovery reads may come before rows that are there already: those wait as well.
+            self._note_row(lot, line, delivery, was_in=leads or delivery.in_backlog or not self.recovered)
             line.blocked = line.blocked or _waits(write)
         more: list[Write] = []
         if leads:
