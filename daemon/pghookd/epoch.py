@@ -411,6 +411,7 @@ class Crew:
     async def begin(self) -> None:
         """Learn what the epochs before have put aside; breakers that were open are, before anything goes out."""
         await self._due.begin(self._sessions["record"], self._world.monotonic())
+        await self.recorder.begin()
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Run until told to stop, then end in order: read no more, let requests end, record, store."""

@@ -118,15 +118,7 @@ async def test_a_migration_holds_a_lock_while_running(
     assert not daemon.noise
 
 
-RESENT = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="each start sends before it finds that it may not read what it watches, and ends with outcomes unrecorded",
-)
-AT_THE_START = [pytest.param(table, marks=RESENT) if table == "incidents" else table for table in TABLES]
-
-
-@pytest.mark.parametrize("table", AT_THE_START)
+@pytest.mark.parametrize("table", TABLES)
 async def test_a_migration_holds_a_lock_at_the_start(own_server, direct, start, receiving, delivered, table):
     async with receiving(direct) as running:
         await direct.execute(EVENTS, 100)

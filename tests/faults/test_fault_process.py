@@ -114,18 +114,7 @@ def _descriptors(daemon):
     return len([*Path(f"/proc/{daemon.pid}/fd").iterdir()])
 
 
-WARM = [
-    True,
-    pytest.param(
-        False,
-        marks=pytest.mark.xfail(
-            strict=True, reason="statements are read from files at first use: the process ends with EMFILE"
-        ),
-    ),
-]
-
-
-@pytest.mark.parametrize("warm", WARM, ids=lambda warm: "later" if warm else "at first")
+@pytest.mark.parametrize("warm", [True, False], ids=["later", "at first"])
 async def test_no_descriptor_is_left(database, db, start, receiving, until, delivered, warm):
     """Our own fault: no outcome is lost, no endpoint is blamed, no tight loop, and it goes on once there are some."""
     daemon = await start(database, **THOUSAND)

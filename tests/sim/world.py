@@ -198,6 +198,7 @@ class Crew:
     async def run(self):
         """Live until something ends it."""
         await self.due.begin(self.record_session, 0.0)
+        await self.recorder.begin()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._read())
             group.create_task(self.recorder.run())

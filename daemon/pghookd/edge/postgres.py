@@ -45,10 +45,16 @@ class DatabaseError(Exception):
         self.sqlstate = sqlstate
 
 
-@functools.cache
 def query(name: str) -> str:
     """Return the text of `sql/queries/<name>.sql`, one statement."""
-    return importlib.resources.files("pghookd").joinpath("sql", "queries", f"{name}.sql").read_text()
+    return _queries()[name]
+
+
+@functools.cache
+def _queries() -> dict[str, str]:
+    """Read all of them at once, at the first use: later there may be no descriptor left to open a file with."""
+    folder = importlib.resources.files("pghookd").joinpath("sql", "queries")
+    return {file.name.removesuffix(".sql"): file.read_text() for file in folder.iterdir()}
 
 
 def _translate(error: Exception, *, closed: bool) -> Exception:

@@ -142,10 +142,13 @@ class Recorder:
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Write and tend until told to stop."""
+    async def begin(self) -> None:
+        """Learn which endpoints are in trouble, before anything is sent: a lock may stand in the way."""
         rows = await self._session.fetch(query("read_watched"))
         self._watched = {row["endpoint_id"]: row["last_failure_at"] for row in rows}
+
+    async def run(self) -> None:
+        """Write and tend until told to stop."""
         while not self._stopping:
             await self._gather()
             await self._flush(self._batch_max)
