@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 
+import hypothesis
 import pytest
 
 from pghookd.core.breaker import Policy
@@ -177,7 +178,7 @@ def test_deliveries_of_a_lane_go_in_the_order_in_which_they_came():
 
 def test_the_books_balance_whatever_happens():
     """Live and late, failures of the endpoint and of ours, breakers, paces, rates, pauses: nothing is forgotten."""
-    for seed in range(8):
+    for seed in range(hypothesis.settings.default.max_examples // 4):
         balance(random.Random(seed))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pghookd.core.model import Delivery, Event
@@ -253,7 +253,6 @@ def test_settling_twice_or_without_a_ticket_is_nothing():
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers())
-@settings(max_examples=30)
 def test_settled_is_always_the_end_of_the_last_page_before_anything_open(sizes, seed):
     shard = ShardLog(0, A)
     ends = [Position(Snapshot(100 + n, 100 + n, ())) for n in range(len(sizes))]
