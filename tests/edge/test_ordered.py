@@ -12,6 +12,14 @@ import pytest
 from crew import living
 from receiver import Response
 
+from pghookd.core.lanes import Lanes
+from pghookd.core.order import Order
+from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot
+from pghookd.edge import postgres
+from pghookd.edge.filter import Filters
+from pghookd.edge.postgres import query
+from pghookd.loops.retry import DueRows, Terms
+
 KEYS = "abcd"
 QUICK = {"retry": {"schedule": (0.02,) * 60}, "breaker": {"share": 0}}
 
@@ -162,6 +170,55 @@ async def test_what_was_held_goes_out_before_what_comes_after(database, con, rec
             await emit(con, "a", n)
         await until(settled(con, 60), 20)
     assert seen(receiver) == {"a": list(range(60))}
+
+
+class Counting:
+    """A session that counts its statements, by the name of their files."""
+
+    def __init__(self, session):
+        self._session = session
+        self.asked = Counter()
+
+    async def fetch(self, sql, *values):
+        name = next(
+            name
+            for name in ("read_line", "walk_lines", "read_endpoints", "")
+            if not name or sql == query(name)
+        )
+        self.asked[name] += 1
+        return await self._session.fetch(sql, *values)
+
+    async def fetchval(self, sql, *values):
+        return await self._session.fetchval(sql, *values)
+
+
+async def test_lines_of_a_disabled_endpoint_are_not_looked_at_again_and_again(database, con):
+    ids = [await emit(con, key, 0) for key in KEYS]
+    await con.executemany(
+        "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, line)"
+        " select $1, endpoint_id, 's', 'held', 'disabled', $2 from webhooks.endpoints",
+        list(zip(ids, KEYS, strict=True)),
+    )
+    await con.execute("update webhooks.endpoints set enabled = false")
+    session = Counting(await postgres.connect(database, name="record"))
+    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    order = Order(lanes)
+    logger = crew.Diary().logger
+    log = Log(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, Marks())
+    filters = Filters(logger=logger, monotonic=lambda: 0.0)
+    due = DueRows(lanes, order, log, filters, shards=1, terms=Terms(), logger=logger, random01=lambda: 0.5)
+    order.recovered = True
+    endpoint_id = await con.fetchval("select endpoint_id from webhooks.endpoints")
+    due.endpoints_changed([endpoint_id])
+    for n in range(100):  # half a minute
+        await due.step(session, n * 0.3, lambda _write, _now: None)
+    assert 0 < session.asked["read_line"] <= len(KEYS)
+    await con.execute("update webhooks.endpoints set enabled = true")
+    due.endpoints_changed([endpoint_id])
+    for n in range(100, 110):
+        await due.step(session, n * 0.3, lambda _write, _now: None)
+    assert len(lanes.aboard) == len(KEYS)
+    await session._session.close()
 
 
 async def test_an_endpoint_may_become_ordered_with_rows_and_without(database, con, receiver, until):

@@ -203,8 +203,7 @@ class DueRows:
 
     async def _attend(self, session: Session, now: float, put: Put) -> None:
         changed, self._changed = self._changed, set()
-        found = await session.fetch(query("read_endpoints"), list(changed), self._shards)
-        endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
+        endpoints = await self._read_endpoints(session, changed)
         for endpoint_id in changed:
             endpoint = endpoints.get(endpoint_id)
             if endpoint is not None and endpoint.shard not in self._log.shards:
@@ -303,7 +302,10 @@ class DueRows:
         rows = await session.fetch(query("read_line"), endpoint_id, line.name, limit)
         fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self._lanes.aboard]
         due = list(itertools.takewhile(lambda row: row["due"], fresh))
-        taken = await self._place_line(session, endpoint_id, due, now, put) if due else 0
+        endpoints = await self._read_endpoints(session, [endpoint_id]) if due else {}
+        if not all(endpoint.enabled for endpoint in endpoints.values()):
+            due = []  # until it is switched on: then all its rows are looked through again
+        taken = await self._enter(session, due, endpoints, now, put) if due else 0
         full = len(rows) == limit
         self._order.taken(
             endpoint_id,
@@ -313,16 +315,6 @@ class DueRows:
             again=full or taken < len(due),
         )
         return taken
-
-    async def _place_line(
-        self, session: Session, endpoint_id: int, due: list[Row], now: float, put: Put
-    ) -> int:
-        """Take rows of one line into memory until one has to stay; return how many were, or are given up."""
-        found = await session.fetch(query("read_endpoints"), [endpoint_id], self._shards)
-        endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
-        if not all(endpoint.enabled for endpoint in endpoints.values()):
-            return 0
-        return await self._enter(session, due, endpoints, now, put)
 
     async def _line_up(self, session: Session, rows: list[Row], now: float) -> None:
         """Say of due rows of ordered endpoints whose turn it may be."""
@@ -337,13 +329,16 @@ class DueRows:
 
     # Into the lanes -------------------------------------------------------------------------------------------
 
+    async def _read_endpoints(self, session: Session, ids: Iterable[int]) -> dict[int, Endpoint]:
+        """Read endpoints as they are now; one that is gone is missing."""
+        rows = await session.fetch(query("read_endpoints"), list(ids), self._shards)
+        return {row["endpoint_id"]: endpoint_of(row) for row in rows}
+
     async def _place(self, session: Session, rows: Iterable[Row], now: float, put: Put) -> None:
         fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self._lanes.aboard]
         if not fresh:
             return
-        ids = list({row["endpoint_id"] for row in fresh})
-        found = await session.fetch(query("read_endpoints"), ids, self._shards)
-        endpoints = {row["endpoint_id"]: endpoint_of(row) for row in found}
+        endpoints = await self._read_endpoints(session, {row["endpoint_id"] for row in fresh})
         ours = [row for row in fresh if self._is_ours(row, endpoints)]
         ordered = [row for row in ours if _has_line(endpoints.get(row["endpoint_id"]))]
         if ordered:
