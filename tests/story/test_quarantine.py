@@ -120,7 +120,7 @@ async def test_kills_for_no_reason_hold_nothing(database, db, sites, receiver_pr
         await until(lambda seen=n: _some_received(receiver_process, seen), 20)
         await daemon.kill()
     daemon = await start(database)
-    await until(lambda: _delivered(db), 60)
+    await until(partial(_ended_or_done, daemon, db, 0), 60)
     assert daemon.said("delivery.suspected", unclean_ends=8)
     assert len(set(received(receiver_process))) == 8 * AROUND
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
@@ -55,9 +56,10 @@ class Suspects:
         self._calm_at = now + max(arrival.named_for_s, suspects.CALM_AFTER_S)
         self._turns = asyncio.Semaphore(suspects.NAMED_AT_ONCE)
         self._alone = asyncio.Semaphore(1)
-        self._flying: dict[tuple[int, int], Suspect] = {}
-        self._ended: set[tuple[int, int]] = set()  # their outcomes are with the recorder
-        self._recorded: set[tuple[int, int]] = set()  # and were, one step ago
+        self._flights: Final = itertools.count()
+        self._flying: dict[int, Suspect] = {}
+        self._ended: set[int] = set()  # flights whose outcomes are with the recorder
+        self._recorded: set[int] = set()  # and were, one step ago
         self._written: Final = _Written()
         self.hurry: Callable[[], None] = lambda: None
 
@@ -75,17 +77,17 @@ class Suspects:
         if suspect is None and self._monotonic() >= self._named_until:
             yield
             return
-        async with self._turns if suspect is None else self._alone:
-            self._flying[key] = (
-                Suspect(*key) if suspect is None else dataclasses.replace(suspect, flying=True)
-            )
-            written = self._written.next()
+        await (self._turns if suspect is None else self._alone).acquire()  # until the outcome is durable
+        flight = next(self._flights)
+        self._flying[flight] = dataclasses.replace(suspect or Suspect(*key), flying=True)
+        written = self._written.next()
+        self.hurry()
+        try:
+            await written
+            yield
+        finally:
+            self._ended.add(flight)
             self.hurry()
-            try:
-                await written
-                yield
-            finally:
-                self._ended.add(key)
 
     # For the recorder -------------------------------------------------------------------------------------------------
 
@@ -99,9 +101,10 @@ class Suspects:
 
     def _forget(self, now: float) -> None:
         """Leave out whose outcome is durable: it was put before the batch that has just been written."""
-        for key in self._recorded:
-            self._flying.pop(key, None)
-            self._tried.pop(key, None)
+        for flight in self._recorded:
+            suspect = self._flying.pop(flight)
+            self._tried.pop(suspect.key, None)
+            (self._alone if suspect.ends else self._turns).release()
         changed = bool(self._recorded)
         self._recorded, self._ended = self._ended, set()
         if self._ends and now >= self._calm_at:
@@ -120,8 +123,8 @@ class Suspects:
         await self._write(session)
 
     async def _write(self, session: Session) -> None:
-        waiting = [suspect for key, suspect in self._tried.items() if key not in self._flying]
-        text = suspects.write([*self._flying.values(), *waiting])
+        flying = {suspect.key: suspect for suspect in self._flying.values()}
+        text = suspects.write({**self._tried, **flying}.values())
         await session.execute(query("enter_home"), *dataclasses.astuple(self._place), self._ends, text)
 
 
