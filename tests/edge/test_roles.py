@@ -421,7 +421,7 @@ def parameters(day, event_id):
             *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200])),
             ["delivered"], [None], [None], sites,
         ),
-        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k")], 8),
+        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0)], 9),
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
         "clear_backlog": (events, endpoints),
         "disable_endpoints": (endpoints, ["gone"]),

@@ -349,6 +349,7 @@ class Deliverer:
             now_s=now_us / 1e6,
             age_from_s=delivery.age_from_us / 1e6,
             random01=self._random01(),
+            spared=delivery.attempts_before,
         )
         response = answer.body or None if isinstance(answer, Reply) else None
         if self._terms.successes and record.outcome is Outcome.DELIVERED:

@@ -265,7 +265,7 @@ class Recorder:
                     reason=row["disabled_reason"],
                 )
         if batch.backlog:
-            await session.execute(query("put_backlog"), *columns(batch.backlog, 8))
+            await session.execute(query("put_backlog"), *columns(batch.backlog, 9))
         if batch.dead:
             await session.execute(query("put_dead"), *columns(batch.dead, 5))
         if batch.cleared:
