@@ -8,6 +8,7 @@ When the last process has been killed nothing is left but a folder of the test's
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -20,6 +21,7 @@ import sysconfig
 import threading
 from pathlib import Path
 
+import reach
 from receiver import Receiver, _Protocol
 
 ROOT = Path(__file__).parent.parent.parent
@@ -242,7 +244,7 @@ class Booted:
         done = subprocess.run(
             [
                 *("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', group),
-                *("nsenter", f"--net=/proc/{self.pid}/ns/net", sys.executable, __file__, *words),
+                *("nsenter", f"--net=/proc/{self.pid}/ns/net", sys.executable, reach.__file__, *words),
             ],
             check=True,
             capture_output=True,
@@ -307,38 +309,7 @@ class Inside(Receiver):
         self._system = system
 
     async def __aenter__(self):
-        import asyncio
-
         listening = self._system.listen()
         self._port = listening.getsockname()[1]
         self._server = await asyncio.get_running_loop().create_server(lambda: _Protocol(self), sock=listening)
         return self
-
-
-def _reachable(targets, seconds):
-    """Connect to all at once; return those that worked."""
-    import selectors
-    import time
-
-    selector = selectors.DefaultSelector()
-    for address, port in targets:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        trying = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            trying.connect((address, port))
-        except BlockingIOError:
-            selector.register(trying, selectors.EVENT_WRITE, (address, port))
-        except OSError:
-            continue
-    reached = []
-    until = time.monotonic() + seconds
-    while selector.get_map() and (left := until - time.monotonic()) > 0:
-        for key, _ in selector.select(left):
-            selector.unregister(key.fileobj)
-            if key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-                reached.append(key.data)
-    return reached
-
-
-if __name__ == "__main__":
-    print(json.dumps(_reachable([tuple(each) for each in json.loads(sys.argv[1])], float(sys.argv[2]))))
