@@ -9,6 +9,7 @@ When the last process has been killed nothing is left but a folder of the test's
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -117,7 +118,7 @@ class Booted:
         self._folder = folder
         self._sockets = sockets
         self._group = _groups() / f"{GROUP}{os.getpid()}"
-        self._process = None
+        self._process = self._listening = None
         self._terminal, self._slave = pty.openpty()
         self._console = bytearray()
         self._install()
@@ -159,9 +160,9 @@ class Booted:
         self.write(f"{UNITS}/pghookd.service.d/{name}.conf", text)
         self.call("systemctl", "daemon-reload")
 
-    def read(self, path):
-        """Read a file as it is seen inside."""
-        return Path(f"/proc/{self.pid}/root{path}").read_text()
+    def file(self, path):
+        """Return the path of a file that is seen inside as `path`."""
+        return Path(f"/proc/{self.pid}/root{path}")
 
     # Processes --------------------------------------------------------------------------------------------------------
 
@@ -180,7 +181,14 @@ class Booted:
             stdout=self._slave,
             stderr=self._slave,
         )
-        os.set_blocking(self._terminal, False)
+        self._listening = threading.Thread(target=self._hear)
+        self._listening.start()
+
+    def _hear(self):
+        """Take what is written to the terminal, since a full one would stop systemd; ends with the last writer."""
+        with contextlib.suppress(OSError):
+            while more := os.read(self._terminal, 65536):
+                self._console += more
 
     @property
     def pid(self):
@@ -189,11 +197,6 @@ class Booted:
 
     def console(self):
         """Return what systemd has said so far."""
-        try:
-            while more := os.read(self._terminal, 65536):
-                self._console += more
-        except BlockingIOError:
-            pass
         return self._console.decode("utf-8", "replace")
 
     def call(self, *words, check=True):
@@ -212,7 +215,6 @@ class Booted:
 
     def state(self):
         """Return what `systemctl is-system-running` says; an empty text while nobody answers."""
-        self.console()  # nobody else reads the terminal
         if self._process.poll() is not None:
             raise AssertionError(f"it has ended:\n{self.console()}")
         try:
@@ -224,9 +226,20 @@ class Booted:
         """Return a property of the unit."""
         return self.call("systemctl", "show", "pghookd.service", "--value", "-p", name).stdout.strip()
 
-    def unit_pids(self):
-        """Return the processes of the unit, as seen from here."""
-        return [int(line) for line in self._unit_group().joinpath("cgroup.procs").read_text().split()]
+    def unit_pid(self):
+        """Return the one process of the unit, as seen from here."""
+        (line,) = self._unit_group().joinpath("cgroup.procs").read_text().split()
+        return int(line)
+
+    def call_as_unit(self, *words):
+        """Run a program with the files, the processes and the user of the unit; return what it printed."""
+        uid = self.shows("UID")
+        there = ("nsenter", "-t", str(self.unit_pid()), "-m", "-U", "-p")
+        user = ("setpriv", "--reuid", uid, "--regid", self.shows("GID"), "--keep-groups")
+        done = subprocess.run(
+            [*there, *user, *words], check=True, capture_output=True, text=True, timeout=CALL_S
+        )
+        return done.stdout
 
     def _unit_group(self):
         return self._group / "system.slice" / "pghookd.service"
@@ -256,10 +269,10 @@ class Booted:
     # Its network ------------------------------------------------------------------------------------------------------
 
     def has_address(self, address):
-        """Give its loopback a further address."""
+        """Give its loopback a further address, if it has not got it."""
         length = "/128" if ":" in address else "/32"
         more = ["nodad"] if ":" in address else []
-        self.call("ip", "address", "add", address + length, "dev", "lo", *more)
+        self.call("ip", "address", "replace", address + length, "dev", "lo", *more)
 
     def listen(self, family=socket.AF_INET):
         """Return a socket that listens on its network, at all addresses and a free port."""
@@ -288,8 +301,10 @@ class Booted:
         if self._process is not None:
             self._process.kill()  # takes the first process with it, and that one all others
             self._process.wait()
-        for each in (self._terminal, self._slave):
-            os.close(each)
+        os.close(self._slave)
+        if self._listening is not None:
+            self._listening.join()
+        os.close(self._terminal)
 
     def gone(self):
         """Remove the control groups; whether that was possible: the dead take a moment."""
