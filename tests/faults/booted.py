@@ -23,6 +23,8 @@ import threading
 from pathlib import Path
 
 import reach
+from fault_server import LyingNameServer
+from mail_server import Mailbox
 from receiver import Receiver, _Protocol
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,6 +35,7 @@ UNITS = "/etc/pghookd-units"  # all the units there are: nothing of the machine'
 GROUP = "pghookd-test-"
 CALL_S = 60.0
 
+_SOURCES = (Path(sys.base_prefix), Path(sysconfig.get_path("purelib")))  # this test's Python, its packages
 _CLONE_NEWNET = 0x40000000
 _NAMESPACES = ("--pid", "--mount", "--mount-proc", "--cgroup", "--uts", "--ipc", "--net")
 
@@ -77,6 +80,13 @@ def refusal():
     """Return why no systemd can be booted here; an empty text where one can."""
     if os.geteuid() != 0:
         return "only root may boot a systemd"
+    closed = [
+        str(path)
+        for path in (*_SOURCES, ROOT / "daemon", ROOT / "sql")
+        if path.stat().st_mode & 0o005 != 0o005
+    ]
+    if closed:
+        return f"the unit's user could not read {', '.join(closed)}"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing or not SYSTEMD.exists():
         return f"not installed: {', '.join(missing) or 'systemd'} (apt-get install systemd)"
@@ -126,7 +136,7 @@ class Booted:
     # Files ------------------------------------------------------------------------------------------------------------
 
     def _install(self):
-        """As README.md says: a virtual environment in /opt/pghookd, settings in /etc/pghookd, the user by sysusers.d."""
+        """As README.md says: a virtual environment in /opt/pghookd, settings in /etc/pghookd, a user by sysusers.d."""
         opt = self._folder / "opt" / "pghookd"
         for name in ("bin", "python", "packages", "daemon", "sql"):
             (opt / name).mkdir(parents=True)
@@ -142,6 +152,8 @@ class Booted:
         shutil.copytree("/etc", self._folder / "etc", symlinks=True)
         for each in (self._folder / "opt", self._folder / "etc"):
             each.chmod(0o755)
+        self.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")
+        self.write("/etc/nsswitch.conf", "hosts: files dns\n")
         self.write("/etc/sysusers.d/pghookd.conf", (UNIT.parent / "sysusers.d" / "pghookd.conf").read_text())
         for name, text in _BARE.items():
             self.write(f"{UNITS}/{name}", text)
@@ -150,6 +162,8 @@ class Booted:
     def write(self, path, text, mode=0o644):
         """Write a file below its /etc."""
         file = self._folder / path.lstrip("/")
+        if file.is_symlink():  # it may lead out of the copy
+            file.unlink()
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch(mode)
         file.chmod(mode)
@@ -170,12 +184,11 @@ class Booted:
         """Start it; whether it has come up is to be asked by `state`."""
         self._group.mkdir()
         arguments = (self._folder, os.ttyname(self._slave), self._sockets)
-        sources = (sys.base_prefix, sysconfig.get_path("purelib"), ROOT)
         self._process = subprocess.Popen(
             [
                 *("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', self._group),
                 *("setpriv", "--pdeathsig", "KILL", "unshare", "--fork", "--kill-child=KILL", *_NAMESPACES),
-                *("sh", "-c", _BOOT, "boot", *arguments, *sources),
+                *("sh", "-c", _BOOT, "boot", *arguments, *_SOURCES, ROOT),
             ],
             stdin=subprocess.DEVNULL,
             stdout=self._slave,
@@ -274,24 +287,25 @@ class Booted:
         more = ["nodad"] if ":" in address else []
         self.call("ip", "address", "replace", address + length, "dev", "lo", *more)
 
-    def listen(self, family=socket.AF_INET):
-        """Return a socket that listens on its network, at all addresses and a free port."""
+    def listen(self, family=socket.AF_INET, kind=socket.SOCK_STREAM, port=0):
+        """Return a socket that listens on its network, at all addresses; without a `port` at a free one."""
         made = []
-        thread = threading.Thread(target=self._listen, args=(family, made))
+        thread = threading.Thread(target=self._listen, args=(family, kind, port, made))
         thread.start()
         thread.join()
         return made[0]
 
-    def _listen(self, family, made):
+    def _listen(self, family, kind, port, made):
         """In a thread, whose network is left for the other one: a socket stays where it was made."""
         with Path(f"/proc/{self.pid}/ns/net").open() as there:
             if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), _CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), "setns")
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listening.bind(("", 0))
-        listening.listen(64)
+        listening.bind(("", port))
+        if kind == socket.SOCK_STREAM:
+            listening.listen(64)
         made.append(listening)
 
     # The end ----------------------------------------------------------------------------------------------------------
@@ -319,12 +333,41 @@ class Booted:
 class Inside(Receiver):
     """A receiver on the network of a booted systemd."""
 
+    def __init__(self, system, *, tls=None, **more):
+        super().__init__(**more)
+        self._system, self._tls = system, tls
+
+    async def __aenter__(self):
+        listening = self._system.listen()
+        self._port = listening.getsockname()[1]
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Protocol(self), sock=listening, ssl=self._tls
+        )
+        return self
+
+
+class InsideMailbox(Mailbox):
+    """A mail server there."""
+
     def __init__(self, system, **more):
         super().__init__(**more)
         self._system = system
 
     async def __aenter__(self):
         listening = self._system.listen()
-        self._port = listening.getsockname()[1]
-        self._server = await asyncio.get_running_loop().create_server(lambda: _Protocol(self), sock=listening)
+        self.port = listening.getsockname()[1]
+        self._server = await asyncio.get_running_loop().create_server(self._line, sock=listening)
         return self
+
+
+@contextlib.asynccontextmanager
+async def naming_inside(system, table):
+    """Run the name server of that network: 127.0.0.1:53."""
+    listening = system.listen(kind=socket.SOCK_DGRAM, port=53)
+    transport, server = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: LyingNameServer(table), sock=listening
+    )
+    try:
+        yield server
+    finally:
+        transport.close()

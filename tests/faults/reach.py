@@ -1,7 +1,7 @@
 """Tries to connect, as a process of its own: whose network and control group it has, its starter has decided.
 
-`python reach.py '[["127.0.0.1", 80], ...]' SECONDS` prints those that a connection could be made to. Never here: sending
-anything.
+`python reach.py '[["127.0.0.1", 80], ...]' SECONDS` prints those that a connection could be made to. Never here:
+sending anything.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ def reachable(targets, seconds):
     selector = selectors.DefaultSelector()
     for address, port in targets:
         family, _, _, _, full = socket.getaddrinfo(address, port, flags=socket.AI_NUMERICHOST)[0]
-        trying = socket.socket(family)  # `full`: a zone as a number
-        trying.setblocking(False)
+        trying = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            trying.connect(full)
+            trying.connect(full)  # with its zone as a number
         except BlockingIOError:
             selector.register(trying, selectors.EVENT_WRITE, (address, port))
         except OSError:
