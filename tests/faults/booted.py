@@ -182,6 +182,7 @@ class Booted:
 
     def boot(self):
         """Start it; whether it has come up is to be asked by `state`."""
+        _sweep()
         self._group.mkdir()
         arguments = (self._folder, os.ttyname(self._slave), self._sockets)
         self._process = subprocess.Popen(
@@ -322,12 +323,23 @@ class Booted:
 
     def gone(self):
         """Remove the control groups; whether that was possible: the dead take a moment."""
-        try:
-            for group, _, _ in os.walk(self._group, topdown=False):
-                Path(group).rmdir()
-        except OSError:
-            return False
-        return True
+        return _removed(self._group)
+
+
+def _removed(group):
+    try:
+        for each, _, _ in os.walk(group, topdown=False):
+            Path(each).rmdir()
+    except OSError:  # in use
+        return False
+    return True
+
+
+def _sweep():
+    """Remove the empty groups of test runs that were killed."""
+    for group in _groups().glob(f"{GROUP}*"):
+        if not Path(f"/proc/{group.name.removeprefix(GROUP)}").exists():
+            _removed(group)
 
 
 class Inside(Receiver):
