@@ -13,13 +13,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from pghookd import letter_samples, migrate
-from pghookd.core.home import why_foreign
+from pghookd.core.home import why_foreign, why_moved
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
 from pghookd.edge import postgres
+from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
-from pghookd.edge.rows import endpoint_of, server_of, shard_of
+from pghookd.edge.rows import endpoint_of, server_of, shard_of, stay_of
 from pghookd.edge.vault import Vault, revealing
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
@@ -31,6 +32,7 @@ NEEDS: Final = {
     "dead": ("select", "insert", "delete"),
     "endpoints": ("select", "update"),
     "events": ("select",),
+    "home": ("select", "insert", "update"),
     "migrations": ("select",),
     "operations": ("insert",),
     "partitions": ("select", "insert"),
@@ -303,7 +305,10 @@ async def _home(session: Session, _settings: Settings) -> AsyncIterator[Finding]
     newest = await session.fetchval(query("read_newest_event_id"))
     if server is None or server["in_recovery"] or now is None:
         return
-    why = why_foreign(server_of(server), stored, Snapshot(*now), newest)
+    stays = [stay_of(row) for row in await session.fetch(query("read_home"))]
+    why = why_foreign(server_of(server), stored, Snapshot(*now), newest) or why_moved(
+        host_id(), session.address, stays
+    )
     if why is not None:
         yield Finding(
             Grade.FAULT,

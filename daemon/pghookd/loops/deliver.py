@@ -10,6 +10,7 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -50,6 +51,14 @@ class Gate(Protocol):
         ...
 
 
+class Suspects(Protocol):
+    """What names deliveries before they go out, after ends that nobody can explain."""
+
+    def named(self, delivery: Delivery) -> AbstractAsyncContextManager[None]:
+        """Return what is around a delivery while it is on its way."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Terms:
     """The settings that a delivery needs, ready for use."""
@@ -87,6 +96,7 @@ class Deliverer:
         random01: Callable[[], float],
         room: asyncio.Event,
         beat: Callable[[], None],
+        suspects: Suspects | None = None,
     ) -> None:
         self._sender = sender
         self._lanes = lanes
@@ -99,6 +109,7 @@ class Deliverer:
         self._random01 = random01
         self._room = room
         self._beat = beat
+        self._suspects = suspects
         self._large = asyncio.Semaphore(terms.large_at_once)
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
@@ -234,6 +245,12 @@ class Deliverer:
     # One delivery -----------------------------------------------------------------------------------------------------
 
     async def _deliver(self, lane: Lane, delivery: Delivery) -> Write:
+        if self._suspects is None:
+            return await self._send(lane, delivery)
+        async with self._suspects.named(delivery):
+            return await self._send(lane, delivery)
+
+    async def _send(self, lane: Lane, delivery: Delivery) -> Write:
         try:
             if delivery.event.payload is not None:
                 return await self._attempt(lane, delivery, delivery.event.payload)
