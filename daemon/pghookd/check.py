@@ -351,14 +351,15 @@ async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Find
             yield Finding(Grade.FAULT, "endpoints", text)
         else:
             if manner.fault is not None:
-                text = f"deliveries to endpoint {endpoint.endpoint_id} fail: secrets.key does not open its secret"
+                text = f"secrets.key does not open its {manner.fault.error}"
+                text = f"deliveries to endpoint {endpoint.endpoint_id} fail: {text}"
                 yield Finding(Grade.FAULT, "endpoints", text)
 
 
 _ASKING: Final = """
 select endpoint_id from webhooks.endpoints
 where enabled and (headers <> '{}' or profile <> 'standard' or secret like 'whsk\\_%' or secret like 'enc:%'
-  or num_nonnulls(retry_schedule, success_statuses, previous_secret) > 0)
+  or num_nonnulls(retry_schedule, success_statuses, previous_secret, auth) > 0)
 order by endpoint_id limit 10000
 """
 
@@ -368,17 +369,18 @@ async def _secrets(session: Session, settings: Settings) -> AsyncIterator[Findin
     plain, sealed = (await session.fetch(_KEPT))[0]
     has_key = Vault.of(settings) is not None
     if plain and not has_key:
-        text = f"{plain} endpoints have their secrets in plain text: with secrets.key they would be encrypted"
+        text = f"{plain} endpoints have their secrets or auth in plain text: with secrets.key they would be encrypted"
         yield Finding(Grade.WARNING, "secrets", text)
     elif plain:
-        text = f"{plain} endpoints have secrets in plain text still: pghookd run encrypts them within seconds"
+        text = f"{plain} endpoints have secrets or auth in plain text still: pghookd run encrypts them within seconds"
         yield Finding(Grade.WARNING, "secrets", text)
     elif sealed:
         yield Finding(Grade.FINE, "secrets", f"all secrets are encrypted, those of {sealed} endpoints")
 
 
 _KEPT: Final = """
-select count(*) filter (where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:') as plain,
-  count(*) filter (where left(secret, 7) = 'enc:v1:') as sealed
-from webhooks.endpoints where num_nonnulls(secret, previous_secret) > 0
+select count(*) filter (where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:'
+    or jsonb_typeof(auth) = 'object') as plain,
+  count(*) filter (where left(secret, 7) = 'enc:v1:' or jsonb_typeof(auth) = 'string') as sealed
+from webhooks.endpoints where num_nonnulls(secret, previous_secret, auth) > 0
 """

@@ -211,7 +211,7 @@ class Fault:
     """No response: what stood in the way.
 
     Attributes:
-        outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED.
+        outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED; REFUSED by a token endpoint, where the receiver was not asked.
         error: a constant name, or `name: detail` (NAMES: timeout connect, response; unreachable dns, refused,
             reset, stale_connection, ...; blocked url, scheme, port, ...).
     """

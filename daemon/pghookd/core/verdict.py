@@ -169,7 +169,10 @@ def _final_word(reply: Reply) -> Verdict | None:
 
 def _is_blocked_for_good(fault: Fault) -> bool:
     """Whether the URL itself is refused. Not so a resolved address: one odd resolver must kill nothing."""
-    return fault.outcome is Outcome.BLOCKED and fault.error.partition(":")[0] != "address"
+    return (
+        fault.outcome is Outcome.BLOCKED
+        and fault.error.removeprefix("oauth2: ").partition(":")[0] != "address"
+    )
 
 
 def _wait_s(answer: Answer, scheduled: float, policy: Policy, now_s: float) -> float:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import envelope, verdict
+from pghookd.core.auth import ClientCredentials
 from pghookd.core.event_options import EventOptions
 from pghookd.core.keys import is_superseded
 from pghookd.core.lanes import Lane, Lanes
@@ -24,12 +25,14 @@ from pghookd.core.profile import ProfileHead
 from pghookd.core.writes import Attempted, Died, Kept, Write
 from pghookd.edge.http import Sender, Target
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.oauth import Tokens
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 
 TIMER_LEAST_S: Final = (
     0.005  # where the time has come and something else holds the lane back, look now and then
 )
 HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet looks again
+_UNAUTHORIZED: Final = 401
 _TRACED: Final = re.compile(rb"^traceparent:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -68,6 +71,7 @@ class Aim:
 
     target: Target | Fault
     manner: Manner
+    tokens: Tokens | None = None  # where OAuth2 is asked for
 
 
 class Deliverer:
@@ -267,21 +271,46 @@ class Deliverer:
             if made is None:
                 return Died(delivery, Reason.INVALID)
             aim = lane.cache = made
+        if isinstance(aim.target, Fault):
+            return self._attempted(delivery, aim.target, self._monotonic(), aim.manner.policy)
+        if aim.tokens is not None:
+            return await self._send_with_token(lane, delivery, payload, aim, aim.target, aim.tokens)
+        return await self._send(lane, delivery, payload, aim.manner, aim.target)
+
+    async def _send_with_token(
+        self, lane: Lane, delivery: Delivery, payload: bytes, aim: Aim, target: Target, tokens: Tokens
+    ) -> Write:
+        started = self._monotonic()
+        token = await tokens.token()
+        if isinstance(token, Fault):
+            return self._attempted(delivery, token, started, aim.manner.policy)
+        write = await self._send(lane, delivery, payload, aim.manner, target, token.line)
+        if isinstance(write, Attempted) and write.status == _UNAUTHORIZED:
+            tokens.drop(token)
+        return write
+
+    async def _send(
+        self,
+        lane: Lane,
+        delivery: Delivery,
+        payload: bytes,
+        manner: Manner,
+        target: Target,
+        lines: bytes = b"",
+    ) -> Write:
+        event = delivery.event
         if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
             await self._held_back()
-        manner = aim.manner
-        if isinstance(aim.target, Fault):
-            return self._attempted(delivery, aim.target, self._monotonic(), manner.policy)
         if manner.profile is not None and manner.profile.is_bare:
             body = _bare(event, payload)
         else:
             body = event.body or _wrap(event, payload)
-        head = self._head(manner, delivery, body)
+        head = self._head(manner, delivery, body, lines)
         started = self._monotonic()
         if lane.paused_until > started:  # since it was taken
             self._lanes.parked.add(delivery.endpoint_id)
             return Kept(delivery, State.PARKED, Reason.PAUSED)
-        answer = await self._sender.post(aim.target, head, body, manner.timeout_s)
+        answer = await self._sender.post(target, head, body, manner.timeout_s)
         if isinstance(answer, Reply) and answer.retry_after is not None:
             self._heed(lane, answer, manner.policy)
         return self._attempted(delivery, answer, started, manner.policy)
@@ -302,9 +331,14 @@ class Deliverer:
             manner = Manner.of(lane.endpoint, self._terms.defaults)
         except ValueError:
             return None
-        return Aim(manner.fault or self._sender.aim(lane.endpoint.url), manner)
+        if manner.auth is None or manner.fault is not None:
+            return Aim(manner.fault or self._sender.aim(lane.endpoint.url), manner)
+        asked, tokens = manner.auth.scheme, None
+        if isinstance(asked, ClientCredentials) and self._sender.diverted_to is None:
+            tokens = Tokens(self._sender, asked, self._terms.defaults.user_agent, self._monotonic)
+        return Aim(self._sender.aim(lane.endpoint.url, manner.auth.certificate), manner, tokens)
 
-    def _head(self, manner: Manner, delivery: Delivery, body: bytes) -> bytes:
+    def _head(self, manner: Manner, delivery: Delivery, body: bytes, lines: bytes = b"") -> bytes:
         event = delivery.event
         webhook_id = event.webhook_id
         timestamp_s = self._wall_us() // 1_000_000
@@ -316,7 +350,7 @@ class Deliverer:
             attempt=delivery.attempts + 1,
             triggered_at=event.triggered_at,
             body_bytes=len(body),
-            more=_more_lines(manner, delivery, timestamp_s, body),
+            more=_more_lines(manner, delivery, timestamp_s, body) + lines,
         )
 
     def _attempted(
