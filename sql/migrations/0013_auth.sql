@@ -20,7 +20,8 @@ alter table webhooks.endpoints
       and position(':' in auth #>> '{basic,username}') = 0 end),
   add constraint "auth.bearer is a token of RFC 6750" check (
     case when jsonb_typeof(auth -> 'bearer') = 'object' then
-      (auth -> 'bearer') - '{token}'::text[] = '{}' and jsonb_typeof(auth #> '{bearer,token}') = 'string'
+      (auth -> 'bearer') - '{token}'::text[] = '{}' and (auth -> 'bearer') ? 'token'
+      and jsonb_typeof(auth #> '{bearer,token}') = 'string'
       and auth #>> '{bearer,token}' ~ '^[-A-Za-z0-9._~+/]+=*$' and length(auth #>> '{bearer,token}') <= 8192 end),
   add constraint "auth.oauth2 is token_url (https), client_id and client_secret" check (
     case when jsonb_typeof(auth -> 'oauth2') = 'object' then
@@ -34,6 +35,7 @@ alter table webhooks.endpoints
   add constraint "auth.client_certificate is PEM, certificate and key, for https" check (
     case when jsonb_typeof(auth -> 'client_certificate') = 'object' then
       (auth -> 'client_certificate') - '{certificate,key}'::text[] = '{}'
+      and (auth -> 'client_certificate') ?& '{certificate,key}'
       and jsonb_typeof(auth #> '{client_certificate,certificate}') = 'string'
       and jsonb_typeof(auth #> '{client_certificate,key}') = 'string'
       and auth #>> '{client_certificate,certificate}' like '%-----BEGIN CERTIFICATE-----%'

@@ -16,7 +16,7 @@ from urllib.parse import quote_plus, urlencode
 import orjson
 
 from pghookd.core.auth import ClientCredentials, basic_line, bearer_line, check_token
-from pghookd.core.model import Fault, Outcome
+from pghookd.core.model import OAUTH2, Fault, Outcome
 
 ANSWER_BYTES_MAX: Final = 16384
 LIFETIME_S: Final = 300.0  # where the answer says nothing
@@ -100,7 +100,7 @@ def granted(status: int, body: bytes) -> Granted | Fault:
 
 def unavailable(fault: Fault) -> Fault:
     """Say of a fault that it was the token endpoint's, and not the receiver's."""
-    return Fault(fault.outcome, f"oauth2: {fault.error}")
+    return Fault(fault.outcome, f"{OAUTH2}{fault.error}")
 
 
 def _use_for_s(expires_in: object) -> float:

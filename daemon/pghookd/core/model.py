@@ -23,6 +23,8 @@ EVENT_TYPES = (
 )
 
 
+# What begins the error of an attempt that got no token: the receiver was not asked.
+OAUTH2: Final = "oauth2: "
 _RESERVED: Final = "webhook_"  # types that begin so are ours, and not part of `*`
 
 
