@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from pghookd import letter_samples, migrate
+from pghookd.core.envelope import timestamp_text
 from pghookd.core.home import why_foreign
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
@@ -23,6 +25,7 @@ from pghookd.edge.rows import endpoint_of, server_of, shard_of
 from pghookd.edge.vault import Vault, revealing
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
+EXPIRES_SOON_S: Final = 14 * 86400.0  # of a client certificate
 
 # What the daemon's role must be able to do with each table.
 NEEDS: Final = {
@@ -354,6 +357,12 @@ async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Find
                 text = f"secrets.key does not open its {manner.fault.error}"
                 text = f"deliveries to endpoint {endpoint.endpoint_id} fail: {text}"
                 yield Finding(Grade.FAULT, "endpoints", text)
+            elif manner.auth is not None and manner.auth.certificate is not None:
+                ends_at_s = manner.auth.certificate.ends_at_s
+                if ends_at_s - time.time() < EXPIRES_SOON_S:
+                    when = timestamp_text(int(ends_at_s) * 1_000_000)
+                    text = f"the client certificate of endpoint {endpoint.endpoint_id} expires at {when}"
+                    yield Finding(Grade.WARNING, "endpoints", text)
 
 
 _ASKING: Final = """

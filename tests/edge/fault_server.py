@@ -222,12 +222,13 @@ class Certificates:
         context.load_verify_locations(self.ca_file)
         return context
 
-    def client(self, name: str, rsa_bits: int = 0) -> dict[str, str]:
+    def client(self, name: str, rsa_bits: int = 0, *, expired: bool = False) -> dict[str, str]:
         """Make a client certificate: the texts `certificate` and `key` of `endpoints.auth`."""
         key = (
             rsa.generate_private_key(65537, rsa_bits) if rsa_bits else ec.generate_private_key(ec.SECP256R1())
         )
-        made = self._begin(_common_name(name), key.public_key(), _ALWAYS).sign(self._key, hashes.SHA256())
+        validity = _PAST if expired else _ALWAYS
+        made = self._begin(_common_name(name), key.public_key(), validity).sign(self._key, hashes.SHA256())
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

@@ -234,6 +234,10 @@ async def test_check_says_how_it_lies_and_what_cannot_be_used(con, session, data
     crossed = await add(
         con, {"client_certificate": {"certificate": shown["certificate"], "key": other["key"]}}
     )
+    late = await add(con, {"client_certificate": authority.client("late", expired=True)})
+    found = await told(secrets={"key": OLD})
+    expiry = f"the client certificate of endpoint {late} expires at 2021-01-01T00:00:00.000Z"
+    assert [text for _, text in found if "expires" in text] == [expiry]
     faults = [text for grade, text in await told(secrets={"key": OLD}) if grade == "fault"]
     assert len(faults) == 1
     assert f"endpoint {crossed} end dead, as invalid: auth.client_certificate.key is not the key" in faults[0]

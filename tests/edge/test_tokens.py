@@ -13,7 +13,7 @@ from fault_server import Certificates, Receiver, answering, receiving
 from pghookd.core.auth import ClientCredentials
 from pghookd.core.destination import Policy, parse_places
 from pghookd.core.grant import Granted
-from pghookd.core.model import Fault, Outcome
+from pghookd.core.model import Fault, Outcome, Reply
 from pghookd.edge.http import Sender
 from pghookd.edge.oauth import Tokens
 
@@ -114,9 +114,11 @@ async def test_one_that_the_receiver_refuses_is_dropped_and_a_newer_one_is_not(a
     async with world(authority, token("one"), token("two")) as it:
         tokens = it.tokens()
         first = await tokens.token()
-        tokens.drop(first)
+        tokens.heed(first, Reply(403))
+        assert await tokens.token() is first
+        tokens.heed(first, Reply(401))
         second = await tokens.token()
-        tokens.drop(first)
+        tokens.heed(first, Reply(401))
         assert await tokens.token() is second
         assert (second.line, len(it.asked)) == (line("two"), 2)
 

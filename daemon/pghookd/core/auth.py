@@ -22,10 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import orjson
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import (
-        CertificatePublicKeyTypes,
-        PrivateKeyTypes,
-    )
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+    from cryptography.x509 import Certificate
 
 LENGTH_MAX: Final = 16384  # characters of the whole text
 TEXT_MAX: Final = 2048  # characters of one value that is neither a token nor PEM
@@ -87,8 +85,13 @@ class ClientCertificate:
     key: str = dataclasses.field(repr=False)
 
     def __post_init__(self) -> None:
-        if _public_key(self.certificate) != _private_key(self.key).public_key():
+        if _certificate(self.certificate).public_key() != _private_key(self.key).public_key():
             raise ValueError("auth.client_certificate.key is not the key of the (first) certificate")
+
+    @property
+    def ends_at_s(self) -> float:
+        """Unix seconds at which the certificate expires."""
+        return _certificate(self.certificate).not_valid_after_utc.timestamp()
 
 
 Scheme: TypeAlias = Basic | Bearer | ClientCredentials
@@ -181,11 +184,12 @@ def _check_text(name: str, text: str, *, least: int) -> None:
         raise ValueError(f"auth.{name} is not {least} to {TEXT_MAX} characters without control characters")
 
 
-def _public_key(pem: str) -> CertificatePublicKeyTypes:
+def _certificate(pem: str) -> Certificate:
+    """Read the first one."""
     from cryptography import x509  # noqa: PLC0415 - 5 MB that few have a use for
 
     try:
-        return x509.load_pem_x509_certificates(pem.encode())[0].public_key()
+        return x509.load_pem_x509_certificates(pem.encode())[0]
     except Exception:  # noqa: BLE001 - whatever it is, this is no certificate; its message may quote it
         raise ValueError("auth.client_certificate.certificate is no certificate in PEM") from None
 

@@ -16,10 +16,11 @@ from typing import Final
 from pghookd.core import grant
 from pghookd.core.auth import ClientCredentials
 from pghookd.core.grant import Granted
-from pghookd.core.model import Fault, Outcome
+from pghookd.core.model import Answer, Fault, Outcome, Reply
 from pghookd.edge.http import Sender
 
 TIMEOUT_S: Final = 5.0  # of a request for a token
+_UNAUTHORIZED: Final = 401
 _GIVEN_UP: Final = grant.unavailable(Fault(Outcome.FAILED, "given_up"))
 
 
@@ -63,9 +64,9 @@ class Tokens:
             asking.set_result(found)
         return found
 
-    def drop(self, token: Granted) -> None:
-        """Use a token no more, since the receiver does not take it; a newer one is not meant."""
-        if self._kept is token:
+    def heed(self, token: Granted, answer: Answer) -> None:
+        """Use a token no more where the receiver did not take it (401); a newer one is not meant."""
+        if self._kept is token and isinstance(answer, Reply) and answer.status == _UNAUTHORIZED:
             self._kept = None
 
     async def _ask(self) -> Granted | Fault:
