@@ -76,7 +76,8 @@ def test_static_lines_stand_in_the_head_once_and_for_all():
     for asked, line in told:
         made = manner(asked)
         assert made.head.later == line.encode()
-        assert "canary" not in repr(made.auth)
+        assert "canary" not in repr(made)
+        assert encoded not in repr(made)
 
 
 def test_auth_wins_over_the_endpoints_own_header_and_shares_none_with_a_profile():

@@ -10,13 +10,13 @@ import ssl
 import asyncpg
 import pytest
 import structlog
-from crew import living, settings_of
+from crew import Clock, Diary, Life, living, settings_of
 from fault_server import Certificates, receiving
 
-from pghookd import operate
+from pghookd import app, operate
 from pghookd.check import check
 from pghookd.core.manner import Defaults, Manner
-from pghookd.core.sealing import AUTH, parse_keys
+from pghookd.core.sealing import AUTH, SECRET, parse_keys
 from pghookd.core.settings import Settings
 from pghookd.edge import postgres
 from pghookd.edge.postgres import query
@@ -210,12 +210,17 @@ async def test_what_changed_in_between_is_left_alone_and_who_knows_nothing_of_au
 async def test_a_rotated_key_wraps_it_anew(con, session, database):
     ids = [await add(con, BEARER), await add(con, BASIC, secret="plain")]
     lost = await add(con, "enc:v1:gone:AAAA")
+    await con.execute("update webhooks.endpoints set secret = 'another' where endpoint_id = $1", lost)
     await wrap_plain(session, vault_of(OLD))
     done = await operate.rotate_key(settings_of(database, secrets={"key": NEW}), lambda _: None)
-    assert (done.total, done.looked_at, done.wrapped, done.unopened) == (3, 3, 2, [lost])
+    assert (done.total, done.looked_at, done.wrapped, done.unopened) == (3, 3, 3, [lost])
     newest = vault_of(f"new:{TWO}")
     opened = [json.loads(newest.reveal(await stored(con, each), each, AUTH)) for each in ids]
     assert opened == [BEARER, BASIC]
+    secret = await con.fetchval("select secret from webhooks.endpoints where endpoint_id = $1", lost)
+    assert newest.reveal(secret, lost, SECRET) == "another", (
+        "what is lost keeps nothing else from being wrapped"
+    )
 
 
 async def test_check_says_how_it_lies_and_what_cannot_be_used(con, session, database, authority):
@@ -432,3 +437,23 @@ async def test_a_token_server_that_may_not_be_reached_is_blocked(con, database, 
         await until(lambda: con.fetchval("select count(*) = 1 from webhooks.dead"))
     assert await attempts(con) == [("blocked", None, "oauth2: literal")]
     assert await con.fetchval("select reason from webhooks.dead") == "blocked"
+
+
+async def test_a_daemon_whose_requests_are_diverted_asks_for_no_token_and_shows_no_certificate(
+    con, database, receiver, authority
+):
+    credentials = {"token_url": "https://id.example/t", "client_id": "me", "client_secret": "s"}
+    auth = {"oauth2": credentials, "client_certificate": authority.client("a")}
+    await add(con, auth, url="https://hooks.example/in")
+    settings = settings_of(database)
+    async with app.sender_of(settings) as sender:
+        sender.diverted_to = int(receiver.url("").rpartition(":")[2])
+        life = Life(settings, sender, Clock(), Diary())
+        try:
+            await life.ready()
+            await emit(con)
+            (request,) = await receiver.wait_for(1)
+        finally:
+            await life.kill()
+    assert (request.path, request.headers["host"]) == ("/in", "hooks.example")
+    assert "authorization" not in request.headers

@@ -77,17 +77,19 @@ _SEEN: Final = (1, 3, 6)  # where the columns of wrap_secrets hold what was seen
 
 
 def _wrapped(vault: Vault, row: Row, unopened: list[int]) -> tuple[object, ...]:
-    """Return the columns of wrap_secrets for a row."""
-    endpoint_id, secret, previous, auth = (row[name] for name in _COLUMNS)
-    sealed, sealed_previous, sealed_auth = secret, previous, auth
-    try:
-        sealed = vault.resealed(secret, endpoint_id, SECRET)
-        sealed_previous = vault.resealed(previous, endpoint_id, SECRET)
-        sealed_auth = vault.resealed(auth, endpoint_id, AUTH)
-    except Unopened:
-        unopened.append(endpoint_id)
+    """Return the columns of wrap_secrets for a row; what no key opens stays, and keeps nothing else from it."""
+    endpoint_id, secret = row["endpoint_id"], row["secret"]
+    made: list[object] = [endpoint_id]
+    for name, purpose in _TEXTS.items():
+        sealed = row[name]
+        try:
+            sealed = vault.resealed(sealed, endpoint_id, purpose)
+        except Unopened:
+            if unopened[-1:] != [endpoint_id]:
+                unopened.append(endpoint_id)
+        made += [row[name], sealed]
     kind = row["secret_kind"] if secret is None or is_sealed(secret) else kind_of(secret)
-    return endpoint_id, secret, sealed, previous, sealed_previous, kind, auth, sealed_auth
+    return *made[:5], kind, *made[5:]
 
 
-_COLUMNS: Final = ("endpoint_id", "secret", "previous_secret", "auth")
+_TEXTS: Final = {"secret": SECRET, "previous_secret": SECRET, "auth": AUTH}
