@@ -458,7 +458,7 @@ def parameters(day, event_id):
         "read_replay": (1,),
         "find_plain_secrets": (10,),
         "find_secrets": (0, 10),
-        "wrap_secrets": ([1], ["secret"], ["enc:v1:a:AAAA"], [None], [None], ["legacy"]),
+        "wrap_secrets": ([1], ["secret"], ["enc:v1:a:AAAA"], [None], [None], ["legacy"], [None], [None]),
         "erase_payloads": (30.0, 10),
         "erase_responses": (30.0, 10),
         "forget_sites": (10,),

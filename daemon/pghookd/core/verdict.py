@@ -17,7 +17,7 @@ import dataclasses
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
-from pghookd.core.model import Answer, DisabledReason, Fault, Outcome, Reason, Reply
+from pghookd.core.model import OAUTH2, Answer, DisabledReason, Fault, Outcome, Reason, Reply
 from pghookd.core.retry import retry_after_s, wait
 
 ATTEMPT_MAX: Final = 32767  # attempts.attempt is a smallint
@@ -197,7 +197,8 @@ def _final_word(reply: Reply) -> Verdict | None:
 
 def _is_blocked_for_good(fault: Fault) -> bool:
     """Whether the URL itself is refused. Not so a resolved address: one odd resolver must kill nothing."""
-    return fault.outcome is Outcome.BLOCKED and fault.error.partition(":")[0] != "address"
+    name = fault.error.removeprefix(OAUTH2).partition(":")[0]
+    return fault.outcome is Outcome.BLOCKED and name != "address"
 
 
 def _wait_s(answer: Answer, scheduled: float, policy: Policy, now_s: float) -> float:
