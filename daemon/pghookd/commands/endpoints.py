@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import click
 
-from pghookd.terminal import (
+from pghookd.commands.terminal import (
     DONE,
     NO,
     NO_DATABASE,
