@@ -225,7 +225,9 @@ NAME = "hooks.shop.example.com"
 
 
 async def test_all_that_needs_more_than_a_socket_works_in_there(unit, system, db, tmp_path, delivered, until):
-    """A name is looked up, TLS verified, a secret encrypted, an event signed by Ed25519, a mail rendered and sent."""
+    """A name is looked up, TLS verified and a client certificate shown, a secret encrypted, an event signed by Ed25519,
+    a mail rendered and sent.
+    """
     authority = Certificates(tmp_path)
     key = base64.b64encode(os.urandom(32)).decode()
     system.write("/etc/pghookd/credentials/secrets.key", f"unit:{key}", 0o600)
@@ -233,7 +235,9 @@ async def test_all_that_needs_more_than_a_socket_works_in_there(unit, system, db
     async with (
         booted.naming_inside(system, {NAME: ["127.0.0.1"]}),
         booted.InsideMailbox(system) as box,
-        booted.Inside(system, tls=authority.server_context("fine", f"DNS:{NAME}")) as receiver,
+        booted.Inside(
+            system, tls=authority.demand(authority.server_context("fine", f"DNS:{NAME}"))
+        ) as receiver,
     ):
         receiver.paths["/fails"] = lambda _request: 500
         variables = [f"PGHOOKD_{name}={value}" for name, value in {**OTHERS, "SMTP_PORT": box.port}.items()]
@@ -243,10 +247,11 @@ async def test_all_that_needs_more_than_a_socket_works_in_there(unit, system, db
             "insert into webhooks.sites (site_id, name, owner_email) values ('s', 'a site', 'anna@shop.example')"
         )
         await db.execute(
-            "insert into webhooks.endpoints (site_id, url, secret) select 's', $1 || path, $2"
+            "insert into webhooks.endpoints (site_id, url, secret, auth) select 's', $1 || path, $2, $3::text::jsonb"
             " from unnest('{/a,/fails}'::text[]) path",
             f"https://{NAME}:{receiver.port}",
             "whsk_" + base64.b64encode(os.urandom(32)).decode(),
+            json.dumps({"client_certificate": authority.client("ours")}),
         )
         unit.start()
         await db.execute(EVENTS, 1)
@@ -255,7 +260,8 @@ async def test_all_that_needs_more_than_a_socket_works_in_there(unit, system, db
         assert mail.recipients == ["anna@shop.example"]
         (request,) = receiver.of("/a")
         assert request.headers["webhook-signature"].startswith("v1a,")
-        sql = "select bool_and(secret like 'enc:v1:unit:%') from webhooks.endpoints"
+        sealed = "secret like 'enc:v1:unit:%' and auth::text like '\"enc:v1:unit:%'"
+        sql = f"select bool_and({sealed}) from webhooks.endpoints"
         await until(lambda: db.fetchval(sql), 20)
 
 
