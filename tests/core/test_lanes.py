@@ -15,6 +15,7 @@ from pghookd.core.lanes import (
     LANE_QUEUE_MAX,
     PAUSE_PARKS_S,
     SHED_MAX,
+    SITES_MIXED_S,
     START_WIDTH,
     STUCK_QUEUE_MAX,
     Lanes,
@@ -24,9 +25,9 @@ from pghookd.core.model import Delivery, Endpoint, Event
 from pghookd.core.options import EndpointOptions
 
 
-def endpoint(number=1, *, concurrency=None, url="https://a.example/", enabled=True, **options):
+def endpoint(number=1, *, site=None, concurrency=None, url="https://a.example/", enabled=True, **options):
     made = EndpointOptions(**options) if options else None
-    return Endpoint(number, f"s{number}", 0, url, ("*",), enabled, 0, concurrency=concurrency, options=made)
+    return Endpoint(number, site or f"s{number}", 0, url, ("*",), enabled, 0, concurrency=concurrency, options=made)
 
 
 def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}", late=False):
@@ -149,6 +150,55 @@ def test_lanes_take_turns():
         fill(lanes, number, 5)
     order = [lane.key.endpoint_id for lane, _ in start(lanes)]
     assert order == [1, 2, 3, 1, 2, 3]
+
+
+def test_sites_take_turns_and_within_a_site_its_lanes():
+    lanes = make(concurrency=100, endpoint_concurrency=16)
+    for number in range(1, 9):
+        lane = fill(lanes, number, 20, site="many")
+        lane.resize(16)
+    fill(lanes, 9, 20, site="one").resize(16)
+    began = [lane.key.endpoint_id for lane, _ in start(lanes)]
+    assert began[1:33:2] == [9] * 16
+    assert began[0:16:2] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(began) == 100
+
+
+def mixed(count, queue_max=4000):
+    """Lanes of a site that has so much, and another that is alive."""
+    lanes = make(concurrency=2, endpoint_concurrency=2, queue_max=queue_max)
+    flood = fill(lanes, 1, count, site="flood")
+    answer(lanes, fill(lanes, 2, 1, site="other"), start(lanes)[1][1])
+    return lanes, flood
+
+
+def test_a_site_that_has_most_of_all_does_not_hold_up_others():
+    lanes, flood = mixed(LANE_QUEUE_MAX)
+    answer(lanes, flood)
+    assert lanes.offer(flood, delivery(1), 0.0) is Offer.QUEUED
+    assert lanes.offer(flood, delivery(1), 0.0) is Offer.PARK
+    other = lanes.lane(endpoint(2, site="other"))
+    assert lanes.offer(other, delivery(2), 0.0) is Offer.QUEUED
+    assert lanes.offer(flood, delivery(1), SITES_MIXED_S + 1) is Offer.WAIT  # nobody else has been there for long
+
+
+def test_the_endpoints_of_a_site_share_its_part_of_the_memory():
+    lanes, _ = mixed(600)
+    fill(lanes, 3, 399, site="flood")
+    lane = lanes.lane(endpoint(3, site="flood"))
+    found = [lanes.offer(lane, delivery(3), 0.0) for _ in range(10)]
+    assert found[-1] is Offer.PARK
+    assert lanes.queued == 1000
+    assert lanes.offer(lanes.lane(endpoint(2, site="other")), delivery(2), 0.0) is Offer.QUEUED
+
+
+def test_a_site_that_is_alone_may_have_all_of_the_memory():
+    lanes = make(concurrency=2, endpoint_concurrency=2, queue_max=4000)
+    for number in range(1, 6):
+        fill(lanes, number, 800, site="alone")
+        start(lanes)
+        assert lanes.queued <= 4000
+    assert lanes.queued > 3900
 
 
 def test_a_lane_with_little_work_waits_for_one_turn_of_each_other_at_most():
@@ -503,7 +553,7 @@ def test_bytes_are_given_back_when_a_delivery_leaves_the_queue():
 
 def test_shedding_takes_the_surplus_of_lanes_that_do_not_keep_up_and_only_when_memory_is_full():
     lanes = make(endpoint_concurrency=4, queue_bytes_max=2000)
-    stuck, good = fill(lanes, 1, 900), fill(lanes, 2, 90)
+    stuck, good = fill(lanes, 1, 900, site="s"), fill(lanes, 2, 90, site="s")
     start(lanes)
     answer(lanes, good)
     assert lanes.shed(0.5) == []
@@ -524,8 +574,8 @@ def test_shedding_takes_the_surplus_of_lanes_that_do_not_keep_up_and_only_when_m
 def test_no_lane_is_blamed_that_might_start_more_if_it_were_let():
     """Something else holds it back: the recorder, or the machine."""
     lanes = make(endpoint_concurrency=4, queue_bytes_max=400)
-    fill(lanes, 1, 100)
-    lane = fill(lanes, 2, 100)
+    fill(lanes, 1, 100, site="s")
+    lane = fill(lanes, 2, 100, site="s")
     answer(lanes, lane, next(each for of, each in start(lanes) if of is lane))
     while not lanes.full:
         lanes.offer(lane, delivery(2), 0.0)

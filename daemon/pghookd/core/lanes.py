@@ -1,4 +1,4 @@
-"""Which delivery goes next: a lane per endpoint, slow start, a global bound, turns, and when to park.
+"""Which delivery goes next: a lane per endpoint, slow start, a global bound, turns by site, and when to park.
 
 Bookkeeping is synchronous and decides everything; it returns what is to be started, parked or waited for, and does
 nothing itself. A lane has two queues: live traffic (and retries) goes first, what comes back from `parked` or `held`
@@ -15,6 +15,7 @@ import dataclasses
 import enum
 import heapq
 import itertools
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -27,6 +28,8 @@ from pghookd.core.pace import Pace, Rate
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
 STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
+SITE_SHARE: Final = 4  # of memory one site may have that part, while others have work
+SITES_MIXED_S: Final = 60.0  # others have if any of theirs went out in so many seconds
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
 TRAFFIC_S: Final = 600.0  # an endpoint has traffic if it had some in such a period, or the one before
@@ -77,12 +80,28 @@ PARKED_FOR: Final = {
 }
 
 
+@dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
+class Site:
+    """The lanes of one site: sites take turns, and within one its lanes do.
+
+    Attributes:
+        turns: lanes that may start something; while there are any, the site stands in the turns of sites.
+        queued: deliveries queued, in all of its lanes.
+        queued_bytes: bytes of their payloads.
+    """
+
+    turns: deque[Lane] = dataclasses.field(default_factory=deque)
+    queued: int = 0
+    queued_bytes: int = 0
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Lane:
     """One endpoint's deliveries in memory.
 
     Attributes:
         key: whose it is.
+        site: the site's lanes.
         endpoint: as last read.
         limit: requests in flight at the most, as endpoint or settings say.
         breaker: the endpoint's.
@@ -109,6 +128,7 @@ class Lane:
     """
 
     key: LaneKey
+    site: Site
     endpoint: Endpoint
     limit: int
     breaker: Breaker
@@ -212,7 +232,10 @@ class Lanes:
         self._lanes: dict[LaneKey, Lane] = {}
         self.by_endpoint: dict[int, Lane] = {}
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
-        self._turns: deque[Lane] = deque()
+        self._sites: weakref.WeakValueDictionary[str, Site] = weakref.WeakValueDictionary()
+        self._turns: deque[Site] = deque()
+        self._latest: Site | None = None  # whose delivery was started last
+        self._mixed_at = -NEVER  # when that has changed last
         self._rests: list[tuple[float, int, Lane]] = []  # a heap: when, a running number, who
         self._numbers = itertools.count()
         self._reopened: dict[int, Breaker] = {}  # of endpoints that have no lane yet
@@ -237,7 +260,8 @@ class Lanes:
         key = LaneKey(endpoint.site_id, endpoint.endpoint_id)
         lane = self._lanes.get(key)
         if lane is None:
-            lane = Lane(key, endpoint, self._limit(endpoint), self._breaker(endpoint))
+            site = self._sites.setdefault(endpoint.site_id, Site())
+            lane = Lane(key, site, endpoint, self._limit(endpoint), self._breaker(endpoint))
             self._lanes[key] = lane
             self.by_endpoint[endpoint.endpoint_id] = lane
             self._leave(lane)
@@ -295,15 +319,21 @@ class Lanes:
         if lane.paused_until - now > PAUSE_PARKS_S:
             return Offer.PAUSED
         waiting = len(lane.late if delivery.late else lane.queue)
-        if waiting >= STUCK_QUEUE_MAX:
-            if waiting >= LANE_QUEUE_MAX:
-                return Offer.PARK if self._parking_buys_something(lane, now) else Offer.WAIT
-            if lane.waits_longer(self.patience_s, now) and self._parking_buys_something(lane, now):
-                return Offer.PARK
-        if self.full:
+        if self._has_too_much(lane, waiting, now):
+            return Offer.PARK
+        if waiting >= LANE_QUEUE_MAX or self.full:
             return Offer.WAIT
         self._push(lane, delivery)
         return Offer.QUEUED
+
+    def _has_too_much(self, lane: Lane, waiting: int, now: float) -> bool:
+        """Whether what waits in memory for a lane, or a site, stands in the way of others."""
+        full = waiting >= LANE_QUEUE_MAX
+        if (full or self._is_large(lane.site)) and self._crowds_others(lane.site, now):
+            return True
+        if full or (waiting >= STUCK_QUEUE_MAX and lane.waits_longer(self.patience_s, now)):
+            return self._parking_buys_something(lane, now)
+        return False
 
     def _offer_probe(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         """Let one through when it is time: the oldest of those that are parked, where there are any."""
@@ -344,6 +374,18 @@ class Lanes:
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.flying < self._concurrency and (self.starving or not fed)
 
+    def _is_large(self, site: Site) -> bool:
+        """Whether a site has its part of the memory."""
+        return (
+            SITE_SHARE * site.queued >= self._queue_max
+            or SITE_SHARE * site.queued_bytes >= self._queue_bytes_max
+        )
+
+    def _crowds_others(self, site: Site, now: float) -> bool:
+        """Whether most of what is queued is a site's, and others may have work that stands behind it in the log."""
+        most = 2 * site.queued > self.queued or 2 * site.queued_bytes > self.queued_bytes
+        return most and now - self._mixed_at < SITES_MIXED_S
+
     def measure(self, now: float) -> None:
         """Look how fast deliveries go out; call it a few times a second.
 
@@ -373,11 +415,25 @@ class Lanes:
             # It may have been forgotten while idle.
             self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane
         (lane.late if delivery.late else lane.queue).append(delivery)
-        self.queued += 1
-        self.queued_bytes += len(delivery.event.payload or b"")
+        self._count(lane.site, 1, delivery)
         if not lane.in_turn and lane.flying < lane.allowed:
-            lane.in_turn = True
-            self._turns.append(lane)
+            self._line_up(lane)
+
+    def _count(self, site: Site, change: int, delivery: Delivery) -> None:
+        """Count a delivery that joins a queue (1) or leaves it (-1)."""
+        payload_bytes = change * len(delivery.event.payload or b"")
+        self.queued += change
+        self.queued_bytes += payload_bytes
+        site.queued += change
+        site.queued_bytes += payload_bytes
+
+    def _line_up(self, lane: Lane) -> None:
+        """Let a lane, and its site, take part in the turns."""
+        lane.in_turn = True
+        turns = lane.site.turns
+        if not turns:
+            self._turns.append(lane.site)
+        turns.append(lane)
 
     # Turns ------------------------------------------------------------------------------------------------------------
 
@@ -388,25 +444,33 @@ class Lanes:
         if self._rests and self._rests[0][0] <= now:
             self._rouse(now)
         while self._turns:
-            lane = self._turns.popleft()
+            site = self._turns.popleft()
+            lane = site.turns.popleft()
             lane.in_turn = False
+            if site.turns:
+                self._turns.append(site)
             if lane.flying >= lane.allowed:
                 continue
             queue = self._queue_of(lane, now) if lane.late or lane.curbed else lane.queue
             if not queue:
                 continue
             delivery = queue.popleft()
-            self.queued -= 1
-            self.queued_bytes -= len(delivery.event.payload or b"")
+            self._count(site, -1, delivery)
             lane.flying += 1
             self.flying += 1
             if lane.period != self._period:
                 self._note_traffic(lane)
+            if site is not self._latest:
+                self._note_site(site, now)
             if (lane.queue or lane.late) and lane.flying < lane.allowed:
-                lane.in_turn = True
-                self._turns.append(lane)
+                self._line_up(lane)
             return lane, delivery
         return None
+
+    def _note_site(self, site: Site, now: float) -> None:
+        if self._latest is not None:
+            self._mixed_at = now
+        self._latest = site
 
     def _queue_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
         """Say which queue of a lane is next; None, and let the lane rest, where it is too early."""
@@ -459,8 +523,7 @@ class Lanes:
     def _go_on(self, lane: Lane) -> None:
         if lane.queue or lane.late:
             if not lane.in_turn and lane.flying < lane.allowed:
-                lane.in_turn = True
-                self._turns.append(lane)
+                self._line_up(lane)
         elif not lane.flying:
             self._leave(lane)
 
@@ -677,8 +740,7 @@ class Lanes:
         taken: list[Delivery] = []
         while lane.queued > keep:
             delivery = (lane.late or lane.queue).pop()
-            self.queued -= 1
-            self.queued_bytes -= len(delivery.event.payload or b"")
+            self._count(lane.site, -1, delivery)
             if delivery is lane.probe:
                 lane.probe = None
             taken.append(delivery)

@@ -36,6 +36,7 @@ PAUSE_MAX_S: Final = (
 GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.008
 LULL_S: Final = 0.25  # without a row: go to sleep
+PARKED_AHEAD_MAX: Final = 125  # rows to be parked that wait to be written: while many do, nothing is sent
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
 
@@ -67,8 +68,8 @@ class Outbox(Protocol):
         """Take a change of state."""
         ...
 
-    async def room(self) -> None:
-        """Wait until it has room."""
+    async def room(self, most: int = ...) -> None:
+        """Wait until it has room, or until fewer writes than so many are waiting."""
         ...
 
     def heal(self, endpoint_ids: Iterable[int] | None) -> None:
@@ -407,7 +408,7 @@ class Reader:
                 return
             if offer is not Offer.WAIT:
                 self._park([delivery], PARKED_FOR[offer], now)
-                await self._outbox.room()
+                await self._outbox.room(PARKED_AHEAD_MAX)
                 return
             self._kick()
             self._park(self._lanes.shed(now), Reason.LANE_FULL, now)

@@ -108,8 +108,6 @@ class Recorder:
             self._wake.set()
         if len(self._pending) >= self._batch_max:
             self._wake.set()
-            if len(self._pending) >= PENDING_MAX:
-                self._roomy.clear()
         if write.delivery.line is not None:
             for other in self._order.note(write, now):
                 self.put(other, now)
@@ -118,9 +116,11 @@ class Recorder:
         """Go on at once with what is done between two batches."""
         self._wake.set()
 
-    async def room(self) -> None:
-        """Wait until the writes waiting are fewer than the bound."""
-        await self._roomy.wait()
+    async def room(self, most: int = PENDING_MAX) -> None:
+        """Wait until fewer writes than so many are waiting."""
+        while len(self._pending) >= most:
+            self._roomy.clear()
+            await self._roomy.wait()
 
     @property
     def unrecorded(self) -> int:
@@ -196,8 +196,7 @@ class Recorder:
         await self._write(self._writing)
         done, self._writing = self._writing, []
         self._oldest_at = self._put_at[0] if self._put_at else None
-        if len(self._pending) < PENDING_MAX:
-            self._roomy.set()
+        self._roomy.set()
         for write in done:
             self._settle(write)
 
