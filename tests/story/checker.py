@@ -1,7 +1,7 @@
 """The invariants that hold after any story, checked against the database and the receiver's own log.
 
     conservation        each event and endpoint that takes it: in exactly one state, and nothing else
-    termination         that state is one that was expected
+    termination         each has come to an end, and to one that was expected
     at_least_once       what is delivered has an entry of the receiver that decided on a 2xx
     no_false_success    an endpoint that never decided on a 2xx has nothing delivered
     no_phantom          an attempt with a status has an entry of the receiver with that number and status
@@ -163,6 +163,7 @@ async def _check_states(findings, db, expected, states):
     findings.hold("conservation", not extra, f"not expected: {sorted(extra)[:5]}")
     unfit = {row["state"] for row in stands} - set(states)
     findings.hold("termination", not unfit, f"ended as {unfit}")
+    findings.hold("termination", not missing, f"{len(missing)} have come to no end")
     view = await db.fetch("select event_id, endpoint_id, state from webhooks.deliveries")
     agrees = sorted(map(tuple, view)) == sorted(map(tuple, stands))
     findings.hold("conservation", agrees, "the view says something else")
