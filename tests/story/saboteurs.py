@@ -132,7 +132,7 @@ class CountsWrongly(Recorder):
 class HasNoFence(Recorder):
     """Sends on, whether it owns or not."""
 
-    def closed(self, now):
+    def closed(self, _now):
         return None
 
 
@@ -153,8 +153,8 @@ class StoresTooEarly(Recorder):
 class SleepsForEver(Bell):
     """Wakes up only if it is rung for."""
 
-    def __init__(self, *args, fallback_s, **more):
-        super().__init__(*args, fallback_s=0, **more)
+    def __init__(self, *parts, **more):
+        super().__init__(*parts, **more | {"fallback_s": 0})
 
 
 class WaitsNotAtAll(Deliverer):
