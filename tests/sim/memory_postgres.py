@@ -50,7 +50,9 @@ READS = frozenset(
     }
 )
 # The first line of each is its own; the reader puts other numbers further down.
+LOCK = query("lock_shard").partition("\n")[0]
 NAMES = {query(name).partition("\n")[0]: name for name in READS | WRITES}
+NAMES[LOCK] = "lock_shard"
 
 
 EVENT_COLUMNS = ("event_id", "site_id", "type", "created_at", "endpoint_id")
@@ -120,7 +122,8 @@ class Database:
         self.endpoints = {}
         self.rows = {("shards", n): None for n in range(shards)}
         self.table = {"attempts": {}, "backlog": {}, "dead": {}}
-        self.news = asyncio.Event()
+        self.bells = set()  # events to be set when there is news
+        self.owner = None  # the session that has the locks of all shards
         self.switched = lambda _endpoint_id: None
 
     def now_us(self):
@@ -158,7 +161,8 @@ class Database:
         for event in events:
             event.committed_at = self.loop.time()
             self.events[event.event_id] = event
-        self.news.set()
+        for bell in self.bells:
+            bell.set()
 
     def restart(self):
         """Forget what runs; xids that left no trace are handed out again."""
@@ -166,6 +170,14 @@ class Database:
         self.completed = self.durable
         self.next_xid = self.durable + 1
         self.last_value += 3  # ids that were fetched ahead are gone
+
+    def lock(self, session):
+        """Give a session the locks, unless another one has them that has not been silent for too long."""
+        if self.owner is not None and self.owner is not session:
+            self.owner.end_if_silent()
+        if self.owner is None:
+            self.owner = session
+        return self.owner is session
 
     def draw(self):
         self.last_value += 1
@@ -433,9 +445,15 @@ def visible(xid, snapshot):
 
 
 class MemorySession:
-    """One connection; duck-types `edge.postgres.Session`."""
+    """One connection; duck-types `edge.postgres.Session`.
 
-    def __init__(self, database, rng, trouble):
+    Args:
+        lease_s: after which the server ends it, where it is silent for so long.
+    """
+
+    def __init__(self, database, rng, trouble, lease_s=float("inf")):
+        self._lease_s = lease_s
+        self._asked_at = database.loop.time()
         self._database = database
         self._rng = rng
         self._trouble = trouble
@@ -469,6 +487,12 @@ class MemorySession:
             raise DatabaseAway("gone")
 
     async def _answer(self, name, args):
+        self.end_if_silent()
+        if self.closed:
+            raise DatabaseAway("silent for too long")
+        self._asked_at = self._database.loop.time()
+        if name == "lock_shard":
+            return [(self._database.lock(self),)]
         if name in {"begin", "commit", "rollback", "select 1", "select pg_current_snapshot()"}:
             return self._control(name)
         if self._trouble.refuses(self._rng, name):
@@ -516,8 +540,15 @@ class MemorySession:
             raise
         await self.execute("commit")
 
+    def end_if_silent(self):
+        """Do what the server does with whom it has not heard of for the lease."""
+        if self._database.loop.time() - self._asked_at > self._lease_s:
+            self.terminate()
+
     def terminate(self):
         self.closed = True
+        if self._database.owner is self:
+            self._database.owner = None
         if self._transaction is not None:
             self._database.end(self._transaction, commit=False)
             self._transaction = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from instance import Receivers
 from memory_postgres import visible
-from world import Receivers
 
 from pghookd.core.lanes import Offer
 from pghookd.core.model import Outcome, Reply
@@ -32,6 +32,13 @@ class DropsOutcomes(Recorder):
         kept = [w for w in writes if not (isinstance(w, Attempted) and w.delivery.event.event_id % 5 == 0)]
         if kept:
             await super()._write(kept)
+
+
+class HasNoFence(Recorder):
+    """Sends on, whether it owns or not."""
+
+    def closed(self, _now):
+        return None
 
 
 class HighFloor(Marks):
@@ -132,8 +139,11 @@ SABOTAGES = {
     "takes it for sent before it is": ({"sender": NeverSends}, "phantom"),
     "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),
     "lets lines run loose": ({"order": Disorder}, "out of order"),
+    "has no fence": ({"recorder": HasNoFence}, "does not own"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
 }
 
 # One in some hundred histories only: where to begin.
-FIRST_SEED = {"takes rows before recovery has written": 600_280}
+FIRST_SEED = {"takes rows before recovery has written": 601_180}
+# It takes several to notice.
+INSTANCES = {"has no fence": 2}

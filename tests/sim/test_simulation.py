@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sabotage import FIRST_SEED, SABOTAGES
+from sabotage import FIRST_SEED, INSTANCES, SABOTAGES
 from world import BrokenError, World, histories
 
 SCHEDULES = int(os.environ.get("PGHOOKD_TEST_SCHEDULES", "100"))
@@ -65,7 +65,7 @@ def test_a_sabotaged_daemon_is_caught(name):
     first = FIRST_SEED.get(name, 0)
     for seed in range(first, first + CATCH_WITHIN):
         try:
-            World(seed, make).run()
+            World(seed, make, INSTANCES.get(name, 1)).run()
         except BrokenError as error:
             print(f"caught at seed {seed}: {error}")
             assert re.search(caught_by, str(error))  # noqa: PT017 - the first that breaks, whichever it is
