@@ -28,6 +28,7 @@ from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
+from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
 
@@ -115,6 +116,7 @@ class Crew:
             logger=world.logger,
             random01=rng.random,
         )
+        self.replays = make.get("replays", Replays)(self.due, self.lanes, **common)
         self.record_session = sessions[1]
         self.recorder = make.get("recorder", Recorder)(
             sessions[1],
@@ -122,7 +124,7 @@ class Crew:
             self.lanes,
             self.order,
             SERVER,
-            self.due,
+            self.replays,
             **common,
             batch_max=world.batch_max,
             batch_wait_s=0.005,

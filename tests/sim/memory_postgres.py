@@ -30,6 +30,7 @@ WRITES = frozenset(
         "walk_lines",
         "place_in_line",
         "expire_held",
+        "advance_replay",
     }
 )
 READS = frozenset(
@@ -47,6 +48,7 @@ READS = frozenset(
         "find_parked_endpoints",
         "read_shards",
         "read_watched",
+        "find_replays",
     }
 )
 # The first line of each is its own; the reader puts other numbers further down.
@@ -121,7 +123,7 @@ class Database:
         self.events = {}
         self.endpoints = {}
         self.rows = {("shards", n): None for n in range(shards)}
-        self.table = {"attempts": {}, "backlog": {}, "dead": {}}
+        self.table = {"attempts": {}, "backlog": {}, "dead": {}, "replays": {}}
         self.bells = set()  # events to be set when there is news
         self.owner = None  # the session that has the locks of all shards
         self.switched = lambda _endpoint_id: None
@@ -255,7 +257,6 @@ class Database:
         event = self.events.get(row["event_id"])
         return {
             **row,
-            "attempts_before": 0,
             "type": "order_created",
             "created_at": event.created_at,
             "only_endpoint_id": None,
@@ -324,6 +325,10 @@ class Database:
     def read_watched(self):
         return []
 
+    def find_replays(self):
+        rows = self.table["replays"].items()
+        return [{"replay_id": i, "rate_per_s": row["rate_per_s"]} for i, row in rows if not row["ended"]]
+
     # Writing
 
     def record_attempts(self, transaction, *columns):
@@ -356,6 +361,7 @@ class Database:
                 "state": state,
                 "reason": reason,
                 "attempts": max(attempts, before["attempts"]) if before else attempts,
+                "attempts_before": before["attempts_before"] if before else 0,
                 "next_attempt_at": now + int((wait_s or 0) * 1e6) if state == "waiting" else None,
                 "released_at": released,
                 "line": before["line"] if line is None and before else line,
@@ -437,6 +443,65 @@ class Database:
 
     def expire_held(self, _transaction, *_):
         return []
+
+    # Replays
+
+    def start_replay(self, states, rate_per_s, last_event_id):
+        """Do what an operator asks for: what is in these states goes out once more, up to an event."""
+        row = {"states": states, "rate_per_s": rate_per_s, "last_event_id": last_event_id}
+        self.table["replays"][len(self.table["replays"]) + 1] = {
+            **row,
+            "after": (0, 0),
+            "taken": (),
+            "ended": False,
+        }
+
+    def advance_replay(self, transaction, replay_id, looks, most):
+        replay = self.table["replays"][replay_id]
+        if replay["ended"]:
+            return []
+        found = self._replayed(replay)
+        page = found[: min(looks, most)]
+        now = self.now_us()
+        for key, attempts in page:
+            event_id, endpoint_id = key
+            transaction.rows["backlog", key] = {
+                "event_id": event_id,
+                "endpoint_id": endpoint_id,
+                "site_id": self.events[event_id].site_id,
+                "state": "waiting",
+                "reason": "replay",
+                "attempts": attempts,
+                "attempts_before": attempts,
+                "next_attempt_at": now,
+                "released_at": now,
+                "line": None,
+            }
+            transaction.rows["dead", key] = None
+        ended = len(page) == len(found)
+        after = page[-1][0] if page else replay["after"]
+        taken = (*replay["taken"], *page)
+        transaction.rows["replays", replay_id] = {**replay, "after": after, "taken": taken, "ended": ended}
+        return [{"taken": len(page), "ended": ended}]
+
+    def _replayed(self, replay):
+        """Return what a replay has still to take, and the attempts of each."""
+        table = self.table
+        attempts, delivered = {}, set()
+        for (event_id, endpoint_id, number), row in table["attempts"].items():
+            key = (event_id, endpoint_id)
+            attempts[key] = max(number, attempts.get(key, 0))
+            if row["outcome"] == "delivered":
+                delivered.add(key)
+        keys = set(table["dead"]) if "dead" in replay["states"] else set()
+        keys |= delivered - table["dead"].keys() if "delivered" in replay["states"] else set()
+        return sorted(
+            (key, attempts.get(key, 0))
+            for key in keys - table["backlog"].keys()
+            if key > replay["after"]
+            and key[0] <= replay["last_event_id"]
+            and self.endpoints[key[1]]["enabled"]
+        )
 
 
 def visible(xid, snapshot):

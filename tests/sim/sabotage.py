@@ -10,8 +10,10 @@ from pghookd.core.model import Outcome, Reply
 from pghookd.core.order import Order
 from pghookd.core.snapshot import Marks, settle
 from pghookd.core.writes import Attempted
+from pghookd.edge.postgres import columns, query
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
+from pghookd.loops.replay import Replays
 
 
 class StoresTooEarly(Recorder):
@@ -39,6 +41,16 @@ class HasNoFence(Recorder):
 
     def closed(self, _now):
         return None
+
+
+class DropsReplays(Replays):
+    """Takes what is on its way for what has been sent."""
+
+    async def step(self, session, now, put):
+        await super().step(session, now, put)
+        table = session._database.table
+        replayed = [key for key, row in table["backlog"].items() if row["reason"] == "replay"]
+        await session.execute(query("clear_backlog"), *columns(replayed, 2))
 
 
 class HighFloor(Marks):
@@ -140,6 +152,7 @@ SABOTAGES = {
     "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),
     "lets lines run loose": ({"order": Disorder}, "out of order"),
     "has no fence": ({"recorder": HasNoFence}, "does not own"),
+    "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
 }
 

@@ -6,6 +6,7 @@ One seed is one history. What must hold is asked at the end (`check`), of what i
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import contextvars
 import dataclasses
@@ -18,7 +19,8 @@ from virtual import VirtualLoop
 from pghookd.loops import read as reading
 
 OF_INSTANCES = ("crash", "freeze", "session")
-FAULTS = (*OF_INSTANCES, "restart", "slow", "refuse", "mood", "switch", "switch")
+FAULTS = (*OF_INSTANCES, "restart", "slow", "refuse", "mood", "replay", "switch", "switch")
+HEARD = 0.9  # of notifications
 MOODS = ("good", "flaky", "hangs", "busy", "down", "gone")
 FAULTS_END_S = (8.0, 14.0, 14.0, 40.0)  # then everything heals
 DRAINED_WITHIN_S = 400.0
@@ -187,8 +189,17 @@ class World:
                 self.trouble.refuse = rng.choice((0.0, 0.02, 0.1))
             case "mood":
                 self.moods[rng.choice(list(self.moods))] = rng.choice(MOODS)
+            case "replay":
+                self._replay()
             case _:
-                self._switch(rng.choice(list(self.moods)), on=rng.random() < 0.5, heard=0.9)
+                self._switch(rng.choice(list(self.moods)), on=rng.random() < 0.5, heard=HEARD)
+
+    def _replay(self):
+        rng = self.rng
+        states = rng.choice((("dead",), ("delivered",), ("dead", "delivered")))
+        self.database.start_replay(states, rng.choice((1.0, 10.0, 1000.0)), self.database.last_value)
+        if self.crew is not None and rng.random() < HEARD:
+            self.crew.replays.ring()
 
     def _switch(self, endpoint_id, *, on, heard=1.0):
         self.database.endpoints[endpoint_id]["enabled"] = on
@@ -243,6 +254,8 @@ class World:
     def _drained(self):
         crew = self.crew
         if crew is None or not crew.idle or self.database.table["backlog"]:
+            return False
+        if self.database.find_replays():
             return False
         newest = max((event.committed_at for event in self.database.events.values()), default=0.0)
         return not self._lost() or self.now() - newest > LOST_AFTER_S
@@ -302,17 +315,29 @@ class World:
         if lost := self._lost():
             raise BrokenError(f"lost {sorted(lost)}")
         done, waiting, dead = self._settled()
-        if twice := (done & waiting) | (done & dead) | (waiting & dead):
+        replayed = self._check_replays(dead)
+        if twice := (done & waiting) | (done & dead) - replayed.keys() | (waiting & dead):
             raise BrokenError(f"in two states {sorted(twice)}")
         if unexpected := (done | waiting | dead) - self._expected():
             raise BrokenError(f"unexpected {sorted(unexpected)}")
-        self._check_attempts()
-        self._check_order(dead)
+        self._check_attempts(replayed)
+        self._check_order(dead | replayed.keys())
         lanes = self.crew.lanes
         if lanes.flying or lanes.queued or lanes.queued_bytes or lanes.aboard:
             raise BrokenError(f"counters: {self._left()}, bytes {lanes.queued_bytes}")
 
-    def _check_attempts(self):
+    def _check_replays(self, dead):
+        """Return how often what was replayed; each time it was attempted again, whatever came of it."""
+        attempts = self.database.table["attempts"]
+        replayed = collections.Counter()
+        for replay in self.database.table["replays"].values():
+            for key, before in replay["taken"]:
+                replayed[key] += 1
+                if (*key, before + 1) not in attempts and key not in dead:
+                    raise BrokenError(f"replayed and not sent {key}")
+        return replayed
+
+    def _check_attempts(self, replayed):
         attempts = self.database.table["attempts"]
         numbers, seen = {}, {}
         alive = next(instance.life for instance in self.instances if instance.crew is not None)
@@ -331,7 +356,7 @@ class World:
         for key, row in attempts.items():
             if (row["status"] or 0) not in seen.get(key, ()):
                 raise BrokenError(f"phantom attempt {key} {row}")
-        if repeated := [found for found in successes.values() if len(found) > 1]:
+        if repeated := [f for (*key, _), f in successes.items() if len(f) > 1 + replayed[tuple(key)]]:
             raise BrokenError(f"delivered twice without a crash {repeated[0]}")
 
     def _check_order(self, dead):
