@@ -11,6 +11,7 @@ from pghookd.core.order import Order
 from pghookd.core.snapshot import Marks, settle
 from pghookd.core.writes import Attempted
 from pghookd.edge.postgres import columns, query
+from pghookd.loops.mail import Mailer
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
 from pghookd.loops.replay import Replays
@@ -139,6 +140,38 @@ class TakesRowsEarly(Order):
             line.returning.discard(delivery.event.event_id)
 
 
+class ForgetsItsMails(Mailer):
+    """Takes what was sent for what is still to be sent."""
+
+    async def _settle(self, row, state, error, sent_us=None):
+        if state != "sent" or row["attempts"]:
+            await super()._settle(row, state, error, sent_us)
+
+
+class GivesMailsUp(Mailer):
+    """Takes not now for never."""
+
+    async def _defer(self, row, outcome, _again_us):
+        await self._settle(row, "failed", outcome.error)
+        return 0.0
+
+
+class ForgetsDoubts(Mailer):
+    """Takes a mail for not sent because a later try was refused."""
+
+    async def _take(self, row):
+        return await super()._take({**row, "perhaps_sent": False})
+
+
+class NamesMailsAnew(Mailer):
+    """Gives each try of a mail a name of its own."""
+
+    def _render(self, row):
+        subject, message = super()._render({**row, "message_id": None})
+        message.replace_header("Message-ID", f"<{row['attempts']}{message['Message-ID'][1:]}")
+        return subject, message
+
+
 # What takes the daemon's place, and what it is caught by.
 SABOTAGES = {
     "stores the position before the batch commits": ({"recorder": StoresTooEarly}, "lost"),
@@ -154,6 +187,13 @@ SABOTAGES = {
     "has no fence": ({"recorder": HasNoFence}, "does not own"),
     "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
+}
+
+MAIL_SABOTAGES = {
+    "forgets what it has mailed": (ForgetsItsMails, "came again"),
+    "gives mails up": (GivesMailsUp, "given up"),
+    "forgets that a mail may have been sent": (ForgetsDoubts, "replaced what was sent"),
+    "names mails anew": (NamesMailsAnew, "another name"),
 }
 
 # One in some hundred histories only: where to begin.
