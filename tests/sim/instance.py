@@ -265,7 +265,9 @@ class Instance:
             MemorySession(world.database, world.rng, world.trouble, lease_s)
             for lease_s in (float("inf"), LEASE_S, float("inf"))
         ]
-        watching = asyncio.ensure_future(_when_lost(self.sessions))
+        watching = world.loop.create_future()
+        for session in self.sessions:
+            session.lost = lambda: self._notice(watching)
         running = asyncio.ensure_future(self._own())
         try:
             await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
@@ -275,6 +277,15 @@ class Instance:
             watching.cancel()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+
+    def _notice(self, watching):
+        """Find out that a session is lost: late, as in life."""
+
+        def found():
+            if not watching.done():
+                watching.set_result(None)
+
+        self.world.loop.call_later(self.world.rng.random() * 0.2, found)
 
     async def _own(self):
         world, record = self.world, self.sessions[1]
@@ -291,11 +302,6 @@ class Instance:
         self.crew = Crew(self, Log(now, epoch._shard_logs(stored), marks), stored)
         world.database.bells.add(self.crew.news)
         await self.crew.run()
-
-
-async def _when_lost(sessions):
-    while not any(session.closed for session in sessions):  # noqa: ASYNC110 - found late, as in life
-        await asyncio.sleep(0.2)
 
 
 def _leaves(error):

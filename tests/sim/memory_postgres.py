@@ -525,6 +525,7 @@ class MemorySession:
         self._lock = asyncio.Lock()
         self._transaction = None
         self.closed = False
+        self.lost = lambda: None  # called when it ends, whoever ends it
 
     async def fetch(self, sql, *args, timeout_s=None):  # noqa: ARG002 - nothing here takes longer
         async with self._lock:
@@ -611,7 +612,9 @@ class MemorySession:
             self.terminate()
 
     def terminate(self):
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            self.lost()
         if self._database.owner is self:
             self._database.owner = None
         if self._transaction is not None:

@@ -25,7 +25,7 @@ from world import BrokenError, World, histories
 
 SCHEDULES = int(os.environ.get("PGHOOKD_TEST_SCHEDULES", "100"))
 SEED = os.environ.get("PGHOOKD_TEST_SEED")
-CATCH_WITHIN = 400  # histories
+CATCH_WITHIN = 1200  # histories
 CHUNK = 100
 LONG_S = 3600
 
