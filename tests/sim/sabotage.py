@@ -37,6 +37,15 @@ class DropsOutcomes(Recorder):
             await super()._write(kept)
 
 
+class PutsOthersAshore(Recorder):
+    """Takes a row's delivery for gone once anything was written of the row, though it was taken anew meanwhile."""
+
+    def _settle(self, write):
+        super()._settle(write)
+        if write.delivery.in_backlog:
+            self._lanes.aboard.pop((write.delivery.event.event_id, write.delivery.endpoint_id), None)
+
+
 class HasNoFence(Recorder):
     """Sends on, whether it owns or not."""
 
@@ -185,6 +194,7 @@ SABOTAGES = {
     "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),
     "lets lines run loose": ({"order": Disorder}, "out of order"),
     "has no fence": ({"recorder": HasNoFence}, "does not own"),
+    "puts others ashore": ({"recorder": PutsOthersAshore}, "twice"),
     "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
 }
@@ -196,7 +206,11 @@ MAIL_SABOTAGES = {
     "names mails anew": (NamesMailsAnew, "another name"),
 }
 
-# These show in one of some hundred histories: where to begin.
-FIRST_SEED = {"has no fence": 100, "takes rows before recovery has written": 600_300}
-# It takes several to notice.
-INSTANCES = {"has no fence": 2}
+# These show in one of some hundred or thousand histories: where to begin.
+FIRST_SEED = {
+    "has no fence": 100,
+    "puts others ashore": 871_317_736,
+    "takes rows before recovery has written": 600_300,
+}
+# How many it takes to notice; None: as the seed says.
+INSTANCES = {"has no fence": 2, "puts others ashore": None}
