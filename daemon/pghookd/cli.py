@@ -1,8 +1,8 @@
 """The commands: what an operator types, what is printed, and the exit status.
 
 Everything dear is imported by the command that needs it, so that `--version` and completion are quick. Commands
-about endpoints, events, replays, and for receivers' developers have files of their own (cli_*.py), what all share is in
-terminal.py.
+about endpoints, events, replays, and for receivers' developers have files of their own (commands/); what all share is
+in commands/terminal.py.
 
 Never here: work. A command loads the settings, calls one function and prints what it returned.
 """
@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pghookd import __version__
-from pghookd.cli_endpoints import endpoint, secret
-from pghookd.cli_events import event
-from pghookd.cli_receivers import receive, send, show_received
-from pghookd.cli_replays import replay
-from pghookd.terminal import (
+from pghookd.commands.endpoints import endpoint, secret
+from pghookd.commands.events import event
+from pghookd.commands.receivers import receive, send, show_received
+from pghookd.commands.replays import replay
+from pghookd.commands.terminal import (
     DONE,
     NO,
     Group,
@@ -109,9 +109,9 @@ def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
     with expected_faults():
         if config is not None:
             load(config)
-        from pghookd import demo as show
+        from pghookd.demo import stage
 
-        sys.exit(show.main(events, folder))
+        sys.exit(stage.main(events, folder))
 
 
 # The schema -------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pghookd.demo_receiver import Receiver, Refuted, verify
+from pghookd.demo.receiver import Receiver, Refuted, verify
 
 SEEN_MAX: Final = 10_000  # deliveries remembered
 

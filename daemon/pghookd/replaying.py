@@ -2,7 +2,7 @@
 
 All of it is the SQL functions that anybody may call; the daemon does the work, whether or not somebody watches.
 
-Never here: what is printed (cli_replays.py), which deliveries are meant (migration 0006).
+Never here: what is printed (commands/replays.py), which deliveries are meant (migration 0006).
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from pghookd.core.destination import Policy
 from pghookd.core.model import Answer, Fault, Reply
 from pghookd.core.settings import Settings
 from pghookd.core.signing import Sign
-from pghookd.demo_payloads import Shop
+from pghookd.demo.payloads import Shop
 from pghookd.edge.http import Sender
 
 STALE_S: Final = 900  # three times what Standard Webhooks lets pass

@@ -18,16 +18,9 @@ ORDER = (
     ("pghookd.epoch", "pghookd.migrate"),
     ("pghookd.adopt", "pghookd.letter_samples"),
     ("pghookd.app", "pghookd.check"),
-    (
-        "pghookd.demo",
-        "pghookd.demo_mailbox",
-        "pghookd.demo_payloads",
-        "pghookd.demo_receiver",
-        "pghookd.demo_view",
-    ),
+    ("pghookd.demo",),
     ("pghookd.operate", "pghookd.receive", "pghookd.replaying", "pghookd.sample", "pghookd.sink"),
-    ("pghookd.terminal",),
-    ("pghookd.cli_endpoints", "pghookd.cli_events", "pghookd.cli_receivers", "pghookd.cli_replays"),
+    ("pghookd.commands",),
     ("pghookd.cli",),
     ("pghookd.__main__",),
 )
@@ -35,7 +28,7 @@ IMPORTERS = {
     "asyncpg": {"pghookd.edge.postgres"},
     "aiohttp": {"pghookd.edge.http", "pghookd.edge.resolver"},
     "aiosmtplib": {"pghookd.edge.smtp"},
-    "aiosmtpd": {"pghookd.demo_mailbox"},
+    "aiosmtpd": {"pghookd.demo.mailbox"},
     "jinja2": {"pghookd.edge.letter"},
     "css_inline": {"pghookd.edge.letter"},
     "humanize": {"pghookd.edge.words"},
@@ -47,15 +40,20 @@ IMPORTERS = {
     "pydantic_settings": {"pghookd.edge.credentials"},
     "click": {
         "pghookd.cli",
-        "pghookd.cli_endpoints",
-        "pghookd.cli_events",
-        "pghookd.cli_receivers",
-        "pghookd.cli_replays",
-        "pghookd.terminal",
+        "pghookd.commands.endpoints",
+        "pghookd.commands.events",
+        "pghookd.commands.receivers",
+        "pghookd.commands.replays",
+        "pghookd.commands.terminal",
     },
-    "rich": {"pghookd.cli_replays", "pghookd.demo", "pghookd.demo_view", "pghookd.terminal"},
-    "cryptography": {"pghookd.core.signing", "pghookd.edge.vault"},
-    "uvloop": {"pghookd.app", "pghookd.demo"},
+    "rich": {
+        "pghookd.commands.replays",
+        "pghookd.demo.stage",
+        "pghookd.demo.view",
+        "pghookd.commands.terminal",
+    },
+    "cryptography": {"pghookd.core.auth", "pghookd.core.signing", "pghookd.edge.vault"},
+    "uvloop": {"pghookd.app", "pghookd.demo.stage"},
 }
 # A core module takes time, randomness and the world as arguments.
 NOT_IN_CORE = {
@@ -119,5 +117,5 @@ def test_core_is_pure():
 
 
 def test_the_demos_receiver_does_not_know_how_we_sign():
-    names = {each.name for each in MODULES["pghookd.demo_receiver"].imports}
+    names = {each.name for each in MODULES["pghookd.demo.receiver"].imports}
     assert not {name for name in names if name.startswith("pghookd")}

@@ -342,7 +342,7 @@ class Database:
 
     def put_backlog(self, transaction, *columns):
         now = self.now_us()
-        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line in zip(
+        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line, spared in zip(
             *columns, strict=True
         ):
             key = (event_id, endpoint_id)
@@ -364,6 +364,7 @@ class Database:
                 "attempts_before": before["attempts_before"] if before else 0,
                 "next_attempt_at": now + int((wait_s or 0) * 1e6) if state == "waiting" else None,
                 "released_at": released,
+                "attempts_before": max(spared, before["attempts_before"]) if before else spared,
                 "line": before["line"] if line is None and before else line,
             }
         return []

@@ -22,13 +22,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pghookd import demo, demo_view
 from pghookd.core import envelope, signing
 from pghookd.core.settings import Smtp
-from pghookd.demo_mailbox import Mailbox
-from pghookd.demo_payloads import Shop
-from pghookd.demo_receiver import Arrival, Refuted, verify
-from pghookd.demo_view import Hook, Mail, Tally
+from pghookd.demo import stage, view
+from pghookd.demo.mailbox import Mailbox
+from pghookd.demo.payloads import Shop
+from pghookd.demo.receiver import Arrival, Refuted, verify
+from pghookd.demo.view import Hook, Mail, Tally
 from pghookd.edge import embedded
 from pghookd.edge.smtp import Post, Sent, trust
 
@@ -215,26 +215,24 @@ def test_the_view_shows_the_last_mails():
     for number in range(5):
         tally.mails.append(Mail("12:00:00", "anna@shop.example", f"Mail {number}", f"mails/{number}.html"))
     console = Console(width=80, file=io.StringIO())
-    console.print(demo_view.table(tally))
+    console.print(view.table(tally))
     said = console.file.getvalue()
     assert "12:00:00 mail to anna@shop.example, mails/4.html" in said
     assert "Mail 2" in said
     assert "Mail 1" not in said
-    assert demo_view.mail_line(tally.mails[-1]) == (
-        "12:00:00 mail to anna@shop.example: Mail 4 (mails/4.html)"
-    )
+    assert view.mail_line(tally.mails[-1]) == ("12:00:00 mail to anna@shop.example: Mail 4 (mails/4.html)")
 
 
 def test_what_is_broken_comes_back():
-    moments = [second for second in range(240) if demo.is_broken(second)]
+    moments = [second for second in range(240) if stage.is_broken(second)]
     assert moments == [*range(3, 20), *range(123, 140)]
 
 
 def test_the_folder_is_the_users_own(monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", "/srv/data")
-    assert demo._default_folder() == Path("/srv/data/pghookd/demo")
+    assert stage._default_folder() == Path("/srv/data/pghookd/demo")
     monkeypatch.setenv("XDG_DATA_HOME", "not/absolute")  # to be ignored, says the specification
-    assert demo._default_folder() == Path.home() / ".local/share/pghookd/demo"
+    assert stage._default_folder() == Path.home() / ".local/share/pghookd/demo"
 
 
 def test_a_shop_tells_of_all_six_types():

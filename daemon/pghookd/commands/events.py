@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pghookd.terminal import (
+from pghookd.commands.terminal import (
     DONE,
     NO,
     Group,

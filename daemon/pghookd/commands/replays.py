@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pghookd.terminal import Group, event_id_of, expected_faults, json_of, load, say, with_config, with_json
+from pghookd.commands.terminal import (
+    Group,
+    event_id_of,
+    expected_faults,
+    json_of,
+    load,
+    say,
+    with_config,
+    with_json,
+)
 
 if TYPE_CHECKING:
     from pghookd.core.settings import Settings

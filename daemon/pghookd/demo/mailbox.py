@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from aiosmtpd.smtp import SMTP, Envelope
 
-from pghookd.demo_view import Mail
+from pghookd.demo.view import Mail
 
 _ENDINGS: Final = (".eml", ".html")
 

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pghookd.demo_receiver import Arrival
+from pghookd.demo.receiver import Arrival
 
 LATENCIES_MAX: Final = 1000  # the last ones of each endpoint
 EARLY_MAX: Final = 10_000

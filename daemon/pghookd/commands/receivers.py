@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 
-from pghookd.terminal import (
+from pghookd.commands.terminal import (
     DONE,
     NO,
     expected_faults,

@@ -28,12 +28,13 @@ import uvloop
 from rich.console import Console
 from rich.live import Live
 
-from pghookd import app, demo_view, migrate
+from pghookd import app, migrate
 from pghookd.core import settings as configuration
 from pghookd.core.retry import parse_schedule
-from pghookd.demo_payloads import Shop
-from pghookd.demo_receiver import Arrival, Receiver
-from pghookd.demo_view import Hook, Mail, Tally
+from pghookd.demo import view
+from pghookd.demo.payloads import Shop
+from pghookd.demo.receiver import Arrival, Receiver
+from pghookd.demo.view import Hook, Mail, Tally
 from pghookd.edge import journal
 from pghookd.edge.embedded import EmbeddedFault, Server
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, connect
@@ -73,7 +74,7 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
         events: send so many and end; None: go on until Ctrl-C.
         folder: where the data goes; None: the user's data folder.
     """
-    console = demo_view.console()
+    console = view.console()
     where = (folder or _default_folder()).expanduser().resolve()
     try:
         with _alone(where), Server(where) as server:
@@ -212,7 +213,7 @@ class Demo:
     def _keep(self, mail: Mail) -> None:
         self._tally.mails.append(mail)
         if not self._console.is_terminal:
-            self._print(demo_view.mail_line(mail))
+            self._print(view.mail_line(mail))
 
     def _print(self, text: str) -> None:
         self._console.print(text, soft_wrap=True)
@@ -223,7 +224,7 @@ class Demo:
             await self._show_lines()
             return
         with Live(
-            console=self._console, auto_refresh=False, get_renderable=lambda: demo_view.table(self._tally)
+            console=self._console, auto_refresh=False, get_renderable=lambda: view.table(self._tally)
         ) as live:
             while not self._stop.is_set():
                 live.refresh()
@@ -233,7 +234,7 @@ class Demo:
         said = ""
         while not self._stop.is_set():
             await self._pause(LINE_S)
-            text = demo_view.line(self._tally)
+            text = view.line(self._tally)
             if text != said:
                 self._print(text)
                 said = text
@@ -248,7 +249,7 @@ class Demo:
 
     async def _sum_up(self, session: Session, status: int) -> int:
         tally = self._tally
-        self._print(demo_view.line(tally))
+        self._print(view.line(tally))
         if status != _OK:
             self._print(f"the daemon ended with status {status}: see {self._server.folder / 'daemon.log'}")
             return _NO
@@ -295,7 +296,7 @@ def settings_of(server: Server, smtp: configuration.Smtp) -> configuration.Setti
 async def _mails_to(folder: Path, kept: Callable[[Mail], None]) -> AsyncIterator[configuration.Smtp]:
     """Run a mail server that keeps what it gets, and yield the way to it; none without the extra `embedded`."""
     try:
-        from pghookd.demo_mailbox import Mailbox  # noqa: PLC0415 - an installation of before may not have aiosmtpd
+        from pghookd.demo.mailbox import Mailbox  # noqa: PLC0415 - an installation of before may not have aiosmtpd
     except ModuleNotFoundError:
         yield configuration.Smtp()
         return
