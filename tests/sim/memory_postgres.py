@@ -361,7 +361,6 @@ class Database:
                 "state": state,
                 "reason": reason,
                 "attempts": max(attempts, before["attempts"]) if before else attempts,
-                "attempts_before": before["attempts_before"] if before else 0,
                 "next_attempt_at": now + int((wait_s or 0) * 1e6) if state == "waiting" else None,
                 "released_at": released,
                 "attempts_before": max(spared, before["attempts_before"]) if before else spared,
