@@ -263,7 +263,8 @@ class Mailer:
                 return await self._defer(row, outcome, again_us)
 
     async def _defer(self, row: Row, outcome: Deferred, again_us: int) -> float:
-        doubt = outcome.doubt or row["perhaps_sent"]  # that it is not taken now says nothing of the time before
+        # That it is not taken now says nothing of the time before.
+        doubt = outcome.doubt or row["perhaps_sent"]
         if not (doubt and row["attempts"] < DOUBTS_MAX):  # else it stays as claimed: perhaps sent
             await self._settle(row, "queued", outcome.error)
         if not (outcome.server and self._away):
