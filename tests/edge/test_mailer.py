@@ -137,6 +137,20 @@ async def test_a_mail_that_was_perhaps_taken_is_sent_again_as_it_was(database):
     assert (first.accepted, second.accepted) == (False, True)
 
 
+async def test_doubt_outlasts_a_later_try_that_is_put_off(database):
+    async with Mailbox() as box, office(database, box) as desk:
+        email_id = await desk.queue(ANNA)
+        box.script["content"] = [DROP, "451 later"]
+        for attempt in (1, 2):
+            await desk.step()
+            row = await desk.row(email_id)
+            assert (row["state"], row["attempts"], row["error"]) == ("queued", attempt, None)
+            desk.clock.pass_s(BACKOFF_S[1])
+        await desk.step()
+        assert (await desk.row(email_id))["state"] == "sent"
+    assert len({mail.message_id for mail in box.mails}) == 1
+
+
 async def test_doubt_does_not_last_for_ever(database):
     async with Mailbox() as box, office(database, box) as desk:
         email_id = await desk.queue(ANNA)

@@ -30,6 +30,7 @@ WRITES = frozenset(
         "walk_lines",
         "place_in_line",
         "expire_held",
+        "advance_replay",
     }
 )
 READS = frozenset(
@@ -47,10 +48,13 @@ READS = frozenset(
         "find_parked_endpoints",
         "read_shards",
         "read_watched",
+        "find_replays",
     }
 )
 # The first line of each is its own; the reader puts other numbers further down.
+LOCK = query("lock_shard").partition("\n")[0]
 NAMES = {query(name).partition("\n")[0]: name for name in READS | WRITES}
+NAMES[LOCK] = "lock_shard"
 
 
 EVENT_COLUMNS = ("event_id", "site_id", "type", "created_at", "endpoint_id")
@@ -119,8 +123,9 @@ class Database:
         self.events = {}
         self.endpoints = {}
         self.rows = {("shards", n): None for n in range(shards)}
-        self.table = {"attempts": {}, "backlog": {}, "dead": {}}
-        self.news = asyncio.Event()
+        self.table = {"attempts": {}, "backlog": {}, "dead": {}, "replays": {}}
+        self.bells = set()  # events to be set when there is news
+        self.owner = None  # the session that has the locks of all shards
         self.switched = lambda _endpoint_id: None
 
     def now_us(self):
@@ -158,7 +163,8 @@ class Database:
         for event in events:
             event.committed_at = self.loop.time()
             self.events[event.event_id] = event
-        self.news.set()
+        for bell in self.bells:
+            bell.set()
 
     def restart(self):
         """Forget what runs; xids that left no trace are handed out again."""
@@ -166,6 +172,14 @@ class Database:
         self.completed = self.durable
         self.next_xid = self.durable + 1
         self.last_value += 3  # ids that were fetched ahead are gone
+
+    def lock(self, session):
+        """Give a session the locks, unless another one has them that has not been silent for too long."""
+        if self.owner is not None and self.owner is not session:
+            self.owner.end_if_silent()
+        if self.owner is None:
+            self.owner = session
+        return self.owner is session
 
     def draw(self):
         self.last_value += 1
@@ -311,6 +325,10 @@ class Database:
     def read_watched(self):
         return []
 
+    def find_replays(self):
+        rows = self.table["replays"].items()
+        return [{"replay_id": i, "rate_per_s": row["rate_per_s"]} for i, row in rows if not row["ended"]]
+
     # Writing
 
     def record_attempts(self, transaction, *columns):
@@ -426,6 +444,65 @@ class Database:
     def expire_held(self, _transaction, *_):
         return []
 
+    # Replays
+
+    def start_replay(self, states, rate_per_s, last_event_id):
+        """Do what an operator asks for: what is in these states goes out once more, up to an event."""
+        row = {"states": states, "rate_per_s": rate_per_s, "last_event_id": last_event_id}
+        self.table["replays"][len(self.table["replays"]) + 1] = {
+            **row,
+            "after": (0, 0),
+            "taken": (),
+            "ended": False,
+        }
+
+    def advance_replay(self, transaction, replay_id, looks, most):
+        replay = self.table["replays"][replay_id]
+        if replay["ended"]:
+            return []
+        found = self._replayed(replay)
+        page = found[: min(looks, most)]
+        now = self.now_us()
+        for key, attempts in page:
+            event_id, endpoint_id = key
+            transaction.rows["backlog", key] = {
+                "event_id": event_id,
+                "endpoint_id": endpoint_id,
+                "site_id": self.events[event_id].site_id,
+                "state": "waiting",
+                "reason": "replay",
+                "attempts": attempts,
+                "attempts_before": attempts,
+                "next_attempt_at": now,
+                "released_at": now,
+                "line": None,
+            }
+            transaction.rows["dead", key] = None
+        ended = len(page) == len(found)
+        after = page[-1][0] if page else replay["after"]
+        taken = (*replay["taken"], *page)
+        transaction.rows["replays", replay_id] = {**replay, "after": after, "taken": taken, "ended": ended}
+        return [{"taken": len(page), "ended": ended}]
+
+    def _replayed(self, replay):
+        """Return what a replay has still to take, and the attempts of each."""
+        table = self.table
+        attempts, delivered = {}, set()
+        for (event_id, endpoint_id, number), row in table["attempts"].items():
+            key = (event_id, endpoint_id)
+            attempts[key] = max(number, attempts.get(key, 0))
+            if row["outcome"] == "delivered":
+                delivered.add(key)
+        keys = set(table["dead"]) if "dead" in replay["states"] else set()
+        keys |= delivered - table["dead"].keys() if "delivered" in replay["states"] else set()
+        return sorted(
+            (key, attempts.get(key, 0))
+            for key in keys - table["backlog"].keys()
+            if key > replay["after"]
+            and key[0] <= replay["last_event_id"]
+            and self.endpoints[key[1]]["enabled"]
+        )
+
 
 def visible(xid, snapshot):
     """Whether what a committed transaction wrote is seen in a snapshot."""
@@ -433,15 +510,22 @@ def visible(xid, snapshot):
 
 
 class MemorySession:
-    """One connection; duck-types `edge.postgres.Session`."""
+    """One connection; duck-types `edge.postgres.Session`.
 
-    def __init__(self, database, rng, trouble):
+    Args:
+        lease_s: after which the server ends it, where it is silent for so long.
+    """
+
+    def __init__(self, database, rng, trouble, lease_s=float("inf")):
+        self._lease_s = lease_s
+        self._asked_at = database.loop.time()
         self._database = database
         self._rng = rng
         self._trouble = trouble
         self._lock = asyncio.Lock()
         self._transaction = None
         self.closed = False
+        self.lost = lambda: None  # called when it ends, whoever ends it
 
     async def fetch(self, sql, *args, timeout_s=None):  # noqa: ARG002 - nothing here takes longer
         async with self._lock:
@@ -469,6 +553,12 @@ class MemorySession:
             raise DatabaseAway("gone")
 
     async def _answer(self, name, args):
+        self.end_if_silent()
+        if self.closed:
+            raise DatabaseAway("silent for too long")
+        self._asked_at = self._database.loop.time()
+        if name == "lock_shard":
+            return [(self._database.lock(self),)]
         if name in {"begin", "commit", "rollback", "select 1", "select pg_current_snapshot()"}:
             return self._control(name)
         if self._trouble.refuses(self._rng, name):
@@ -516,8 +606,17 @@ class MemorySession:
             raise
         await self.execute("commit")
 
+    def end_if_silent(self):
+        """Do what the server does with whom it has not heard of for the lease."""
+        if self._database.loop.time() - self._asked_at > self._lease_s:
+            self.terminate()
+
     def terminate(self):
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            self.lost()
+        if self._database.owner is self:
+            self._database.owner = None
         if self._transaction is not None:
             self._database.end(self._transaction, commit=False)
             self._transaction = None

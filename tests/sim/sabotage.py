@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from instance import Receivers
 from memory_postgres import visible
-from world import Receivers
 
 from pghookd.core.lanes import Offer
 from pghookd.core.model import Outcome, Reply
 from pghookd.core.order import Order
 from pghookd.core.snapshot import Marks, settle
 from pghookd.core.writes import Attempted
+from pghookd.edge.postgres import columns, query
+from pghookd.loops.mail import Mailer
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
+from pghookd.loops.replay import Replays
 
 
 class StoresTooEarly(Recorder):
@@ -32,6 +35,32 @@ class DropsOutcomes(Recorder):
         kept = [w for w in writes if not (isinstance(w, Attempted) and w.delivery.event.event_id % 5 == 0)]
         if kept:
             await super()._write(kept)
+
+
+class PutsOthersAshore(Recorder):
+    """Takes a row's delivery for gone once anything was written of the row, though it was taken anew meanwhile."""
+
+    def _settle(self, write):
+        super()._settle(write)
+        if write.delivery.in_backlog:
+            self._lanes.aboard.pop((write.delivery.event.event_id, write.delivery.endpoint_id), None)
+
+
+class HasNoFence(Recorder):
+    """Sends on, whether it owns or not."""
+
+    def closed(self, _now):
+        return None
+
+
+class DropsReplays(Replays):
+    """Takes what is on its way for what has been sent."""
+
+    async def step(self, session, now, put):
+        await super().step(session, now, put)
+        table = session._database.table
+        replayed = [key for key, row in table["backlog"].items() if row["reason"] == "replay"]
+        await session.execute(query("clear_backlog"), *columns(replayed, 2))
 
 
 class HighFloor(Marks):
@@ -120,6 +149,38 @@ class TakesRowsEarly(Order):
             line.returning.discard(delivery.event.event_id)
 
 
+class ForgetsItsMails(Mailer):
+    """Takes what was sent for what is still to be sent."""
+
+    async def _settle(self, row, state, error, sent_us=None):
+        if state != "sent" or row["attempts"]:
+            await super()._settle(row, state, error, sent_us)
+
+
+class GivesMailsUp(Mailer):
+    """Takes not now for never."""
+
+    async def _defer(self, row, outcome, _again_us):
+        await self._settle(row, "failed", outcome.error)
+        return 0.0
+
+
+class ForgetsDoubts(Mailer):
+    """Takes a mail for not sent because a later try was refused."""
+
+    async def _take(self, row):
+        return await super()._take({**row, "perhaps_sent": False})
+
+
+class NamesMailsAnew(Mailer):
+    """Gives each try of a mail a name of its own."""
+
+    def _render(self, row):
+        subject, message = super()._render({**row, "message_id": None})
+        message.replace_header("Message-ID", f"<{row['attempts']}{message['Message-ID'][1:]}")
+        return subject, message
+
+
 # What takes the daemon's place, and what it is caught by.
 SABOTAGES = {
     "stores the position before the batch commits": ({"recorder": StoresTooEarly}, "lost"),
@@ -132,8 +193,24 @@ SABOTAGES = {
     "takes it for sent before it is": ({"sender": NeverSends}, "phantom"),
     "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),
     "lets lines run loose": ({"order": Disorder}, "out of order"),
+    "has no fence": ({"recorder": HasNoFence}, "does not own"),
+    "puts others ashore": ({"recorder": PutsOthersAshore}, "twice"),
+    "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
 }
 
-# One in some hundred histories only: where to begin.
-FIRST_SEED = {"takes rows before recovery has written": 600_280}
+MAIL_SABOTAGES = {
+    "forgets what it has mailed": (ForgetsItsMails, "came again"),
+    "gives mails up": (GivesMailsUp, "given up"),
+    "forgets that a mail may have been sent": (ForgetsDoubts, "replaced what was sent"),
+    "names mails anew": (NamesMailsAnew, "another name"),
+}
+
+# These show in one of some hundred or thousand histories: where to begin.
+FIRST_SEED = {
+    "has no fence": 100,
+    "puts others ashore": 871_317_736,
+    "takes rows before recovery has written": 600_300,
+}
+# How many it takes to notice; None: as the seed says.
+INSTANCES = {"has no fence": 2, "puts others ashore": None}

@@ -1,12 +1,20 @@
 """The invariants that hold after any story, checked against the database and the receiver's own log.
 
-    conservation       each event and endpoint that takes it: in exactly one state, and the state that was expected
-    no false success   delivered only where the receiver had decided on a 2xx
-    no phantom         an attempt with a status has an entry of the receiver with that number and status
-    hidden sends       entries of the receiver without an attempt: at most what the faults explain
-    numbering          attempts 1..n without a gap, starts in order; backlog and dead count as many
-    integrity          one webhook-id and one body per event, whatever the repeat; the producer's bytes; the signature
-    bounded repeats    2xx after the first one of a delivery: at most what the faults explain
+    conservation        each event and endpoint that takes it: in exactly one state, and nothing else
+    termination         each has come to an end, and to one that was expected
+    at_least_once       what is delivered has an entry of the receiver that decided on a 2xx
+    no_false_success    an endpoint that never decided on a 2xx has nothing delivered
+    no_phantom          an attempt with a status has an entry of the receiver with that number and status
+    no_hidden_sends     entries of the receiver without an attempt: at most what the faults explain
+    attempt_discipline  attempts 1..n without a gap, starts in order; backlog and dead count as many
+    bounded_duplicates  2xx after the first one of a delivery: at most what the faults explain
+    schedule            no attempt starts sooner after the one before than the schedule says
+    exclusion           instances send one after another, each while it owns
+    integrity           one webhook-id and one body per event, whatever the repeat; the producer's bytes; the signature
+    isolation           nothing reached an endpoint that it was not for
+    wake_up             each event is first sent in time, whatever becomes of the notifications
+
+All of them are asked; the error names each that does not hold.
 
 The receiver is told endpoints apart by path: an endpoint's URL ends in a path of its own.
 """
@@ -16,10 +24,11 @@ from __future__ import annotations
 import base64
 import collections
 import dataclasses
+import datetime as dt
 import json
 from urllib.parse import urlsplit
 
-from standardwebhooks.webhooks import Webhook
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 EXPECTED = """
 select e.event_id, p.endpoint_id
@@ -33,14 +42,18 @@ union all select event_id, endpoint_id, 'dead' from webhooks.dead
 union all select distinct event_id, endpoint_id, 'delivered' from webhooks.attempts where outcome = 'delivered'
 """
 ATTEMPTS = """
-select event_id, endpoint_id, attempt, attempted_at, status, outcome from webhooks.attempts
+select event_id, endpoint_id, attempt, attempted_at, duration_ms, status, outcome from webhooks.attempts
 order by event_id, endpoint_id, attempt
 """
 COUNTS = """
 select event_id, endpoint_id, attempts, state from webhooks.backlog
 union all select event_id, endpoint_id, attempts, 'dead' from webhooks.dead
 """
-EVENTS = "select event_id, webhooks.webhook_id(event_id, created_at) as webhook_id, payload::text from webhooks.events"
+EVENTS = """
+select event_id, webhooks.webhook_id(event_id, created_at) as webhook_id, payload::text, created_at
+from webhooks.events
+"""
+CLOCK_S = 0.005  # rows are rounded, and a wait is counted on another clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +67,34 @@ class Found:
     hidden: int  # received, and no attempt row says so
 
 
-async def check(db, entries, *, repeats_max, states=("delivered",)):
+class BrokenError(AssertionError):
+    """Checks do not hold.
+
+    Attributes:
+        checks: their names.
+    """
+
+    def __init__(self, findings):
+        super().__init__("\n".join(f"{check}: {text}" for check, text in findings))
+        self.checks = {check for check, _ in findings}
+
+
+class Findings(list):
+    """What does not hold: (check, what was seen)."""
+
+    def hold(self, check, holds, text):
+        if not holds:
+            self.append((check, text))
+
+    def done(self):
+        """Raise what was found."""
+        if self:
+            raise BrokenError(self)
+
+
+async def check(
+    db, entries, *, repeats_max, states=("delivered",), waits_s=(), owners=(), awake_within_s=None
+):
     """Hold the database against what was received; return the figures.
 
     Args:
@@ -62,7 +102,14 @@ async def check(db, entries, *, repeats_max, states=("delivered",)):
         entries: what the receiver wrote, in order.
         repeats_max: how many repeats, and sends without a row, the faults of the run explain.
         states: the states that deliveries may be in at the end.
+        waits_s: the least waits after failure 1, 2, ...; where given, nobody has asked for an attempt at once.
+        owners: the user agents of instances, in the order in which they owned.
+        awake_within_s: within which an event's first request arrives, where it is asked.
+
+    Raises:
+        BrokenError: naming each check that does not hold.
     """
+    findings = Findings()
     expected = {tuple(row) for row in await db.fetch(EXPECTED)}
     endpoints = await db.fetch("select endpoint_id, url, secret from webhooks.endpoints")
     attempts = collections.defaultdict(list)
@@ -72,17 +119,26 @@ async def check(db, entries, *, repeats_max, states=("delivered",)):
     received = collections.defaultdict(list)
     for entry in entries:
         received[_event_id(entry), paths[entry["path"]]].append(entry)
-    assert received.keys() <= expected, "something reached an endpoint that it was not for"
-    await _check_states(db, expected, states)
-    _check_attempts(attempts, received)
+    strays = received.keys() - expected
+    findings.hold("isolation", not strays, f"reached endpoints that it was not for: {sorted(strays)[:5]}")
+    await _check_states(findings, db, expected, states)
+    _check_attempts(findings, attempts, received)
+    _check_answers(findings, attempts, received)
     for row in await db.fetch(COUNTS):
         key = (row["event_id"], row["endpoint_id"])
-        assert row["attempts"] == len(attempts[key]), (
-            f"{key} has {len(attempts[key])} attempts, {row['state']} says {row}"
+        findings.hold(
+            "attempt_discipline",
+            row["attempts"] == len(attempts[key]),
+            f"{key} has {len(attempts[key])} attempts, {row['state']} says {row}",
         )
     events = {row["event_id"]: row for row in await db.fetch(EVENTS)}
     secrets = {row["endpoint_id"]: row["secret"] for row in endpoints}
-    _check_integrity(received, events, secrets)
+    _check_integrity(findings, received, events, secrets)
+    if waits_s:
+        _check_schedule(findings, attempts, waits_s)
+    _check_exclusion(findings, entries, owners)
+    if awake_within_s is not None:
+        _check_wake_up(findings, entries, events, awake_within_s)
     found = Found(
         deliveries=len(expected),
         attempts=sum(map(len, attempts.values())),
@@ -90,62 +146,114 @@ async def check(db, entries, *, repeats_max, states=("delivered",)):
         repeats=sum(max(0, sum(map(_is_2xx, each)) - 1) for each in received.values()),
         hidden=_hidden(attempts, received),
     )
-    assert found.repeats <= repeats_max, f"more repeats than the faults explain: {found}"
-    assert found.hidden <= repeats_max, f"more sends without a row than the faults explain: {found}"
+    repeated, hidden = found.repeats <= repeats_max, found.hidden <= repeats_max
+    findings.hold("bounded_duplicates", repeated, f"more repeats than the faults explain: {found}")
+    findings.hold("no_hidden_sends", hidden, f"more sends without a row than the faults explain: {found}")
+    findings.done()
     return found
 
 
-async def _check_states(db, expected, states):
+async def _check_states(findings, db, expected, states):
     stands = await db.fetch(STATES)
     per_delivery = collections.Counter((row["event_id"], row["endpoint_id"]) for row in stands)
     doubled = [key for key, count in per_delivery.items() if count > 1]
-    assert not doubled, f"in two states at once: {doubled[:5]}"
-    assert not (missing := expected - per_delivery.keys()), f"lost {len(missing)}: {sorted(missing)[:5]}"
-    assert not (extra := per_delivery.keys() - expected), f"not expected: {sorted(extra)[:5]}"
-    assert {row["state"] for row in stands} <= set(states)
+    missing, extra = expected - per_delivery.keys(), per_delivery.keys() - expected
+    findings.hold("conservation", not doubled, f"in two states at once: {doubled[:5]}")
+    findings.hold("conservation", not missing, f"lost {len(missing)}: {sorted(missing)[:5]}")
+    findings.hold("conservation", not extra, f"not expected: {sorted(extra)[:5]}")
+    unfit = {row["state"] for row in stands} - set(states)
+    findings.hold("termination", not unfit, f"ended as {unfit}")
+    findings.hold("termination", not missing, f"{len(missing)} have come to no end")
     view = await db.fetch("select event_id, endpoint_id, state from webhooks.deliveries")
-    assert sorted(map(tuple, view)) == sorted(map(tuple, stands)), "the view says something else"
+    agrees = sorted(map(tuple, view)) == sorted(map(tuple, stands))
+    findings.hold("conservation", agrees, "the view says something else")
 
 
-def _check_attempts(attempts, received):
+def _check_attempts(findings, attempts, received):
     for key, rows in attempts.items():
         numbers = [row["attempt"] for row in rows]
-        assert numbers == list(range(1, len(rows) + 1)), f"{key} is numbered {numbers}"
+        whole = numbers == list(range(1, len(rows) + 1))
+        findings.hold("attempt_discipline", whole, f"{key} is numbered {numbers}")
         starts = [row["attempted_at"] for row in rows]
-        assert starts == sorted(starts), f"{key} has starts out of order"
+        findings.hold("attempt_discipline", starts == sorted(starts), f"{key} has starts out of order")
         entries = {(_attempt(entry), entry["status"]) for entry in received[key]}
         for row in rows:
-            if row["status"] is not None:
-                assert (row["attempt"], row["status"]) in entries, f"{key} has a phantom: {row}"
+            seen = row["status"] is None or (row["attempt"], row["status"]) in entries
+            findings.hold("no_phantom", seen, f"{key} has a phantom: {row}")
+
+
+def _check_answers(findings, attempts, received):
+    """Ask whether what is called delivered was taken, and by an endpoint that takes anything at all."""
+    taking = {key[1] for key, entries in received.items() if any(map(_is_2xx, entries))}
+    for key, rows in attempts.items():
         for row in rows:
-            assert (row["outcome"] == "delivered") == _is_2xx(row), f"{key} has a false outcome: {row}"
+            true = (row["outcome"] == "delivered") == _is_2xx(row)
+            findings.hold("no_false_success", true, f"{key} has a false outcome: {row}")
         delivered = sum(map(_is_2xx, rows))
-        assert delivered <= 1, f"{key} went on after it was delivered"
-        assert not delivered or any(map(_is_2xx, received[key])), f"{key} was never answered 2xx"
+        findings.hold("attempt_discipline", delivered <= 1, f"{key} went on after it was delivered")
+        taken = any(map(_is_2xx, received[key]))
+        findings.hold("at_least_once", taken or not delivered, f"{key} was never answered 2xx")
+        took = key[1] in taking
+        findings.hold("no_false_success", took or not delivered, f"endpoint {key[1]} never answered 2xx")
 
 
-def _check_integrity(received, events, secrets):
+def _check_schedule(findings, attempts, waits_s):
+    for key, rows in attempts.items():
+        for before, row, wait_s in zip(rows, rows[1:], waits_s, strict=False):
+            ended = before["attempted_at"] + dt.timedelta(milliseconds=before["duration_ms"])
+            waited_s = (row["attempted_at"] - ended).total_seconds()
+            early = f"{key} waited {waited_s} s before attempt {row['attempt']}"
+            findings.hold("schedule", waited_s >= wait_s - CLOCK_S, early)
+
+
+def _check_exclusion(findings, entries, owners):
+    """Ask whether each instance's requests end before the next one's begin."""
+    at = 0
+    for entry in entries if owners else ():
+        sender = owners.index(entry["user-agent"])
+        late = f"{owners[sender]} sent {entry['webhook-id']} after {owners[at]} had taken over"
+        findings.hold("exclusion", sender >= at, late)
+        at = max(at, sender)
+
+
+def _check_wake_up(findings, entries, events, within_s):
+    first = {}
+    for entry in entries:
+        first.setdefault(_event_id(entry), entry["wall"])
+    for event_id, event in events.items():
+        waited_s = first.get(event_id, float("inf")) - event["created_at"].timestamp()
+        findings.hold("wake_up", waited_s <= within_s, f"{event_id} was first sent after {waited_s} s")
+
+
+def _check_integrity(findings, received, events, secrets):
     for (event_id, endpoint_id), entries in received.items():
-        event = events[event_id]
-        assert {entry["webhook-id"] for entry in entries} == {event["webhook_id"]}
-        assert len({entry["sha256"] for entry in entries}) == 1, f"{event_id} came with different bytes"
+        event = events.get(event_id)
+        if event is None:  # said as isolation
+            continue
+        ids = {entry["webhook-id"] for entry in entries}
+        findings.hold("integrity", ids == {event["webhook_id"]}, f"{event_id} was called {ids}")
+        bodies = {entry["sha256"] for entry in entries}
+        findings.hold("integrity", len(bodies) == 1, f"{event_id} came with different bytes")
         for entry in entries:
             if "body" in entry:
-                _check_body(entry, event, secrets[endpoint_id])
+                _check_body(findings, entry, event, secrets.get(endpoint_id))
 
 
-def _check_body(entry, event, secret):
+def _check_body(findings, entry, event, secret):
     body = base64.b64decode(entry["body"])
-    data = body.partition(b',"data":')[2]
-    assert data == event["payload"].encode() + b"}", (
-        f"{entry['webhook-id']} has other bytes than the producer's"
-    )
+    data, name = body.partition(b',"data":')[2], entry["webhook-id"]
+    same = data == event["payload"].encode() + b"}"
+    findings.hold("integrity", same, f"{name} has other bytes than the producer's")
     if secret is None:
-        assert entry["webhook-signature"] is None
+        findings.hold("integrity", entry["webhook-signature"] is None, f"{name} is signed with nothing")
         return
     head = {name: entry[name] for name in ("webhook-id", "webhook-timestamp", "webhook-signature")}
-    Webhook(secret).verify(body, head)
-    assert json.loads(body)["id"] == event["webhook_id"]
+    try:
+        Webhook(secret).verify(body, head)
+    except WebhookVerificationError as error:
+        findings.append(("integrity", f"{name}: {error}"))
+    named = json.loads(body)["id"]
+    findings.hold("integrity", named == event["webhook_id"], f"{name} calls itself {named}")
 
 
 def _hidden(attempts, received):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 
 import checker
@@ -108,6 +109,37 @@ async def test_success_that_the_receiver_never_decided_on(db, run):
 async def test_sends_that_nobody_speaks_of(db, run, change, fault):
     with pytest.raises(AssertionError, match=fault):
         await checker.check(db, [*run, run[0] | change], repeats_max=0)
+
+
+async def test_an_attempt_that_came_too_soon(db, run):
+    with pytest.raises(checker.BrokenError) as caught:
+        await checker.check(db, run, repeats_max=0, waits_s=(5.0,))
+    assert caught.value.checks == {"schedule"}
+
+
+@pytest.mark.parametrize(
+    ("agents", "holds"), [("aabb", True), ("aaaa", True), ("aaba", False), ("abab", False)]
+)
+async def test_instances_that_send_in_turn(db, run, agents, holds):
+    entries = [entry | {"user-agent": agent} for entry, agent in zip(run, agents, strict=True)]
+    with contextlib.nullcontext() if holds else pytest.raises(checker.BrokenError, match="exclusion:"):
+        await checker.check(db, entries, repeats_max=0, owners=("a", "b"))
+
+
+@pytest.mark.parametrize(("after_s", "holds"), [(0.1, True), (2.0, False)])
+async def test_a_first_send_that_came_late(db, run, after_s, holds):
+    created_at = await db.fetchval("select max(created_at) from webhooks.events")
+    entries = [entry | {"wall": created_at.timestamp() + after_s} for entry in run]
+    with contextlib.nullcontext() if holds else pytest.raises(checker.BrokenError, match="wake_up:"):
+        await checker.check(db, entries, repeats_max=0, awake_within_s=1.0)
+
+
+async def test_all_that_does_not_hold_is_named(db, run):
+    run[0]["status"] = 500
+    with pytest.raises(checker.BrokenError) as caught:
+        await checker.check(db, [*run, run[3]], repeats_max=0)
+    named = {"no_phantom", "at_least_once", "bounded_duplicates", "no_hidden_sends"}
+    assert caught.value.checks == named
 
 
 async def test_a_signature_that_is_not_ours(db, run):

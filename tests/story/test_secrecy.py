@@ -9,6 +9,7 @@ import os
 import sys
 
 import pytest
+from secrecy import seen_in
 
 KEYS = [base64.b64encode(bytes([n]) * 32).decode() for n in (7, 8)]
 BYTES = {
@@ -26,25 +27,6 @@ AUTHS = (
     {"oauth2": {"token_url": "https://127.0.0.1:1/", "client_id": "me", "client_secret": IDENTIFYING[2]}},
 )
 SIGNING = (STANDARD, ED25519, LEGACY, TYPED)
-
-
-def forms(secret):
-    """Return a secret as it may show: itself, the part behind its prefix, its bytes as text, hex and Python."""
-    encoded = secret.partition("_")[2] if secret.startswith("wh") else ""
-    raw = base64.b64decode(encoded) if encoded else secret.encode()
-    shown = {
-        secret,
-        encoded,
-        raw.decode("latin-1"),
-        raw.hex(),
-        repr(raw)[2:-1],
-        base64.b64encode(raw).decode(),
-    }
-    return {text for text in shown if text}
-
-
-def seen_in(text, secrets):
-    return [secret for secret in secrets if any(form in text for form in forms(secret))]
 
 
 @pytest.fixture

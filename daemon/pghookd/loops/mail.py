@@ -38,7 +38,7 @@ BACKOFF_S: Final = (
     3600.0,
 )  # after the first, second, ... attempt; the last for all further ones
 HOLD_S: Final = (5.0, 15.0, 60.0)  # between two tries of a server that is away
-DOUBTS_MAX: Final = 3  # attempts that ended in doubt before such a mail may be replaced after all
+DOUBTS_MAX: Final = 3  # attempts before a mail that one of them left in doubt may be replaced after all
 SUSPENDED_S: Final = 7 * 86_400.0  # an address that a server does not know
 BEAT_S: Final = 1.0
 REFUSED_PAUSE_S: Final = 30.0
@@ -263,7 +263,9 @@ class Mailer:
                 return await self._defer(row, outcome, again_us)
 
     async def _defer(self, row: Row, outcome: Deferred, again_us: int) -> float:
-        if not (outcome.doubt and row["attempts"] < DOUBTS_MAX):  # else it stays as claimed: perhaps sent
+        # That it is not taken now says nothing of the time before.
+        doubt = outcome.doubt or row["perhaps_sent"]
+        if not (doubt and row["attempts"] < DOUBTS_MAX):  # else it stays as claimed: perhaps sent
             await self._settle(row, "queued", outcome.error)
         if not (outcome.server and self._away):
             error = _unnamed(outcome.error, row)

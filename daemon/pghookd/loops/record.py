@@ -203,7 +203,9 @@ class Recorder:
     def _settle(self, write: Write) -> None:
         settle(write.delivery)
         if write.delivery.in_backlog:
-            self._lanes.aboard.pop((write.delivery.event.event_id, write.delivery.endpoint_id), None)
+            key = (write.delivery.event.event_id, write.delivery.endpoint_id)
+            if self._lanes.aboard.get(key) is write.delivery:  # its row may have been taken anew meanwhile
+                del self._lanes.aboard[key]
         if write.delivery.line is not None:
             self._order.settled(write.delivery)
         if isinstance(write, Kept) and write.state is State.PARKED:
