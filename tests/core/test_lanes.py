@@ -15,6 +15,7 @@ from pghookd.core.lanes import (
     LANE_QUEUE_MAX,
     PAUSE_PARKS_S,
     SHED_MAX,
+    SITE_PAGE_MAX,
     SITES_MIXED_S,
     START_WIDTH,
     STUCK_QUEUE_MAX,
@@ -27,7 +28,9 @@ from pghookd.core.options import EndpointOptions
 
 def endpoint(number=1, *, site=None, concurrency=None, url="https://a.example/", enabled=True, **options):
     made = EndpointOptions(**options) if options else None
-    return Endpoint(number, site or f"s{number}", 0, url, ("*",), enabled, 0, concurrency=concurrency, options=made)
+    return Endpoint(
+        number, site or f"s{number}", 0, url, ("*",), enabled, 0, concurrency=concurrency, options=made
+    )
 
 
 def delivery(number=1, *, event_id=1, since=0.0, payload=b"{}", late=False):
@@ -164,41 +167,36 @@ def test_sites_take_turns_and_within_a_site_its_lanes():
     assert len(began) == 100
 
 
-def mixed(count, queue_max=4000):
-    """Lanes of a site that has so much, and another that is alive."""
-    lanes = make(concurrency=2, endpoint_concurrency=2, queue_max=queue_max)
-    flood = fill(lanes, 1, count, site="flood")
-    answer(lanes, fill(lanes, 2, 1, site="other"), start(lanes)[1][1])
-    return lanes, flood
+def test_sites_are_mixed_while_deliveries_of_several_go_out():
+    lanes = make()
+    fill(lanes, 1, 10, site="a")
+    start(lanes, 5.0)
+    assert not lanes.is_mixed(5.0)  # there is nobody else
+    fill(lanes, 2, 1, site="b")
+    start(lanes, 6.0)
+    assert lanes.is_mixed(6.0 + SITES_MIXED_S / 2)
+    assert not lanes.is_mixed(6.0 + SITES_MIXED_S)
 
 
-def test_a_site_that_has_most_of_all_does_not_hold_up_others():
-    lanes, flood = mixed(LANE_QUEUE_MAX)
-    answer(lanes, flood)
-    assert lanes.offer(flood, delivery(1), 0.0) is Offer.QUEUED
-    assert lanes.offer(flood, delivery(1), 0.0) is Offer.PARK
-    other = lanes.lane(endpoint(2, site="other"))
-    assert lanes.offer(other, delivery(2), 0.0) is Offer.QUEUED
-    assert lanes.offer(flood, delivery(1), SITES_MIXED_S + 1) is Offer.WAIT  # nobody else has been there for long
+def test_a_site_has_its_part_of_the_memory():
+    lanes = make(queue_max=4000)
+    assert lanes.room_for("unknown", 1) == lanes.room_for("unknown", 50) == SITE_PAGE_MAX
+    fill(lanes, 1, 400, site="s")
+    assert lanes.room_for("s", 1) == LANE_QUEUE_MAX // 2 - 400
+    assert lanes.room_for("s", 2) == SITE_PAGE_MAX
+    fill(lanes, 2, 500, site="s")
+    assert lanes.room_for("s", 2) == 4000 // 4 - 900
+    start(lanes)
+    assert lanes.room_for("s", 2) > 4000 // 4 - 900
 
 
-def test_the_endpoints_of_a_site_share_its_part_of_the_memory():
-    lanes, _ = mixed(600)
-    fill(lanes, 3, 399, site="flood")
-    lane = lanes.lane(endpoint(3, site="flood"))
-    found = [lanes.offer(lane, delivery(3), 0.0) for _ in range(10)]
-    assert found[-1] is Offer.PARK
-    assert lanes.queued == 1000
-    assert lanes.offer(lanes.lane(endpoint(2, site="other")), delivery(2), 0.0) is Offer.QUEUED
-
-
-def test_a_site_that_is_alone_may_have_all_of_the_memory():
-    lanes = make(concurrency=2, endpoint_concurrency=2, queue_max=4000)
-    for number in range(1, 6):
-        fill(lanes, number, 800, site="alone")
-        start(lanes)
-        assert lanes.queued <= 4000
-    assert lanes.queued > 3900
+def test_a_site_has_its_part_of_the_bytes():
+    lanes = make(queue_bytes_max=400)
+    lane = lanes.lane(endpoint(1, site="s"))
+    lanes.offer(lane, delivery(payload=b"x" * 99), 0.0)
+    assert lanes.room_for("s", 1) > 0
+    lanes.offer(lane, delivery(payload=b"x"), 0.0)
+    assert lanes.room_for("s", 1) == 0
 
 
 def test_a_lane_with_little_work_waits_for_one_turn_of_each_other_at_most():

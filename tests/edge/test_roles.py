@@ -410,6 +410,8 @@ def parameters(day, event_id):
         "read_new_events": (SNAPSHOT, 0, 0, 10),
         "read_events_page": (SNAPSHOT, SNAPSHOT, 0, event_id, 10, None, 16),
         "read_settled": (0, event_id),
+        "read_settled_events": (events, event_id, event_id),
+        "read_events": (events, event_id, event_id),
         "read_endpoints": (endpoints, 16),
         "read_endpoints_of_sites": (sites, 16),
         "read_due": (0, 0, 0, 10),

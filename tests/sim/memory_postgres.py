@@ -40,6 +40,8 @@ READS = frozenset(
         "find_first_event",
         "read_newest_event_id",
         "read_settled",
+        "read_settled_events",
+        "read_events",
         "read_endpoints",
         "read_endpoints_of_sites",
         "read_due",
@@ -240,6 +242,12 @@ class Database:
     def read_settled(self, first, last):
         done = [(e, p) for (e, p, _), row in self.table["attempts"].items() if row["outcome"] == "delivered"]
         return [k for k in (*done, *self.table["backlog"], *self.table["dead"]) if first <= k[0] <= last]
+
+    def read_settled_events(self, event_ids, first, last):
+        return [key for key in self.read_settled(first, last) if key[0] in event_ids]
+
+    def read_events(self, event_ids, _first, _last):
+        return sorted(PageEvent(self.events[number].columns) for number in event_ids)
 
     def shard_of(self, site_id):
         return int(site_id[1:]) % self.shards

@@ -29,6 +29,7 @@ LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late
 STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
 SITE_SHARE: Final = 4  # of memory one site may have that part, while others have work
+SITE_PAGE_MAX: Final = 500  # and so many deliveries of one page
 SITES_MIXED_S: Final = 60.0  # others have if any of theirs went out in so many seconds
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
@@ -319,21 +320,15 @@ class Lanes:
         if lane.paused_until - now > PAUSE_PARKS_S:
             return Offer.PAUSED
         waiting = len(lane.late if delivery.late else lane.queue)
-        if self._has_too_much(lane, waiting, now):
-            return Offer.PARK
-        if waiting >= LANE_QUEUE_MAX or self.full:
+        if waiting >= STUCK_QUEUE_MAX:
+            if waiting >= LANE_QUEUE_MAX:
+                return Offer.PARK if self._parking_buys_something(lane, now) else Offer.WAIT
+            if lane.waits_longer(self.patience_s, now) and self._parking_buys_something(lane, now):
+                return Offer.PARK
+        if self.full:
             return Offer.WAIT
         self._push(lane, delivery)
         return Offer.QUEUED
-
-    def _has_too_much(self, lane: Lane, waiting: int, now: float) -> bool:
-        """Whether what waits in memory for a lane, or a site, stands in the way of others."""
-        full = waiting >= LANE_QUEUE_MAX
-        if (full or self._is_large(lane.site)) and self._crowds_others(lane.site, now):
-            return True
-        if full or (waiting >= STUCK_QUEUE_MAX and lane.waits_longer(self.patience_s, now)):
-            return self._parking_buys_something(lane, now)
-        return False
 
     def _offer_probe(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         """Let one through when it is time: the oldest of those that are parked, where there are any."""
@@ -374,17 +369,19 @@ class Lanes:
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.flying < self._concurrency and (self.starving or not fed)
 
-    def _is_large(self, site: Site) -> bool:
-        """Whether a site has its part of the memory."""
-        return (
-            SITE_SHARE * site.queued >= self._queue_max
-            or SITE_SHARE * site.queued_bytes >= self._queue_bytes_max
-        )
+    def is_mixed(self, now: float) -> bool:
+        """Whether deliveries of several sites have gone out of late: one must not be in the way of others."""
+        return now - self._mixed_at < SITES_MIXED_S
 
-    def _crowds_others(self, site: Site, now: float) -> bool:
-        """Whether most of what is queued is a site's, and others may have work that stands behind it in the log."""
-        most = 2 * site.queued > self.queued or 2 * site.queued_bytes > self.queued_bytes
-        return most and now - self._mixed_at < SITES_MIXED_S
+    def room_for(self, site_id: str, endpoints: int) -> int:
+        """Return how many deliveries a site with so many endpoints may have besides, while others have work."""
+        site = self._sites.get(site_id)
+        if site is None:
+            return SITE_PAGE_MAX
+        if SITE_SHARE * site.queued_bytes >= self._queue_bytes_max:
+            return 0
+        most = min(self._queue_max // SITE_SHARE, endpoints * LANE_QUEUE_MAX // 2)
+        return min(most - site.queued, SITE_PAGE_MAX)
 
     def measure(self, now: float) -> None:
         """Look how fast deliveries go out; call it a few times a second.

@@ -88,12 +88,22 @@ class Marks:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Ticket:
-    """A page's part in one shard: its end, and the deliveries that must be settled before the shard may stand there."""
+    """A page's part in one shard: its end, and the deliveries that must be settled before the shard may stand there.
+
+    Attributes:
+        aside: events of the page that are left in the log for now.
+    """
 
     shard: ShardLog
     end: Position
     read_at: float
     open: set[Delivery] = dataclasses.field(default_factory=set)
+    aside: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return not (self.open or self.aside)
 
 
 class ShardLog:
@@ -105,7 +115,14 @@ class ShardLog:
         self._tickets: deque[Ticket] = deque()
 
     def page(self, end: Position, now: float) -> Ticket:
-        """Open the ticket of a page that ends at `end`; deliveries are added to it before it is closed."""
+        """Open the ticket of a page that ends at `end`; deliveries are added to it before it is closed.
+
+        The latest ticket is used again if nothing of it is open: behind one that stays open for long few remain.
+        """
+        if self._tickets and self._tickets[-1].is_done:
+            ticket = self._tickets[-1]
+            ticket.end, ticket.read_at = end, now
+            return ticket
         ticket = Ticket(self, end, now)
         self._tickets.append(ticket)
         return ticket
@@ -120,16 +137,16 @@ class ShardLog:
     def advance(self) -> None:
         """Move the settled position over every page in front that has nothing open."""
         tickets = self._tickets
-        while tickets and not tickets[0].open:
+        while tickets and tickets[0].is_done:
             self.settled = tickets.popleft().end
 
     def overdue(self, before: float) -> list[Delivery]:
-        """Return what is open in pages read before that moment: each needs a row of its own."""
+        """Return what has been open since before that moment: each needs a row of its own."""
         late: list[Delivery] = []
         for ticket in self._tickets:
             if ticket.read_at >= before:
                 break
-            late.extend(ticket.open)
+            late.extend(delivery for delivery in ticket.open if delivery.since < before)
         return late
 
 
@@ -168,5 +185,5 @@ def settle(delivery: Delivery) -> None:
     if isinstance(ticket, Ticket):
         delivery.ticket = None
         ticket.open.discard(delivery)
-        if not ticket.open:
+        if ticket.is_done:
             ticket.shard.advance()

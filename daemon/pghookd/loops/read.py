@@ -14,6 +14,7 @@ from typing import Final, Protocol, TypeAlias, cast
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import event_options
+from pghookd.core.aside import Aside, Part
 from pghookd.core.envelope import valid_type
 from pghookd.core.event_options import EventOptions
 from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
@@ -38,6 +39,11 @@ GATHER_MAX_S: Final = 0.008
 LULL_S: Final = 0.25  # without a row: go to sleep
 PARKED_AHEAD_MAX: Final = 125  # rows to be parked that wait to be written: while many do, nothing is sent
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
+ASIDE_CHUNK: Final = 500  # deliveries of what was left in the log, between two reads
+ASIDE_FOR_S: Final = (
+    60.0  # for so long it waits for room; then it is parked, so that the stored position goes on
+)
+ASIDE_PARKED: Final = 200  # deliveries parked then, between two reads
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
 
 # event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
@@ -110,7 +116,9 @@ class Reader:
         self._keyed: dict[int, Event] = {}  # of the page, those that have a dedupe_key
         self._filtering: set[int] = set()  # endpoints of the page that have a filter
         self._filters = filters
+        self._aside: Aside[Difference] = Aside()
         self._unjudged: set[Delivery] = set()  # of ordered endpoints, whose filters took too long
+        self._may_wait = True  # for room, with what is being queued
         self._upper = 0  # no event_id lies above this, as far as was seen
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
@@ -132,13 +140,13 @@ class Reader:
         """Read until cancelled: at once while there are many rows, then ever slower, then asleep."""
         idle_at, pause = self._monotonic(), PAUSE_MIN_S
         while True:
-            found = await self.read()
+            found = await self.read() + await self._take_aside()
             now = self._monotonic()
             if found:
                 idle_at, pause = now, PAUSE_MIN_S
                 if found < PAGE // 2:
                     await asyncio.sleep(min(PAUSE_MIN_S + found * GATHER_S, GATHER_MAX_S))
-            elif now - idle_at < LULL_S:
+            elif now - idle_at < LULL_S or self._aside:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_MAX_S)
             else:
@@ -232,16 +240,93 @@ class Reader:
             self._log.rows += len(rows)
             now = self._monotonic()
             endpoints = await self._endpoints(rows)
+            if self._aside or self._lanes.is_mixed(now):
+                rows = self._leave(rows, endpoints, tickets, end, shards, difference, now)
             work = self._fan_out(rows, endpoints, tickets, end, shards, settled or set(), now)
         for number in shards:
             if number not in tickets:
                 self._log.shards[number].skip(end)
+        await self._enter(work, difference)
+
+    async def _enter(
+        self, work: list[tuple[Endpoint, Delivery]], difference: Difference, *, may_wait: bool = True
+    ) -> None:
+        """Queue deliveries, but for duplicates and what filters leave out; where one may not wait it is parked."""
         if self._keyed:
             await self._find_duplicates(difference)
+        self._may_wait = may_wait
         if self._filtering:
             await self._offer_filtered(work)
         elif work:
             await self._offer(work)
+
+    # What is left in the log for a while --------------------------------------------------------------------
+
+    def _leave(
+        self,
+        rows: Sequence[EventRow],
+        endpoints: dict[str, list[Endpoint]],
+        tickets: dict[int, Ticket],
+        end: Position,
+        shards: Mapping[int, ShardLog],
+        difference: Difference,
+        now: float,
+    ) -> list[EventRow]:
+        """Leave what a site has too much of in the log; return the rest of the page."""
+        room: dict[str, int] = {}
+        kept: list[EventRow] = []
+        left: dict[str, list[int]] = {}
+        for row in rows:
+            site_id = row[1]
+            of_site = endpoints.get(site_id)
+            if of_site is None:
+                continue  # nobody takes it
+            free = room.get(site_id)
+            if free is None:
+                free = 0 if site_id in self._aside else self._lanes.room_for(site_id, len(of_site))
+            if free > 0 or of_site[0].shard not in shards or self._aside.is_full:
+                kept.append(row)
+                room[site_id] = free - len(of_site)
+            else:
+                room[site_id] = free
+                left.setdefault(site_id, []).append(row[0])
+        for site_id, event_ids in left.items():
+            of_site = endpoints[site_id]
+            shard = of_site[0].shard
+            if shard not in tickets:
+                tickets[shard] = self._log.shards[shard].page(end, now)
+            again = dataclasses.replace(difference, again=True)
+            self._aside.put(site_id, Part(tickets[shard], again, len(of_site), now, event_ids))
+        return kept
+
+    async def _take_aside(self) -> int:
+        """Read some of what was left, if there is room for it, or if it has waited for long; return how many events."""
+        found = self._aside.next()
+        if found is None:
+            return 0
+        site_id, part = found
+        now = self._monotonic()
+        room = min(self._lanes.room_for(site_id, part.endpoints), ASIDE_CHUNK)
+        if self._lanes.full or room <= 0:
+            if now - part.since < ASIDE_FOR_S:
+                return 0
+            room = ASIDE_PARKED
+        event_ids = list(part.event_ids[: max(1, room // part.endpoints)])
+        first, last = event_ids[0], event_ids[-1]
+        rows = await self._session.fetch(query("read_events"), event_ids, first, last)
+        done = await self._session.fetch(query("read_settled_events"), event_ids, first, last)
+        settled = {(event_id, endpoint_id) for event_id, endpoint_id in done}
+        events = cast("list[EventRow]", rows)
+        endpoints = await self._endpoints(events) if events else {}
+        shard = part.ticket.shard
+        work = self._fan_out(
+            events, endpoints, {shard.shard: part.ticket}, part.ticket.end, {shard.shard: shard}, settled, now
+        )
+        self._aside.taken(site_id, len(event_ids))
+        await self._enter(work, part.context, may_wait=False)
+        return len(event_ids)
+
+    # Fanning out --------------------------------------------------------------------------------------------
 
     async def _endpoints(self, rows: Sequence[EventRow]) -> dict[str, list[Endpoint]]:
         """Read the endpoints of a page's sites; after the page, so that none committed before an event is missed."""
@@ -374,8 +459,12 @@ class Reader:
             elif self._unjudged and delivery in self._unjudged:
                 self._outbox.put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
                 await self._outbox.room()
-            elif self._queue(lane, delivery, now) is not Offer.QUEUED:
-                await self._overflow(lane, delivery)
+            elif (offer := self._queue(lane, delivery, now)) is not Offer.QUEUED:
+                if self._may_wait:
+                    await self._overflow(lane, delivery)
+                else:
+                    self._park([delivery], PARKED_FOR[offer], now)
+                    await self._outbox.room(PARKED_AHEAD_MAX)
                 known.clear()
                 now = self._monotonic()
         self._kick()
