@@ -8,6 +8,12 @@
     integrity          one webhook-id and one body per event, whatever the repeat; the producer's bytes; the signature
     bounded repeats    2xx after the first one of a delivery: at most what the faults explain
 
+and, by `check_mails`, where owners are told:
+
+    mails agree        each mail that was taken is a row of the outbox, went to its owner alone, came once and, where a
+                       fault explains a repeat, again with the same bytes; each that counts as sent was taken
+    told once          no delivery is told of twice; what is told of has failed; what was given up was told of
+
 The receiver is told endpoints apart by path: an endpoint's URL ends in a path of its own.
 """
 
@@ -41,6 +47,22 @@ select event_id, endpoint_id, attempts, state from webhooks.backlog
 union all select event_id, endpoint_id, attempts, 'dead' from webhooks.dead
 """
 EVENTS = "select event_id, webhooks.webhook_id(event_id, created_at) as webhook_id, payload::text from webhooks.events"
+
+MAILS = "select email_id, owner_email, kind, message_id, state, digest::text from webhooks.emails order by email_id"
+OWNERS = """
+select p.endpoint_id, lower(s.owner_email) as owner_email
+from webhooks.endpoints p join webhooks.sites s using (site_id) where s.owner_email is not null
+"""
+# A delivery may be told of once it has failed, or was not tried by a fault that is its owner's to mend.
+FAILED = """
+select endpoint_id, event_id from webhooks.attempts where outcome not in ('delivered', 'failed')
+union select endpoint_id, event_id from webhooks.dead where attempts = 0 and reason in ('too_large', 'invalid')
+union select endpoint_id, event_id from webhooks.backlog where reason = 'filter_slow'
+"""
+GIVEN_UP = """
+select d.endpoint_id, d.event_id from webhooks.dead d
+where d.reason in ('exhausted', 'too_old', 'blocked', 'aborted', 'too_large', 'invalid')
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +115,95 @@ async def check(db, entries, *, repeats_max, states=("delivered",)):
     assert found.repeats <= repeats_max, f"more repeats than the faults explain: {found}"
     assert found.hidden <= repeats_max, f"more sends without a row than the faults explain: {found}"
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What owners were told, once everything agreed."""
+
+    mails: int  # that the mail server took, repeats included
+    repeats: int  # of them, mails that it had taken before
+    deliveries: int  # told of as failed
+
+
+async def check_mails(db, mails, *, repeats_max=0):
+    """Hold what owners were told against what failed; return the figures.
+
+    To be called when nothing is left to be told: no mail is queued, and of each endpoint that failed a mail has gone
+    out since (a reminder, or that it works again). Nobody is muted or snoozed, and no mail has more sections than fit.
+
+    Args:
+        db: a connection.
+        mails: what the mail server took, in order (tests/edge/mail_server.py).
+        repeats_max: how many mails may have come again, by the faults of the run.
+    """
+    rows = {row["message_id"]: row for row in await db.fetch(MAILS) if row["message_id"] is not None}
+    taken = collections.defaultdict(list)
+    for mail in mails:
+        taken[mail.message_id].append(mail)
+    for message_id, copies in taken.items():
+        _check_copies(rows.get(message_id), copies)
+    states = collections.Counter(row["state"] for row in await db.fetch(MAILS))
+    assert not states["queued"], f"mails are still to be sent: {states}"
+    unsent = [
+        row["email_id"] for row in rows.values() if row["state"] == "sent" and row["message_id"] not in taken
+    ]
+    assert not unsent, f"counted as sent, and never taken: {unsent}"
+    repeats = sum(len(copies) - 1 for copies in taken.values())
+    assert repeats <= repeats_max, f"{repeats} mails came again"
+    digests = [(row["owner_email"], json.loads(row["digest"])) for row in map(rows.get, taken)]
+    told = _check_told(digests, *[await _pairs(db, sql) for sql in (FAILED, GIVEN_UP)], await _owned(db))
+    return Told(mails=len(mails), repeats=repeats, deliveries=told)
+
+
+def _check_copies(row, copies):
+    """Check one mail, as often as it was taken."""
+    assert row is not None, f"nobody meant to send {copies[0].subject}"
+    assert row["state"] == "sent", f"{row['email_id']} was taken and is {row['state']}"
+    assert len({mail.content for mail in copies}) == 1, (
+        f"{row['email_id']} came again and said something else"
+    )
+    for mail in copies:
+        assert mail.recipients == [row["owner_email"]], f"{row['email_id']} went to {mail.recipients}"
+        assert mail.message["X-Pghookd-Kind"] == row["kind"]
+
+
+async def _pairs(db, sql):
+    found = collections.defaultdict(set)
+    for row in await db.fetch(sql):
+        found[row["endpoint_id"]].add(row["event_id"])
+    return found
+
+
+async def _owned(db):
+    return {row["endpoint_id"]: row["owner_email"] for row in await db.fetch(OWNERS)}
+
+
+def _check_told(digests, failed, given_up, owned):
+    """Hold the sections of all mails against the deliveries of each endpoint; return how many are told of."""
+    named, counted, cut = collections.defaultdict(list), collections.Counter(), set()
+    for owner, digest in digests:
+        for section in digest["sections"]:
+            endpoint_id = section["endpoint_id"]
+            assert owned.get(endpoint_id) == owner, f"{owner} was told of {endpoint_id}, which is not theirs"
+            ids = [int(text[4:18], 16) for text in section["event_ids"]]
+            count = sum(count for _, count in section["types"])
+            named[endpoint_id] += ids
+            counted[endpoint_id] += count
+            if count > len(ids):  # more than a mail names one by one
+                cut.add(endpoint_id)
+    for endpoint_id, ids in named.items():
+        twice = [event_id for event_id, count in collections.Counter(ids).items() if count > 1]
+        assert not twice, f"told of twice, of endpoint {endpoint_id}: {twice[:5]}"
+        assert set(ids) <= failed[endpoint_id], f"told of endpoint {endpoint_id}, and never failed"
+        assert counted[endpoint_id] <= len(failed[endpoint_id]), f"more told of {endpoint_id} than failed"
+    for endpoint_id in owned.keys() & given_up.keys():
+        lost = given_up[endpoint_id]
+        assert counted[endpoint_id] >= len(lost), f"{len(lost)} of {endpoint_id} were given up: {counted}"
+        if endpoint_id not in cut:
+            untold = lost - set(named[endpoint_id])
+            assert not untold, f"given up, and nobody was told: {sorted(untold)[:5]} of {endpoint_id}"
+    return counted.total()
 
 
 async def _check_states(db, expected, states):
