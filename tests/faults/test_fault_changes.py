@@ -67,7 +67,9 @@ async def test_the_schema_is_changed_during_load(database, db, connect, start, r
     assert not daemon.noise
 
 
-async def test_a_view_and_a_function_are_replaced_during_load(database, db, connect, start, receiving, until, delivered):
+async def test_a_view_and_a_function_are_replaced_during_load(
+    database, db, connect, start, receiving, until, delivered
+):
     daemon = await start(database, **SETTINGS)
     migrating = await connect(database)
     definition = await db.fetchval("select pg_get_functiondef('webhooks.takes'::regproc)")
@@ -91,7 +93,9 @@ async def test_the_servers_time_zone_changes(own_server, network, direct, start,
     """`timezone` of server and role, while it works and for the sessions after: instants are instants."""
     daemon = await start(network.url, retry_schedule="1s,1s,1s", **SETTINGS)
     async with receiving(direct, "answers:lively") as running:
-        for n, zone in enumerate(("America/Sao_Paulo", "Pacific/Kiritimati", "Europe/Berlin", "Asia/Kathmandu"), 1):
+        for n, zone in enumerate(
+            ("America/Sao_Paulo", "Pacific/Kiritimati", "Europe/Berlin", "Asia/Kathmandu"), 1
+        ):
             await direct.execute(f"alter system set timezone = '{zone}'")
             await direct.execute("select pg_reload_conf()")
             if n == 3:  # with sessions that were opened under it
@@ -101,13 +105,18 @@ async def test_the_servers_time_zone_changes(own_server, network, direct, start,
                 await daemon.wait_for("database.lost")
                 await daemon.wait_for("database.restored")
             await direct.execute(
-                EVENTS.replace("payload)", "payload, deliver_after)").replace("'{}'", "'{}', now() + interval '2 s'"), 50
+                EVENTS.replace("payload)", "payload, deliver_after)").replace(
+                    "'{}'", "'{}', now() + interval '2 s'"
+                ),
+                50,
             )
             started = time.monotonic()
             await delivered(direct, 50 * n, 10)
             assert time.monotonic() - started > 1.5, "deliver_after was kept, and by no hours more"
         await checker.check(direct, running.entries(), repeats_max=UNRECORDED_MAX)
-        wrong = "select count(*) from webhooks.attempts where abs(extract(epoch from attempted_at - now())) > 60"
+        wrong = (
+            "select count(*) from webhooks.attempts where abs(extract(epoch from attempted_at - now())) > 60"
+        )
         assert await direct.fetchval(wrong) == 0
     assert not daemon.noise
 
@@ -126,9 +135,13 @@ async def test_the_daemons_own_time_zone(database, db, start, receiving, deliver
 # Deadlocks --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_recorder_is_the_victim_of_a_deadlock(own_server, direct, connect, start, receiving, until, delivered):
+async def test_the_recorder_is_the_victim_of_a_deadlock(
+    own_server, direct, connect, start, receiving, until, delivered
+):
     """Updates that cross those of a batch: Postgres ends the batch (40P01), which is written again."""
-    daemon = await start(own_server.url(), retry_schedule=",".join(["0.2s"] * 100), retry_jitter=0, **SETTINGS)
+    daemon = await start(
+        own_server.url(), retry_schedule=",".join(["0.2s"] * 100), retry_jitter=0, **SETTINGS
+    )
     crossing = await connect(own_server.url())
     await crossing.execute("set deadlock_timeout = '60s'")  # so that the daemon is the one who finds out
     waits = (
@@ -139,7 +152,9 @@ async def test_the_recorder_is_the_victim_of_a_deadlock(own_server, direct, conn
         await direct.execute(EVENTS, 1000)
         await until(lambda: len(running.entries()) > 100)
         async with crossing.transaction():
-            await crossing.execute("lock webhooks.backlog in share mode")  # a batch has written attempts, and waits here
+            await crossing.execute(
+                "lock webhooks.backlog in share mode"
+            )  # a batch has written attempts, and waits here
             await until(lambda: direct.fetchval(waits))
             await crossing.execute("lock webhooks.attempts in share mode")  # and we for it
         await daemon.wait_for("database.refused", error="40P01")

@@ -61,7 +61,9 @@ async def test_of_four_instances_the_owner_is_killed_until_one_is_left(
     assert not any(each.noise for each in daemons)
 
 
-async def test_a_second_copy_is_started_by_mistake_again_and_again(database, db, start, receiving, until, delivered):
+async def test_a_second_copy_is_started_by_mistake_again_and_again(
+    database, db, start, receiving, until, delivered
+):
     """The same settings, on the same machine, as of a unit that was enabled twice: it stands by, and is ended again."""
     owner = await start(database, **SETTINGS)
     async with receiving(db) as running:

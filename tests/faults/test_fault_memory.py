@@ -17,7 +17,11 @@ insert into webhooks.events (site_id, type, payload) select 's', 'order_created'
 LARGE = 9_900_000  # bytes of a payload; the limit is 10 MB
 CONCURRENCY = 100
 BATCH_MAX = 50
-SETTINGS = {"delivery_concurrency": CONCURRENCY, "recorder_batch_max": BATCH_MAX, "delivery_endpoint_concurrency": 50}
+SETTINGS = {
+    "delivery_concurrency": CONCURRENCY,
+    "recorder_batch_max": BATCH_MAX,
+    "delivery_endpoint_concurrency": 50,
+}
 CAP_MB = 300  # six such payloads at once, as read and as sent, and what the program needs; 190 were measured
 
 
@@ -47,7 +51,9 @@ async def test_the_largest_payloads_times_the_concurrency_stay_below_a_cap(
     assert not daemon.noise
 
 
-async def test_many_payloads_just_small_enough_to_travel_with_their_page(database, db, start, receiving, delivered):
+async def test_many_payloads_just_small_enough_to_travel_with_their_page(
+    database, db, start, receiving, delivered
+):
     """16 KB each, 8,000 of them: what waits in memory is bounded by `delivery.queue_bytes_max`."""
     daemon = await start(database, delivery_queue_bytes_max=16_777_216, **SETTINGS)
     before = _memory_mb(daemon)

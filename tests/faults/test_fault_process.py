@@ -40,7 +40,10 @@ async def _attempts(db):
     return await db.fetchval("select count(*) from webhooks.attempts")
 
 
-@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
+SHORT = pytest.mark.short
+
+
+@pytest.mark.parametrize("signal", [pytest.param("SIGKILL", marks=SHORT), "SIGTERM"])
 async def test_a_thousand_in_flight(database, db, start, receiving, until, delivered, signal):
     async with receiving(db, "answers:second", ENDPOINTS) as running:
         daemon = await start(database, **THOUSAND)
@@ -64,6 +67,7 @@ async def test_a_thousand_in_flight(database, db, start, receiving, until, deliv
         assert found.repeats == repeats_max
 
 
+@pytest.mark.short
 async def test_killed_while_it_waits_for_the_bell(database, db, start, receiving, until, delivered):
     """Nobody rings for a dead daemon, no producer waits for it, and the next one finds what came meanwhile."""
     daemon = await start(database, log_level="debug")
@@ -95,6 +99,7 @@ async def test_frozen_for_longer_than_its_lease(database, db, start, receiving, 
     assert not daemon.noise
 
 
+@pytest.mark.short
 async def test_frozen_for_moments(database, db, start, receiving, until, delivered):
     daemon = await start(database, **SETTINGS)
     async with receiving(db) as running:
@@ -114,7 +119,9 @@ def _descriptors(daemon):
     return len([*Path(f"/proc/{daemon.pid}/fd").iterdir()])
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["later", "at first"])
+@pytest.mark.parametrize(
+    "warm", [pytest.param(True, marks=SHORT, id="later"), pytest.param(False, id="at first")]
+)
 async def test_no_descriptor_is_left(database, db, start, receiving, until, delivered, warm):
     """Our own fault: no outcome is lost, no endpoint is blamed, no tight loop, and it goes on once there are some."""
     daemon = await start(database, **THOUSAND)
@@ -155,7 +162,7 @@ async def _settled(db, count):
     )
 
 
-@pytest.mark.parametrize("step", ["+3600", "-3600"])
+@pytest.mark.parametrize("step", [pytest.param("+3600", marks=SHORT), "-3600"])
 @pytest.mark.skipif(not FAKETIME, reason="no libfaketime here: apt-get install faketime")
 async def test_the_clock_steps(database, db, tmp_path, receiving, until, delivered, step):
     """The daemon's wall clock jumps by an hour: waits are those of a clock that does not."""

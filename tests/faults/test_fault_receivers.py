@@ -164,6 +164,7 @@ def _has_ipv6():
     return True
 
 
+@pytest.mark.short
 @pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 on this machine's loopback")
 @pytest.mark.parametrize("breaks", [_silent, _refusing], ids=["silent", "refusing"])
 @pytest.mark.parametrize("broken", [4, 6])
