@@ -1,7 +1,8 @@
 """Networks that can be broken in the ways networks break: before Postgres, and before the receivers.
 
 The one before Postgres knows the daemon's connections by the names that they give themselves (`pghookd/read`), so that
-a single one may go silent. The kernel acknowledges whatever is sent into a silence: no keepalive can tell, as behind a middlebox.
+a single one may go silent. The kernel acknowledges whatever is sent into a silence: no keepalive can tell, as
+behind a middlebox.
 """
 
 from __future__ import annotations

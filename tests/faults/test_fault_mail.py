@@ -1,4 +1,4 @@
-"""Receivers fail, Postgres restarts, the daemon is killed, the mail server cuts: owners are told once of what failed."""
+"""Receivers fail, Postgres restarts, daemon and mail server break off: owners are told once of what failed."""
 
 from __future__ import annotations
 

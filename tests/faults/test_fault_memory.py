@@ -1,4 +1,4 @@
-"""Memory: the largest payloads times the concurrency stay below a stated cap, and a kill for want of memory is a kill."""
+"""Memory: the largest payloads times the concurrency stay below a cap, and a kill for want of it is a kill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import checker
 import pytest
 
 EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', $2::text::json from generate_series(1, $1)
+insert into webhooks.events (site_id, type, payload)
+select 's', 'order_created', $2::text::json from generate_series(1, $1)
 """
 LARGE = 9_900_000  # bytes of a payload; the limit is 10 MB
 CONCURRENCY = 100
@@ -37,7 +38,7 @@ def _memory_mb(daemon, what="VmHWM"):
 async def test_the_largest_payloads_times_the_concurrency_stay_below_a_cap(
     database, db, start, receiving, delivered
 ):
-    """40 payloads of 9.9 MB to two endpoints, with 100 requests allowed at once: 800 MB go out, small ones beside them."""
+    """40 payloads of 9.9 MB to two endpoints, 100 requests allowed at once: 800 MB, and small ones beside them."""
     daemon = await start(database, **SETTINGS)
     async with receiving(db, "answers:slow", 2) as running:
         await db.execute(EVENTS, 40, json.dumps("x" * LARGE))

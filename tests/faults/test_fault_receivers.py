@@ -10,7 +10,8 @@ import time
 
 import checker
 import pytest
-from fault_server import answering, naming, receiving as listening
+from fault_server import answering, naming
+from fault_server import receiving as listening
 from mail_server import Mailbox
 from network import WayOut
 
@@ -20,7 +21,8 @@ from pghookd.edge.http import Sender
 from pghookd.edge.resolver import GuardedResolver
 
 EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', $2::text::json from generate_series(1, $1)
+insert into webhooks.events (site_id, type, payload)
+select 's', 'order_created', $2::text::json from generate_series(1, $1)
 """
 SETTINGS = {
     "retry_schedule": ",".join(["1s"] * 60),
@@ -105,7 +107,8 @@ async def test_the_way_out_is_cut_for_all(database, db, start, receiving, until,
     ):
         await db.execute("update webhooks.sites set owner_email = 'anna@shop.example'")
         await db.execute(
-            "update webhooks.endpoints set url = 'http://127.0.2.' || endpoint_id || ':' || $1::int || '/' || endpoint_id",
+            "update webhooks.endpoints"
+            " set url = 'http://127.0.2.' || endpoint_id || ':' || $1::int || '/' || endpoint_id",
             line.port,
         )
         daemon = await start(database, smtp_port=box.port, **MAILS, **SETTINGS)
@@ -139,11 +142,12 @@ def _silent(family, host, port):
         full.listen(0)
         for _ in range(8):
             filler = fillers.enter_context(socket.socket(family))
-            filler.setblocking(False)
+            filler.settimeout(0)
             filler.connect_ex((host, port))
-        with socket.socket(family) as tried, pytest.raises(TimeoutError):
+        with socket.socket(family) as tried:
             tried.settimeout(0.2)
-            tried.connect((host, port))
+            with pytest.raises(TimeoutError):
+                tried.connect((host, port))
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 
 import checker
 import pytest
@@ -139,15 +140,18 @@ async def told(db, run):
         "insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts, since)"
         " select event_id, endpoint_id, 's', 'exhausted', 1, now() from webhooks.attempts where status = 500"
     )
-    for number in (1, 2):
+    lost = await db.fetchrow(
+        "select endpoint_id, webhooks.webhook_id(event_id, now()) as webhook_id from webhooks.dead"
+    )
+    for number, ids in ((1, [lost["webhook_id"]]), (2, [])):
+        section = {"endpoint_id": lost["endpoint_id"], "event_ids": ids, "types": [["a", len(ids)]]}
         await db.execute(
             "insert into webhooks.emails (owner_email, kind, window_start, message_id, state, digest)"
-            " select $1, 'failing', now() + $2 * interval '1 s', '<digest.' || $2 || '@p.example>', 'sent', jsonb_build_object('sections',"
-            " jsonb_build_array(jsonb_build_object('endpoint_id', d.endpoint_id, 'event_ids', case when $2 = 1 then"
-            " jsonb_build_array(webhooks.webhook_id(event_id, now())) else '[]' end, 'types',"
-            " case when $2 = 1 then '[[\"a\", 1]]'::jsonb else '[]' end))) from webhooks.dead d",
+            " values ($1, 'failing', now() + $2 * interval '1 s', $3, 'sent', $4::text::jsonb)",
             OWNER,
             number,
+            f"<digest.{number}@p.example>",
+            json.dumps({"sections": [section]}),
         )
     return [_mail(1), _mail(2)]
 
