@@ -86,6 +86,29 @@ async def test_a_view_and_a_function_are_replaced_during_load(
     assert not daemon.noise
 
 
+@pytest.mark.parametrize(
+    "column", ["attempts.duration_ms", "endpoints.secret", "events.payload", "backlog.since"]
+)
+async def test_what_it_needs_is_renamed_for_a_while(
+    database, db, connect, start, receiving, until, delivered, column
+):
+    """A migration gone wrong, and taken back: the daemon cannot go on meanwhile, says so, and loses nothing."""
+    table, _, name = column.partition(".")
+    daemon = await start(database, **SETTINGS)
+    migrating = await connect(database)
+    async with receiving(db, "answers:fickle") as running:
+        await db.execute(EVENTS, 1000)
+        await until(lambda: len(running.entries()) > 100)
+        await migrating.execute(f"alter table webhooks.{table} rename column {name} to other")
+        await daemon.wait_for("database.lost" if table in {"endpoints", "events"} else "database.refused")
+        await migrating.execute(f"alter table webhooks.{table} rename column other to {name}")
+        await delivered(db, 1000)
+        lost = len(daemon.said("database.lost"))
+        reset = await db.fetchval("select count(*) from webhooks.attempts where outcome = 'unreachable'")
+        await checker.check(db, running.entries(), repeats_max=lost * UNRECORDED_MAX + reset)
+    assert not daemon.noise
+
+
 # Time zones -------------------------------------------------------------------------------------------------------
 
 

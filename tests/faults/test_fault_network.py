@@ -87,9 +87,7 @@ async def test_only_one_way_is_open(network, direct, start, receiving, until, de
     assert not daemon.noise
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(12, marks=pytest.mark.short), pytest.param(60, id="a minute")]
-)
+@pytest.mark.parametrize("seconds", [12, pytest.param(60, id="a minute")])
 async def test_a_partition_of_many_leases_is_survived(
     network, direct, start, receiving, until, delivered, seconds
 ):

@@ -62,7 +62,6 @@ class Greedy:
                 await asyncio.sleep(0.002)
 
 
-@pytest.mark.short
 async def test_too_many_connections_while_running(make_server, start, receiving, until, delivered):
     server = make_server(max_connections="20", superuser_reserved_connections="0")
     await migrate.migrate(server.url())

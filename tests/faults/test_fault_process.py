@@ -99,7 +99,6 @@ async def test_frozen_for_longer_than_its_lease(database, db, start, receiving, 
     assert not daemon.noise
 
 
-@pytest.mark.short
 async def test_frozen_for_moments(database, db, start, receiving, until, delivered):
     daemon = await start(database, **SETTINGS)
     async with receiving(db) as running:

@@ -224,7 +224,7 @@ def _check_attempts(attempts, received):
         assert numbers == list(range(1, len(rows) + 1)), f"{key} is numbered {numbers}"
         starts = [row["attempted_at"] for row in rows]
         assert starts == sorted(starts), f"{key} has starts out of order"
-        entries = {(_attempt(entry), entry["status"]) for entry in received[key]}
+        entries = {(_attempt(entry), entry["status"]) for entry in received.get(key, ())}
         for row in rows:
             if row["status"] is not None:
                 assert (row["attempt"], row["status"]) in entries, f"{key} has a phantom: {row}"
@@ -232,7 +232,7 @@ def _check_attempts(attempts, received):
             assert (row["outcome"] == "delivered") == _is_2xx(row), f"{key} has a false outcome: {row}"
         delivered = sum(map(_is_2xx, rows))
         assert delivered <= 1, f"{key} went on after it was delivered"
-        assert not delivered or any(map(_is_2xx, received[key])), f"{key} was never answered 2xx"
+        assert not delivered or any(map(_is_2xx, received.get(key, ()))), f"{key} was never answered 2xx"
 
 
 def _check_integrity(received, events, secrets):
