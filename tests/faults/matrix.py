@@ -34,11 +34,12 @@ class Row:
 MATRIX = (
     Row(
         "P1",
-        "SIGKILL at any moment; with a thousand in flight; while it waits for the bell",
+        "SIGKILL at a hundred random moments; with a thousand in flight; while it waits for the bell",
         "nothing lost; what was in flight or unrecorded comes again, with the same id and bytes",
         "a start, about a second; with a second instance within 3 s",
         (
             "test_kill::test_ten_kills_and_two_crashes_of_postgres_lose_nothing",
+            "test_fault_process::test_a_hundred_kills_at_any_moment",
             "test_fault_process::test_a_thousand_in_flight",
             "test_fault_process::test_killed_while_it_waits_for_the_bell",
             "test_doorbell::test_a_killed_waiter_is_gone_within_seconds",
@@ -71,7 +72,7 @@ MATRIX = (
     ),
     Row(
         "P4",
-        "SIGSTOP for longer than the lease, then SIGCONT",
+        "SIGSTOP for longer than the lease, and for a minute, then SIGCONT",
         "another instance takes over; whoever wakes up sends and records nothing on its old lease",
         "the lease and 3 s",
         (
@@ -312,6 +313,7 @@ MATRIX = (
         "at once",
         (
             "test_fault_process::test_the_clock_steps",
+            "test_fault_process::test_daylight_saving_begins_or_ends",
             "test_fault_changes::test_the_servers_time_zone_changes",
             "test_fault_changes::test_the_daemons_own_time_zone",
         ),

@@ -195,8 +195,8 @@ RINGERS = 4
 RINGS = 500  # in one transaction, each another text: Postgres would fold the same ones
 ROUNDS = 200
 QUIET_MB = 30
-STORM_S = 3.0  # from commit to arrival while two loaded cores carry 200,000 rings a second; 0.6 were measured
-CALM_S = 0.1  # and afterwards, in the middle
+STORM_S = 5.0  # from commit to arrival while two loaded cores carry 200,000 rings a second; 0.6 were measured
+CALM_S = 0.5  # and afterwards, in the middle
 
 
 def _memory_mb(daemon):
