@@ -115,10 +115,13 @@ MATRIX = (
     ),
     Row(
         "P8",
-        "a resolver that is silent",
-        "names are resolved without threads; each lookup ends with its budget",
+        "a resolver that is silent, for a hundred names at once",
+        "names are resolved without threads; each lookup ends with its budget, other names are as quick as ever",
         "at once",
-        ("test_resolver::test_silence_ends_with_the_budget",),
+        (
+            "test_resolver::test_silence_ends_with_the_budget",
+            "test_fault_receivers::test_dead_zones_keep_no_other_name_waiting",
+        ),
     ),
     Row(
         "P9",
@@ -634,6 +637,13 @@ MATRIX = (
             "test_mail_road::test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in_flight",
             "test_mailer::test_a_kill_loses_nothing_and_repeats_at_most_the_mail_on_its_way",
         ),
+    ),
+    Row(
+        "M6",
+        "6,000 deliveries fail within seconds",
+        "two mails to each owner: one with counts, one when it works again",
+        "at once",
+        ("test_fault_mail::test_a_flood_of_failures_is_two_mails",),
     ),
 )
 

@@ -16,7 +16,7 @@ from mail_server import Mailbox
 from network import WayOut
 
 from pghookd.core.destination import Policy, parse_places
-from pghookd.core.model import Reply
+from pghookd.core.model import Fault, Outcome, Reply
 from pghookd.edge.http import Sender
 from pghookd.edge.resolver import GuardedResolver
 
@@ -31,6 +31,7 @@ SETTINGS = {
     "breaker_probe_max_s": 2,
 }
 MODEM = 64_000 // 8  # bytes a second
+HEAD = b"webhook-id: evt_1\r\ncontent-length: 2\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -187,8 +188,40 @@ async def test_one_family_of_addresses_is_broken(broken, breaks):
             ) as sender:
                 started = time.monotonic()
                 target = sender.aim(f"http://shop.example.com:{fine.port}/")
-                answer = await sender.post(
-                    target, b"webhook-id: evt_1\r\ncontent-length: 2\r\n\r\n", b"{}", 10.0
-                )
+                answer = await sender.post(target, HEAD, b"{}", 10.0)
                 assert time.monotonic() - started < 1.0
         assert answer == Reply(200, b"ok")
+
+
+# Names that nobody answers for ------------------------------------------------------------------------------------
+
+
+async def test_dead_zones_keep_no_other_name_waiting():
+    """A hundred names whose servers are silent, asked for at once: one that is answered is as quick as ever."""
+    dead = {f"dead{n}.example.com": None for n in range(100)}
+    policy = Policy(allow=parse_places(["127.0.0.1"]))
+    async with (
+        listening(answering(OK)) as fine,
+        naming({"fine.example.com": ["127.0.0.1"], **dead}) as (server, _),
+    ):
+        async with Sender(
+            policy=policy,
+            connections_max=200,
+            connect_timeout_s=5.0,
+            response_bytes_max=4096,
+            resolver=GuardedResolver(policy, nameservers=[server]),
+        ) as sender:
+
+            async def post(name):
+                target = sender.aim(f"http://{name}:{fine.port}/")
+                return await sender.post(target, HEAD, b"{}", 10.0)
+
+            waiting = [asyncio.ensure_future(post(name)) for name in dead]
+            for _ in range(20):
+                await asyncio.sleep(0.1)
+                sender._connector.clear_dns_cache()
+                started = time.monotonic()
+                assert await post("fine.example.com") == Reply(200, b"ok")
+                assert time.monotonic() - started < 1.0
+            answers = {await each for each in waiting}
+        assert answers == {Fault(Outcome.UNREACHABLE, "dns")}

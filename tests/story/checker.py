@@ -126,7 +126,7 @@ class Told:
     deliveries: int  # told of as failed
 
 
-async def check_mails(db, mails, *, repeats_max=0):
+async def check_mails(db, mails, *, repeats_max=0, under_way_max=0):
     """Hold what owners were told against what failed; return the figures.
 
     To be called when nothing is left to be told: no mail is queued, and of each endpoint that failed a mail has gone
@@ -136,6 +136,9 @@ async def check_mails(db, mails, *, repeats_max=0):
         db: a connection.
         mails: what the mail server took, in order (tests/edge/mail_server.py).
         repeats_max: how many mails may have come again, by the faults of the run.
+        under_way_max: how many deliveries of one endpoint had begun, and were not recorded, while a mail was made:
+            their request is older than what that mail tells and younger than what it has read, so no mail names them
+            (later ones count them in what has failed in all).
     """
     rows = {row["message_id"]: row for row in await db.fetch(MAILS) if row["message_id"] is not None}
     taken = collections.defaultdict(list)
@@ -152,7 +155,8 @@ async def check_mails(db, mails, *, repeats_max=0):
     repeats = sum(len(copies) - 1 for copies in taken.values())
     assert repeats <= repeats_max, f"{repeats} mails came again"
     digests = [(row["owner_email"], json.loads(row["digest"])) for row in map(rows.get, taken)]
-    told = _check_told(digests, *[await _pairs(db, sql) for sql in (FAILED, GIVEN_UP)], await _owned(db))
+    failed, given_up = await _pairs(db, FAILED), await _pairs(db, GIVEN_UP)
+    told = _check_told(digests, failed, given_up, await _owned(db), under_way_max)
     return Told(mails=len(mails), repeats=repeats, deliveries=told)
 
 
@@ -179,7 +183,7 @@ async def _owned(db):
     return {row["endpoint_id"]: row["owner_email"] for row in await db.fetch(OWNERS)}
 
 
-def _check_told(digests, failed, given_up, owned):
+def _check_told(digests, failed, given_up, owned, under_way_max):
     """Hold the sections of all mails against the deliveries of each endpoint; return how many are told of."""
     named, counted, cut = collections.defaultdict(list), collections.Counter(), set()
     for owner, digest in digests:
@@ -199,10 +203,11 @@ def _check_told(digests, failed, given_up, owned):
         assert counted[endpoint_id] <= len(failed[endpoint_id]), f"more told of {endpoint_id} than failed"
     for endpoint_id in owned.keys() & given_up.keys():
         lost = given_up[endpoint_id]
-        assert counted[endpoint_id] >= len(lost), f"{len(lost)} of {endpoint_id} were given up: {counted}"
+        missing = len(lost) - counted[endpoint_id]
+        assert missing <= under_way_max, f"{len(lost)} of {endpoint_id} were given up, {missing} not told of"
         if endpoint_id not in cut:
             untold = lost - set(named[endpoint_id])
-            assert not untold, f"given up, and nobody was told: {sorted(untold)[:5]} of {endpoint_id}"
+            assert len(untold) <= under_way_max, f"given up, and nobody was told: {sorted(untold)[:5]}"
     return counted.total()
 
 
