@@ -38,7 +38,7 @@ grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
 grant execute on function webhooks.add_endpoint, webhooks.send_test, webhooks.cancel, webhooks.emit_changes to webhooks_admin;
 grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
-grant execute on function webhooks.wrap_secrets, webhooks.forget to webhooks_admin;
+grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.release to webhooks_admin;
 
 -- The daemon reads the log and writes what became of it, and nothing else by its own rights: what it may do to events it
 -- does through functions. Rights on the parents are enough: partitions get none. Where the tables' owner is no superuser

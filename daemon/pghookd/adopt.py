@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from pghookd.core import suspects
 from pghookd.core.settings import Settings
+from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import DatabaseError, Session, connect, query
 
 LOOKS: Final = 20
@@ -18,12 +20,13 @@ LOOK_AGAIN_S: Final = 0.1
 _LOCK = "select pg_try_advisory_xact_lock(1885825131, s + 1) from generate_series(0, $1::int - 1) s"
 
 
-async def adopt(settings: Settings, *, skip_backlog: bool) -> dict[str, int]:
+async def adopt(settings: Settings, *, skip_backlog: bool, host: str | None = None) -> dict[str, int]:
     """Take this database for ours and say how many deliveries were queued.
 
     Args:
         settings: for `database.url` and `delivery.shards`.
         skip_backlog: queue nothing: what was not settled in the other database is never sent from this one.
+        host: the machine to be at home on; None: this one.
 
     Raises:
         DatabaseAway: it cannot be reached.
@@ -41,6 +44,10 @@ async def adopt(settings: Settings, *, skip_backlog: bool) -> dict[str, int]:
                 queued = await session.fetchval(query("adopt_unsettled"))
             highest = await session.fetchval(query("adopt_sequence"))
             await session.execute(query("adopt_positions"), highest)
+            await session.execute("delete from webhooks.home")
+            await session.execute(
+                query("enter_home"), host or host_id(), session.address, None, 0, suspects.write(())
+            )
             await session.execute(
                 "insert into webhooks.operations (what, detail)"
                 " values ('adopt', jsonb_build_object('queued', $1::bigint, 'skip_backlog', $2::bool))",

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
@@ -23,6 +24,7 @@ from pghookd.core.settings import Settings, reloaded
 from pghookd.edge import journal
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, connect
 from pghookd.edge.systemd import Notifier, watchdog_interval_s
 from pghookd.loops.care import no_checkpoint
@@ -32,6 +34,8 @@ BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # between epochs; the last on
 STEADY_AFTER_S: Final = 30.0  # an epoch that lived this long starts the backoff anew
 FOREIGN_LOOK_S: Final = 2.0
 LOOK_WITHIN_S: Final = 30.0
+PULSE_S: Final = 0.25  # how often is looked whether the event loop stands still
+STALL_S: Final = 1.0  # from here on it is told
 
 T = TypeVar("T")
 
@@ -112,8 +116,11 @@ class App:
         random01: Callable[[], float] = random.random,
         checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
         make_sender: Callable[[Settings], Sender] | None = None,
+        host: str | None = None,
     ) -> None:
         self._settings = settings
+        self._host = host or host_id()
+        self._run = uuid.uuid4().hex
         self._logger = logger
         self._load = reload
         self._configure_log = configure_log
@@ -159,11 +166,12 @@ class App:
         self._logger.info(LogEvent.DAEMON_STARTED, version=__version__)
         status = EXIT_DONE
         async with asyncio.TaskGroup() as group:
-            guard = group.create_task(self._guard())
+            guards = [group.create_task(self._guard()), group.create_task(self._pulse())]
             while not self._stopping.is_set():
                 self._turn.clear()
                 status = await self._with_settings()
-            guard.cancel()
+            for guard in guards:
+                guard.cancel()
         self._logger.info(LogEvent.DAEMON_STOPPED, status=status)
         self._notifier.close()
         return status
@@ -209,6 +217,8 @@ class App:
     def _world(self, settings: Settings, sender: Sender) -> epoch.World:
         return epoch.World(
             settings=settings,
+            host=self._host,
+            run=self._run,
             sender=sender,
             logger=self._logger,
             stop=self._turn,
@@ -243,7 +253,7 @@ class App:
         """Hold still before a database that is not the one we ran in, until somebody adopts it."""
         if settings.database.adopt == "auto":
             try:
-                await adopt.adopt(settings, skip_backlog=False)
+                await adopt.adopt(settings, skip_backlog=False, host=self._host)
             except (DatabaseAway, DatabaseError) as error:
                 self._lost(str(error))
             else:
@@ -317,6 +327,16 @@ class App:
             await asyncio.sleep(self._watchdog_s / 4)
             if self._stopping.is_set() or self._beats.all_moved():
                 self._notifier.watchdog()
+
+    async def _pulse(self) -> None:
+        """Tell of moments in which nothing at all moved: something kept the loop, or the process was stopped."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + PULSE_S
+            await asyncio.sleep(PULSE_S)
+            late_s = loop.time() - due
+            if late_s >= STALL_S:
+                self._logger.warning(LogEvent.LOOP_STALLED, for_s=round(late_s, 1))
 
 
 def sender_of(settings: Settings) -> Sender:

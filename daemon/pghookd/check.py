@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from pghookd import letter_samples, migrate
-from pghookd.core.home import why_foreign
+from pghookd.core.envelope import timestamp_text
+from pghookd.core.home import why_foreign, why_moved
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
 from pghookd.edge import postgres
+from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
-from pghookd.edge.rows import endpoint_of, server_of, shard_of
+from pghookd.edge.rows import endpoint_of, server_of, shard_of, stay_of
 from pghookd.edge.vault import Vault, revealing
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
+EXPIRES_SOON_S: Final = 14 * 86400.0  # of a client certificate
 
 # What the daemon's role must be able to do with each table.
 NEEDS: Final = {
@@ -31,6 +35,7 @@ NEEDS: Final = {
     "dead": ("select", "insert", "delete"),
     "endpoints": ("select", "update"),
     "events": ("select",),
+    "home": ("select", "insert", "update"),
     "migrations": ("select",),
     "operations": ("insert",),
     "partitions": ("select", "insert"),
@@ -303,7 +308,10 @@ async def _home(session: Session, _settings: Settings) -> AsyncIterator[Finding]
     newest = await session.fetchval(query("read_newest_event_id"))
     if server is None or server["in_recovery"] or now is None:
         return
-    why = why_foreign(server_of(server), stored, Snapshot(*now), newest)
+    stays = [stay_of(row) for row in await session.fetch(query("read_home"))]
+    why = why_foreign(server_of(server), stored, Snapshot(*now), newest) or why_moved(
+        host_id(), session.address, stays
+    )
     if why is not None:
         yield Finding(
             Grade.FAULT,
@@ -351,14 +359,21 @@ async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Find
             yield Finding(Grade.FAULT, "endpoints", text)
         else:
             if manner.fault is not None:
-                text = f"deliveries to endpoint {endpoint.endpoint_id} fail: secrets.key does not open its secret"
+                text = f"secrets.key does not open its {manner.fault.error}"
+                text = f"deliveries to endpoint {endpoint.endpoint_id} fail: {text}"
                 yield Finding(Grade.FAULT, "endpoints", text)
+            elif manner.auth is not None and manner.auth.certificate is not None:
+                ends_at_s = manner.auth.certificate.ends_at_s
+                if ends_at_s - time.time() < EXPIRES_SOON_S:
+                    when = timestamp_text(int(ends_at_s) * 1_000_000)
+                    text = f"the client certificate of endpoint {endpoint.endpoint_id} expires at {when}"
+                    yield Finding(Grade.WARNING, "endpoints", text)
 
 
 _ASKING: Final = """
 select endpoint_id from webhooks.endpoints
 where enabled and (headers <> '{}' or profile <> 'standard' or secret like 'whsk\\_%' or secret like 'enc:%'
-  or num_nonnulls(retry_schedule, success_statuses, previous_secret) > 0)
+  or num_nonnulls(retry_schedule, success_statuses, previous_secret, auth) > 0)
 order by endpoint_id limit 10000
 """
 
@@ -368,17 +383,18 @@ async def _secrets(session: Session, settings: Settings) -> AsyncIterator[Findin
     plain, sealed = (await session.fetch(_KEPT))[0]
     has_key = Vault.of(settings) is not None
     if plain and not has_key:
-        text = f"{plain} endpoints have their secrets in plain text: with secrets.key they would be encrypted"
+        text = f"{plain} endpoints have their secrets or auth in plain text: with secrets.key they would be encrypted"
         yield Finding(Grade.WARNING, "secrets", text)
     elif plain:
-        text = f"{plain} endpoints have secrets in plain text still: pghookd run encrypts them within seconds"
+        text = f"{plain} endpoints have secrets or auth in plain text still: pghookd run encrypts them within seconds"
         yield Finding(Grade.WARNING, "secrets", text)
     elif sealed:
         yield Finding(Grade.FINE, "secrets", f"all secrets are encrypted, those of {sealed} endpoints")
 
 
 _KEPT: Final = """
-select count(*) filter (where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:') as plain,
-  count(*) filter (where left(secret, 7) = 'enc:v1:') as sealed
-from webhooks.endpoints where num_nonnulls(secret, previous_secret) > 0
+select count(*) filter (where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:'
+    or jsonb_typeof(auth) = 'object') as plain,
+  count(*) filter (where left(secret, 7) = 'enc:v1:' or jsonb_typeof(auth) = 'string') as sealed
+from webhooks.endpoints where num_nonnulls(secret, previous_secret, auth) > 0
 """

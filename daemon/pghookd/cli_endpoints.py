@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import click
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pghookd.edge.wrapping import Progress
 
 HELD: Final = ("deliver", "drop", "latest_per_key")
+AUTH_LENGTH_MAX: Final = 65536  # characters that are read; the column takes fewer
 HEALTHY: Final = frozenset({"healthy", "shaky"})
 TEST_MARGIN_S: Final = 5.0  # beyond a request's own time
 
@@ -74,6 +75,7 @@ _OPTIONS: Final = (
     click.option("--success-statuses", metavar="200,202", help="Fewer than all of 2xx."),
     click.option("--profile", metavar="NAME", help="Further signature headers that receivers know."),
     click.option("--profile-spec", "spec", metavar="JSON", help="How the profile `custom` signs."),
+    click.option("--auth", type=click.File("r"), metavar="FILE", help="JSON: how requests identify themselves."),
     click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Send this header as well."),
 )  # fmt: skip
 
@@ -100,6 +102,7 @@ def endpoint_add(
     no_secret: bool,
     headers: tuple[str, ...],
     spec: str | None,
+    auth: TextIO | None,
     config: Path | None,
     as_json: bool,
     **columns: object,
@@ -111,6 +114,8 @@ def endpoint_add(
     row |= {"site_id": site_id, "url": url, "headers": _headers(headers), "secret": secret_of(given)}
     if spec is not None:
         row["profile_spec"] = _object("--profile-spec", spec)
+    if auth is not None:
+        row["auth"] = _object("--auth", auth.read(AUTH_LENGTH_MAX))
     if types is not None:
         row["event_types"] = _types(types)
     with expected_faults(as_json=as_json):

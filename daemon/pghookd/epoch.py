@@ -15,19 +15,20 @@ from typing import Final, TypeAlias, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core import breaker, home
+from pghookd.core import breaker, home, suspects
 from pghookd.core.home import ForeignDatabase, Server, StoredShard
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.order import Order
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
+from pghookd.core.suspects import Arrival
 from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.letter import Letters
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
-from pghookd.edge.rows import shard_of
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, columns, query
+from pghookd.edge.rows import shard_of, stay_of
 from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
 from pghookd.edge.smtp import Post, trust
 from pghookd.edge.vault import Vault, revealing
@@ -42,7 +43,8 @@ from pghookd.loops.record import Due, Recorder
 from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
-from pghookd.loops.watch import Beats, watch
+from pghookd.loops.suspect import Place, Suspects
+from pghookd.loops.watch import Beats, watch, watch_clock
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
@@ -80,9 +82,16 @@ Ending: TypeAlias = Lost | Stopped | Foreign | Misfit
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What an epoch is given: settings, edges, clocks."""
+    """What an epoch is given: settings, edges, clocks.
+
+    Attributes:
+        host: this machine.
+        run: this process; the same in all of its epochs, and in no other's.
+    """
 
     settings: Settings
+    host: str
+    run: str
     sender: Sender
     logger: FilteringBoundLogger
     stop: asyncio.Event
@@ -203,7 +212,10 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     stored = [shard_of(row) for row in await record.fetch(query("read_shards"))]
     now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))  # after the locks were granted
     newest = await read.fetchval(query("read_newest_event_id"))
-    reason = home.why_foreign(server, stored, now, newest)
+    stays = [stay_of(row) for row in await record.fetch(query("read_home"))]
+    reason = home.why_foreign(server, stored, now, newest) or home.why_moved(
+        world.host, record.address, stays
+    )
     if reason is not None:
         raise ForeignDatabase(reason)
     fork = home.forked_from(server, stored)
@@ -216,8 +228,10 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
         )
     if await identify(sessions.all()) != server:
         raise DatabaseAway("the server restarted meanwhile")
-    crew = Crew(world, sessions, server, Log(now, _shard_logs(stored), _marks(stored)), stored, hears)
-    await crew.begin()
+    arrival = suspects.arrive(stays, world.run)
+    log = Log(now, _shard_logs(stored), _marks(stored))
+    crew = Crew(world, sessions, server, log, stored, hears, arrival)
+    await crew.begin(arrival)
     return crew
 
 
@@ -272,6 +286,7 @@ class Crew:
         log: Log,
         stored: Sequence[StoredShard],
         hears: Hears,
+        arrival: Arrival,
     ) -> None:
         self._world = world
         self._sessions = sessions
@@ -298,7 +313,11 @@ class Crew:
             random01=world.random01,
         )
         replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)
-        self.recorder = self._make_recorder(server, replays)
+        place = Place(world.host, sessions["record"].address, world.run)
+        self._suspects = Suspects(replays, place, arrival, monotonic=world.monotonic)
+        self._wary = arrival.is_wary
+        self.recorder = self._make_recorder(server, self._suspects)
+        self._suspects.hurry = self.recorder.hurry
         self._queued = asyncio.Event()
         self.mailer = self._make_mailer()
         self.care = self._make_care()
@@ -358,6 +377,7 @@ class Crew:
             random01=world.random01,
             room=self._room,
             beat=world.beats.of("deliver"),
+            suspects=self._suspects if self._wary else None,
         )
 
     def _make_reader(self) -> Reader:
@@ -408,10 +428,27 @@ class Crew:
             checkpoint=world.checkpoint,
         )
 
-    async def begin(self) -> None:
-        """Learn what the epochs before have put aside; breakers that were open are, before anything goes out."""
+    async def begin(self, arrival: Arrival) -> None:
+        """Move in, and learn what was put aside; breakers that were open are, before anything goes out."""
+        await self._move_in(arrival)
         await self._due.begin(self._sessions["record"], self._world.monotonic())
         await self.recorder.begin()
+
+    async def _move_in(self, arrival: Arrival) -> None:
+        """Say where we live; hold what has been on its way at too many ends that nobody can explain."""
+        record, logger = self._sessions["record"], self._world.logger
+        if arrival.quarantined:
+            keys = columns([suspect.key for suspect in arrival.quarantined], 2)
+            for row in await record.fetch(query("quarantine_deliveries"), *keys):
+                logger.error(LogEvent.ROW_QUARANTINED, **dict(row), unclean_ends=arrival.unclean_ends)
+        await self._suspects.enter(record)
+        if arrival.is_wary:
+            logger.warning(
+                LogEvent.DELIVERY_SUSPECTED,
+                unclean_ends=arrival.unclean_ends,
+                suspects=[suspect.key for suspect in arrival.suspects] or None,
+                named_for_s=arrival.named_for_s or None,
+            )
 
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Run until told to stop, then end in order: read no more, let requests end, record, store."""
@@ -431,6 +468,7 @@ class Crew:
             group.create_task(self.deliverer.run()),
             group.create_task(self._sessions.watch()),
             group.create_task(watch(self._sessions.all, world.settings.database.heartbeat_s)),
+            group.create_task(watch_clock(work, wall_us=world.wall_us, logger=world.logger)),
         ]
         mailing = [] if self.mailer is None else [group.create_task(self.mailer.run())]
         await world.stop.wait()
@@ -444,6 +482,7 @@ class Crew:
         self.recorder.stop()
         await recording
         await self.recorder.finish()
+        await self._suspects.leave(self._sessions["record"])
         async with _ended([*behind, *mailing]):
             world.logger.info(LogEvent.SHARD_LOST, reason="released", in_time=in_time)
 

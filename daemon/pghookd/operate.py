@@ -102,7 +102,7 @@ async def show_endpoint(settings: Settings, endpoint_id: int) -> Told | None:
     return {**told, "profile_spec": None if (spec := told["profile_spec"]) is None else orjson.loads(spec)}
 
 
-# Of headers the names alone: values may be somebody's key. Of auth only that there is one.
+# Of headers the names alone: values may be somebody's key. Of auth the kinds, while it is not encrypted.
 _SHOW: Final = """
 select p.endpoint_id, p.site_id, p.url, p.description, p.event_types, p.enabled, p.created_at, p.disabled_at,
   p.disabled_reason,
@@ -113,7 +113,10 @@ select p.endpoint_id, p.site_id, p.url, p.description, p.event_types, p.enabled,
   p.snoozed_until, p.concurrency, round(p.rate_per_s::numeric, 6)::float8 as rate_per_s, p.ordered,
   p.filter::text as filter, round(p.timeout_s::numeric, 6)::float8 as timeout_s, p.retry_schedule,
   array(select name from jsonb_object_keys(p.headers) name order by name) as headers, p.success_statuses, p.profile,
-  p.profile_spec, p.auth is not null as auth,
+  p.profile_spec,
+  case jsonb_typeof(p.auth) when 'object' then
+    (select string_agg(name, ', ' order by name) from jsonb_object_keys(p.auth) name)
+    when 'string' then 'encrypted' end as auth,
   h.health, h.failing_since, h.last_success_at, h.last_failure_at, h.last_status, h.last_error,
   h.waiting, h.parked, h.held, h.dead, h.disable_at
 from webhooks.endpoints p join webhooks.endpoint_health h using (endpoint_id)

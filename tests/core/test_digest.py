@@ -45,6 +45,8 @@ CAUSES = [
     (Outcome.UNREACHABLE, None, "refused", Cause.CONNECTION),
     (Outcome.UNREACHABLE, None, None, Cause.CONNECTION),
     (Outcome.BLOCKED, None, "address: 10.0.0.1", Cause.BLOCKED),
+    (Outcome.REFUSED, None, "oauth2: 401 invalid_client", Cause.TOKEN),
+    (Outcome.UNREACHABLE, None, "oauth2: dns", Cause.TOKEN),
 ]
 
 

@@ -16,8 +16,16 @@ POLICY = Policy(schedule=(10.0, 100.0, 1000.0), jitter=0.0)
 NOW_S = 1_764_000_000.0
 
 
-def verdict_on(answer, failure_n=1, policy=POLICY, age_s=0.0, random01=0.5):
-    return judge(answer, failure_n, policy, now_s=NOW_S, age_from_s=NOW_S - age_s, random01=random01)
+def verdict_on(answer, failure_n=1, policy=POLICY, age_s=0.0, random01=0.5, spared=0):
+    return judge(
+        answer,
+        failure_n,
+        policy,
+        now_s=NOW_S,
+        age_from_s=NOW_S - age_s,
+        random01=random01,
+        spared=spared,
+    )
 
 
 def test_any_2xx_is_delivered_whatever_else_it_says():
@@ -79,10 +87,29 @@ def test_other_faults_are_tried_again_on_the_schedule():
     for outcome, error in [
         (Outcome.UNREACHABLE, "dns"),
         (Outcome.UNREACHABLE, "tls_expired"),
-        (Outcome.FAILED, "TypeError"),
     ]:
         assert verdict_on(Fault(outcome, error)) == Retry(10.0)
         assert record(Fault(outcome, error)) == Record(outcome, None, error)
+
+
+def test_a_fault_of_our_own_uses_up_no_schedule_and_waits_longer_each_time():
+    ours = Fault(Outcome.FAILED, "proxy: refused")
+    waits = [verdict_on(ours, failure_n=4, spared=spared) for spared in range(10)]
+    assert all(found.is_spared for found in waits)
+    assert [found.wait_s for found in waits] == [
+        5.0,
+        10.0,
+        20.0,
+        40.0,
+        80.0,
+        160.0,
+        320.0,
+        640.0,
+        900.0,
+        900.0,
+    ]
+    assert verdict_on(ours, spared=32767) == Dead(Reason.EXHAUSTED)
+    assert verdict_on(ours, age_s=POLICY.age_max_s + 1) == Dead(Reason.TOO_OLD)
 
 
 OVERLOADED = [
@@ -199,6 +226,7 @@ def test_every_answer_has_a_verdict_and_a_record(answer, failure_n, age_s, rando
             pass
         case Retry(wait_s):
             assert math.isfinite(wait_s)
-            assert POLICY.schedule[failure_n - 1] <= wait_s <= POLICY.retry_after_max_s
+            if not verdict.is_spared:
+                assert POLICY.schedule[failure_n - 1] <= wait_s <= POLICY.retry_after_max_s
         case _:
             assert_never(verdict)

@@ -37,8 +37,13 @@ def test_a_success_clears_only_what_has_a_row():
 
 def test_a_failure_waits_for_its_next_attempt():
     batch = batch_of([attempted(delivery(attempts=2), Retry(30.0))])
-    assert batch.backlog == [(1, 7, "site", "waiting", "retry", 3, 30.0, None)]
+    assert batch.backlog == [(1, 7, "site", "waiting", "retry", 3, 30.0, None, 0)]
     assert len(batch.attempts) == 1
+
+
+def test_an_attempt_that_failed_by_our_own_fault_is_not_counted():
+    again = batch_of([attempted(delivery(attempts=2), Retry(5.0, is_spared=True))])
+    assert again.backlog == [(1, 7, "site", "waiting", "retry", 3, 5.0, None, 1)]
 
 
 def test_a_dead_one_leaves_the_backlog_if_it_was_there():
@@ -57,12 +62,12 @@ def test_death_without_an_attempt_counts_none():
 def test_a_disabling_answer_holds_its_own_delivery_and_says_why():
     batch = batch_of([attempted(delivery(), Disable(DisabledReason.GONE))])
     assert batch.disabled == {7: "gone"}
-    assert batch.backlog == [(1, 7, "site", "held", "disabled", 1, None, None)]
+    assert batch.backlog == [(1, 7, "site", "held", "disabled", 1, None, None, 0)]
 
 
 def test_rows_without_an_attempt_keep_the_number_of_attempts():
     batch = batch_of([Kept(delivery(attempts=4), State.PARKED, Reason.LANE_FULL)])
-    assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None, None)]
+    assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None, None, 0)]
     assert not batch.single
 
 

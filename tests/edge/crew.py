@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import structlog
@@ -27,6 +28,7 @@ from pghookd.core.verdict import Delivered
 from pghookd.core.writes import Attempted
 from pghookd.edge import embedded, postgres
 from pghookd.edge.filter import Filters
+from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import query
 from pghookd.edge.rows import shard_of
 from pghookd.edge.sessions import Sessions, identify
@@ -103,6 +105,8 @@ def world_of(settings, sender=None, diary=None, stop=None, ready=print, clock=ti
     """Return what an epoch is given."""
     return epoch.World(
         settings=settings,
+        host=host_id(),
+        run=uuid.uuid4().hex,
         sender=sender,
         logger=(diary or Diary()).logger,
         stop=stop or asyncio.Event(),
@@ -169,10 +173,12 @@ async def living(url, *, clock=None, diary=None, **changes):
 class Daemon:
     """Epoch after epoch, as `pghookd run` lives them, without its signals."""
 
-    def __init__(self, settings, diary, clock, environ):
+    def __init__(self, settings, diary, clock, environ, host, wall_us):
         self.diary = diary
         self.clock = clock
-        self.app = app.App(settings, logger=diary.logger, environ=environ, monotonic=clock)
+        self.app = app.App(
+            settings, logger=diary.logger, environ=environ, monotonic=clock, host=host, wall_us=wall_us
+        )
         self._task = asyncio.create_task(self.app.serve())
 
     async def stop(self, seconds=15.0):
@@ -188,9 +194,10 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def serving(url, *, clock=None, environ=None, **changes):
-    """Run the daemon; yields it at once."""
-    daemon = Daemon(settings_of(url, **changes), Diary(), clock or Clock(), environ or {})
+async def serving(url, *, clock=None, environ=None, host=None, wall_us=None, **changes):
+    """Run the daemon, on this machine or one that is called otherwise; yields it at once."""
+    wall_us = wall_us or (lambda: time.time_ns() // 1000)
+    daemon = Daemon(settings_of(url, **changes), Diary(), clock or Clock(), environ or {}, host, wall_us)
     try:
         yield daemon
     finally:

@@ -19,7 +19,7 @@ from pathlib import Path
 from aiohttp.abc import AbstractResolver, ResolveResult
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 Handler = Callable[["Visit"], Awaitable[None]]
 
@@ -216,10 +216,29 @@ class Certificates:
         context.load_cert_chain(file)
         return context
 
+    def demand(self, context: ssl.SSLContext, mode: ssl.VerifyMode = ssl.CERT_REQUIRED) -> ssl.SSLContext:
+        """Let a server's context ask for a client certificate of this authority."""
+        context.verify_mode = mode
+        context.load_verify_locations(self.ca_file)
+        return context
+
+    def client(self, name: str, rsa_bits: int = 0, *, expired: bool = False) -> dict[str, str]:
+        """Make a client certificate: the texts `certificate` and `key` of `endpoints.auth`."""
+        key = (
+            rsa.generate_private_key(65537, rsa_bits) if rsa_bits else ec.generate_private_key(ec.SECP256R1())
+        )
+        validity = _PAST if expired else _ALWAYS
+        made = self._begin(_common_name(name), key.public_key(), validity).sign(self._key, hashes.SHA256())
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        pem = made.public_bytes(serialization.Encoding.PEM)
+        return {"certificate": pem.decode(), "key": private.decode()}
+
     def _begin(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePublicKey,
+        key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
         validity: tuple[dt.datetime, dt.datetime],
         issuer: x509.Name | None = None,
     ) -> x509.CertificateBuilder:

@@ -123,7 +123,7 @@ class Sleeper:
 
 
 @contextlib.asynccontextmanager
-async def sleeping(url):
+async def sleeping(url, *, fallback_s=0, beat=lambda: None):
     """Run a Sleeper with the sessions of a real epoch."""
     diary, wake = crew.Diary(), asyncio.Event()
     sessions = Sessions(crew.settings_of(url).database)
@@ -142,8 +142,8 @@ async def sleeping(url):
             wake=wake,
             logger=diary.logger,
             monotonic=time.monotonic,
-            fallback_s=0,
-            beat=lambda: None,
+            fallback_s=fallback_s,
+            beat=beat,
         )
         sleeper = Sleeper(it, bell, diary)
         running = asyncio.create_task(sleeper.run())
@@ -355,6 +355,16 @@ async def test_while_somebody_sleeps_only_the_silent_can_be_prepared(database, s
         await session.execute("commit prepared 'silent'")
         await producers.emit(session, mark="rings")
         await until(lambda: {"silent-1", "rings-1"} <= sleeper.read_at.keys(), 1.0)
+
+
+@pytest.mark.parametrize("fallback_s", [0, 3600])
+async def test_a_sleeper_says_that_it_lives_however_rarely_it_polls(database, until, fallback_s):
+    """Else systemd's watchdog would take it for one that hangs."""
+    beats = []
+    async with sleeping(
+        database, fallback_s=fallback_s, beat=lambda: beats.append(sleeper.cycles)
+    ) as sleeper:
+        await until(lambda: beats.count(1) >= 3, 5.0)
 
 
 async def test_what_comes_without_the_trigger_is_found_by_the_poll(database, session, until):

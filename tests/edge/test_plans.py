@@ -441,7 +441,7 @@ async def test_a_batch_into_the_backlog_and_out_of_it_costs_by_its_rows(session,
     await session.execute("analyze webhooks.backlog")
     put = await explain(
         session, query("put_backlog"), events, endpoints, sites, ["waiting"] * n, ["retry"] * n, [1] * n, [5.0] * n,
-        ["k"] * n,
+        ["k"] * n, [0] * n,
     )  # fmt: skip
     assert not put.kinds() & {"Seq Scan"}
     assert put.run_pages < 40 * n
@@ -545,10 +545,12 @@ async def test_a_page_of_a_replay_costs_by_what_it_looks_at(session, today, spec
 
 
 async def test_the_dead_of_one_endpoint_are_found_by_it(session, today):
-    """16 among 1,600 of 50 days, each of which is looked into once."""
+    """Some 16 (it depends on the date) among 1,600 of 50 days, each of which is looked into once."""
     spec = {"states": ["dead"], "endpoint_id": 51}
-    plan, page = await replay_of(session, spec, (today - 40) * DAY, id_of(today, 0), 500)
-    assert len(page["events"]) == 16
+    after, last = (today - 40) * DAY, id_of(today, 0)
+    plan, page = await replay_of(session, spec, after, last, 500)
+    count = "select count(*) from webhooks.dead where endpoint_id = 51 and event_id > $1 and event_id <= $2"
+    assert len(page["events"]) == await session.fetchval(count, after, last) > 10
     assert page["ended"]
     assert plan.run_pages < 1500
 

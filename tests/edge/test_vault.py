@@ -174,12 +174,14 @@ async def test_what_changed_in_between_is_left_alone(con, session):
     endpoint_id = await add(con, PLAIN)
     sealed = vault_of(OLD).seal(PLAIN, endpoint_id, SECRET)
     await con.execute("update webhooks.endpoints set secret = 'newer'")
-    arguments = ([endpoint_id], [PLAIN], [sealed], [None], [None], ["standard"])
-    statement = "select webhooks.wrap_secrets($1, $2, $3, $4, $5, $6)"
+    arguments = ([endpoint_id], [PLAIN], [sealed], [None], [None], ["standard"], [None], [None])
+    statement = "select webhooks.wrap_secrets($1, $2, $3, $4, $5, $6, $7, $8)"
     assert await con.fetchval(statement, *arguments) == 0
     assert await secrets_of(con, endpoint_id) == ("newer", None, None)
     with pytest.raises(postgres.DatabaseError, match="nothing but encrypted"):
-        await session.fetchval(statement, [endpoint_id], ["newer"], ["plain"], [None], [None], ["legacy"])
+        await session.fetchval(
+            statement, [endpoint_id], ["newer"], ["plain"], [None], [None], ["legacy"], [None], [None]
+        )
 
 
 @pytest.mark.parametrize(("secret", "begins"), [(PLAIN, "whsec_"), ("whsk_" + ONE, "whsk_")])

@@ -54,7 +54,7 @@ IMPORTERS = {
         "pghookd.terminal",
     },
     "rich": {"pghookd.cli_replays", "pghookd.demo", "pghookd.demo_view", "pghookd.terminal"},
-    "cryptography": {"pghookd.core.signing", "pghookd.edge.vault"},
+    "cryptography": {"pghookd.core.auth", "pghookd.core.signing", "pghookd.edge.vault"},
     "uvloop": {"pghookd.app", "pghookd.demo"},
 }
 # A core module takes time, randomness and the world as arguments.

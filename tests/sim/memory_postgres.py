@@ -243,7 +243,6 @@ class Database:
         event = self.events.get(row["event_id"])
         return {
             **row,
-            "attempts_before": 0,
             "type": "order_created",
             "created_at": event.created_at,
             "only_endpoint_id": None,
@@ -325,7 +324,7 @@ class Database:
 
     def put_backlog(self, transaction, *columns):
         now = self.now_us()
-        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line in zip(
+        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line, spared in zip(
             *columns, strict=True
         ):
             key = (event_id, endpoint_id)
@@ -346,6 +345,7 @@ class Database:
                 "attempts": max(attempts, before["attempts"]) if before else attempts,
                 "next_attempt_at": now + int((wait_s or 0) * 1e6) if state == "waiting" else None,
                 "released_at": released,
+                "attempts_before": max(spared, before["attempts_before"]) if before else spared,
                 "line": before["line"] if line is None and before else line,
             }
         return []

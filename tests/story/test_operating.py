@@ -90,6 +90,26 @@ async def test_add_takes_a_profile_of_your_own_and_show_tells_it(pghookd, site):
     assert (told["profile"], told["profile_spec"], told["success_statuses"]) == ("custom", spec, "200")
 
 
+async def test_add_takes_auth_from_a_file_and_show_tells_its_kind(pghookd, db, site, tmp_path):
+    file = tmp_path / "auth.json"
+    file.write_text('{"bearer": {"token": "hunter2"}}')
+    typed = b'{"basic": {"username": "me", "password": "hunter3"}}'
+    ways = (("https://a.example/", str(file), b""), ("https://b.example/", "-", typed))
+    kinds = []
+    for url, source, stdin in ways:
+        made = await pghookd("endpoint", "add", site, url, "--auth", source, "--json", stdin=stdin)
+        assert made.status == 0
+        shown = await pghookd("endpoint", "show", made.told["endpoint_id"], "--json")
+        kinds.append(shown.told["auth"])
+        assert "hunter" not in made.out + made.err + shown.out + shown.err
+    assert kinds == ["bearer", "basic"]
+    for text in (b'{"bearer": "hunter4"}', b'{"hunter4', b'["hunter4"]'):
+        wrong = await pghookd("endpoint", "add", site, "https://c.example/", "--auth", "-", stdin=text)
+        assert wrong.status in {1, 2, 3}
+        assert "hunter" not in wrong.out + wrong.err
+    assert await db.fetchval("select count(*) from webhooks.endpoints") == 2
+
+
 async def test_add_takes_a_secret_of_yours_and_does_not_repeat_it(pghookd, db, site):
     given = await pghookd("endpoints", "add", site, "https://a.example/", "--secret", SECRET)
     read = await pghookd("endpoint", "add", site, "https://b.example/", "--secret", "-", stdin=b"hunter2\n")

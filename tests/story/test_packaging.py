@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pghookd import __version__
+from pghookd.core import destination
 from pghookd.core import settings as core
 from pghookd.edge.credentials import load
 
@@ -126,10 +128,16 @@ def test_systemd_finds_the_unit_well_locked(tmp_path):
         "systemd-analyze",
         "security",
         "--offline=yes",
-        "--threshold=12",
+        "--threshold=11",
         str(with_an_existing_program(tmp_path)),
     )
     assert "Overall exposure level" in done.stdout
+
+
+def test_the_second_wall_has_every_metadata_address_of_the_first():
+    networks = [ipaddress.ip_network(each) for line in directives()["IPAddressDeny"] for each in line.split()]
+    for address in destination._METADATA:
+        assert any(address in network for network in networks), address
 
 
 def test_the_unit_agrees_with_the_daemon():

@@ -19,6 +19,12 @@ ED25519 = "whsk_" + base64.b64encode(BYTES["ed25519"]).decode()
 LEGACY, PASSWORD, TOKEN = "marker-of-legacy-secret", "marker-of-smtp-password", "marker-of-header-token"
 GIVEN = "whsec_" + base64.b64encode(b"marker of a secret that is too lo" * 2).decode()
 TYPED = "marker-of-typed-secret"
+IDENTIFYING = [f"marker-of-{kind}" for kind in ("basic-password", "bearer-token", "client-secret")]
+AUTHS = (
+    {"basic": {"username": "me", "password": IDENTIFYING[0]}},
+    {"bearer": {"token": IDENTIFYING[1]}},
+    {"oauth2": {"token_url": "https://127.0.0.1:1/", "client_id": "me", "client_secret": IDENTIFYING[2]}},
+)
 SIGNING = (STANDARD, ED25519, LEGACY, TYPED)
 
 
@@ -84,6 +90,9 @@ async def operate(run, db, ids):
     asked += [("endpoint", "add", "nobody", "http://h.example", "--secret", TYPED)]
     asked += [("endpoint", "add", "s", "nonsense", "--secret", TYPED)]
     printed = [await run(*words) for words in asked]
+    for auth in ({"basic": AUTHS[1]["bearer"]}, AUTHS[0], [IDENTIFYING[1]]):
+        words = ("endpoint", "add", "s", "http://h.example", "--no-secret", "--auth", "-")
+        printed.append(await run(*words, stdin=json.dumps(auth).encode()))
     printed.append(
         await run("endpoint", "add", "s", "http://h.example", "--secret", "-", stdin=TYPED.encode())
     )
@@ -104,6 +113,8 @@ async def test_no_secret_is_printed_or_stored(db, shop, start, database, run, un
     ids = [await shop.open(path, **columns) for path, columns in made]
     ids.append(await shop.open(url="http://127.0.0.1:1/", secret=LEGACY))  # nobody answers
     ids.append(await shop.open("/h", secret=LEGACY, headers=json.dumps({"authorization": f"Bearer {TOKEN}"})))
+    ids += [await shop.open(f"/auth{n}", auth=json.dumps(auth)) for n, auth in enumerate(AUTHS)]
+    ids.append(await shop.open("/unusable", auth='"enc:v1:gone:AAAA"'))
     ids.append(await shop.open("/lost", secret="enc:v1:gone:AAAA"))
     ids.append(await shop.open("/bad", secret="whsk_" + base64.b64encode(BYTES["ed25519"] * 2).decode()))
     key = {
@@ -118,7 +129,7 @@ async def test_no_secret_is_printed_or_stored(db, shop, start, database, run, un
         20,
     )
     await shop.emit()
-    await until(lambda: db.fetchval("select count(distinct endpoint_id) >= 7 from webhooks.attempts"), 20)
+    await until(lambda: db.fetchval("select count(distinct endpoint_id) >= 11 from webhooks.attempts"), 20)
     fresh = await db.fetchval("select webhooks.rotate_secret($1, secret => $2)", ids[2], TYPED)
     assert fresh == TYPED
     await shop.emit("webhook_told", payload="null")
@@ -131,14 +142,14 @@ async def test_no_secret_is_printed_or_stored(db, shop, start, database, run, un
     await until(
         lambda: db.fetchval(
             "select count(*) = 0 from webhooks.endpoints where left(secret, 7) <> 'enc:v1:'"
-            " or left(previous_secret, 7) <> 'enc:v1:'"
+            " or left(previous_secret, 7) <> 'enc:v1:' or jsonb_typeof(auth) = 'object'"
         ),
         20,
     )
     daemon.stop()
     await daemon.ended()
     printed += [json.dumps(line) for line in daemon.lines] + daemon.noise
-    secrets = [*SIGNING, PASSWORD, TOKEN, rotated, *KEYS, GIVEN]
+    secrets = [*SIGNING, *IDENTIFYING, PASSWORD, TOKEN, rotated, *KEYS, GIVEN]
     assert seen_in("\n".join(printed), secrets) == []
     assert seen_in(await dump(db, ["v"]), secrets) == []
     # An endpoint's own headers are its owner's to keep secret or not; they stand in the table as they were given.

@@ -15,7 +15,7 @@ import unicodedata
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from pghookd.core.model import Outcome
+from pghookd.core.model import OAUTH2, Outcome
 
 SECTIONS_MAX: Final = 20  # endpoints told of in one mail; the others are counted
 EVENT_IDS_MAX: Final = 10  # named per endpoint
@@ -64,6 +64,7 @@ class Cause(enum.StrEnum):
     TLS = "tls"
     BAD_RESPONSE = "bad_response"
     BLOCKED = "blocked"
+    TOKEN = "token"  # noqa: S105 - a word: the endpoint's own OAuth2 server gave none, and nothing was sent
     FILTER_SLOW = "filter_slow"  # of the owner's own making; this and the next two: nothing was sent
     TOO_LARGE = "too_large"
     INVALID = "invalid"
@@ -93,6 +94,8 @@ _BY_ERROR: Final = {
 
 def cause_of(outcome: Outcome | None, status: int | None, error: str | None) -> Cause:
     """Sort the last failure of an endpoint into a cause; no outcome: it was not tried, the error says why."""
+    if (error or "").startswith(OAUTH2):
+        return Cause.TOKEN
     match outcome:
         case None:
             return Cause(error or "")

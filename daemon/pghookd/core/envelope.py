@@ -103,7 +103,7 @@ class StaticHead:
     """
 
     opening: bytes
-    later: bytes
+    later: bytes = dataclasses.field(repr=False)  # may carry a token
 
     @classmethod
     def of(cls, user_agent: str, source: str | None, headers: Sequence[tuple[str, str]] = ()) -> StaticHead:

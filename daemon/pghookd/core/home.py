@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from pghookd.core.snapshot import Mark, Position, Snapshot
+from pghookd.core.suspects import Stay
+
+_LOCAL = ("/", "@", "localhost:", "127.", "[::1]:", "::1:")
 
 
 class ForeignDatabase(Exception):  # noqa: N818 - a state of the world, not a mistake
@@ -89,3 +92,20 @@ def check_newest(newest: int, last: Mark | None) -> None:
     """
     if last is not None and newest < last.event_id:
         raise ForeignDatabase("its event ids went back")
+
+
+def why_moved(host: str, server: str, stays: Sequence[Stay]) -> str | None:
+    """Say why this is probably a copy, or None: neither the machine nor the server's address has been seen before.
+
+    A server that is reached by a local address is another one on each machine.
+
+    Args:
+        host: this machine.
+        server: the address of the database as given, `host:port` or the path of a socket.
+        stays: where the daemon has run; none: this is the first time.
+    """
+    if not stays or any(stay.host == host for stay in stays):
+        return None
+    if not server.startswith(_LOCAL) and any(stay.server == server for stay in stays):
+        return None
+    return "neither this machine nor this address of the database has been seen before"

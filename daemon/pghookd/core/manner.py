@@ -12,13 +12,14 @@ import dataclasses
 import math
 from typing import Final
 
-from pghookd.core import options, profile, signing, verdict
+from pghookd.core import auth, options, profile, signing, verdict
+from pghookd.core.auth import Auth, Basic, Bearer
 from pghookd.core.envelope import StaticHead
 from pghookd.core.model import Endpoint, Fault, Outcome
 from pghookd.core.options import EndpointOptions
 from pghookd.core.profile import ProfileHead, Secrets
 from pghookd.core.retry import parse_schedule
-from pghookd.core.sealing import SECRET, Reveal, Unopened, plain_only
+from pghookd.core.sealing import AUTH, SECRET, Reveal, Unopened, plain_only
 from pghookd.core.settings import Settings
 
 _NONE: Final = EndpointOptions()
@@ -66,7 +67,8 @@ class Manner:
         profile: what a profile adds; None: there is none.
         timeout_s: of a request.
         policy: how answers are judged.
-        fault: what every attempt comes to, and nothing is sent: the secret cannot be opened. `sign` raises then.
+        fault: what every attempt comes to, and nothing is sent: the secret (`sign` raises then) or auth is not opened.
+        auth: how requests identify themselves; what it adds to the head once and for all is there. None: in no way.
     """
 
     head: StaticHead
@@ -75,6 +77,7 @@ class Manner:
     timeout_s: float
     policy: verdict.Policy
     fault: Fault | None = None
+    auth: Auth | None = None
 
     @classmethod
     def of(cls, endpoint: Endpoint, defaults: Defaults) -> Manner:
@@ -87,6 +90,10 @@ class Manner:
         if asked.rate_per_s is not None and asked.rate is None:
             raise ValueError(f"rate_per_s is {options.RATE_MIN} to {options.RATE_MAX:g}")
         secrets, unopened = _secrets(endpoint, asked, defaults.reveal)
+        fault = None if unopened is None else Fault(Outcome.FAILED, SECRET)
+        identified, fault = (
+            (None, fault) if asked.auth is None else _auth(endpoint, asked.auth, defaults.reveal, fault)
+        )
         found = profile.profile_of(asked.profile or defaults.profile, asked.profile_spec)
         added = None
         if found is not None:
@@ -94,13 +101,16 @@ class Manner:
         own = options.parse_headers(asked.headers) if asked.headers else ()
         if added is not None:
             own = tuple((name, value) for name, value in own if name.lower() not in added.names)
+        if identified is not None:
+            own = _without_authorization(identified, own, added)
         return cls(
-            head=StaticHead.of(defaults.user_agent, endpoint.source, own),
+            head=_head(StaticHead.of(defaults.user_agent, endpoint.source, own), identified),
             sign=_sign(secrets) if unopened is None else _refusing(unopened),
             profile=added,
             timeout_s=_timeout_s(endpoint, defaults),
             policy=_policy(asked, defaults.retry),
-            fault=None if unopened is None else Fault(Outcome.FAILED, SECRET),
+            fault=fault,
+            auth=identified,
         )
 
 
@@ -140,6 +150,38 @@ def _refusing(unopened: Unopened) -> signing.Sign:
         raise Unopened(why)
 
     return refuse
+
+
+def _auth(
+    endpoint: Endpoint, text: str, reveal: Reveal, fault: Fault | None
+) -> tuple[Auth | None, Fault | None]:
+    """Open and read auth; where it cannot be opened nothing is sent."""
+    try:
+        opened = reveal(text, endpoint.endpoint_id, AUTH)
+    except Unopened:
+        return None, fault or Fault(Outcome.FAILED, AUTH)
+    found = auth.parse(opened)
+    if found.certificate is not None and not endpoint.url.lower().startswith("https:"):
+        raise ValueError("auth.client_certificate is for URLs that begin with https://")
+    return found, fault
+
+
+def _without_authorization(
+    identified: Auth, own: tuple[tuple[str, str], ...], added: ProfileHead | None
+) -> tuple[tuple[str, str], ...]:
+    """Leave out the endpoint's own line, where auth makes it: one request has one."""
+    if identified.scheme is None:
+        return own
+    if added is not None and "authorization" in added.names:
+        raise ValueError("auth and the profile both send the header authorization")
+    return tuple((name, value) for name, value in own if name.lower() != "authorization")
+
+
+def _head(head: StaticHead, identified: Auth | None) -> StaticHead:
+    """Add the line that stays the same; a token of OAuth2 does not."""
+    if identified is None or not isinstance(identified.scheme, Basic | Bearer):
+        return head
+    return dataclasses.replace(head, later=head.later + auth.line(identified.scheme))
 
 
 def _policy(asked: EndpointOptions, retry: verdict.Policy) -> verdict.Policy:

@@ -23,6 +23,8 @@ EVENT_TYPES = (
 )
 
 
+# What begins the error of an attempt that got no token: the receiver was not asked.
+OAUTH2: Final = "oauth2: "
 _RESERVED: Final = "webhook_"  # types that begin so are ours, and not part of `*`
 
 
@@ -211,7 +213,7 @@ class Fault:
     """No response: what stood in the way.
 
     Attributes:
-        outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED.
+        outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED; REFUSED by a token endpoint, where the receiver was not asked.
         error: a constant name, or `name: detail` (NAMES: timeout connect, response; unreachable dns, refused,
             reset, stale_connection, ...; blocked url, scheme, port, ...).
     """

@@ -37,6 +37,7 @@ class EndpointOptions:
         filter: the text of a jsonpath; events of which it is false are left out.
         rate_per_s: how many requests may start in a second.
         ordered: deliver one by one per ordering_key.
+        auth: how requests identify themselves (core/auth): the JSON text, or that encrypted.
     """
 
     retry_schedule: str | None = None
@@ -49,6 +50,7 @@ class EndpointOptions:
     filter: str | None = None
     rate_per_s: float | None = None
     ordered: bool = False
+    auth: str | None = dataclasses.field(default=None, repr=False)
 
     @property
     def rate(self) -> float | None:

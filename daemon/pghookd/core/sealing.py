@@ -19,6 +19,7 @@ Reveal: TypeAlias = Callable[
 PREFIX: Final = "enc:v1:"
 KEY_BYTES: Final = 32  # AES-256
 SECRET: Final = "secret"  # noqa: S105 - the purpose of `secret` and `previous_secret`: the one becomes the other
+AUTH: Final = "auth"  # the purpose of the column of that name
 _KEY_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 

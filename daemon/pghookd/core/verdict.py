@@ -17,10 +17,12 @@ import dataclasses
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
-from pghookd.core.model import Answer, DisabledReason, Fault, Outcome, Reason, Reply
+from pghookd.core.model import OAUTH2, Answer, DisabledReason, Fault, Outcome, Reason, Reply
 from pghookd.core.retry import retry_after_s, wait
 
 ATTEMPT_MAX: Final = 32767  # attempts.attempt is a smallint
+SPARED_S: Final = 5.0  # the first wait after a fault of our own, doubled each time
+SPARED_MAX_S: Final = 900.0
 _ERROR_LENGTH_MAX: Final = 200  # characters
 _GONE: Final = 410
 _WITH_RETRY_AFTER: Final = frozenset({429, 503})
@@ -55,9 +57,15 @@ class Delivered:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again after `wait_s` seconds."""
+    """Try again after `wait_s` seconds.
+
+    Attributes:
+        wait_s: seconds.
+        is_spared: the attempt failed by a fault of our own: the schedule does not count it.
+    """
 
     wait_s: float
+    is_spared: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,18 +100,28 @@ _RECORDS: Final = {status: Record(Outcome.DELIVERED, status) for status in range
 
 
 def judge(
-    answer: Answer, failure_n: int, policy: Policy, *, now_s: float, age_from_s: float, random01: float
+    answer: Answer,
+    failure_n: int,
+    policy: Policy,
+    *,
+    now_s: float,
+    age_from_s: float,
+    random01: float,
+    spared: int = 0,
 ) -> Verdict:
     """Decide what happens to a delivery after an attempt.
 
     Args:
         answer: what came back.
-        failure_n: which failure this would be, from 1: the attempt's number, less those before a replay.
+        failure_n: which failure this would be, from 1: the attempt's number, less those that do not count.
         policy: the retry settings.
         now_s: Unix seconds.
         age_from_s: Unix seconds from which `age_max_s` counts.
         random01: a random number from 0 to 1, for the jitter.
+        spared: attempts that do not count: those before a replay, and those that failed by our own fault.
     """
+    if isinstance(answer, Fault) and answer.outcome is Outcome.FAILED:
+        return _spared(failure_n, spared, policy, now_s - age_from_s, random01)
     if isinstance(answer, Reply):
         if is_success(answer.status, policy.successes):
             return _DELIVERED
@@ -118,6 +136,16 @@ def judge(
     if now_s - age_from_s > policy.age_max_s:
         return Dead(Reason.TOO_OLD)
     return Retry(_wait_s(answer, scheduled, policy, now_s))
+
+
+def _spared(failure_n: int, spared: int, policy: Policy, age_s: float, random01: float) -> Verdict:
+    """Judge what the receiver had no part in: only age ends it, and the waits grow by themselves."""
+    if age_s > policy.age_max_s:
+        return Dead(Reason.TOO_OLD)
+    if failure_n + spared >= ATTEMPT_MAX:
+        return Dead(Reason.EXHAUSTED)
+    wait_s = min(SPARED_S * 2.0 ** min(spared, 32), SPARED_MAX_S)
+    return Retry(wait_s * (1.0 + policy.jitter * (2.0 * random01 - 1.0)), is_spared=True)
 
 
 def pause_s(reply: Reply, policy: Policy, now_s: float) -> float:
@@ -169,7 +197,8 @@ def _final_word(reply: Reply) -> Verdict | None:
 
 def _is_blocked_for_good(fault: Fault) -> bool:
     """Whether the URL itself is refused. Not so a resolved address: one odd resolver must kill nothing."""
-    return fault.outcome is Outcome.BLOCKED and fault.error.partition(":")[0] != "address"
+    name = fault.error.removeprefix(OAUTH2).partition(":")[0]
+    return fault.outcome is Outcome.BLOCKED and name != "address"
 
 
 def _wait_s(answer: Answer, scheduled: float, policy: Policy, now_s: float) -> float:

@@ -205,7 +205,15 @@ def _add_verdict(batch: Batch, delivery: Delivery, verdict: Verdict) -> None:
         case Retry() if _is_test(delivery):
             _die(batch, delivery, Reason.EXHAUSTED, attempts)
         case Retry():
-            _keep(batch, delivery, State.WAITING, Reason.RETRY, attempts, verdict.wait_s)
+            _keep(
+                batch,
+                delivery,
+                State.WAITING,
+                Reason.RETRY,
+                attempts,
+                verdict.wait_s,
+                spared=verdict.is_spared,
+            )
         case Dead():
             _die(batch, delivery, verdict.reason, attempts)
         case Disable():
@@ -219,12 +227,20 @@ def _add_verdict(batch: Batch, delivery: Delivery, verdict: Verdict) -> None:
 
 
 def _keep(
-    batch: Batch, delivery: Delivery, state: State, reason: Reason, attempts: int, wait_s: float | None
+    batch: Batch,
+    delivery: Delivery,
+    state: State,
+    reason: Reason,
+    attempts: int,
+    wait_s: float | None,
+    *,
+    spared: bool = False,
 ) -> None:
     event = delivery.event
     line = None if delivery.line is None else delivery.line.name
     place = (event.event_id, delivery.endpoint_id, event.site_id)
-    batch.backlog.append((*place, state.value, reason.value, attempts, wait_s, line))
+    before = delivery.attempts_before + spared
+    batch.backlog.append((*place, state.value, reason.value, attempts, wait_s, line, before))
 
 
 def _die(batch: Batch, delivery: Delivery, reason: Reason, attempts: int) -> None:

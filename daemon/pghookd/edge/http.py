@@ -8,8 +8,11 @@ What it leans on that aiohttp does not promise (hence `aiohttp < 4`; tests/edge/
 
 - `TCPConnector.connect(req, traces, timeout)` reads of the request only what `_Request` has, and takes
   a connection from its pool without giving up the loop;
+- connections are shared by `ConnectionKey` alone, of which `proxy_headers_hash` is any number (ours: of a client
+  certificate) where there is no proxy that aiohttp knows of;
 - `connector._create_connection` opens a connection where the pool has none, and may be another's work (with
-  a proxy it is); `_resolve_host` asks the resolver, through the cache; `_get_ssl_context` says how TLS is to be;
+  a proxy it is); `_resolve_host` asks the resolver, through the cache; `_get_ssl_context` says how TLS is to be, and
+  takes the request's own context where it has one;
 - `connector._factory` makes the protocol of each connection; the argument of `socket_factory` ends in the
   sockaddr about to be dialled;
 - `ResponseHandler`: `set_response_params` makes the parser, which may go on to the next response; its
@@ -49,8 +52,10 @@ from aiohttp.http_parser import HttpResponseParserPy
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import istr
 
+from pghookd.core.auth import ClientCertificate
 from pghookd.core.destination import Policy, Proxy, Refusal, judge_address, parse
 from pghookd.core.model import Answer, Fault, Outcome, Reply
+from pghookd.edge.client_certificates import ClientContexts, Unusable, identity_of
 from pghookd.edge.proxy import NoTunnel, Tunnels
 from pghookd.edge.resolver import AddressRefused, GuardedResolver
 
@@ -94,9 +99,10 @@ class _Request:
     url: _Host
     port: int
     connection_key: ConnectionKey
-    ssl: bool = True  # meaning: verify with the connector's own context
+    ssl: bool | ssl.SSLContext = True  # meaning: verify with the connector's own context
     proxy: None = None
     server_hostname: None = None
+    certificate: ClientCertificate | None = None  # for ourselves
 
     def is_ssl(self) -> bool:
         return self.connection_key.is_ssl
@@ -220,13 +226,39 @@ class _Wire(ResponseHandler):
         return None
 
 
-class _ProxiedConnector(aiohttp.TCPConnector):
+class _Connector(aiohttp.TCPConnector):
+    """The same pool; new connections to those who want to see a client certificate are made with it."""
+
+    contexts: ClientContexts
+
+    async def _create_connection(
+        self,
+        req: ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> ResponseHandler:
+        ours = cast("_Request", req)
+        if ours.certificate is not None:
+            context = await self.contexts.context(ours.certificate)
+            req = cast("ClientRequest", dataclasses.replace(ours, ssl=context))
+        return await self._open_connection(req, traces, timeout)
+
+    async def _open_connection(
+        self,
+        req: ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> ResponseHandler:
+        return await super()._create_connection(req, traces, timeout)
+
+
+class _ProxiedConnector(_Connector):
     """The same pool, but new connections are tunnels through a proxy; its own address is no customer's choice."""
 
     tunnels: Tunnels
     policy: Policy
 
-    async def _create_connection(
+    async def _open_connection(
         self,
         req: ClientRequest,
         traces: list[aiohttp.tracing.Trace],
@@ -315,6 +347,7 @@ class Sender:
         self._given_resolver = resolver
         self._monotonic = monotonic
         self._ssl_context = trust(ca_file) if ssl_context is None else ssl_context
+        self._contexts = ClientContexts(functools.partial(trust, ca_file))
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._wires: set[_Wire] = set()
 
@@ -333,13 +366,19 @@ class Sender:
         if self._given_resolver is None:
             await self._resolver.close()
 
-    def aim(self, url: str) -> Target | Fault:
-        """Decide about a URL and make it ready. No I/O; a Fault is always BLOCKED."""
+    def aim(self, url: str, certificate: ClientCertificate | None = None) -> Target | Fault:
+        """Decide about a URL and make it ready. No I/O; a Fault is always BLOCKED.
+
+        Args:
+            url: the endpoint's.
+            certificate: shown in the handshake. No connection is shared with a target that has not the same one.
+        """
         aimed = parse(url, self._policy)
         if isinstance(aimed, Refusal):
             return Fault(Outcome.BLOCKED, aimed.name)
         prefix = f"POST {aimed.target} HTTP/1.1\r\nhost: {aimed.host_header}\r\n".encode("ascii")
         if self.diverted_to is not None:
+            certificate = None
             aimed = dataclasses.replace(
                 aimed, scheme="http", host=_HERE, port=self.diverted_to, address=_HERE, named=False
             )
@@ -350,11 +389,14 @@ class Sender:
             ssl=True,
             proxy=None,
             proxy_auth=None,
-            proxy_headers_hash=None,
+            proxy_headers_hash=None if certificate is None else identity_of(certificate),
         )
-        return Target(prefix, _Request(_Host(aimed.host), aimed.port, key), aimed.named)
+        request = _Request(_Host(aimed.host), aimed.port, key, certificate=certificate)
+        return Target(prefix, request, aimed.named)
 
-    async def post(self, target: Target, head: bytes, body: bytes, timeout_s: float) -> Answer:
+    async def post(
+        self, target: Target, head: bytes, body: bytes, timeout_s: float, *, kept_bytes: int | None = None
+    ) -> Answer:
         """Send one request and read its response.
 
         Args:
@@ -362,6 +404,7 @@ class Sender:
             head: all header lines after `host`, `content-length` among them, ending in the empty line.
             body: as long as `content-length` says.
             timeout_s: seconds from now to the response's last byte, connecting included; exact to 0.3 s.
+            kept_bytes: how much of the response's body is kept, at the most 65,536; None: `response_bytes_max`.
 
         Returns:
             A Reply as soon as a final head was received, whatever then became of the body; else a Fault.
@@ -382,7 +425,7 @@ class Sender:
             while message.code in _INTERIM:
                 message, payload = await wire.read()
             text = await _read_body(payload)
-            reply = _reply(message, text[: self._response_bytes_max])
+            reply = _reply(message, text[: self._response_bytes_max if kept_bytes is None else kept_bytes])
             whole = payload.is_eof() and payload.exception() is None
         except Exception as exc:  # noqa: BLE001 -- as above
             return _exchange_fault(exc, wire)
@@ -420,7 +463,7 @@ class Sender:
         return made
 
     def _make_connector(self, resolver: AbstractResolver) -> aiohttp.TCPConnector:
-        kind = aiohttp.TCPConnector if self._proxy is None else _ProxiedConnector
+        kind = _Connector if self._proxy is None else _ProxiedConnector
         connector = kind(
             limit=self._connections_max,
             resolver=resolver,
@@ -436,6 +479,7 @@ class Sender:
             self._wires,
             self._response_bytes_max + RESPONSE_SLACK_BYTES,
         )
+        connector.contexts = self._contexts
         if self._proxy is not None and isinstance(connector, _ProxiedConnector):
             connector.tunnels = Tunnels(self._proxy, self._ssl_context)
             connector.policy = self._policy
@@ -598,7 +642,7 @@ _OS_FAULTS = {  # the most telling first, where several addresses failed
 def _tls_error(exc: ssl.SSLError) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return _CERTIFICATE_FAULTS.get(exc.verify_code, "tls_untrusted")
-    return "tls"
+    return "tls: client_certificate" if isinstance(exc, Unusable) else "tls"
 
 
 def _os_fault(exc: OSError) -> Fault:

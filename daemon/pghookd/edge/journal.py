@@ -50,6 +50,9 @@ class LogEvent(enum.StrEnum):
     DELIVERY_PARKED = "delivery.parked"
     DELIVERY_BROKEN = "delivery.broken"  # a fault of ours, recorded as a failed attempt
     DELIVERY_DIED = "delivery.died"
+    DELIVERY_SUSPECTED = (
+        "delivery.suspected"  # of ending the daemon: named before it goes out, or tried alone
+    )
     FILTER_UNDECIDED = "filter.undecided"  # neither true nor false: delivered; said once an hour
     ROW_QUARANTINED = "row.quarantined"
     BREAKER_OPENED = "breaker.opened"
@@ -59,6 +62,8 @@ class LogEvent(enum.StrEnum):
     EMAIL_QUEUED = "email.queued"
     EMAIL_SENT = "email.sent"
     EMAIL_FAILED = "email.failed"
+    LOOP_STALLED = "loop.stalled"  # nothing moved for `for_s`
+    CLOCK_SKEWED = "clock.skewed"  # against the database's, by `skew_s`
     LINES_DROPPED = "lines.dropped"  # standard output did not take them; `count`
     LIBRARY_WARNED = "library.warned"  # a line of the logging module, from asyncio or a library
 

@@ -89,6 +89,7 @@ class Session:
         self._lock = asyncio.Lock()
         self.name = name
         self.pid: int = connection.get_server_pid()
+        self.address = _address_of(connection)
 
     async def fetch(self, sql: str, *args: object, timeout_s: float | None = None) -> list[Row]:
         """Run a statement and return its rows."""
@@ -179,6 +180,12 @@ class Session:
             await self._connection.close(timeout=CLOSE_TIMEOUT_S)
         except _FOREIGN:
             self._connection.terminate()
+
+
+def _address_of(connection: asyncpg.Connection[Row]) -> str:
+    """Return the address that was connected to, as it was given: `host:port`, or the path of a socket."""
+    given = connection._addr  # type: ignore[attr-defined] # noqa: SLF001 - of several hosts only the driver knows which
+    return given if isinstance(given, str) else f"{given[0]}:{given[1]}"
 
 
 async def connect(

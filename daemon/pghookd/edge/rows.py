@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from pghookd.core import options
+from pghookd.core import options, suspects
 from pghookd.core.digest import (
     EVENT_IDS_MAX,
     TYPES_MAX,
@@ -31,6 +31,7 @@ from pghookd.core.incident import (
 )
 from pghookd.core.model import Endpoint, Outcome, Reason
 from pghookd.core.snapshot import Mark, Position, Snapshot
+from pghookd.core.suspects import Stay
 from pghookd.core.writes import UNSENT
 from pghookd.edge.postgres import Row
 
@@ -51,6 +52,12 @@ def endpoint_of(row: Row) -> Endpoint:
         timeout_s=row["timeout_s"],
         options=None if row["options"] is None else options.read(row["options"]),
     )
+
+
+def stay_of(row: Row) -> Stay:
+    """Make a Stay of a row of read_home."""
+    named = suspects.read(row["suspects"])
+    return Stay(row["host"], row["server"], row["run"], row["unclean_ends"], named)
 
 
 def server_of(row: Row) -> Server:

@@ -1,4 +1,4 @@
-"""Encrypts the secrets of endpoints where they lie, page by page: those in plain text, or those under an older key.
+"""Encrypts secrets of endpoints, and auth, where they lie, page by page: those in plain text, or under an older key.
 
 A row is only written while it holds the very texts that were read, so that a rotation in between is never undone.
 
@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from pghookd.core.sealing import SECRET, Unopened, is_sealed, kind_of
+from pghookd.core.sealing import AUTH, SECRET, Unopened, is_sealed, kind_of
 from pghookd.edge.postgres import Row, Session, columns, query
 from pghookd.edge.vault import Vault
 
@@ -23,9 +23,9 @@ class Progress:
     """How far a rotation of the key is.
 
     Attributes:
-        total: endpoints with a secret when it began.
+        total: endpoints with a secret or auth when it began.
         looked_at: of them so far.
-        wrapped: whose secrets were not under the first key, and are now.
+        wrapped: whose secrets or auth were not under the first key, and are now.
         unopened: those that no key opens; they are left as they are.
     """
 
@@ -59,26 +59,37 @@ async def rotate_key(session: Session, vault: Vault, tell: Callable[[Progress], 
     return progress
 
 
-_COUNT: Final = "select count(*) from webhooks.endpoints where num_nonnulls(secret, previous_secret) > 0"
+_COUNT: Final = (
+    "select count(*) from webhooks.endpoints where num_nonnulls(secret, previous_secret, auth) > 0"
+)
 
 
 async def _wrap(session: Session, vault: Vault, rows: Sequence[Row], unopened: list[int]) -> int:
     made = [_wrapped(vault, row, unopened) for row in rows]
-    changed = [row for row in made if row[1:5:2] != row[2:6:2]]
+    changed = [row for row in made if any(row[n] != row[n + 1] for n in _SEEN)]
     if not changed:
         return 0
-    done: int = await session.fetchval(query("wrap_secrets"), *columns(changed, 6))
+    done: int = await session.fetchval(query("wrap_secrets"), *columns(changed, 8))
     return done
 
 
+_SEEN: Final = (1, 3, 6)  # where the columns of wrap_secrets hold what was seen, before what it became
+
+
 def _wrapped(vault: Vault, row: Row, unopened: list[int]) -> tuple[object, ...]:
-    """Return the columns of wrap_secrets for a row."""
-    endpoint_id, secret, previous = row["endpoint_id"], row["secret"], row["previous_secret"]
-    sealed, sealed_previous = secret, previous
-    try:
-        sealed = vault.resealed(secret, endpoint_id, SECRET)
-        sealed_previous = vault.resealed(previous, endpoint_id, SECRET)
-    except Unopened:
-        unopened.append(endpoint_id)
+    """Return the columns of wrap_secrets for a row; what no key opens stays, and keeps nothing else from it."""
+    endpoint_id, secret = row["endpoint_id"], row["secret"]
+    made: list[object] = [endpoint_id]
+    for name, purpose in _TEXTS.items():
+        sealed = row[name]
+        try:
+            sealed = vault.resealed(sealed, endpoint_id, purpose)
+        except Unopened:
+            if unopened[-1:] != [endpoint_id]:
+                unopened.append(endpoint_id)
+        made += [row[name], sealed]
     kind = row["secret_kind"] if secret is None or is_sealed(secret) else kind_of(secret)
-    return endpoint_id, secret, sealed, previous, sealed_previous, kind
+    return *made[:5], kind, *made[5:]
+
+
+_TEXTS: Final = {"secret": SECRET, "previous_secret": SECRET, "auth": AUTH}

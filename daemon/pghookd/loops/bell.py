@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ DROWSY_MIN_S: Final = 0.005
 DROWSY_MAX_S: Final = 0.05
 GIVE_UP_AFTER_S: Final = 1.0  # rows that keep coming this long: be awake, ask again after the next lull
 STREAK_ENDS_AFTER_S: Final = 0.25
-LOOK_MAX_S: Final = 5.0  # a sleeper looks at its own life at least this often
+LOOK_MAX_S: Final = 1.0  # a sleeper says that it lives at least this often, however rarely it polls
 NO_KEEPER_S: Final = 0.005  # who does not keep the bell stays awake
 
 _TRY_KEEP: Final = f"select pg_try_advisory_lock({LOCK_CLASS}, -2)"
@@ -111,14 +112,19 @@ class Bell:
 
     async def _asleep(self, read: Read) -> None:
         self._logger.debug(LogEvent.BELL_SLEPT)
+        left_s = poll_s = self._fallback_s or math.inf
         while not self._wake.is_set():
             self._beat()
+            wait_s = min(left_s, LOOK_MAX_S)
             try:
-                async with asyncio.timeout(self._fallback_s or LOOK_MAX_S):
+                async with asyncio.timeout(wait_s):
                     await self._wake.wait()
             except TimeoutError:
-                if self._fallback_s and await read():
-                    return
+                left_s -= wait_s
+                if left_s <= 0:
+                    left_s = poll_s
+                    if await read():
+                        return
         self._logger.debug(LogEvent.BELL_RUNG)
 
     async def _give_up(self, ask: asyncio.Future[Any]) -> None:

@@ -10,12 +10,15 @@ import asyncio
 import dataclasses
 import re
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import envelope, verdict
+from pghookd.core.auth import ClientCredentials
 from pghookd.core.event_options import EventOptions
+from pghookd.core.grant import Granted
 from pghookd.core.keys import is_superseded
 from pghookd.core.lanes import Lane, Lanes
 from pghookd.core.manner import Defaults, Manner
@@ -24,6 +27,7 @@ from pghookd.core.profile import ProfileHead
 from pghookd.core.writes import Attempted, Died, Kept, Write
 from pghookd.edge.http import Sender, Target
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.oauth import Tokens
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 
 TIMER_LEAST_S: Final = (
@@ -50,6 +54,14 @@ class Gate(Protocol):
         ...
 
 
+class Suspects(Protocol):
+    """What names deliveries before they go out, after ends that nobody can explain."""
+
+    def named(self, delivery: Delivery) -> AbstractAsyncContextManager[None]:
+        """Return what is around a delivery while it is on its way."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Terms:
     """The settings that a delivery needs, ready for use."""
@@ -68,6 +80,7 @@ class Aim:
 
     target: Target | Fault
     manner: Manner
+    tokens: Tokens | None = None  # where OAuth2 is asked for
 
 
 class Deliverer:
@@ -87,6 +100,7 @@ class Deliverer:
         random01: Callable[[], float],
         room: asyncio.Event,
         beat: Callable[[], None],
+        suspects: Suspects | None = None,
     ) -> None:
         self._sender = sender
         self._lanes = lanes
@@ -99,6 +113,7 @@ class Deliverer:
         self._random01 = random01
         self._room = room
         self._beat = beat
+        self._suspects = suspects
         self._large = asyncio.Semaphore(terms.large_at_once)
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
@@ -234,6 +249,12 @@ class Deliverer:
     # One delivery -----------------------------------------------------------------------------------------------------
 
     async def _deliver(self, lane: Lane, delivery: Delivery) -> Write:
+        if self._suspects is None:
+            return await self._send(lane, delivery)
+        async with self._suspects.named(delivery):
+            return await self._send(lane, delivery)
+
+    async def _send(self, lane: Lane, delivery: Delivery) -> Write:
         try:
             if delivery.event.payload is not None:
                 return await self._attempt(lane, delivery, delivery.event.payload)
@@ -256,6 +277,39 @@ class Deliverer:
         return None if row is None else row["payload"]
 
     async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
+        aim = self._ready(lane, delivery, payload)
+        if not isinstance(aim, Aim):
+            return aim
+        event, manner, target = delivery.event, aim.manner, aim.target
+        token: Granted | None = None
+        if isinstance(target, Fault):
+            return self._attempted(delivery, target, self._monotonic(), manner.policy)
+        if aim.tokens is not None:
+            started = self._monotonic()
+            found = await aim.tokens.token()
+            if isinstance(found, Fault):
+                return self._attempted(delivery, found, started, manner.policy)
+            token = found
+        if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
+            await self._held_back()
+        if manner.profile is not None and manner.profile.is_bare:
+            body = _bare(event, payload)
+        else:
+            body = event.body or _wrap(event, payload)
+        head = self._head(manner, delivery, body, token)
+        started = self._monotonic()
+        if lane.paused_until > started:  # since it was taken
+            self._lanes.parked.add(delivery.endpoint_id)
+            return Kept(delivery, State.PARKED, Reason.PAUSED)
+        answer = await self._sender.post(target, head, body, manner.timeout_s)
+        if isinstance(answer, Reply) and answer.retry_after is not None:
+            self._heed(lane, answer, manner.policy)
+        if token is not None and aim.tokens is not None:
+            aim.tokens.heed(token, answer)
+        return self._attempted(delivery, answer, started, manner.policy)
+
+    def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> Aim | Died:
+        """Return what is prepared for the endpoint, unless the delivery must not be attempted."""
         event = delivery.event
         if event.options is not None and (reason := self._unwanted(delivery, event.options)) is not None:
             return Died(delivery, reason)
@@ -267,24 +321,7 @@ class Deliverer:
             if made is None:
                 return Died(delivery, Reason.INVALID)
             aim = lane.cache = made
-        if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
-            await self._held_back()
-        manner = aim.manner
-        if isinstance(aim.target, Fault):
-            return self._attempted(delivery, aim.target, self._monotonic(), manner.policy)
-        if manner.profile is not None and manner.profile.is_bare:
-            body = _bare(event, payload)
-        else:
-            body = event.body or _wrap(event, payload)
-        head = self._head(manner, delivery, body)
-        started = self._monotonic()
-        if lane.paused_until > started:  # since it was taken
-            self._lanes.parked.add(delivery.endpoint_id)
-            return Kept(delivery, State.PARKED, Reason.PAUSED)
-        answer = await self._sender.post(aim.target, head, body, manner.timeout_s)
-        if isinstance(answer, Reply) and answer.retry_after is not None:
-            self._heed(lane, answer, manner.policy)
-        return self._attempted(delivery, answer, started, manner.policy)
+        return aim
 
     def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
         """Say why a delivery must not be attempted any more, if so."""
@@ -302,12 +339,18 @@ class Deliverer:
             manner = Manner.of(lane.endpoint, self._terms.defaults)
         except ValueError:
             return None
-        return Aim(manner.fault or self._sender.aim(lane.endpoint.url), manner)
+        if manner.auth is None or manner.fault is not None:
+            return Aim(manner.fault or self._sender.aim(lane.endpoint.url), manner)
+        asked, tokens = manner.auth.scheme, None
+        if isinstance(asked, ClientCredentials) and self._sender.diverted_to is None:
+            tokens = Tokens(self._sender, asked, self._terms.defaults.user_agent, self._monotonic)
+        return Aim(self._sender.aim(lane.endpoint.url, manner.auth.certificate), manner, tokens)
 
-    def _head(self, manner: Manner, delivery: Delivery, body: bytes) -> bytes:
+    def _head(self, manner: Manner, delivery: Delivery, body: bytes, token: Granted | None) -> bytes:
         event = delivery.event
         webhook_id = event.webhook_id
         timestamp_s = self._wall_us() // 1_000_000
+        more = _more_lines(manner, delivery, timestamp_s, body)
         return manner.head.head(
             webhook_id=webhook_id,
             timestamp_s=timestamp_s,
@@ -316,7 +359,7 @@ class Deliverer:
             attempt=delivery.attempts + 1,
             triggered_at=event.triggered_at,
             body_bytes=len(body),
-            more=_more_lines(manner, delivery, timestamp_s, body),
+            more=more if token is None else more + token.line,
         )
 
     def _attempted(
@@ -332,6 +375,7 @@ class Deliverer:
             now_s=now_us / 1e6,
             age_from_s=delivery.age_from_us / 1e6,
             random01=self._random01(),
+            spared=delivery.attempts_before,
         )
         response = answer.body or None if isinstance(answer, Reply) else None
         if self._terms.successes and record.outcome is Outcome.DELIVERED:

@@ -1,4 +1,4 @@
-"""Asks each session every few seconds whether it lives, and notices the loops that stand still.
+"""Asks each session every few seconds whether it lives; notices loops that stand still, and a clock that is wrong.
 
 A connection that was silently cut stays open for ever by itself: asyncpg sets no keepalive, and a LISTEN says nothing.
 """
@@ -9,9 +9,15 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseAway, Session
 
 ANSWER_WITHIN_S: Final = 5.0
+CLOCK_EVERY_S: Final = 60.0
+SKEW_S: Final = 30.0  # receivers refuse a `webhook-timestamp` that is off by some minutes
+_CLOCK: Final = "select clock_timestamp()"
 
 
 class Beats:
@@ -51,3 +57,21 @@ async def watch(sessions: Callable[[], Iterable[Session]], heartbeat_s: float) -
             except DatabaseAway:
                 if session in sessions():  # else it was let go meanwhile, on purpose
                     raise
+
+
+async def watch_clock(
+    session: Session,
+    *,
+    wall_us: Callable[[], int],
+    logger: FilteringBoundLogger,
+    every_s: float = CLOCK_EVERY_S,
+) -> None:
+    """Hold the daemon's clock against the database's until cancelled; tell when it is wrong, and by how much."""
+    told_s = 0.0
+    while True:
+        theirs_us: int = await session.fetchval(_CLOCK)
+        skew_s = (wall_us() - theirs_us) / 1e6
+        if abs(skew_s - told_s) >= SKEW_S:
+            told_s = skew_s if abs(skew_s) >= SKEW_S else 0.0
+            logger.warning(LogEvent.CLOCK_SKEWED, skew_s=round(skew_s, 1))
+        await asyncio.sleep(every_s)

@@ -1,0 +1,33 @@
+"""Which machine this is: a name that stays across restarts and differs between machines.
+
+Never here: what follows from it (core/home.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+_APPLICATION: Final = b"pghookd"
+_ID_BYTES: Final = 16
+
+
+def host_id(files: Sequence[Path] = ID_FILES) -> str:
+    """Return 32 hexadecimal digits made of machine-id(5), which is not to be shown as it is, or of the host's name."""
+    for file in files:
+        try:
+            found = bytes.fromhex(file.read_text("ascii").strip())
+        except (OSError, ValueError):
+            continue
+        if len(found) == _ID_BYTES and any(found):
+            return _made_of(found)
+    return _made_of(socket.gethostname().encode("utf-8", "surrogateescape"))
+
+
+def _made_of(secret: bytes) -> str:
+    return hmac.new(secret, _APPLICATION, hashlib.sha256).hexdigest()[: 2 * _ID_BYTES]

@@ -1,0 +1,10 @@
+-- Moves in: what is known of the ends before goes along. $1 text: host; $2 text: server; $3 text: run; $4 int: ends
+-- without a word; $5 text: suspects, JSON. Lives on the primary key.
+with elsewhere as (
+  update webhooks.home set run = null, unclean_ends = 0, suspects = '[]'
+  where (host, server) <> ($1, $2) and (run is not null or unclean_ends > 0 or suspects <> '[]')
+)
+insert into webhooks.home (host, server, run, unclean_ends, suspects, seen_at)
+values ($1, $2, $3, $4, $5::text::jsonb, now())
+on conflict (host, server) do update
+set run = excluded.run, unclean_ends = excluded.unclean_ends, suspects = excluded.suspects, seen_at = excluded.seen_at

@@ -1,0 +1,199 @@
+"""The daemon remembers where it ran. A physical copy of the database, on another machine, sends nothing to anybody."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import crew
+import producers
+import pytest
+from crew import serving
+from mail_server import Mailbox
+
+from pghookd import adopt, check
+from pghookd.edge import embedded, machine
+
+HOMES = "select host, server, run is not null as lived_in from webhooks.home order by seen_at"
+QUEUED = (
+    "insert into webhooks.emails (owner_email, kind, window_start, message_id, subject, digest, state, next_attempt_at)"
+    " values ('anna@shop.example', 'failing', now(), '<1@x.example>', 'x', '{}', 'queued', now())"
+)
+WAITING = "select count(*) from webhooks.deliveries where state = 'waiting'"
+UNDELIVERED = (
+    "select count(*) from webhooks.events e where not exists (select from webhooks.attempts a"
+    " where a.event_id = e.event_id and a.outcome = 'delivered')"
+)
+
+
+@pytest.fixture
+async def session(database, connect, receiver):
+    session = await connect(database)
+    await producers.make_sites(session, receiver.url("/"))
+    return session
+
+
+async def deliver(url, session, until, host, count=3):
+    """Run there until some events are delivered, and end in order."""
+    async with serving(url, host=host) as daemon:
+        await daemon.diary.wait_for("daemon.ready")
+        await producers.emit(session, count)
+        await until(lambda: nothing_left(session))
+        assert await daemon.stop() == 0
+
+
+async def nothing_left(session):
+    return await session.fetchval(UNDELIVERED) == 0
+
+
+async def test_it_remembers_where_it_lives_and_that_it_left_in_order(database, session, until):
+    async with serving(database, host="ours") as daemon:
+        await daemon.diary.wait_for("daemon.ready", seconds=15.0)
+        [home] = await session.fetch(HOMES)
+        assert (home["host"], home["lived_in"]) == ("ours", True)
+        assert home["server"].endswith(".s.PGSQL.5432") or ":" in home["server"]
+        await daemon.stop()
+    assert [row["lived_in"] for row in await session.fetch(HOMES)] == [False]
+
+
+async def test_another_address_alone_is_nothing_to_speak_of(database, session, receiver, until):
+    await deliver(database, session, until, "ours")
+    await session.execute("update webhooks.home set server = 'db.old:5432'")
+    await deliver(database, session, until, "ours")
+    assert {row["host"] for row in await session.fetch(HOMES)} == {"ours"}
+    assert len(receiver.requests) == 6
+
+
+async def test_another_machine_alone_is_nothing_to_speak_of(
+    make_server, connect, receiver, until, unused_tcp_port
+):
+    server = make_server(tcp_port=unused_tcp_port)  # by a spelling that is not taken for a local one
+    url = f"postgresql://{embedded.SUPERUSER}@2130706433:{unused_tcp_port}/postgres"
+    await crew.migrated(server.url())
+    session = await connect(server.url())
+    await producers.make_sites(session, receiver.url("/"))
+    await deliver(url, session, until, "ours")
+    await deliver(url, session, until, "another of ours")
+    assert [row["host"] for row in await session.fetch(HOMES)] == ["ours", "another of ours"]
+    assert len(receiver.requests) == 6
+
+
+@pytest.fixture
+def copy_of():
+    """Return `copy_of(server)`: the same files in another folder, as of a disk that was copied; started."""
+    made = []
+
+    def make(server):
+        server.stop("fast")
+        copy = embedded.Server(Path(tempfile.mkdtemp(prefix="pghookd-test-")), options=server._options)
+        copy._find_user()
+        copy.folder.chmod(0o777)
+        shutil.copytree(server.data, copy.data)
+        for path in (copy.data, *copy.data.rglob("*")):
+            shutil.chown(path, *(copy._user.pw_uid, copy._user.pw_gid) if copy._user else (None, None))
+        copy.start()
+        server.start()
+        made.append(copy)
+        return copy
+
+    yield make
+    for each in made:
+        embedded.remove(each)
+
+
+async def test_a_copy_of_production_holds_still_until_it_is_adopted(
+    own_server, copy_of, connect, receiver, until
+):
+    url = own_server.url()
+    await crew.migrated(url)
+    session = await connect(url)
+    await producers.make_sites(session, receiver.url("/"))
+    await deliver(url, session, until, "production")
+    await producers.emit(session, 4)
+    await session.execute(QUEUED)
+    await session.close()
+    copied = copy_of(own_server)
+    copy = await connect(copied.url())
+    async with Mailbox() as box:
+        smtp = {"host": "127.0.0.1", "port": box.port, "tls": "none"}
+        async with serving(
+            copied.url(), host="laptop", smtp=smtp, mail={"sender": "hooks@x.example"}
+        ) as daemon:
+            [line] = await daemon.diary.wait_for("database.foreign")
+            assert (
+                line["reason"] == "neither this machine nor this address of the database has been seen before"
+            )
+            fresh = await producers.emit(copy, 2)
+            await daemon.diary.wait_for("daemon.ready")
+            assert not daemon.diary.of("shard.lost")
+            assert len(receiver.requests) == 3
+            assert not box.mails
+            assert await copy.fetchval("select state from webhooks.emails") == "queued"
+            found = await adopt.adopt(crew.settings_of(copied.url()), skip_backlog=True, host="laptop")
+            assert found["queued"] == 0
+            fresh += await producers.emit(copy, 2)
+            await until(lambda: len(receiver.requests) >= 5)
+    assert sorted(request.event_id for request in receiver.requests[3:]) == fresh[2:]
+    assert {row["host"] for row in await copy.fetch(HOMES)} == {"laptop"}
+
+
+async def test_the_original_goes_on_meanwhile(own_server, copy_of, connect, receiver, until):
+    url = own_server.url()
+    await crew.migrated(url)
+    session = await connect(url)
+    await producers.make_sites(session, receiver.url("/"))
+    await deliver(url, session, until, "production")
+    await session.close()
+    copied = copy_of(own_server)
+    assert "home" in {
+        f.what for f in await check.check(crew.settings_of(copied.url())) if f.grade is check.Grade.FAULT
+    }
+    await deliver(url, await connect(url), until, "production")
+    assert len(receiver.requests) == 6
+
+
+async def test_auto_adopts_a_copy_by_itself(database, session, receiver, until):
+    await deliver(database, session, until, "ours")
+    await producers.emit(session, 2)
+    async with serving(database, host="theirs", database={"adopt": "auto"}) as daemon:
+        await daemon.diary.wait_for("log.reanchored")
+        await until(lambda: nothing_left(session))
+    assert len(receiver.requests) == 5
+    assert {row["host"] for row in await session.fetch(HOMES)} == {"theirs"}
+
+
+# The machine ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_machine_is_known_by_its_id_and_does_not_show_it(tmp_path):
+    file = tmp_path / "machine-id"
+    file.write_text("0123456789abcdef0123456789abcdef\n")
+    assert machine.host_id([file]) == machine.host_id([tmp_path / "none", file])
+    assert len(machine.host_id([file])) == 32
+    assert "0123456789" not in machine.host_id([file])
+
+
+@pytest.mark.parametrize("text", ["", "uninitialized\n", "0" * 32, "abc"])
+def test_without_an_id_its_name_counts(tmp_path, text):
+    file = tmp_path / "machine-id"
+    file.write_text(text)
+    assert machine.host_id([file]) == machine.host_id([]) != machine.host_id()
+
+
+# The clock, and the loop ---------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_clock_is_told(database, session):
+    async with serving(database, wall_us=lambda: time.time_ns() // 1000 + 3_600_000_000) as daemon:
+        [line] = await daemon.diary.wait_for("clock.skewed")
+    assert line["skew_s"] == pytest.approx(3600, abs=5)
+
+
+async def test_a_loop_that_stood_still_is_told(database, session):
+    async with serving(database) as daemon:
+        await daemon.diary.wait_for("daemon.ready")
+        time.sleep(1.6)  # noqa: ASYNC251 - this is what is to be noticed
+        [line] = await daemon.diary.wait_for("loop.stalled")
+    assert 1.0 <= line["for_s"] < 10
