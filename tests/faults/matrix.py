@@ -84,10 +84,12 @@ MATRIX = (
     Row(
         "P5",
         "the event loop stands still for a moment",
-        "below the lease nothing is lost or repeated, and no line tells of it; the watchdog ends what stands still",
+        "below the lease nothing is lost or repeated, and a line tells of what was long; the watchdog ends "
+        "what stands still",
         "at once",
         (
             "test_fault_process::test_frozen_for_moments",
+            "test_moving::test_a_loop_that_stood_still_is_told",
             "test_drain::test_the_watchdog_is_fed_while_the_loops_move",
         ),
     ),
@@ -154,6 +156,44 @@ MATRIX = (
         (
             "test_journal::test_a_reader_that_stopped_costs_lines_and_no_time",
             "test_journal::test_a_full_disk_and_a_closed_pipe_cost_lines_and_nothing_else",
+        ),
+    ),
+    Row(
+        "P12",
+        "an event or an answer takes the process down, again and again",
+        "the suspects are held, quarantined, and the log moves on; kills for no such reason hold nothing",
+        "a few starts",
+        (
+            "test_quarantine::test_what_takes_the_daemon_down_is_held_and_the_log_moves_on",
+            "test_quarantine::test_kills_for_no_reason_hold_nothing",
+        ),
+    ),
+    Row(
+        "P13",
+        "the unit under systemd, whole: it hangs, is killed, has wrong settings, wants to write, is stopped",
+        "started again by watchdog and restart, not with wrong settings; all works inside its sandbox",
+        "a start",
+        (
+            "test_fault_unit::test_it_delivers_from_inside_its_sandbox",
+            "test_fault_unit::test_all_that_needs_more_than_a_socket_works_in_there",
+            "test_fault_unit::test_it_is_not_ready_while_the_database_is_away",
+            "test_fault_unit::test_the_password_is_in_a_credential_and_nowhere_else",
+            "test_fault_unit::test_nothing_can_be_written",
+            "test_fault_unit::test_it_reads_its_settings_again",
+            "test_fault_unit::test_one_that_hangs_is_killed_and_started_again",
+            "test_fault_unit::test_one_that_is_killed_is_started_again",
+            "test_fault_unit::test_wrong_settings_are_not_tried_again",
+            "test_fault_unit::test_it_ends_in_order",
+        ),
+    ),
+    Row(
+        "P14",
+        "the wall before metadata services is opened by the operator",
+        "the unit's own wall stands",
+        "at once",
+        (
+            "test_fault_unit::test_no_metadata_service_can_be_reached",
+            "test_fault_unit::test_the_second_wall_stands_where_the_first_was_opened",
         ),
     ),
     Row(
@@ -311,10 +351,11 @@ MATRIX = (
         "D15",
         "the daemon's clock steps by an hour, either way; the server's or the daemon's time zone changes, "
         "some of them with odd daylight saving",
-        "waits go on as before, nothing comes twice, instants stay instants; signatures and attempted_at are "
+        "waits go on as before, nothing comes twice, instants stay instants; a clock that differs from the server's is told; signatures and attempted_at are "
         "as wrong as the clock is",
         "at once",
         (
+            "test_moving::test_a_wrong_clock_is_told",
             "test_fault_process::test_the_clock_steps",
             "test_fault_process::test_daylight_saving_begins_or_ends",
             "test_fault_changes::test_the_servers_time_zone_changes",
@@ -339,6 +380,16 @@ MATRIX = (
         (
             "test_reading::test_hundreds_of_open_transactions_are_no_trouble",
             "test_plans::test_a_page_walks_the_primary_key_and_stops",
+        ),
+    ),
+    Row(
+        "D18",
+        "a copy of production comes up on another machine and server",
+        "it holds still until it is adopted, the original goes on",
+        "`pghookd adopt`",
+        (
+            "test_moving::test_a_copy_of_production_holds_still_until_it_is_adopted",
+            "test_moving::test_the_original_goes_on_meanwhile",
         ),
     ),
     Row(
