@@ -351,7 +351,8 @@ MATRIX = (
         "D15",
         "the daemon's clock steps by an hour, either way; the server's or the daemon's time zone changes, "
         "some of them with odd daylight saving",
-        "waits go on as before, nothing comes twice, instants stay instants; a clock that differs from the server's is told; signatures and attempted_at are "
+        "waits go on as before, nothing comes twice, instants stay instants; a clock that differs "
+        "from the server's is told; signatures and attempted_at are "
         "as wrong as the clock is",
         "at once",
         (
