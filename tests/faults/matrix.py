@@ -719,8 +719,8 @@ delivered was answered 2xx; attempts are numbered without a gap and none is inve
 same bytes, and are no more than the fault explains; where owners are told, no delivery is told of twice, and none that
 was given up is passed over. The checker is checked itself (`tests/story/test_checker.py`).
 
-`pytest tests/faults` runs the tests of this folder (some twelve minutes, most of them waiting); with `-m short` it runs
-those that CI runs, one or more of each kind (some four minutes). What a machine lacks is skipped with a reason:
+`pytest tests/faults` runs the tests of this folder (some fifteen minutes, most of them waiting); with `-m short` it runs
+those that CI runs, one or more of each kind (three to four minutes). What a machine lacks is skipped with a reason:
 PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named `test_fault_*` are
 here, the others in `tests/story`, `tests/edge` and `tests/core`.
 

@@ -43,7 +43,6 @@ async def test_four_instances_without_a_fault(database, db, start, receiving, un
     assert not any(each.said("database.lost") or each.noise for each in daemons)
 
 
-@pytest.mark.short
 async def test_of_four_instances_the_owner_is_killed_until_one_is_left(
     database, db, start, receiving, until, delivered
 ):
@@ -61,6 +60,7 @@ async def test_of_four_instances_the_owner_is_killed_until_one_is_left(
     assert not any(each.noise for each in daemons)
 
 
+@pytest.mark.short
 async def test_a_second_copy_is_started_by_mistake_again_and_again(
     database, db, start, receiving, until, delivered
 ):

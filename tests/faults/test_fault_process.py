@@ -44,7 +44,7 @@ async def _attempts(db):
 SHORT = pytest.mark.short
 
 
-@pytest.mark.parametrize("signal", [pytest.param("SIGKILL", marks=SHORT), "SIGTERM"])
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 async def test_a_thousand_in_flight(database, db, start, receiving, until, delivered, signal):
     async with receiving(db, "answers:second", ENDPOINTS) as running:
         daemon = await start(database, **THOUSAND)
