@@ -719,10 +719,10 @@ delivered was answered 2xx; attempts are numbered without a gap and none is inve
 same bytes, and are no more than the fault explains; where owners are told, no delivery is told of twice, and none that
 was given up is passed over. The checker is checked itself (`tests/story/test_checker.py`).
 
-`pytest tests/faults` runs the tests of this folder (some fifteen minutes, most of them waiting); with `-m short` it runs
-those that CI runs, one or more of each kind (three to four minutes). What a machine lacks is skipped with a reason:
-PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named `test_fault_*` are
-here, the others in `tests/story`, `tests/edge` and `tests/core`.
+`pytest tests/faults` runs the tests of this folder (some fifteen minutes, most of them waiting); with `-m short` it
+runs those that CI runs, one or more of each kind (three to four minutes). What a machine lacks is skipped with a
+reason: PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named
+`test_fault_*` are here, the others in `tests/story`, `tests/edge` and `tests/core`.
 
 This file is made of `matrix.py`: `python tests/faults/matrix.py > tests/faults/README.md`. Limits in seconds are those
 of the tests on a busy machine; a heartbeat of 2 s and a lease of 10 s, where tests have 0.5 and 4, add as much.
