@@ -1,2 +1,5 @@
--- A storm is over: whatever was held back is looked at now. $1 timestamptz: now.
-update webhooks.incidents set next_look_at = $1 where state = 'shaky' and next_look_at > $1
+-- A storm is over: whatever was held back is looked at now, and its owner's window begins anew, so that what our own
+-- trouble left behind has the time of a first failure to arrive. $1 timestamptz: now.
+update webhooks.incidents set next_look_at = least(next_look_at, $1),
+  window_at = case when window_at is not null then greatest(window_at, $1) end
+where state = 'shaky' and (next_look_at > $1 or window_at < $1)

@@ -123,3 +123,17 @@ def test_what_are_no_statuses():
 
 def test_headers_are_an_object_of_texts():
     assert parse_headers('{"a": "1", "b": "2"}') == (("a", "1"), ("b", "2"))
+
+
+@pytest.mark.parametrize("asked", [0, -1, 0.0001, 1e9, "NaN", "Infinity"])
+def test_a_rate_that_none_can_keep_ends_deliveries_and_nothing_else(asked):
+    """The column has a constraint; whoever drops it gets what every other nonsense gets."""
+    assert EndpointOptions(rate_per_s=asked).rate is None
+    with pytest.raises(ValueError, match="rate_per_s"):
+        manner(rate_per_s=asked)
+
+
+@pytest.mark.parametrize("asked", [-1.0, float("nan"), float("inf")])
+def test_a_timeout_that_is_none(asked):
+    with pytest.raises(ValueError, match="timeout_s"):
+        manner(timeout_s=asked)

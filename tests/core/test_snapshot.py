@@ -15,7 +15,8 @@ A, B, C = Position(Snapshot(10, 10, ())), Position(Snapshot(20, 20, ())), Positi
 
 
 def delivery(ticket=None):
-    made = Delivery(Event(1, "s", "order_created", 0, b"{}"), 1, 0, 0.0, ticket)
+    since = 0.0 if ticket is None else ticket.read_at
+    made = Delivery(Event(1, "s", "order_created", 0, b"{}"), 1, 0, since, ticket)
     if ticket is not None:
         ticket.open.add(made)
     return made

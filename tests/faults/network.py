@@ -1,7 +1,8 @@
-"""A network between the daemon and Postgres that can be broken in the ways networks break.
+"""Networks that can be broken in the ways networks break: before Postgres, and before the receivers.
 
-It knows the daemon's connections by the names that they give themselves (`pghookd/read`), so that a single one may go
-silent. The kernel acknowledges whatever is sent into a silence: no keepalive can tell, as behind a middlebox.
+The one before Postgres knows the daemon's connections by the names that they give themselves (`pghookd/read`), so that
+a single one may go silent. The kernel acknowledges whatever is sent into a silence: no keepalive can tell, as
+behind a middlebox.
 """
 
 from __future__ import annotations
@@ -127,3 +128,78 @@ class Network:
             await asyncio.sleep(self.delay_s)
         writer.write(data)
         await writer.drain()
+
+
+class WayOut:
+    """The line between the daemon and its receivers: a TCP proxy on many loopback addresses, one port.
+
+    Attributes:
+        bytes_per_s: what passes in a second, all connections and both ways together; 0: as it comes.
+        delay_s: how long whatever passes takes, each way.
+        cut: connections are reset, and so are new ones.
+    """
+
+    def __init__(self, port, hosts=("127.0.0.1",)):
+        self._to = port
+        self._hosts = hosts
+        self._servers = []
+        self._tasks = set()
+        self._open = set()
+        self._line = asyncio.Lock()
+        self._passes = asyncio.Event()
+        self._passes.set()
+        self.bytes_per_s = 0
+        self.delay_s = 0.0
+        self.cut = False
+
+    async def __aenter__(self):
+        self.port = 0
+        for host in self._hosts:
+            self._servers.append(await asyncio.start_server(self._connected, host, self.port))
+            self.port = self._servers[-1].sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        for server in self._servers:
+            server.close()
+        self.reset()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def reset(self):
+        """End all connections by RST."""
+        for writer in self._open:
+            writer.transport.abort()
+
+    def stall(self):
+        """Let nothing pass; connections stay, and new ones are accepted."""
+        self._passes.clear()
+
+    def go_on(self):
+        """Let pass what has waited."""
+        self._passes.set()
+
+    async def _connected(self, reader, writer):
+        if self.cut:
+            writer.transport.abort()
+            return
+        self._tasks.add(asyncio.current_task())
+        back, there = await asyncio.open_connection("127.0.0.1", self._to)
+        ends = {writer, there}
+        self._open |= ends
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # cut, or the test is over
+            await asyncio.gather(self._pass(reader, there), self._pass(back, writer))
+        self._open -= ends
+
+    async def _pass(self, reader, writer):
+        while data := await reader.read(1500):
+            await self._passes.wait()
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            if self.bytes_per_s:
+                async with self._line:
+                    await asyncio.sleep(len(data) / self.bytes_per_s)
+            writer.write(data)
+            await writer.drain()
+        writer.close()

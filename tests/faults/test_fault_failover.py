@@ -7,6 +7,7 @@ import asyncio
 import asyncpg
 import checker
 import crew
+import pytest
 
 from pghookd import migrate
 
@@ -19,6 +20,7 @@ SETTINGS = {"delivery_concurrency": CONCURRENCY, "recorder_batch_max": BATCH_MAX
 CAUGHT_UP = "select count(*) > 0 and bool_and(replay_lsn >= pg_current_wal_lsn()) from pg_stat_replication"
 
 
+@pytest.mark.short
 async def test_failover_through_a_string_of_several_hosts(own_server, start, receiving, until, delivered):
     """The standby missed nothing, as with synchronous replication."""
     await migrate.migrate(own_server.url())

@@ -66,6 +66,7 @@ async def pooler(own_server, until):
     shutil.rmtree(folder)
 
 
+@pytest.mark.short
 @pytest.mark.usefixtures("direct")
 async def test_the_daemon_refuses_a_transaction_pooler(pooler, start):
     daemon = await start(pooler, ready="")
@@ -74,6 +75,7 @@ async def test_the_daemon_refuses_a_transaction_pooler(pooler, start):
     assert not daemon.noise
 
 
+@pytest.mark.short
 async def test_producers_go_through_a_transaction_pooler(
     pooler, own_server, direct, start, receiving, delivered
 ):

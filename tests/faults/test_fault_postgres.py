@@ -87,6 +87,7 @@ async def test_too_many_connections_while_running(make_server, start, receiving,
 
 
 TABLES = ("events", "attempts", "endpoints", "backlog", "dead", "shards", "sites", "incidents")
+MOST = [pytest.param(name, marks=pytest.mark.short) if name == "incidents" else name for name in TABLES]
 HELD_S = 6.0  # three times as long as the daemon waits for a lock
 
 
@@ -102,7 +103,7 @@ async def holding(url, table):
         await connection.close()
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", MOST)
 async def test_a_migration_holds_a_lock_while_running(
     own_server, direct, start, receiving, until, delivered, table
 ):
@@ -154,6 +155,7 @@ async def test_statements_are_cancelled(own_server, direct, start, receiving, un
 # Read-only ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.short
 async def test_read_only_for_a_while(own_server, direct, start, receiving, until, delivered):
     daemon = await start(own_server.url(), **SETTINGS)
     async with receiving(direct) as running:
@@ -223,6 +225,7 @@ def _fill(folder):
     return ballast
 
 
+@pytest.mark.short
 async def test_the_servers_disk_is_full(server_on_small_disk, small_disk, start, receiving, until, delivered):
     server = server_on_small_disk
     await migrate.migrate(server.url())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
+import random
 import resource
 import time
 from pathlib import Path
@@ -40,6 +41,9 @@ async def _attempts(db):
     return await db.fetchval("select count(*) from webhooks.attempts")
 
 
+SHORT = pytest.mark.short
+
+
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 async def test_a_thousand_in_flight(database, db, start, receiving, until, delivered, signal):
     async with receiving(db, "answers:second", ENDPOINTS) as running:
@@ -64,6 +68,30 @@ async def test_a_thousand_in_flight(database, db, start, receiving, until, deliv
         assert found.repeats == repeats_max
 
 
+KILLS = int(os.environ.get("PGHOOKD_TEST_KILLS", "100"))
+
+
+@pytest.mark.timeout(60 + 6 * KILLS)
+async def test_a_hundred_kills_at_any_moment(database, db, start, receiving, delivered):
+    """One of two instances, whatever it is about to do: starting, standing by, taking over, recovering, sending."""
+    seed = int(os.environ.get("PGHOOKD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"PGHOOKD_TEST_SEED={seed}")
+    chance = random.Random(seed)
+    daemons = [await start(database, ready="", **SETTINGS) for _ in range(2)]
+    async with receiving(db, "answers:lively", 2) as running:
+        for _ in range(KILLS):
+            await db.execute(EVENTS, 20)
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            victim = chance.randrange(2)
+            await daemons[victim].kill()
+            assert not daemons[victim].noise
+            daemons[victim] = await start(database, ready="", **SETTINGS)
+        await delivered(db, 40 * KILLS, 60)
+        found = await checker.check(db, running.entries(), repeats_max=KILLS * UNRECORDED_MAX)
+        print(f"{KILLS} kills: {found}")
+
+
+@pytest.mark.short
 async def test_killed_while_it_waits_for_the_bell(database, db, start, receiving, until, delivered):
     """Nobody rings for a dead daemon, no producer waits for it, and the next one finds what came meanwhile."""
     daemon = await start(database, log_level="debug")
@@ -79,14 +107,15 @@ async def test_killed_while_it_waits_for_the_bell(database, db, start, receiving
         await checker.check(db, running.entries(), repeats_max=0)
 
 
-async def test_frozen_for_longer_than_its_lease(database, db, start, receiving, until, delivered):
+@pytest.mark.parametrize("seconds", [3 * SETTINGS["database_lease_s"], pytest.param(60, id="a minute")])
+async def test_frozen_for_longer_than_its_lease(database, db, start, receiving, until, delivered, seconds):
     """Alone: it wakes up without its sessions, sends nothing on their strength, and recovers."""
     daemon = await start(database, **SETTINGS)
     async with receiving(db) as running:
         await db.execute(EVENTS, 2000)
         await until(lambda: len(running.entries()) > 300)
         daemon.freeze()
-        await asyncio.sleep(3 * SETTINGS["database_lease_s"])
+        await asyncio.sleep(seconds)
         daemon.thaw()
         await daemon.wait_for("database.lost")
         await daemon.wait_for("database.restored")
@@ -114,7 +143,9 @@ def _descriptors(daemon):
     return len([*Path(f"/proc/{daemon.pid}/fd").iterdir()])
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["later", "at first"])
+@pytest.mark.parametrize(
+    "warm", [pytest.param(True, marks=SHORT, id="later"), pytest.param(False, id="at first")]
+)
 async def test_no_descriptor_is_left(database, db, start, receiving, until, delivered, warm):
     """Our own fault: no outcome is lost, no endpoint is blamed, no tight loop, and it goes on once there are some."""
     daemon = await start(database, **THOUSAND)
@@ -155,7 +186,7 @@ async def _settled(db, count):
     )
 
 
-@pytest.mark.parametrize("step", ["+3600", "-3600"])
+@pytest.mark.parametrize("step", [pytest.param("+3600", marks=SHORT), "-3600"])
 @pytest.mark.skipif(not FAKETIME, reason="no libfaketime here: apt-get install faketime")
 async def test_the_clock_steps(database, db, tmp_path, receiving, until, delivered, step):
     """The daemon's wall clock jumps by an hour: waits are those of a clock that does not."""
@@ -185,6 +216,48 @@ async def test_the_clock_steps(database, db, tmp_path, receiving, until, deliver
             assert len(taken) == taken.total() == 2000
             states = await db.fetch("select state, count(*) from webhooks.deliveries group by 1")
             assert [tuple(row) for row in states] == [("delivered", 2000)]
+        assert not daemon.said("database.lost")
+        assert not daemon.noise
+    finally:
+        await daemon.kill()
+
+
+CHANGES = {
+    "spring": 1774746000,
+    "autumn": 1792890000,
+}  # of daylight saving in Berlin in 2026, in Unix seconds
+LEAD_S = 15  # the daemon starts so long before
+
+
+@pytest.mark.parametrize("season", CHANGES)
+@pytest.mark.skipif(not FAKETIME, reason="no libfaketime here: apt-get install faketime")
+async def test_daylight_saving_begins_or_ends(database, db, receiving, delivered, season):
+    """The daemon's machine is in Berlin, and the clocks there are changed: nothing notices."""
+    change, began = CHANGES[season], time.time()
+    environ = {
+        "LD_PRELOAD": str(FAKETIME[0]),
+        "FAKETIME": f"{change - LEAD_S - began:+.0f}",
+        "DONT_FAKE_MONOTONIC": "1",
+        "TZ": "Europe/Berlin",
+    }
+    daemon = Daemon(database, environ=environ, **{**SETTINGS, "retry_schedule": "1s,1s,1s,1s"})
+    await daemon.start()
+    try:
+        await daemon.ready()
+        async with receiving(db, "answers:fickle") as running:
+            count = 0
+            while time.time() < began + LEAD_S + 5:
+                await db.execute(EVENTS, 10)
+                count += 10
+                await asyncio.sleep(0.2)
+            await delivered(db, count, 20)
+            entries = running.entries()
+            told = [int(e["webhook-timestamp"]) for e in entries]
+            assert change - LEAD_S - 1 < min(told) < change < max(told) < change + 60
+            offsets = [at - e["wall"] for at, e in zip(told, entries, strict=True)]
+            assert max(offsets) - min(offsets) < 10, "seconds went on as seconds do"
+            taken = {e["webhook-id"] for e in entries if e["status"] == 200 and not e["cut"]}
+            assert len(taken) == count
         assert not daemon.said("database.lost")
         assert not daemon.noise
     finally:

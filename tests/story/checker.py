@@ -16,6 +16,12 @@
 
 All of them are asked; the error names each that does not hold.
 
+and, by `check_mails`, where owners are told:
+
+    mails agree        each mail that was taken is a row of the outbox, went to its owner alone, came once and, where a
+                       fault explains a repeat, again with the same bytes; each that counts as sent was taken
+    told once          no delivery is told of twice; what is told of has failed; what was given up was told of
+
 The receiver is told endpoints apart by path: an endpoint's URL ends in a path of its own.
 """
 
@@ -54,6 +60,22 @@ select event_id, webhooks.webhook_id(event_id, created_at) as webhook_id, payloa
 from webhooks.events
 """
 CLOCK_S = 0.005  # rows are rounded, and a wait is counted on another clock
+
+MAILS = "select email_id, owner_email, kind, message_id, state, digest::text from webhooks.emails order by email_id"
+OWNERS = """
+select p.endpoint_id, lower(s.owner_email) as owner_email
+from webhooks.endpoints p join webhooks.sites s using (site_id) where s.owner_email is not null
+"""
+# A delivery may be told of once it has failed, or was not tried by a fault that is its owner's to mend.
+FAILED = """
+select endpoint_id, event_id from webhooks.attempts where outcome not in ('delivered', 'failed')
+union select endpoint_id, event_id from webhooks.dead where attempts = 0 and reason in ('too_large', 'invalid')
+union select endpoint_id, event_id from webhooks.backlog where reason = 'filter_slow'
+"""
+GIVEN_UP = """
+select d.endpoint_id, d.event_id from webhooks.dead d
+where d.reason in ('exhausted', 'too_old', 'blocked', 'aborted', 'too_large', 'invalid')
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +175,100 @@ async def check(
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What owners were told, once everything agreed."""
+
+    mails: int  # that the mail server took, repeats included
+    repeats: int  # of them, mails that it had taken before
+    deliveries: int  # told of as failed
+
+
+async def check_mails(db, mails, *, repeats_max=0, under_way_max=0):
+    """Hold what owners were told against what failed; return the figures.
+
+    To be called when nothing is left to be told: no mail is queued, and of each endpoint that failed a mail has gone
+    out since (a reminder, or that it works again). Nobody is muted or snoozed, and no mail has more sections than fit.
+
+    Args:
+        db: a connection.
+        mails: what the mail server took, in order (tests/edge/mail_server.py).
+        repeats_max: how many mails may have come again, by the faults of the run.
+        under_way_max: how many deliveries of one endpoint had begun, and were not recorded, while a mail was made:
+            their request is older than what that mail tells and younger than what it has read, so no mail names them
+            (later ones count them in what has failed in all).
+    """
+    rows = {row["message_id"]: row for row in await db.fetch(MAILS) if row["message_id"] is not None}
+    taken = collections.defaultdict(list)
+    for mail in mails:
+        taken[mail.message_id].append(mail)
+    for message_id, copies in taken.items():
+        _check_copies(rows.get(message_id), copies)
+    states = collections.Counter(row["state"] for row in await db.fetch(MAILS))
+    assert not states["queued"], f"mails are still to be sent: {states}"
+    unsent = [
+        row["email_id"] for row in rows.values() if row["state"] == "sent" and row["message_id"] not in taken
+    ]
+    assert not unsent, f"counted as sent, and never taken: {unsent}"
+    repeats = sum(len(copies) - 1 for copies in taken.values())
+    assert repeats <= repeats_max, f"{repeats} mails came again"
+    digests = [(row["owner_email"], json.loads(row["digest"])) for row in map(rows.get, taken)]
+    failed, given_up = await _pairs(db, FAILED), await _pairs(db, GIVEN_UP)
+    told = _check_told(digests, failed, given_up, await _owned(db), under_way_max)
+    return Told(mails=len(mails), repeats=repeats, deliveries=told)
+
+
+def _check_copies(row, copies):
+    """Check one mail, as often as it was taken."""
+    assert row is not None, f"nobody meant to send {copies[0].subject}"
+    assert row["state"] == "sent", f"{row['email_id']} was taken and is {row['state']}"
+    assert len({mail.content for mail in copies}) == 1, (
+        f"{row['email_id']} came again and said something else"
+    )
+    for mail in copies:
+        assert mail.recipients == [row["owner_email"]], f"{row['email_id']} went to {mail.recipients}"
+        assert mail.message["X-Pghookd-Kind"] == row["kind"]
+
+
+async def _pairs(db, sql):
+    found = collections.defaultdict(set)
+    for row in await db.fetch(sql):
+        found[row["endpoint_id"]].add(row["event_id"])
+    return found
+
+
+async def _owned(db):
+    return {row["endpoint_id"]: row["owner_email"] for row in await db.fetch(OWNERS)}
+
+
+def _check_told(digests, failed, given_up, owned, under_way_max):
+    """Hold the sections of all mails against the deliveries of each endpoint; return how many are told of."""
+    named, counted, cut = collections.defaultdict(list), collections.Counter(), set()
+    for owner, digest in digests:
+        for section in digest["sections"]:
+            endpoint_id = section["endpoint_id"]
+            assert owned.get(endpoint_id) == owner, f"{owner} was told of {endpoint_id}, which is not theirs"
+            ids = [int(text[4:18], 16) for text in section["event_ids"]]
+            count = sum(count for _, count in section["types"])
+            named[endpoint_id] += ids
+            counted[endpoint_id] += count
+            if count > len(ids):  # more than a mail names one by one
+                cut.add(endpoint_id)
+    for endpoint_id, ids in named.items():
+        twice = [event_id for event_id, count in collections.Counter(ids).items() if count > 1]
+        assert not twice, f"told of twice, of endpoint {endpoint_id}: {twice[:5]}"
+        assert set(ids) <= failed[endpoint_id], f"told of endpoint {endpoint_id}, and never failed"
+        assert counted[endpoint_id] <= len(failed[endpoint_id]), f"more told of {endpoint_id} than failed"
+    for endpoint_id in owned.keys() & given_up.keys():
+        lost = given_up[endpoint_id]
+        missing = len(lost) - counted[endpoint_id]
+        assert missing <= under_way_max, f"{len(lost)} of {endpoint_id} were given up, {missing} not told of"
+        if endpoint_id not in cut:
+            untold = lost - set(named[endpoint_id])
+            assert len(untold) <= under_way_max, f"given up, and nobody was told: {sorted(untold)[:5]}"
+    return counted.total()
+
+
 async def _check_states(findings, db, expected, states):
     stands = await db.fetch(STATES)
     per_delivery = collections.Counter((row["event_id"], row["endpoint_id"]) for row in stands)
@@ -176,7 +292,7 @@ def _check_attempts(findings, attempts, received):
         findings.hold("attempt_discipline", whole, f"{key} is numbered {numbers}")
         starts = [row["attempted_at"] for row in rows]
         findings.hold("attempt_discipline", starts == sorted(starts), f"{key} has starts out of order")
-        entries = {(_attempt(entry), entry["status"]) for entry in received[key]}
+        entries = {(_attempt(entry), entry["status"]) for entry in received.get(key, ())}
         for row in rows:
             seen = row["status"] is None or (row["attempt"], row["status"]) in entries
             findings.hold("no_phantom", seen, f"{key} has a phantom: {row}")
@@ -191,7 +307,7 @@ def _check_answers(findings, attempts, received):
             findings.hold("no_false_success", true, f"{key} has a false outcome: {row}")
         delivered = sum(map(_is_2xx, rows))
         findings.hold("attempt_discipline", delivered <= 1, f"{key} went on after it was delivered")
-        taken = any(map(_is_2xx, received[key]))
+        taken = any(map(_is_2xx, received.get(key, ())))
         findings.hold("at_least_once", taken or not delivered, f"{key} was never answered 2xx")
         took = key[1] in taking
         findings.hold("no_false_success", took or not delivered, f"endpoint {key[1]} never answered 2xx")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import json
 
 import checker
 import pytest
+from mail_server import Mail
 from standardwebhooks.webhooks import Webhook
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -146,3 +148,91 @@ async def test_a_signature_that_is_not_ours(db, run):
     run[0]["webhook-signature"] = "v1,AAAA"
     with pytest.raises(Exception, match="No matching signature"):
         await checker.check(db, run, repeats_max=0)
+
+
+# What owners were told ------------------------------------------------------------------------------------------
+
+
+OWNER = "anna@shop.example"
+
+
+def _mail(number, body="text", to=OWNER, kind="failing"):
+    content = (
+        f"Message-ID: <digest.{number}@p.example>\r\nX-Pghookd-Kind: {kind}\r\nSubject: s\r\n\r\n{body}\r\n"
+    )
+    return Mail("hooks@p.example", [to], content.encode(), 1, secure=False, accepted=True)
+
+
+@pytest.fixture
+async def told(db, run):
+    """Return the mails of an honest run: the second event was given up, and its owner told of it once."""
+    await db.execute("update webhooks.sites set owner_email = $1", OWNER)
+    await db.execute("delete from webhooks.attempts where attempt = 2")
+    await db.execute(
+        "insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts, since)"
+        " select event_id, endpoint_id, 's', 'exhausted', 1, now() from webhooks.attempts where status = 500"
+    )
+    lost = await db.fetchrow(
+        "select endpoint_id, webhooks.webhook_id(event_id, now()) as webhook_id from webhooks.dead"
+    )
+    for number, ids in ((1, [lost["webhook_id"]]), (2, [])):
+        section = {"endpoint_id": lost["endpoint_id"], "event_ids": ids, "types": [["a", len(ids)]]}
+        await db.execute(
+            "insert into webhooks.emails (owner_email, kind, window_start, message_id, state, digest)"
+            " values ($1, 'failing', now() + $2 * interval '1 s', $3, 'sent', $4::text::jsonb)",
+            OWNER,
+            number,
+            f"<digest.{number}@p.example>",
+            json.dumps({"sections": [section]}),
+        )
+    return [_mail(1), _mail(2)]
+
+
+async def test_honest_mails_pass(db, told):
+    found = await checker.check_mails(db, told)
+    assert (found.mails, found.repeats, found.deliveries) == (2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("sql", "fault"),
+    [
+        (
+            "update webhooks.emails set state = 'superseded' where message_id like '%.2@%'",
+            "was taken and is superseded",
+        ),
+        ("update webhooks.emails set state = 'queued' where message_id like '%.2@%'", "is queued"),
+        (
+            "update webhooks.emails set digest = (select digest from webhooks.emails where message_id like '%.2@%')",
+            "given up",
+        ),
+        (
+            "update webhooks.emails set digest = (select digest from webhooks.emails where message_id like '%.1@%')",
+            "of twice",
+        ),
+        ("update webhooks.attempts set outcome = 'delivered', status = 200", "never failed"),
+        ("update webhooks.sites set owner_email = null", "not theirs"),
+        ("update webhooks.emails set owner_email = 'bert@shop.example'", "went to"),
+    ],
+)
+async def test_mails_that_lie(db, told, sql, fault):
+    await db.execute(sql)
+    with pytest.raises(AssertionError, match=fault):
+        await checker.check_mails(db, told)
+
+
+@pytest.mark.parametrize(
+    ("mails", "fault"),
+    [
+        ((1, 2, 2), "1 mails came again"),
+        ((1,), "counted as sent, and never taken"),
+        ((1, 2, 3), "nobody meant to send"),
+    ],
+)
+async def test_mails_too_many_or_too_few(db, told, mails, fault):
+    with pytest.raises(AssertionError, match=fault):
+        await checker.check_mails(db, [_mail(number) for number in mails])
+
+
+async def test_a_mail_that_says_something_else_the_second_time(db, told):
+    with pytest.raises(AssertionError, match="something else"):
+        await checker.check_mails(db, [*told, _mail(2, body="other")], repeats_max=1)

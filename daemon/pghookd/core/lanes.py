@@ -166,7 +166,7 @@ class Lane:
     def curb(self) -> None:
         """Take the endpoint's rate; one that it had already goes on where it was."""
         options = self.endpoint.options
-        per_s = None if options is None else options.rate_per_s
+        per_s = None if options is None else options.rate
         if per_s is None:
             self.rate = None
         elif self.rate is None or self.rate.per_s != per_s:

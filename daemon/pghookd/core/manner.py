@@ -9,6 +9,7 @@ Never here: where a request goes to, a clock, SQL.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Final
 
 from pghookd.core import auth, options, profile, signing, verdict
@@ -86,6 +87,8 @@ class Manner:
             ValueError: a column holds what cannot be used; the message says which way and quotes no secret.
         """
         asked = endpoint.options or _NONE
+        if asked.rate_per_s is not None and asked.rate is None:
+            raise ValueError(f"rate_per_s is {options.RATE_MIN} to {options.RATE_MAX:g}")
         secrets, unopened = _secrets(endpoint, asked, defaults.reveal)
         fault = None if unopened is None else Fault(Outcome.FAILED, SECRET)
         identified, fault = (
@@ -104,11 +107,18 @@ class Manner:
             head=_head(StaticHead.of(defaults.user_agent, endpoint.source, own), identified),
             sign=_sign(secrets) if unopened is None else _refusing(unopened),
             profile=added,
-            timeout_s=endpoint.timeout_s or defaults.timeout_s,
+            timeout_s=_timeout_s(endpoint, defaults),
             policy=_policy(asked, defaults.retry),
             fault=fault,
             auth=identified,
         )
+
+
+def _timeout_s(endpoint: Endpoint, defaults: Defaults) -> float:
+    asked = endpoint.timeout_s or defaults.timeout_s
+    if not 0 < asked < math.inf:  # NaN is not either
+        raise ValueError("timeout_s is more than 0 and at most 30")
+    return asked
 
 
 def _secrets(endpoint: Endpoint, asked: EndpointOptions, reveal: Reveal) -> tuple[Secrets, Unopened | None]:

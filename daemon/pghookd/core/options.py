@@ -16,6 +16,8 @@ from typing import Final
 
 import orjson
 
+RATE_MIN: Final = 0.001  # a second, as the constraint of the column has it; it may have been dropped
+RATE_MAX: Final = 10_000.0
 STATUSES_LENGTH_MAX: Final = 200  # characters
 _STATUSES: Final = re.compile(r"(2[0-9]{2})(?:-(2[0-9]{2}))?", re.ASCII)
 
@@ -49,6 +51,12 @@ class EndpointOptions:
     rate_per_s: float | None = None
     ordered: bool = False
     auth: str | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def rate(self) -> float | None:
+        """The rate where there is one that can be kept; NaN and infinity arrive as texts."""
+        asked = self.rate_per_s
+        return asked if isinstance(asked, int | float) and RATE_MIN <= asked <= RATE_MAX else None
 
 
 @functools.lru_cache(maxsize=10_000)
