@@ -8,6 +8,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pghookd.core.aside import Aside, Part
 from pghookd.core.model import Delivery, Event
 from pghookd.core.snapshot import BEGINNING, Log, Mark, Marks, Position, ShardLog, Snapshot, settle
 
@@ -281,13 +282,44 @@ def test_settled_is_always_the_end_of_the_last_page_before_anything_open(sizes, 
 
 def test_overdue_are_the_open_ones_of_pages_read_before():
     shard = ShardLog(0, A)
-    old, recent = shard.page(B, 1.0), shard.page(C, 5.0)
-    one, two, _ = delivery(old), delivery(old), delivery(recent)
+    old = shard.page(B, 1.0)
+    one, two = delivery(old), delivery(old)
+    delivery(shard.page(C, 5.0))
     settle(one)
     log = Log(C.snapshot, {0: shard, 1: ShardLog(1, C)}, Marks())
     assert log.overdue(1.0) == []
     assert log.overdue(2.0) == [two]
     assert len(log.overdue(6.0)) == 2
+
+
+def test_a_page_waits_for_what_was_left_of_it_in_the_log_and_few_tickets_stand_behind_it():
+    shard, aside = ShardLog(0, A), Aside()
+    ticket = shard.page(B, 1.0)
+    aside.put("s", Part(ticket, None, 2, 1.0, [7, 8, 9]))
+    settle(delivery(ticket))
+    behind = [shard.page(C, 2.0 + n) for n in range(100)]
+    assert all(each is behind[0] for each in behind)
+    assert (shard.settled, len(aside._parts), aside.events) == (A, 1, 3)
+    site_id, part = aside.next()
+    assert (site_id, list(part.event_ids)) == ("s", [7, 8, 9])
+    last = delivery(ticket)
+    aside.taken("s", 2)
+    assert list(aside.next()[1].event_ids) == [9]
+    aside.taken("s", 1)
+    assert not aside
+    assert aside.next() is None
+    assert shard.settled == A
+    settle(last)
+    assert shard.settled == C
+
+
+def test_sites_that_have_left_something_take_turns():
+    shard, aside = ShardLog(0, A), Aside(most=4)
+    for site_id in ("a", "b"):
+        aside.put(site_id, Part(shard.page(B, 1.0), None, 1, 1.0, [1, 2]))
+    assert [aside.next()[0] for _ in range(4)] == ["a", "b", "a", "b"]
+    assert "a" in aside
+    assert aside.is_full
 
 
 def test_the_oldest_snapshot_is_that_of_the_shard_furthest_behind():

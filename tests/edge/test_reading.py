@@ -11,6 +11,8 @@ import producers
 import pytest
 from crew import desk
 
+from pghookd.core.model import Delivery, Event, Reason, State
+from pghookd.core.writes import Kept
 from pghookd.edge.postgres import DatabaseAway
 from pghookd.loops.read import PAGE
 
@@ -252,3 +254,17 @@ async def test_a_standby_is_not_read(own_server, connect):
             session.terminate()
         snapshot = await primary.fetchval("select pg_current_snapshot()")
         assert snapshot
+
+
+async def test_what_was_written_of_a_row_takes_no_delivery_ashore_that_was_taken_anew_from_it(
+    database, session
+):
+    """Held, switched on and taken again, before the first word was written: it is in memory, and stays known."""
+    async with desk(database) as it:
+        event = Event(1, "s", "order_created", 0, b"{}")
+        before, anew = (Delivery(event, 1, 0, 0.0, in_backlog=True) for _ in range(2))
+        it.lanes.aboard[1, 1] = anew
+        it.recorder._settle(Kept(before, State.HELD, Reason.DISABLED))
+        assert it.lanes.aboard[1, 1] is anew
+        it.recorder._settle(Kept(anew, State.HELD, Reason.DISABLED))
+        assert not it.lanes.aboard
