@@ -640,6 +640,17 @@ MATRIX = (
         ),
     ),
     Row(
+        "U8",
+        "one site floods the log",
+        "others overtake it; it is delivered whole, after a crash in the middle too; what waits for long is parked",
+        "at once",
+        (
+            "test_flood::test_others_overtake_a_flood_and_it_is_delivered_whole",
+            "test_flood::test_a_crash_in_the_middle_of_a_flood_loses_nothing",
+            "test_flood::test_what_has_waited_for_long_is_parked_so_that_the_stored_position_goes_on",
+        ),
+    ),
+    Row(
         "M1",
         "the mail server is away, silent, cuts; Postgres restarts and the daemon is killed meanwhile",
         "mails wait, deliveries do not; a doubtful mail is sent again as it was; owners are told once of each "
