@@ -20,6 +20,7 @@ from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
 from pghookd.edge import postgres
+from pghookd.edge.http import anchors
 from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 from pghookd.edge.rows import endpoint_of, server_of, shard_of, stay_of
@@ -60,7 +61,7 @@ class Finding:
 
     Attributes:
         grade: how bad it is.
-        what: settings, letters, database, schema, privileges, home, shards, days, endpoints, secrets,
+        what: settings, letters, trust, database, schema, privileges, home, shards, days, endpoints, secrets,
             two_phase, pooler or locks.
         text: a sentence for the operator.
     """
@@ -81,7 +82,21 @@ def exit_status(findings: Sequence[Finding]) -> int:
 
 async def check(settings: Settings) -> list[Finding]:
     """Look at what the settings name, the database above all; never raises for what it finds there."""
-    return [*_letters(settings), *await _database(settings)]
+    return [*_letters(settings), *_trust(settings), *await _database(settings)]
+
+
+def _trust(settings: Settings) -> list[Finding]:
+    """Look whether there is anybody to trust: without, every https endpoint fails."""
+    try:
+        found = anchors(settings.egress.ca_file or None)
+    except OSError as error:
+        return [Finding(Grade.FAULT, "trust", f"egress.ca_file cannot be used: {error.strerror or error}")]
+    if found:
+        return [Finding(Grade.FINE, "trust", "certificates are verified against the system's trust store")]
+    text = (
+        "the system's trust store is empty, so that no certificate can be verified: install ca-certificates"
+    )
+    return [Finding(Grade.WARNING, "trust", text)]
 
 
 def _letters(settings: Settings) -> list[Finding]:

@@ -21,7 +21,7 @@ from fault_server import Certificates, Liar, answering, naming, receiving
 from pghookd.cli import cli
 from pghookd.core.destination import Policy, parse_places
 from pghookd.core.model import Fault, Outcome, Reply
-from pghookd.edge.http import Sender, trust
+from pghookd.edge.http import Sender, anchors, trust
 from pghookd.edge.resolver import GuardedResolver
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
@@ -473,3 +473,17 @@ def test_the_command_follows_the_operators_lists():
         check("http://a.example.com", "--address", "1.1.1.1", PGHOOKD_EGRESS_HTTPS_ONLY="true")[0],
         check("https://a.example.com", "--address", "1.1.1.1", PGHOOKD_EGRESS_PORTS="80")[0],
     ] == [0, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_machine_that_trusts_nobody_is_noticed(monkeypatch, tmp_path):
+    assert isinstance(anchors(), bool)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(empty))
+    assert anchors() is False
+    assert anchors(str(Certificates(tmp_path).ca_file)) is True
+    (empty / "0123abcd.0").write_text("read when it is needed")
+    assert anchors() is True
+    with pytest.raises(OSError, match="No such file"):
+        anchors(str(tmp_path / "none.pem"))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import asyncpg
 import pytest
 import pytest_asyncio
 from daemon import Daemon, NotifySocket, ReceiverProcess
 from shop import Shop
+
+# Whatever a daemon does in whatever story, it says no secret, neither in the clear nor encrypted.
+SECRET = re.compile(r"whs(ec|k)_[A-Za-z0-9+/]{8}|enc:v1:\w+:[A-Za-z0-9+/]{8}|PRIVATE KEY")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -25,6 +31,8 @@ async def start():
     yield start_one
     for daemon in started:
         await daemon.kill()
+        told = [json.dumps(line) for line in daemon.lines] + daemon.noise
+        assert not [line for line in told if SECRET.search(line)], "a secret was said"
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -33,6 +33,7 @@ import contextvars
 import dataclasses
 import errno
 import functools
+import os
 import re
 import socket
 import ssl
@@ -517,6 +518,21 @@ def trust(ca_file: str | None = None) -> ssl.SSLContext:
     if ca_file is not None:
         context.load_verify_locations(ca_file)
     return context
+
+
+def anchors(ca_file: str | None = None) -> bool:
+    """Whether there is any trust anchor, of the system or in the file.
+
+    Raises:
+        OSError: as `trust`.
+    """
+    if trust(ca_file).cert_store_stats()["x509_ca"]:
+        return True
+    folder = ssl.get_default_verify_paths().capath  # whose files are read when they are needed
+    if folder is None:
+        return False
+    with os.scandir(folder) as found:
+        return any(found)
 
 
 def _write(wire: _Wire, head: bytes, body: bytes) -> None:
