@@ -20,6 +20,9 @@ from pghookd.core.suspects import Arrival, Suspect
 from pghookd.core.writes import Write
 from pghookd.edge.postgres import Session, query
 
+LOOK_S: Final = 0.05
+OTHERS_FIRST_S: Final = 5.0  # then they are not waited for any longer: perhaps they are not due
+
 
 class Due(Protocol):
     """What takes due rows into memory."""
@@ -77,6 +80,8 @@ class Suspects:
         if suspect is None and self._monotonic() >= self._named_until:
             yield
             return
+        if suspect is not None:
+            await self._after_others(suspect)
         await (self._turns if suspect is None else self._alone).acquire()  # until the outcome is durable
         flight = next(self._flights)
         self._flying[flight] = dataclasses.replace(suspect or Suspect(*key), flying=True)
@@ -88,6 +93,13 @@ class Suspects:
         finally:
             self._ended.add(flight)
             self.hurry()
+
+    async def _after_others(self, suspect: Suspect) -> None:
+        """Let those go first that were there at fewer ends: if it was none of them, they are out of it by the next."""
+        for _ in range(int(OTHERS_FIRST_S / LOOK_S)):
+            if all(other.ends >= suspect.ends for other in self._tried.values()):
+                return
+            await asyncio.sleep(LOOK_S)
 
     # For the recorder -------------------------------------------------------------------------------------------------
 
