@@ -447,7 +447,7 @@ def parameters(day, event_id):
         "give_token": (owner,),
         "count_unknown_failures": (now,),
         "pause_disabling": (1,),
-        "recall_incidents": (now,),
+        "recall_incidents": (now, True),
         "postpone_owners": ([owner], now),
         "read_emails": (now, ["failing"], 10),
         "claim_email": (1, 0, now, "<a@b>", "a subject"),

@@ -32,7 +32,8 @@ async def start():
     for daemon in started:
         await daemon.kill()
         told = [json.dumps(line) for line in daemon.lines] + daemon.noise
-        assert not [line for line in told if SECRET.search(line)], "a secret was said"
+        sabotaged = daemon.program != Daemon.PROGRAM
+        assert sabotaged or not [line for line in told if SECRET.search(line)], "a secret was said"
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -37,7 +37,9 @@ class Daemon:
         noise: what else it printed; a traceback lands here.
     """
 
-    def __init__(self, url, *, environ=None, program=("-m", "pghookd", "run"), **settings):
+    PROGRAM = ("-m", "pghookd", "run")
+
+    def __init__(self, url, *, environ=None, program=PROGRAM, **settings):
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -50,7 +52,7 @@ class Daemon:
             **{f"PGHOOKD_{name}": value for name, value in given.items()},
             **(environ or {}),
         }
-        self._program = program
+        self.program = program
         self.lines = []
         self.noise = []
         self._news = asyncio.Event()
@@ -61,7 +63,7 @@ class Daemon:
         """Start it; `await daemon.ready()` follows where that is wanted."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *self._program,
+            *self.program,
             env=self._environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,

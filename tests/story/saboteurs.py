@@ -179,9 +179,9 @@ class LivesYesterday(Deliverer):
 class SignsForOthers(Deliverer):
     """Signs with a secret that is not the endpoint's."""
 
-    def _head(self, manner, delivery, body):
+    def _head(self, manner, delivery, body, *more):
         other = dataclasses.replace(manner, sign=signer_of(OTHER_SECRET))
-        return super()._head(other, delivery, body)
+        return super()._head(other, delivery, body, *more)
 
 
 class LogsSecrets(Deliverer):

@@ -53,7 +53,10 @@ async def test_a_proxy_that_is_away_harms_no_endpoint(database, shop, start, rec
             mail_check_s=0.1,
         )
         event = await shop.emit()
-        await reaches(event, endpoint, "dead")
+        await reaches(event, endpoint, "waiting")
+        sql = "select attempts, attempts_before from webhooks.backlog"
+        row = await shop.db.fetchrow(sql)
+        assert row["attempts"] == row["attempts_before"] > 0  # the schedule is not used up
         assert {row[1:] for row in await shop.attempts(event)} == {("failed", None, "proxy: ECONNREFUSED")}
         health = "select health, disabled_reason from webhooks.endpoint_health where endpoint_id = $1"
         assert tuple(await shop.db.fetchrow(health, endpoint)) == ("healthy", None)

@@ -130,7 +130,8 @@ class Care:
         storm = self._settings.storm
         if not incident.is_storm(failing, hosts, traffic, share=storm.share, hosts_min=storm.hosts_min):
             if self._storm_looks:
-                await self._session.execute(query("recall_incidents"), now_us)
+                was_one = self._storm_looks >= STORM_LOOKS
+                await self._session.execute(query("recall_incidents"), now_us, was_one)
             self._storm_looks, self._storm_told_us, self._looked_us = 0, None, now_us
             return False
         self._storm_looks += 1
