@@ -17,6 +17,7 @@ from common import SECRET, fresh, keep, percentile, running, server, spread
 
 LIVE_PER_S = 1_000
 REPLAYED_PER_S = 500
+PAIRS = 5
 ENDPOINTS = 50  # of a site each
 TICK_S = 0.01
 NUMBER = re.compile(rb'"n" : (\d+)')
@@ -100,7 +101,7 @@ async def prepare(producer: asyncpg.Connection, port: int) -> None:
 
 
 async def main(*, quick: bool) -> None:
-    seconds, alone_seconds, pairs = (4, 4, 1) if quick else (200, 60, 5)
+    seconds, alone_seconds, pairs = (4, 4, 1) if quick else (200, 60, PAIRS)
     total = seconds * REPLAYED_PER_S
     receiver = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
     alone: list[list[float]] = []

@@ -15,7 +15,7 @@ from typing import Final, Generic, TypeVar
 
 from pghookd.core.snapshot import Ticket
 
-ASIDE_MAX: Final = 1_000_000  # events; beyond, a flood holds up others
+ASIDE_MAX: Final = 1_000_000  # events, and a page; beyond, nothing new is read until some are parked
 C = TypeVar("C")
 
 

@@ -140,7 +140,9 @@ class Reader:
         """Read until cancelled: at once while there are many rows, then ever slower, then asleep."""
         idle_at, pause = self._monotonic(), PAUSE_MIN_S
         while True:
-            found = await self.read() + await self._take_aside()
+            found = await self._take_aside()
+            if not self._aside.is_full:
+                found += await self.read()
             now = self._monotonic()
             if found:
                 idle_at, pause = now, PAUSE_MIN_S
@@ -218,6 +220,9 @@ class Reader:
             difference = Difference(since, upto, again=shards is not None)
             await self._page(cast("list[EventRow]", rows), end, logs, difference, settled)
             found += len(rows)
+            while self._aside.is_full:
+                await self._take_aside()
+                self._beat()
             await self._attend()
             self._beat()
             if not full:
@@ -272,7 +277,10 @@ class Reader:
         difference: Difference,
         now: float,
     ) -> list[EventRow]:
-        """Leave what a site has too much of in the log; return the rest of the page."""
+        """Leave what a site has too much of in the log; return the rest of the page.
+
+        On the recovery road nothing of a site with ordered endpoints is left: rows that stand behind may be due.
+        """
         room: dict[str, int] = {}
         kept: list[EventRow] = []
         left: dict[str, list[int]] = {}
@@ -283,8 +291,8 @@ class Reader:
                 continue  # nobody takes it
             free = room.get(site_id)
             if free is None:
-                free = 0 if site_id in self._aside else self._lanes.room_for(site_id, len(of_site))
-            if free > 0 or of_site[0].shard not in shards or self._aside.is_full:
+                free = self._free(site_id, of_site, difference, shards)
+            if free > 0:
                 kept.append(row)
                 room[site_id] = free - len(of_site)
             else:
@@ -299,6 +307,16 @@ class Reader:
             self._aside.put(site_id, Part(tickets[shard], again, len(of_site), now, event_ids))
         return kept
 
+    def _free(
+        self, site_id: str, of_site: list[Endpoint], difference: Difference, shards: Mapping[int, ShardLog]
+    ) -> int:
+        """Return how many deliveries of a page a site may have at once."""
+        if site_id in self._aside:
+            return 0
+        if of_site[0].shard not in shards or (difference.again and any(map(is_ordered, of_site))):
+            return PAGE * len(of_site)
+        return self._lanes.room_for(site_id, len(of_site))
+
     async def _take_aside(self) -> int:
         """Read some of what was left, if there is room for it, or if it has waited for long; return how many events."""
         found = self._aside.next()
@@ -308,7 +326,7 @@ class Reader:
         now = self._monotonic()
         room = min(self._lanes.room_for(site_id, part.endpoints), ASIDE_CHUNK)
         if self._lanes.full or room <= 0:
-            if now - part.since < ASIDE_FOR_S:
+            if now - part.since < ASIDE_FOR_S and not self._aside.is_full:
                 return 0
             room = ASIDE_PARKED
         event_ids = list(part.event_ids[: max(1, room // part.endpoints)])
