@@ -6,7 +6,7 @@
                 "scope": "...", "audience": "..."}}                                       the last two may be absent
     {"client_certificate": {"certificate": "<PEM, its chain after it>", "key": "<PEM>"}}  alone, or beside one of those
 
-Migration 0013 refuses the same shapes in SQL; what SQL cannot judge is judged here, before the bytes are made.
+Migration 0014 refuses the same shapes in SQL; what SQL cannot judge is judged here, before the bytes are made.
 
 Never here: how a token is got (core/grant.py, edge/oauth.py), files, contexts of TLS, an error that quotes a value.
 """
