@@ -163,3 +163,13 @@ def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():
     [row] = batch_of([slow, attempted(delivery(1), Retry(1.0))], {7}).failures()
     assert row[1:3] == (1_000_000, 1_000_000)
     assert row[6:] == ("refused", 500, None, 1, 1)
+
+
+def test_a_success_after_the_first_failure_is_noted_though_both_are_in_one_batch():
+    [row] = batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2))]).failures()
+    assert row[:6] == (7, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1)
+    assert batch_of([delivered(delivery(2)), attempted(delivery(1), Retry(1.0))]).failures()[0][3:6] == (
+        None,
+        None,
+        0,
+    )

@@ -144,7 +144,13 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
         delivery = write.delivery
         if isinstance(write, Attempted):
             batch.attempts.append(_attempt_row(write))
-            if write.outcome is not Outcome.DELIVERED or (watched and delivery.endpoint_id in watched):
+            if (
+                write.outcome is not Outcome.DELIVERED
+                or (watched and delivery.endpoint_id in watched)
+                or (
+                    batch.troubles and delivery.endpoint_id in batch.troubles
+                )  # it has failed in this very batch
+            ):
                 _note(batch, write)
             if isinstance(write.verdict, Delivered) and not delivery.in_backlog:
                 if states:
