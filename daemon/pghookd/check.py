@@ -92,9 +92,9 @@ def _trust(settings: Settings) -> list[Finding]:
     except OSError as error:
         return [Finding(Grade.FAULT, "trust", f"egress.ca_file cannot be used: {error.strerror or error}")]
     if found:
-        return [Finding(Grade.FINE, "trust", "certificates are verified against the system's trust store")]
+        return [Finding(Grade.FINE, "trust", "there are authorities that certificates are verified against")]
     text = (
-        "the system's trust store is empty, so that no certificate can be verified: install ca-certificates"
+        "the system's trust store is empty, so that no https endpoint can be reached: install ca-certificates"
     )
     return [Finding(Grade.WARNING, "trust", text)]
 

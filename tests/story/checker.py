@@ -198,36 +198,51 @@ async def check_mails(db, mails, *, repeats_max=0, under_way_max=0):
             their request is older than what that mail tells and younger than what it has read, so no mail names them
             (later ones count them in what has failed in all).
     """
+    rows = await check_outbox(db, mails, repeats_max=repeats_max)
+    states = collections.Counter(row["state"] for row in await db.fetch(MAILS))
+    assert not states["queued"], f"mails are still to be sent: {states}"
+    digests = [(row["owner_email"], json.loads(row["digest"])) for row in rows]
+    failed, given_up = await _pairs(db, FAILED), await _pairs(db, GIVEN_UP)
+    told = _check_told(digests, failed, given_up, await _owned(db), under_way_max)
+    return Told(mails=len(mails), repeats=len(mails) - len(rows), deliveries=told)
+
+
+async def check_outbox(db, mails, *, repeats_max=0):
+    """Hold the outbox against what the mail server took (arguments as of `check_mails`); return the rows taken.
+
+    Raises:
+        BrokenError: `mails` does not hold.
+    """
+    findings = Findings()
     rows = {row["message_id"]: row for row in await db.fetch(MAILS) if row["message_id"] is not None}
     taken = collections.defaultdict(list)
     for mail in mails:
         taken[mail.message_id].append(mail)
     for message_id, copies in taken.items():
-        _check_copies(rows.get(message_id), copies)
-    states = collections.Counter(row["state"] for row in await db.fetch(MAILS))
-    assert not states["queued"], f"mails are still to be sent: {states}"
+        if message_id in rows:
+            _check_copies(findings, rows[message_id], copies)
+        else:
+            findings.hold("mails", holds=False, text=f"nobody meant to send {copies[0].subject}")
     unsent = [
         row["email_id"] for row in rows.values() if row["state"] == "sent" and row["message_id"] not in taken
     ]
-    assert not unsent, f"counted as sent, and never taken: {unsent}"
-    repeats = sum(len(copies) - 1 for copies in taken.values())
-    assert repeats <= repeats_max, f"{repeats} mails came again"
-    digests = [(row["owner_email"], json.loads(row["digest"])) for row in map(rows.get, taken)]
-    failed, given_up = await _pairs(db, FAILED), await _pairs(db, GIVEN_UP)
-    told = _check_told(digests, failed, given_up, await _owned(db), under_way_max)
-    return Told(mails=len(mails), repeats=repeats, deliveries=told)
+    findings.hold("mails", not unsent, f"counted as sent, and never taken: {unsent}")
+    repeats = len(mails) - len(taken)
+    findings.hold("mails", repeats <= repeats_max, f"{repeats} mails came again")
+    findings.done()
+    return [rows[message_id] for message_id in taken]
 
 
-def _check_copies(row, copies):
+def _check_copies(findings, row, copies):
     """Check one mail, as often as it was taken."""
-    assert row is not None, f"nobody meant to send {copies[0].subject}"
-    assert row["state"] == "sent", f"{row['email_id']} was taken and is {row['state']}"
-    assert len({mail.content for mail in copies}) == 1, (
-        f"{row['email_id']} came again and said something else"
-    )
+    name = row["email_id"]
+    findings.hold("mails", row["state"] == "sent", f"{name} was taken and is {row['state']}")
+    same = len({mail.content for mail in copies}) == 1
+    findings.hold("mails", same, f"{name} came again and said something else")
     for mail in copies:
-        assert mail.recipients == [row["owner_email"]], f"{row['email_id']} went to {mail.recipients}"
-        assert mail.message["X-Pghookd-Kind"] == row["kind"]
+        to, kind = mail.recipients, mail.message["X-Pghookd-Kind"]
+        findings.hold("mails", to == [row["owner_email"]], f"{name} went to {to}")
+        findings.hold("mails", kind == row["kind"], f"{name} calls itself {kind}")
 
 
 async def _pairs(db, sql):

@@ -118,7 +118,6 @@ class Reader:
         self._filters = filters
         self._aside: Aside[Difference] = Aside()
         self._unjudged: set[Delivery] = set()  # of ordered endpoints, whose filters took too long
-        self._may_wait = True  # for room, with what is being queued
         self._upper = 0  # no event_id lies above this, as far as was seen
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
@@ -259,11 +258,10 @@ class Reader:
         """Queue deliveries, but for duplicates and what filters leave out; where one may not wait it is parked."""
         if self._keyed:
             await self._find_duplicates(difference)
-        self._may_wait = may_wait
         if self._filtering:
-            await self._offer_filtered(work)
+            await self._offer_filtered(work, may_wait=may_wait)
         elif work:
-            await self._offer(work)
+            await self._offer(work, may_wait=may_wait)
 
     # What is left in the log for a while --------------------------------------------------------------------
 
@@ -414,13 +412,13 @@ class Reader:
             if options is not None:
                 options.duplicate = True
 
-    async def _offer_filtered(self, work: list[tuple[Endpoint, Delivery]]) -> None:
+    async def _offer_filtered(self, work: list[tuple[Endpoint, Delivery]], *, may_wait: bool) -> None:
         """Queue what no filter is asked of first: nobody else waits for filters."""
         filtering, self._filtering = self._filtering, set()
         if others := [(e, d) for e, d in work if e.endpoint_id not in filtering]:
-            await self._offer(others)
+            await self._offer(others, may_wait=may_wait)
         if kept := await self._sift([(e, d) for e, d in work if e.endpoint_id in filtering]):
-            await self._offer(kept)
+            await self._offer(kept, may_wait=may_wait)
         self._unjudged.clear()
 
     async def _sift(self, work: list[tuple[Endpoint, Delivery]]) -> list[tuple[Endpoint, Delivery]]:
@@ -455,7 +453,7 @@ class Reader:
             return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s)
         return None
 
-    async def _offer(self, work: list[tuple[Endpoint, Delivery]]) -> None:
+    async def _offer(self, work: list[tuple[Endpoint, Delivery]], *, may_wait: bool) -> None:
         lanes = self._lanes
         known: dict[int, Lane] = {}
         now = self._monotonic()
@@ -478,7 +476,7 @@ class Reader:
                 self._outbox.put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
                 await self._outbox.room()
             elif (offer := self._queue(lane, delivery, now)) is not Offer.QUEUED:
-                if self._may_wait:
+                if may_wait:
                     await self._overflow(lane, delivery)
                 else:
                     self._park([delivery], PARKED_FOR[offer], now)
