@@ -354,6 +354,7 @@ class Crew:
             Around(
                 traffic=self._lanes.traffic,
                 unwatch=self.recorder.unwatch,
+                behind_s=lambda: self.recorder.behind_s(world.monotonic()),
                 sending=lambda: self.mailer.sending if self.mailer else None,
                 queued=self._queued.set,
                 checkpoint=world.checkpoint,

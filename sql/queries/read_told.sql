@@ -1,13 +1,15 @@
 -- What a mail tells of one endpoint: the deliveries that failed since its incident began, by type; those too that were
 -- not tried, because its filter is slow or they cannot be sent. $1 bigint: endpoint id; $2 timestamptz: when it began;
 -- $3 timestamptz: failures up to here are told already; $4 timestamptz: now.
--- A delivery is told of by the mail that follows its first failure, unless it has been delivered since.
+-- A delivery is told of by the mail that follows the end of its first failed attempt, unless it has been delivered
+-- since: of one that was still under way when a mail was made, the next one tells.
 -- Lives on attempts_failed, then a step into the primary keys of each event's day; not more than 50,000 deliveries.
 with failed as (
   select event_id from (
     select distinct t.event_id from webhooks.attempts t
     where t.endpoint_id = $1 and t.outcome <> 'delivered' and t.outcome <> 'failed'
-      and t.event_id >= (webhooks.day_of($2) - 31)::bigint << 32 and t.attempted_at >= $2 and t.attempted_at <= $4) d
+      and t.event_id >= (webhooks.day_of($2) - 31)::bigint << 32 and t.attempted_at >= $2
+      and t.attempted_at + t.duration_ms * interval '1 millisecond' <= $4) d
   limit 50000), unsent as (
   (select b.event_id, b.since from webhooks.backlog b
   where b.endpoint_id = $1 and b.state <> 'waiting' and b.reason = 'filter_slow' limit 50000)
@@ -20,7 +22,8 @@ with failed as (
   from (select event_id, null::timestamptz as since from failed union all select event_id, since from unsent) f
   left join lateral (select * from webhooks.events v where v.event_id = f.event_id limit 1) e on true
   cross join lateral (
-    select coalesce(f.since, min(t.attempted_at) filter (where t.outcome not in ('delivered', 'failed'))) as first_at,
+    select coalesce(f.since, min(t.attempted_at + t.duration_ms * interval '1 millisecond')
+        filter (where t.outcome not in ('delivered', 'failed'))) as first_at,
       f.since is null and bool_or(t.outcome = 'delivered') as delivered
     from webhooks.attempts t where t.event_id = f.event_id and t.endpoint_id = $1 and t.attempted_at <= $4) a)
 select coalesce(type, '') as type, count(*) as failed, count(*) filter (where delivered) as late, count(*) filter (where dead) as dead,

@@ -44,13 +44,13 @@ class House:
         self.desk.recorder._watched = {}
         self.care = self.make_care()
 
-    def make_care(self, **around):
+    def make_care(self, *, wall_us=lambda: time.time_ns() // 1000, **around):
         return Care(
             self.it,
             self.settings,
             Around(traffic=lambda: self.traffic, unwatch=self.desk.recorder.unwatch, **around),
             logger=self.diary.logger,
-            wall_us=lambda: time.time_ns() // 1000,
+            wall_us=wall_us,
             beat=lambda: None,
         )
 
@@ -79,7 +79,18 @@ class House:
         )
         return [row[0] for row in rows]
 
-    def attempt(self, endpoint_id, event_id, at, verdict, outcome=Outcome.REFUSED, status=500, response=None):
+    def attempt(
+        self,
+        endpoint_id,
+        event_id,
+        at,
+        verdict,
+        outcome=Outcome.REFUSED,
+        status=500,
+        response=None,
+        *,
+        took_ms=1.0,
+    ):
         """Put one attempt to be recorded."""
         key = event_id, endpoint_id
         delivery = Delivery(
@@ -99,7 +110,7 @@ class House:
             None,
             response,
             at,
-            1.0,
+            took_ms,
             verdict,
         )
         self.desk.recorder.put(write, 0.0)
@@ -314,6 +325,37 @@ async def test_a_first_wait_of_nothing_tells_of_the_first_failure(make_house):
     story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(10))
     await story.fail()
     assert await kinds(house) == [("failing", "queued")]
+
+
+async def test_what_was_under_way_when_a_mail_was_made_is_told_in_the_next(house, story):
+    await story.fail(9)
+    under_way, asked_at = next(story.events), story.now + 355 * SECOND
+    await story.pass_s(360)
+    assert [_told(row) for row in await house.mails()] == [{story.endpoint: 9}]
+    await sent(house)
+    house.attempt(story.endpoint, under_way, asked_at, Retry(1e6), took_ms=15_000.0)
+    await house.record()
+    await story.pass_s(7 * 3600, step=600)
+    rows = await house.mails()
+    assert [_told(row) for row in rows] == [{story.endpoint: 9}, {story.endpoint: 1}]
+    assert digest_in(rows[1]).sections[0].failed == 10
+
+
+async def test_a_look_is_at_the_moment_up_to_which_all_is_recorded(house, story):
+    """An outcome that has waited for two and a half seconds must not count as told by a mail that cannot name it."""
+    await story.fail()
+    recorder, queued = house.desk.recorder, asyncio.Event()
+    recorder.put(Died(unsent(house, story.endpoint, next(story.events)), Reason.INVALID), 100.0)
+    story.now += 900 * SECOND
+    house.care = house.make_care(
+        behind_s=lambda: recorder.behind_s(102.5), queued=queued.set, wall_us=lambda: story.now
+    )
+    looking = asyncio.create_task(house.care.run())
+    await asyncio.wait_for(queued.wait(), 10)
+    looking.cancel()
+    assert [_us(row["created_at"]) for row in await house.mails()] == [story.now - 5 * SECOND // 2]
+    await house.record()
+    assert recorder.behind_s(200.0) == 0.0
 
 
 async def test_a_mail_that_never_went_out_is_folded_into_the_next(house, story):

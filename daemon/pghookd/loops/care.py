@@ -46,6 +46,7 @@ class Around:
     Attributes:
         traffic: endpoints that had traffic lately.
         unwatch: an endpoint's trouble is over, unless its latest failure is another one.
+        behind_s: for how long the oldest outcome has been waiting to be durable, in seconds.
         sending: the mail that is being sent now; None: none.
         queued: a mail is in the outbox.
         checkpoint: called with the name of each step of a mail's road.
@@ -53,6 +54,7 @@ class Around:
 
     traffic: Callable[[], int]
     unwatch: Callable[[int, int], None]
+    behind_s: Callable[[], float] = lambda: 0.0
     sending: Callable[[], int | None] = lambda: None
     queued: Callable[[], None] = lambda: None
     checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint
@@ -93,7 +95,8 @@ class Care:
         while True:
             self._failed.clear()
             try:
-                await self.step(self._wall_us())
+                # what is not recorded yet must not count as told: the look is at the moment up to which all is
+                await self.step(self._wall_us() - int(self._around.behind_s() * 1e6))
             except DatabaseError as error:  # a lock or a timeout; nothing is lost, the next look does it
                 self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="care")
             await self._rest()

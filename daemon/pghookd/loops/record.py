@@ -127,6 +127,10 @@ class Recorder:
         """Writes that are not durable yet."""
         return len(self._pending) + len(self._writing)
 
+    def behind_s(self, now: float) -> float:
+        """Say for how long the oldest outcome has been waiting to be durable: up to there everything is recorded."""
+        return 0.0 if self._oldest_at is None else max(0.0, now - self._oldest_at)
+
     def closed(self, now: float) -> str | None:
         """Say why no POST may start now, if so: the lease is not proven, or outcomes are piling up."""
         if now - self._answered_at > self._answer_max_age_s:
