@@ -117,10 +117,11 @@ class App:
         checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
         make_sender: Callable[[Settings], Sender] | None = None,
         host: str | None = None,
+        run: str | None = None,
     ) -> None:
         self._settings = settings
         self._host = host or host_id()
-        self._run = uuid.uuid4().hex
+        self._run = run or uuid.uuid4().hex
         self._logger = logger
         self._load = reload
         self._configure_log = configure_log

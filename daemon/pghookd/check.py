@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
@@ -20,10 +21,10 @@ from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
 from pghookd.edge import postgres
-from pghookd.edge.http import anchors
 from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
 from pghookd.edge.rows import endpoint_of, server_of, shard_of, stay_of
+from pghookd.edge.trust import anchors
 from pghookd.edge.vault import Vault, revealing
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
@@ -80,9 +81,9 @@ def exit_status(findings: Sequence[Finding]) -> int:
     return 0
 
 
-async def check(settings: Settings) -> list[Finding]:
+async def check(settings: Settings, wall_s: Callable[[], float] = time.time) -> list[Finding]:
     """Look at what the settings name, the database above all; never raises for what it finds there."""
-    return [*_letters(settings), *_trust(settings), *await _database(settings)]
+    return [*_letters(settings), *_trust(settings), *await _database(settings, wall_s())]
 
 
 def _trust(settings: Settings) -> list[Finding]:
@@ -108,14 +109,14 @@ def _letters(settings: Settings) -> list[Finding]:
     return told or [Finding(Grade.FINE, "letters", f"{settings.mail.templates}: every kind can be written")]
 
 
-async def _database(settings: Settings) -> list[Finding]:
+async def _database(settings: Settings, now_s: float) -> list[Finding]:
     url = settings.database.url.get_secret_value()
     try:
         session = await postgres.connect(url, name="check", settings=_BOUNDS, writable=False)
     except DatabaseAway as error:
         return [Finding(Grade.BLOCKED, "database", f"cannot be reached: {error}")]
     try:
-        findings = [found async for found in _probe_all(session, settings, url)]
+        findings = [found async for found in _probe_all(session, settings, url, now_s)]
     except DatabaseAway as error:
         return [Finding(Grade.BLOCKED, "database", f"was lost: {error}")]
     finally:
@@ -127,7 +128,7 @@ _BOUNDS: Final = {"statement_timeout": "10s", "lock_timeout": "2s", "search_path
 _Probe = Callable[[Session, Settings], AsyncIterator[Finding]]
 
 
-async def _probe_all(session: Session, settings: Settings, url: str) -> AsyncIterator[Finding]:
+async def _probe_all(session: Session, settings: Settings, url: str, now_s: float) -> AsyncIterator[Finding]:
     general: list[tuple[str, _Probe]] = [("database", _server), ("two_phase", _two_phase), ("locks", _locks)]
     inside: list[tuple[str, _Probe]] = [
         ("schema", _schema),
@@ -135,7 +136,7 @@ async def _probe_all(session: Session, settings: Settings, url: str) -> AsyncIte
         ("home", _home),
         ("shards", _shards),
         ("days", _days),
-        ("endpoints", _endpoints),
+        ("endpoints", functools.partial(_endpoints, now_s=now_s)),
         ("secrets", _secrets),
     ]
     for what, probe in general:
@@ -361,7 +362,7 @@ from webhooks.events_event_id_seq s
 """
 
 
-async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Finding]:
+async def _endpoints(session: Session, settings: Settings, *, now_s: float) -> AsyncIterator[Finding]:
     """Prepare every endpoint that asks for something as the daemon would; what it cannot use is told."""
     defaults = Defaults.of(settings, revealing(Vault.of(settings)))
     ids = [row["endpoint_id"] for row in await session.fetch(_ASKING)]
@@ -379,7 +380,7 @@ async def _endpoints(session: Session, settings: Settings) -> AsyncIterator[Find
                 yield Finding(Grade.FAULT, "endpoints", text)
             elif manner.auth is not None and manner.auth.certificate is not None:
                 ends_at_s = manner.auth.certificate.ends_at_s
-                if ends_at_s - time.time() < EXPIRES_SOON_S:
+                if ends_at_s - now_s < EXPIRES_SOON_S:
                     when = timestamp_text(int(ends_at_s) * 1_000_000)
                     text = f"the client certificate of endpoint {endpoint.endpoint_id} expires at {when}"
                     yield Finding(Grade.WARNING, "endpoints", text)

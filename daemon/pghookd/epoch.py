@@ -30,7 +30,8 @@ from pghookd.edge.letter import Letters
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, columns, query
 from pghookd.edge.rows import shard_of, stay_of
 from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
-from pghookd.edge.smtp import Post, trust
+from pghookd.edge.smtp import Post
+from pghookd.edge.trust import trust
 from pghookd.edge.vault import Vault, revealing
 from pghookd.loops.bell import Bell
 from pghookd.loops.care import Around, Care, no_checkpoint

@@ -19,7 +19,8 @@ from pghookd.core.digest import Cause, Digest, Kind, Section
 from pghookd.core.settings import Mail, Smtp
 from pghookd.edge.letter import Letters
 from pghookd.edge.postgres import connect
-from pghookd.edge.smtp import Post, trust
+from pghookd.edge.smtp import Post
+from pghookd.edge.trust import trust
 from pghookd.loops.mail import Mailer
 
 SENDER = "hooks@platform.example"

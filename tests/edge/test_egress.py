@@ -21,8 +21,9 @@ from fault_server import Certificates, Liar, answering, naming, receiving
 from pghookd.cli import cli
 from pghookd.core.destination import Policy, parse_places
 from pghookd.core.model import Fault, Outcome, Reply
-from pghookd.edge.http import Sender, anchors, trust
+from pghookd.edge.http import Sender
 from pghookd.edge.resolver import GuardedResolver
+from pghookd.edge.trust import anchors, trust
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
 PUBLIC, PUBLIC_V6 = "93.184.216.34", "2606:2800:220:1::248"

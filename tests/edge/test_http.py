@@ -18,8 +18,9 @@ from fault_server import Certificates, Liar, answering, naming, receiving
 
 from pghookd.core.destination import Policy, parse_places
 from pghookd.core.model import Fault, Outcome, Reply
-from pghookd.edge.http import KEEPALIVE_S, Sender, _os_fault, trust
+from pghookd.edge.http import KEEPALIVE_S, Sender, _os_fault
 from pghookd.edge.resolver import AddressRefused, GuardedResolver, Refusal
+from pghookd.edge.trust import trust
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

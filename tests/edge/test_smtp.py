@@ -12,7 +12,8 @@ from fault_server import Certificates
 from mail_server import DROP, HANG, Mailbox
 
 from pghookd.core.settings import Secret, Smtp
-from pghookd.edge.smtp import IDLE_MAX_S, MAILS_MAX, Deferred, Post, Rejected, Sent, trust
+from pghookd.edge.smtp import IDLE_MAX_S, MAILS_MAX, Deferred, Post, Rejected, Sent
+from pghookd.edge.trust import trust
 
 PASSWORD = "hunter2-AGFubmEA"
 

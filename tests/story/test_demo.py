@@ -30,7 +30,8 @@ from pghookd.demo.payloads import Shop
 from pghookd.demo.receiver import Arrival, Refuted, verify
 from pghookd.demo.view import Hook, Mail, Tally
 from pghookd.edge import embedded
-from pghookd.edge.smtp import Post, Sent, trust
+from pghookd.edge.smtp import Post, Sent
+from pghookd.edge.trust import trust
 
 KEY = bytes(range(32))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()

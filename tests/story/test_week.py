@@ -142,7 +142,9 @@ def check_first_mails(ledger, week):
                 continue
             # the first failure comes with the next event, within one and a half of the time between events
             allowed = begin + EVERY * 3 // 2 + POLICY.first_wait_us + CHECK
-            if flaps(of_owner, number, begin):  # its owner has been told what to expect, and gets a digest a day
+            if flaps(
+                of_owner, number, begin
+            ):  # its owner has been told what to expect, and gets a digest a day
                 allowed = max(allowed, latest(of_owner, number, begin) + DAY + LOOK_EVERY_US + CHECK)
             for number_n, mail in enumerate(of_owner):
                 if mail.at > allowed or (number in mail.sections and mail.at > begin):

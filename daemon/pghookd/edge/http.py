@@ -33,7 +33,6 @@ import contextvars
 import dataclasses
 import errno
 import functools
-import os
 import re
 import socket
 import ssl
@@ -59,6 +58,7 @@ from pghookd.core.model import Answer, Fault, Outcome, Reply
 from pghookd.edge.client_certificates import ClientContexts, Unusable, identity_of
 from pghookd.edge.proxy import NoTunnel, Tunnels
 from pghookd.edge.resolver import AddressRefused, GuardedResolver
+from pghookd.edge.trust import trust
 
 KEEPALIVE_S = 4.0  # servers often close after 5 s: be first
 RESPONSE_SLACK_BYTES = (
@@ -70,6 +70,7 @@ DNS_CACHE_S = 10
 DNS_CACHE_MAX = 4096
 BIG_BODY_BYTES = 16384  # from here on copying head and body together costs more than a second piece
 
+_ALPN: Final = ("http/1.1",)  # nothing else is spoken here
 _INTERIM: Final = frozenset(range(100, 200)) - {101}  # RFC 9110, 15.2; nobody asked to switch protocols
 _STATUS_FIRST, _STATUS_LAST = 200, 599
 _REDIRECTS_FROM = 300
@@ -347,8 +348,8 @@ class Sender:
         self._response_bytes_max = response_bytes_max
         self._given_resolver = resolver
         self._monotonic = monotonic
-        self._ssl_context = trust(ca_file) if ssl_context is None else ssl_context
-        self._contexts = ClientContexts(functools.partial(trust, ca_file))
+        self._ssl_context = trust(ca_file, _ALPN) if ssl_context is None else ssl_context
+        self._contexts = ClientContexts(functools.partial(trust, ca_file, _ALPN))
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._wires: set[_Wire] = set()
 
@@ -501,38 +502,6 @@ class Sender:
         now = self._monotonic()
         for wire in [wire for wire in self._wires if wire.deadline <= now]:
             wire.give_up(_Overdue())
-
-
-def trust(ca_file: str | None = None) -> ssl.SSLContext:
-    """Make a TLS context: the system's trust anchors, TLS 1.2 or later, HTTP/1.1 alone.
-
-    Args:
-        ca_file: a PEM file with further trust anchors.
-
-    Raises:
-        OSError: the file cannot be read, or holds no certificate (`ssl.SSLError`).
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
-        context.load_verify_locations(ca_file)
-    return context
-
-
-def anchors(ca_file: str | None = None) -> bool:
-    """Whether there is any trust anchor, of the system or in the file.
-
-    Raises:
-        OSError: as `trust`.
-    """
-    if trust(ca_file).cert_store_stats()["x509_ca"]:
-        return True
-    folder = ssl.get_default_verify_paths().capath  # whose files are read when they are needed
-    if folder is None:
-        return False
-    with os.scandir(folder) as found:
-        return any(found)
 
 
 def _write(wire: _Wire, head: bytes, body: bytes) -> None:

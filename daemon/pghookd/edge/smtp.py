@@ -323,22 +323,6 @@ def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def trust(ca_file: str | None = None) -> ssl.SSLContext:
-    """Make a TLS context: the system's trust anchors, TLS 1.2 or later.
-
-    Args:
-        ca_file: a PEM file with further trust anchors (setting `egress.ca_file`).
-
-    Raises:
-        OSError: the file cannot be read, or holds no certificate (`ssl.SSLError`).
-    """
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if ca_file:
-        context.load_verify_locations(ca_file)
-    return context
-
-
 def _mail_of(message: EmailMessage) -> _Mail:
     """Take envelope and bytes from a message.
 
