@@ -36,6 +36,7 @@ from pghookd.edge.vault import Vault, revealing
 from pghookd.loops.bell import Bell
 from pghookd.loops.care import Around, Care, no_checkpoint
 from pghookd.loops.deliver import Deliverer, Terms
+from pghookd.loops.fan_out import FanOut
 from pghookd.loops.mail import Mailer
 from pghookd.loops.maintain import Duties, maintain
 from pghookd.loops.own import own
@@ -323,9 +324,18 @@ class Crew:
         self.mailer = self._make_mailer()
         self.care = self._make_care()
         self.deliverer = self._make_deliverer()
-        self.reader = self._make_reader()
+        fan_out = self._make_fan_out()
+        self.reader = Reader(
+            sessions["read"],
+            log,
+            self._lanes,
+            fan_out,
+            shards=len(stored),
+            monotonic=world.monotonic,
+            beat=world.beats.of("read"),
+        )
         self.bell = self._make_bell(hears.wake)
-        hears.due, hears.replay, hears.endpoints = due.ring, replays.ring, self.reader.endpoints_changed
+        hears.due, hears.replay, hears.endpoints = due.ring, replays.ring, fan_out.endpoints_changed
 
     def _make_recorder(self, server: Server, due: Due) -> Recorder:
         settings = self._world.settings
@@ -382,8 +392,8 @@ class Crew:
             suspects=self._suspects if self._wary else None,
         )
 
-    def _make_reader(self) -> Reader:
-        return Reader(
+    def _make_fan_out(self) -> FanOut:
+        return FanOut(
             self._sessions["read"],
             self._log,
             self._lanes,

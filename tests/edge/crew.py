@@ -33,6 +33,7 @@ from pghookd.edge.postgres import query
 from pghookd.edge.rows import shard_of
 from pghookd.edge.sessions import Sessions, identify
 from pghookd.loops.bell import LOCK_CLASS
+from pghookd.loops.fan_out import FanOut
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
 from pghookd.loops.watch import Beats
@@ -245,7 +246,7 @@ class Desk:
             recorded=lambda: None,
             beat=lambda: None,
         )
-        self.reader = Reader(
+        fan_out = FanOut(
             read,
             log,
             self.lanes,
@@ -258,6 +259,9 @@ class Desk:
             logger=Diary().logger,
             monotonic=self.clock,
             beat=lambda: None,
+        )
+        self.reader = Reader(
+            read, log, self.lanes, fan_out, shards=shards, monotonic=self.clock, beat=lambda: None
         )
 
     def _deliver(self):

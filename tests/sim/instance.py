@@ -25,6 +25,7 @@ from pghookd.edge.filter import Filters
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, query
 from pghookd.edge.rows import shard_of
 from pghookd.loops.deliver import Deliverer, Terms
+from pghookd.loops.fan_out import FanOut
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
@@ -153,7 +154,7 @@ class Crew:
             room=room,
             beat=lambda: None,
         )
-        self.reader = make.get("reader", Reader)(
+        self.fan_out = FanOut(
             sessions[0],
             log,
             self.lanes,
@@ -164,6 +165,15 @@ class Crew:
             kick=self.deliverer.kick,
             room=room,
             **common,
+            beat=lambda: None,
+        )
+        self.reader = make.get("reader", Reader)(
+            sessions[0],
+            log,
+            self.lanes,
+            self.fan_out,
+            shards=SHARDS,
+            monotonic=common["monotonic"],
             beat=lambda: None,
         )
 

@@ -209,7 +209,7 @@ class World:
         for crew in [instance.crew for instance in self.instances if instance.crew is not None]:
             if self.rng.random() < heard:
                 delay_s = self.rng.random() * 0.2
-                self.loop.call_later(delay_s, crew.reader.endpoints_changed, [endpoint_id])
+                self.loop.call_later(delay_s, crew.fan_out.endpoints_changed, [endpoint_id])
 
     def _heal(self):
         self.trouble = self.trouble.__class__()

@@ -38,6 +38,14 @@ class Position(NamedTuple):
     last_event_id: int = 0
 
 
+class Difference(NamedTuple):
+    """Between which snapshots events are new; `again`: they may have been read, and settled, in another life."""
+
+    since: Snapshot
+    upto: Snapshot
+    again: bool = False
+
+
 class Mark(NamedTuple):
     """The newest event_id handed out, read *before* the xid was assigned."""
 

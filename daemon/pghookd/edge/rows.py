@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import orjson
 
-from pghookd.core import options, suspects
+from pghookd.core import event_options, options, suspects
 from pghookd.core.digest import (
     EVENT_IDS_MAX,
     TYPES_MAX,
@@ -29,11 +30,23 @@ from pghookd.core.incident import (
     marks_of,
     works_partly,
 )
-from pghookd.core.model import Endpoint, Outcome, Reason
+from pghookd.core.model import Endpoint, Event, Outcome, Reason
 from pghookd.core.snapshot import Mark, Position, Snapshot
 from pghookd.core.suspects import Stay
 from pghookd.core.writes import UNSENT
 from pghookd.edge.postgres import Row
+
+# event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
+EventRow: TypeAlias = tuple[int, str, str, int, int | None, bytes | None, str | None]
+
+
+def event_of(row: EventRow) -> Event:
+    """Make an Event of a row of the log."""
+    event_id, site_id, kind, created_at_us, only, payload, told = row
+    event = Event(event_id, site_id, kind, created_at_us, payload, only)
+    if told is not None:
+        event.options = event_options.read(told)
+    return event
 
 
 def endpoint_of(row: Row) -> Endpoint:
