@@ -73,7 +73,9 @@ class House:
         if (taken := self.lanes.next(self.now)) is not None:
             delivery = taken[1]
             key = line_of(delivery.event) or None
-            assert all(line_of(other.event) != line_of(delivery.event) for other in self.flying)
+            given_up = [w.delivery for w in self.pending if isinstance(getattr(w, "verdict", None), Dead)]
+            for other in self.flying + given_up:
+                assert line_of(other.event) != line_of(delivery.event)
             self.flying.append(delivery)
             if delivery.event.event_id not in self.sent[key]:
                 self.sent[key].append(delivery.event.event_id)
@@ -105,7 +107,8 @@ class House:
             else:
                 self.rows.pop(event_id, None)
             self.aboard.discard(event_id)
-            self.order.settled(write.delivery)
+            for other in self.order.settled(write.delivery, self.now):
+                self.put(other)
 
     def fall_due(self):
         for event_id, (key, due) in list(self.rows.items()):

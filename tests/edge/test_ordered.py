@@ -157,6 +157,31 @@ async def test_a_key_goes_on_when_its_first_event_is_dead_or_cancelled(database,
     assert await con.fetchval("select count(*) from webhooks.dead") == 2
 
 
+async def test_a_key_goes_on_only_when_the_death_of_its_first_event_is_durable(
+    database, con, connect, receiver, until
+):
+    """A crash before would try it once more: nothing of its key may have been taken by then."""
+    receiver.script = OneByOne(
+        lambda request: 500 if (request.data["key"], request.data["n"]) == ("a", 1) else 200
+    )
+    diary, other = crew.Diary(), await connect(database)
+    async with living(database, diary=diary, retry={"schedule": (0.05,)}, breaker={"share": 0}):
+        for key in "ab":
+            await emit(con, key, 0)
+        await until(settled(con, 2))
+        async with other.transaction():
+            await other.execute("lock table webhooks.dead in exclusive mode")
+            await emit(con, "a", 1)
+            await emit(con, "a", 2)
+            await diary.wait_for("delivery.died")
+            await emit(con, "b", 1)
+            await until(lambda: seen(receiver)["b"] == [0, 1])
+            assert seen(receiver)["a"] == [0, 1]
+        await until(settled(con, 4))
+    assert seen(receiver)["a"] == [0, 1, 2]
+    assert await con.fetchval("select count(*) from webhooks.dead") == 1
+
+
 async def test_what_was_held_goes_out_before_what_comes_after(database, con, receiver, until):
     receiver.script = OneByOne()
     switch = "update webhooks.endpoints set enabled = {}"

@@ -360,10 +360,10 @@ class World:
             raise BrokenError(f"delivered twice without a crash {repeated[0]}")
 
     def _check_order(self, dead):
-        first, delivered = {}, {}  # when; a last attempt that fails ends a wait, though a crash may repeat it
+        first, delivered = {}, {}  # when
         for one in self.seen:
             first.setdefault(one.key, one.at)
-            if one.status == 200 or one.attempt > len(self.schedule):
+            if one.status == 200:
                 delivered.setdefault(one.key, one.at)
         for row in self.database.endpoints.values():
             if row["options"] is None:

@@ -149,7 +149,7 @@ class Line:
 
     Attributes:
         name: the ordering_key; empty: events that have none.
-        head: in the endpoint's lane.
+        head: in the endpoint's lane, or given up and not recorded yet.
         ahead: wait for it in memory, oldest first.
         led_at: monotonic seconds, when the head became it.
         behind: rows of it are in `backlog`, perhaps, that are not in memory.

@@ -19,7 +19,7 @@ from typing import Final
 
 from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
-from pghookd.core.verdict import Disable, Retry
+from pghookd.core.verdict import Dead, Disable, Retry
 from pghookd.core.writes import Attempted, Died, Kept, Write
 
 AHEAD_MAX: Final = 100  # deliveries in memory behind the head of one line
@@ -192,7 +192,7 @@ class Order:
             self._note_row(lot, line, delivery, was_in=leads or delivery.in_backlog or not self.recovered)
             line.blocked = line.blocked or _waits(write)
         more: list[Write] = []
-        if leads:
+        if leads and not _gives_up(write):  # else it leads until that is durable: see `settled`
             line.head = None
             if stays:
                 more = self._fall_behind(lot, line, Reason.ORDERING)
@@ -236,14 +236,23 @@ class Order:
             writes.append(Kept(delivery, state, reason))
         return writes
 
-    def settled(self, delivery: Delivery) -> None:
-        """What was noted of a delivery is durable."""
+    def settled(self, delivery: Delivery, now: float) -> list[Write]:
+        """What was noted of a delivery is durable; return what is to be written now.
+
+        One that was given up would be tried once more after a crash, and may be taken then: so its line goes on here.
+        """
         line = delivery.line
         lot = self._lots.get(delivery.endpoint_id)
-        if line is not None and lot is not None:
-            line.unwritten.discard(delivery.event.event_id)
-            line.returning.discard(delivery.event.event_id)
-            lot.tidy(line)
+        if line is None or lot is None:
+            return []
+        line.unwritten.discard(delivery.event.event_id)
+        line.returning.discard(delivery.event.event_id)
+        more: list[Write] = []
+        if line.head is delivery and lot.lines.get(line.name) is line:
+            line.head = None
+            more = self._go_on(lot, line, delivery.endpoint_id, now)
+        lot.tidy(line)
+        return more
 
     def shed(self, now: float) -> list[Write]:
         """Take what waits behind slow heads out of memory, which is full."""
@@ -358,6 +367,10 @@ def _leaves_row(write: Write) -> bool:
             return True
         case Died():
             return False
+
+
+def _gives_up(write: Write) -> bool:
+    return isinstance(write, Attempted) and isinstance(write.verdict, Dead)
 
 
 def _waits(write: Write) -> bool:

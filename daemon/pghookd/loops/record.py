@@ -211,7 +211,9 @@ class Recorder:
             if self._lanes.aboard.get(key) is write.delivery:  # its row may have been taken anew meanwhile
                 del self._lanes.aboard[key]
         if write.delivery.line is not None:
-            self._order.settled(write.delivery)
+            now = self._monotonic()
+            for other in self._order.settled(write.delivery, now):
+                self.put(other, now)
         if isinstance(write, Kept) and write.state is State.PARKED:
             self._lanes.parked.add(write.delivery.endpoint_id)
 
