@@ -84,7 +84,7 @@ class Slices:
 
 
 async def main(*, quick: bool) -> None:
-    seconds, pairs = (1, 1) if quick else (3, 15)
+    seconds, pairs = (1, 1) if quick else (3, 25)
     receiver = Nginx()
     try:
         with server() as own, tempfile.TemporaryDirectory() as folder:

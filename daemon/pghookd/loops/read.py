@@ -26,7 +26,7 @@ PAUSE_MAX_S: Final = (
 )
 # After rows let some gather, the longer the more there were: reading at once takes a tenth of the producers' speed.
 GATHER_S: Final = 0.0001  # for each event of the last read
-GATHER_MAX_S: Final = 0.008
+GATHER_MAX_S: Final = 0.016
 LULL_S: Final = 0.25  # without a row: go to sleep
 ASIDE_CHUNK: Final = 500  # deliveries of what was left in the log, between two reads
 ASIDE_FOR_S: Final = (
