@@ -144,12 +144,11 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
         delivery = write.delivery
         if isinstance(write, Attempted):
             batch.attempts.append(_attempt_row(write))
+            # a success counts where the endpoint was in trouble before, or has failed in this very batch
             if (
                 write.outcome is not Outcome.DELIVERED
                 or (watched and delivery.endpoint_id in watched)
-                or (
-                    batch.troubles and delivery.endpoint_id in batch.troubles
-                )  # it has failed in this very batch
+                or (batch.troubles and delivery.endpoint_id in batch.troubles)
             ):
                 _note(batch, write)
             if isinstance(write.verdict, Delivered) and not delivery.in_backlog:
