@@ -340,6 +340,16 @@ def parse(url: str, policy: Policy) -> Destination | Refusal:  # noqa: PLR0911 -
     return _aim(kind, host, port, _target(url[authority.end() :]), policy)
 
 
+def host_and_port(url: str) -> str:
+    """Return `host:port` of a URL, lower case, for counting; the URL itself if it does not parse. Decides nothing."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return url
+    return f"{parts.hostname or url}:{port}"
+
+
 def judge_address(address: str, policy: Policy, *, named: bool = False) -> Refusal | None:
     """Decide about one address that a name came to, or that a socket is about to be connected to.
 

@@ -6,7 +6,9 @@ has one turn in four beside it. A lane whose breaker is open holds nothing but i
 goes out at a pace. From a lane whose receiver has asked for a pause nothing starts before that is over, and from one
 with a rate nothing before its turn. No clock: `now` (monotonic seconds) comes in, and so does what is random.
 
-The width of a lane: one more for each success, half for each failure, and half where answers have become slow.
+The width of a lane: one more for each success, half for each failure, and half where answers have become slow. How many
+slots a site and a host may hold: core/slots. A lane whose next payload is large starts nothing until that payload
+has been loaded, within the bytes that core/payload_budget grants its site.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ import itertools
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from pghookd.core import breaker
 from pghookd.core.breaker import Breaker
-from pghookd.core.model import Delivery, Endpoint, Reason
+from pghookd.core.destination import host_and_port
+from pghookd.core.model import Delivery, Endpoint, Loaded, Reason
 from pghookd.core.pace import Pace, Rate
+from pghookd.core.payload_budget import PayloadBudget
+from pghookd.core.slots import Holder, Member, Slots
 
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
 STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
@@ -45,6 +50,8 @@ PACED_LEAST: Final = 4
 HANGS_MAX: Final = (
     3  # timeouts of a lane that never answered: each holds a slot for long, so that few must do
 )
+LANE_SHARE: Final = 4  # of all slots one endpoint may hold that part, whatever its `concurrency` says
+HOST_HANGS_MAX: Final = 50  # timeouts of a host in a row: from then on one timeout opens a lane's breaker
 PAUSE_PARKS_S: Final = 5.0  # in a pause that is longer nothing stays in memory
 NEVER: Final = float("inf")
 SMOOTHING: Final = 0.125  # weight of an answer in a lane's smoothed time to answer
@@ -81,38 +88,55 @@ PARKED_FOR: Final = {
 }
 
 
-@dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
-class Site:
+@dataclasses.dataclass(slots=True, eq=False)
+class Site(Holder):
     """The lanes of one site: sites take turns, and within one its lanes do.
 
     Attributes:
         turns: lanes that may start something; while there are any, the site stands in the turns of sites.
         queued: deliveries queued, in all of its lanes.
         queued_bytes: bytes of their payloads.
+        loads: lanes whose next payload is to be loaded; while there are any, the site stands in the turns of loads.
+        loaded_bytes: what its large payloads in memory count for.
+        load_wants: what the first of `loads` counts for, where that is known since it had no room.
     """
 
     turns: deque[Lane] = dataclasses.field(default_factory=deque)
     queued: int = 0
     queued_bytes: int = 0
+    loads: deque[Lane] = dataclasses.field(default_factory=deque)
+    loaded_bytes: int = 0
+    load_wants: int = 0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Lane:
+class Host(Holder):
+    """What lanes of all sites send to one host and port.
+
+    Attributes:
+        hangs: timeouts in a row.
+    """
+
+    hangs: int = 0
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Lane(Member):
     """One endpoint's deliveries in memory.
 
     Attributes:
         key: whose it is.
         site: the site's lanes.
+        host: the host and port of its URL.
         endpoint: as last read.
         limit: requests in flight at the most, as endpoint or settings say.
         breaker: the endpoint's.
         width: how many requests may be in flight, with its fraction.
         queue: live traffic and retries.
         late: what comes back from `parked` or `held`.
-        flying: requests in flight.
+        unloaded: deliveries queued whose payload is large and not in memory.
         allowed: its width in whole requests.
-        proved: has answered 2xx since the lane was made or its breaker opened.
-        in_turn: stands among those that may start something.
+        in_turn: stands among those that may start something, or waits for a share of slots or for a payload.
         rests_at: when it is to be looked at again, since something of it waits for a time; NEVER: nothing does.
         led: live deliveries started since the last late one.
         pace: of the late work while it catches up; None: as fast as the width allows.
@@ -128,17 +152,17 @@ class Lane:
         cache: what is prepared for the endpoint; dropped when the endpoint changes.
     """
 
-    key: LaneKey
     site: Site
+    host: Host
+    key: LaneKey
     endpoint: Endpoint
     limit: int
     breaker: Breaker
     queue: deque[Delivery] = dataclasses.field(default_factory=deque)
     late: deque[Delivery] = dataclasses.field(default_factory=deque)
-    flying: int = 0
+    unloaded: int = 0
     width: float = START_WIDTH
     allowed: int = 0
-    proved: bool = False
     in_turn: bool = False
     rests_at: float = NEVER
     led: int = 0
@@ -203,7 +227,6 @@ class Lanes:
     """All lanes, and the slots they share.
 
     Attributes:
-        flying: requests in flight, in all lanes.
         queued: deliveries queued, in all lanes.
         queued_bytes: bytes of their payloads, a payload counted once per delivery.
         delivered: successes so far.
@@ -224,7 +247,8 @@ class Lanes:
         queue_max: int = QUEUE_MAX,
         idle_max: int = IDLE_LANES_MAX,
     ) -> None:
-        self._concurrency = concurrency
+        self._slots = Slots(concurrency)
+        self._payloads = PayloadBudget(queue_bytes_max)
         self._endpoint_concurrency = endpoint_concurrency
         self._queue_bytes_max = queue_bytes_max
         self._policy = policy or breaker.Policy()
@@ -234,13 +258,14 @@ class Lanes:
         self.by_endpoint: dict[int, Lane] = {}
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
         self._sites: weakref.WeakValueDictionary[str, Site] = weakref.WeakValueDictionary()
+        self._hosts: weakref.WeakValueDictionary[str, Host] = weakref.WeakValueDictionary()
+        self._loads: deque[Site] = deque()
         self._turns: deque[Site] = deque()
         self._latest: Site | None = None  # whose delivery was started last
         self._mixed_at = -NEVER  # when that has changed last
         self._rests: list[tuple[float, int, Lane]] = []  # a heap: when, a running number, who
         self._numbers = itertools.count()
         self._reopened: dict[int, Breaker] = {}  # of endpoints that have no lane yet
-        self.flying = 0
         self.queued = 0
         self.queued_bytes = 0
         self.delivered = 0
@@ -254,6 +279,11 @@ class Lanes:
         self.parked: set[int] = set()
         self.wanted: Lane | None = None
 
+    @property
+    def flying(self) -> int:
+        """Requests in flight, in all lanes."""
+        return self._slots.flying
+
     # Lanes ------------------------------------------------------------------------------------------------------------
 
     def lane(self, endpoint: Endpoint) -> Lane:
@@ -262,7 +292,8 @@ class Lanes:
         lane = self._lanes.get(key)
         if lane is None:
             site = self._sites.setdefault(endpoint.site_id, Site())
-            lane = Lane(key, site, endpoint, self._limit(endpoint), self._breaker(endpoint))
+            limit, breaker_ = self._limit(endpoint), self._breaker(endpoint)
+            lane = Lane(site, self._host(endpoint), key, endpoint, limit, breaker_)
             self._lanes[key] = lane
             self.by_endpoint[endpoint.endpoint_id] = lane
             self._leave(lane)
@@ -273,6 +304,8 @@ class Lanes:
     def _change(self, lane: Lane, endpoint: Endpoint) -> None:
         """Take what has changed; its owner has, most often: then an open breaker may be asked, and a pause ends."""
         by_owner = not _is_end_of_rotation(lane.endpoint, endpoint)
+        if endpoint.url != lane.endpoint.url:
+            lane.host = self._host(endpoint)
         lane.endpoint = endpoint
         lane.limit = self._limit(endpoint)
         lane.resize(lane.width)
@@ -285,7 +318,11 @@ class Lanes:
         self._go_on(lane)
 
     def _limit(self, endpoint: Endpoint) -> int:
-        return endpoint.concurrency or self._endpoint_concurrency
+        most = max(1, self._slots.size // LANE_SHARE)
+        return min(endpoint.concurrency or self._endpoint_concurrency, most)
+
+    def _host(self, endpoint: Endpoint) -> Host:
+        return self._hosts.setdefault(host_and_port(endpoint.url), Host())
 
     def _breaker(self, endpoint: Endpoint) -> Breaker:
         return self._reopened.pop(endpoint.endpoint_id, None) or Breaker(self._policy)
@@ -364,10 +401,10 @@ class Lanes:
 
     def _feeds_others(self, lane: Lane) -> bool:
         """Whether reading on is of use: a slot is free, or the others that hold them will soon have no more work."""
-        if self.flying < self._concurrency:
+        if self.flying < self._slots.size:
             return True
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
-        return 2 * lane.flying < self._concurrency and (self.starving or not fed)
+        return 2 * lane.flying < self._slots.size and (self.starving or not fed)
 
     def is_mixed(self, now: float) -> bool:
         """Whether deliveries of several sites have gone out of late: one must not be in the way of others."""
@@ -390,6 +427,8 @@ class Lanes:
         queued / rate seconds, and patience is twice that. Parking costs a delivery's own work, so that it buys nothing
         where BUSY_PER_S go out anyway.
         """
+        for member in self._slots.age(now):
+            self._look_again(cast("Lane", member))
         period = int(now // TRAFFIC_S)
         if period != self._period:
             self._active_before = self._active if period == self._period + 1 else 0
@@ -412,6 +451,8 @@ class Lanes:
             # It may have been forgotten while idle.
             self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane
         (lane.late if delivery.late else lane.queue).append(delivery)
+        if delivery.event.payload is None:
+            lane.unloaded += 1
         self._count(lane.site, 1, delivery)
         if not lane.in_turn and lane.flying < lane.allowed:
             self._line_up(lane)
@@ -436,7 +477,8 @@ class Lanes:
 
     def next(self, now: float) -> tuple[Lane, Delivery] | None:
         """Take the next delivery to send, lanes with work taking turns; None when there is none or no slot."""
-        if self.flying >= self._concurrency:
+        slots = self._slots
+        if slots.flying >= slots.size:
             return None
         if self._rests and self._rests[0][0] <= now:
             self._rouse(now)
@@ -446,15 +488,17 @@ class Lanes:
             lane.in_turn = False
             if site.turns:
                 self._turns.append(site)
-            if lane.flying >= lane.allowed:
+            if lane.flying >= lane.allowed or not (lane.queue or lane.late):
+                continue
+            if (lane.unloaded and self._wants_payload(lane)) or not slots.admits(lane):
+                lane.in_turn = True
                 continue
             queue = self._queue_of(lane, now) if lane.late or lane.curbed else lane.queue
             if not queue:
                 continue
             delivery = queue.popleft()
             self._count(site, -1, delivery)
-            lane.flying += 1
-            self.flying += 1
+            delivery.flight = slots.start(lane, now)
             if lane.period != self._period:
                 self._note_traffic(lane)
             if site is not self._latest:
@@ -524,14 +568,99 @@ class Lanes:
         elif not lane.flying:
             self._leave(lane)
 
+    def _look_again(self, lane: Lane) -> None:
+        """Let a lane that waited for a share or a payload take part in the turns again."""
+        lane.in_turn = False
+        self._go_on(lane)
+
+    # Large payloads ---------------------------------------------------------------------------------------------------
+
+    def _wants_payload(self, lane: Lane) -> bool:
+        """Return True if a lane's next payload must be loaded first; it waits until then."""
+        if self._next_unloaded(lane) is None:
+            return False
+        if not lane.site.loads:
+            self._loads.append(lane.site)
+        lane.site.loads.append(lane)
+        return True
+
+    def _next_unloaded(self, lane: Lane) -> Delivery | None:
+        """Return the delivery of a lane that may be next and whose payload is large and not in memory."""
+        for queue in (lane.queue, lane.late):
+            if queue and queue[0].event.payload is None and queue[0].loaded is None:
+                return queue[0]
+        return None
+
+    @property
+    def wants_payloads(self) -> bool:
+        """Whether lanes wait for payloads to be loaded."""
+        return bool(self._loads)
+
+    def next_load(self) -> tuple[Lane, Delivery, int] | None:
+        """Take the next delivery whose payload is to be loaded, and the bytes that it may have; sites take turns.
+
+        Returns:
+            None if nothing is to be loaded, or if the sites that want something have no room for it.
+        """
+        for _ in range(len(self._loads)):
+            site = self._loads.popleft()
+            room = self._payloads.room(site.loaded_bytes)
+            if room <= 0 or room < site.load_wants:
+                self._loads.append(site)
+                continue
+            site.load_wants = 0
+            lane = site.loads.popleft()
+            if site.loads:
+                self._loads.append(site)
+            delivery = self._next_unloaded(lane)
+            if delivery is not None:
+                return lane, delivery, room
+            self._look_again(lane)
+        return None
+
+    def cost_of(self, payload_bytes: int) -> int:
+        """Return what a large payload counts for in the bytes that sites share."""
+        return self._payloads.cost(payload_bytes)
+
+    def put_load_back(self, lane: Lane, cost: int) -> None:
+        """Let a lane wait for more room: its next payload counts for so many bytes."""
+        site = lane.site
+        if not site.loads:
+            self._loads.append(site)
+        site.loads.appendleft(lane)
+        site.load_wants = cost
+
+    def loaded(self, lane: Lane, delivery: Delivery, loaded: Loaded) -> None:
+        """Take a payload that was loaded, unless its delivery has left the lane meanwhile."""
+        if self._next_unloaded(lane) is delivery:
+            delivery.loaded = loaded
+            lane.unloaded -= 1
+            self._payloads.used += loaded.cost
+            lane.site.loaded_bytes += loaded.cost
+        self._look_again(lane)
+
+    def _unload(self, lane: Lane, delivery: Delivery) -> None:
+        """Forget a delivery's large payload, which is sent or will be loaded again."""
+        if delivery.loaded is not None:
+            self._payloads.used -= delivery.loaded.cost
+            lane.site.loaded_bytes -= delivery.loaded.cost
+            delivery.loaded = None
+
     # Answers ----------------------------------------------------------------------------------------------------------
+
+    def _end(self, lane: Lane, delivery: Delivery) -> None:
+        """Give a slot and a payload's bytes back; lanes that waited for a share take part in the turns again."""
+        if delivery.loaded is not None:
+            self._unload(lane, delivery)
+        for member in self._slots.end(lane, delivery.flight):
+            self._look_again(cast("Lane", member))
+        delivery.flight = None
 
     def succeeded(self, lane: Lane, delivery: Delivery, now: float, took_s: float = 0.0) -> bool:
         """Take a request back that was answered 2xx: the lane grows by one; whether its breaker closed by it."""
-        lane.flying -= 1
-        self.flying -= 1
+        self._end(lane, delivery)
         self.delivered += 1
-        lane.proved = True
+        lane.proved, lane.host.hangs = True, 0
         lane.smooth_s = smooth_s = lane.smooth_s + (took_s - lane.smooth_s) * SMOOTHING
         if took_s < lane.best_s:  # noqa: PLR1730 - min() costs more than all of this
             lane.best_s = took_s
@@ -594,8 +723,7 @@ class Lanes:
         Returns:
             None, or what was queued and is to be parked, if its breaker has just opened.
         """
-        lane.flying -= 1
-        self.flying -= 1
+        self._end(lane, delivery)
         lane.resize(lane.width / 2)
         opened = None
         if lane.breaker.is_open:
@@ -603,13 +731,19 @@ class Lanes:
         elif counts:
             if lane.pace is not None:
                 lane.pace.halve(now)
-            lane.hangs = lane.hangs + 1 if hung and not lane.proved else 0
-            if lane.breaker.failed(now, random01, too_often=lane.hangs >= HANGS_MAX):
+            if lane.breaker.failed(now, random01, too_often=self._hangs_too_often(lane, hung=hung)):
                 lane.proved, lane.pace, lane.hangs = False, None, 0
                 lane.resize(START_WIDTH)
                 opened = self._take(lane, 0)
         self._go_on(lane)
         return opened
+
+    def _hangs_too_often(self, lane: Lane, *, hung: bool) -> bool:
+        """Count timeouts; return True if its breaker is to open whatever the share of failures is."""
+        host = lane.host
+        host.hangs = host.hangs + 1 if hung else 0
+        lane.hangs = lane.hangs + 1 if hung and not lane.proved else 0
+        return lane.hangs >= HANGS_MAX or host.hangs > HOST_HANGS_MAX
 
     def _take_probe_back(
         self, lane: Lane, delivery: Delivery, now: float, random01: float, *, counts: bool
@@ -716,7 +850,7 @@ class Lanes:
 
         Little at a time: outcomes wait behind what is parked.
         """
-        if not self.full or self.flying >= self._concurrency:
+        if not self.full or self.flying >= self._slots.size:
             return []
         shed: list[Delivery] = []
         for lane in self.busy():
@@ -730,6 +864,8 @@ class Lanes:
         """Whether it is the lane that its deliveries wait for: it may start no more, and answers too little."""
         if lane.curbed and lane.is_barred(now):
             return True
+        if lane.waits_for is not None:
+            return lane.waits_longer(self.patience_s, now)
         return lane.flying >= lane.allowed and (not lane.proved or lane.waits_longer(self.patience_s, now))
 
     def _take(self, lane: Lane, keep: int) -> list[Delivery]:
@@ -738,10 +874,17 @@ class Lanes:
         while lane.queued > keep:
             delivery = (lane.late or lane.queue).pop()
             self._count(lane.site, -1, delivery)
+            if delivery.loaded is not None:
+                self._unload(lane, delivery)
+            elif delivery.event.payload is None:
+                lane.unloaded -= 1
             if delivery is lane.probe:
                 lane.probe = None
             taken.append(delivery)
         taken.reverse()
+        if lane.waits_for is not None and not lane.queued:
+            self._slots.forget(lane)
+            lane.in_turn = False
         self._go_on(lane)
         return taken
 

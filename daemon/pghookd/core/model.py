@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from pghookd.core.event_options import EventOptions
 from pghookd.core.options import EndpointOptions
+from pghookd.core.slots import Flight
 
 EVENT_TYPES = (
     "order_created",
@@ -170,6 +171,21 @@ class Line:
     returning: set[int] = dataclasses.field(default_factory=set)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """What loading a large payload came to.
+
+    Attributes:
+        payload: None if the delivery is to be given up.
+        died: why, then.
+        cost: what the payload counts for in the bytes that sites share (core/payload_budget).
+    """
+
+    payload: bytes | None
+    died: Reason | None = None
+    cost: int = 0
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Delivery:
     """One event on its way to one endpoint, while it is in memory."""
@@ -187,6 +203,8 @@ class Delivery:
     attempts_before: int = 0  # of `attempts`, those before a replay: the schedule counts from there
     newest: Newest | None = None  # of its supersede_key; None: it has none
     line: Line | None = None  # of an endpoint that is ordered
+    loaded: Loaded | None = None  # where the event's payload is large
+    flight: Flight | None = None  # while it is in flight
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
