@@ -541,7 +541,6 @@ def _terms(settings: Settings) -> Terms:
         concurrency=delivery.concurrency,
         batch_max=settings.recorder.batch_max,
         payload_bytes_max=delivery.payload_bytes_max,
-        large_at_once=max(1, delivery.queue_bytes_max // delivery.payload_bytes_max),
         defaults=Defaults.of(settings, revealing(Vault.of(settings))),
         successes=settings.log.successes,
     )

@@ -144,7 +144,6 @@ class Crew:
                 world.concurrency,
                 world.batch_max,
                 10_000,
-                2,
                 Defaults("sim", world.timeout_s, "standard", policy),
                 0,
             ),

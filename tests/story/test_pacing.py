@@ -196,7 +196,7 @@ async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver
     settings, beaten = settings_of(""), asyncio.Event()
     lanes, gate = Lanes(concurrency=8, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
     lane = lanes.lane(Endpoint(1, "s", 0, receiver.url("/hook"), ("*",), enabled=True, from_event_id=0))
-    terms = Terms(8, 8, 1000, 1, Defaults.of(settings), 0)
+    terms = Terms(8, 8, 1000, Defaults.of(settings), 0)
     async with app.sender_of(settings) as sender:
         deliverer = Deliverer(
             sender, lanes, gate, None, terms, logger=Diary().logger, monotonic=time.monotonic,

@@ -477,8 +477,7 @@ class Lanes:
 
     def next(self, now: float) -> tuple[Lane, Delivery] | None:
         """Take the next delivery to send, lanes with work taking turns; None when there is none or no slot."""
-        slots = self._slots
-        if slots.flying >= slots.size:
+        if self._slots.flying >= self._slots.size:
             return None
         if self._rests and self._rests[0][0] <= now:
             self._rouse(now)
@@ -488,25 +487,34 @@ class Lanes:
             lane.in_turn = False
             if site.turns:
                 self._turns.append(site)
-            if lane.flying >= lane.allowed or not (lane.queue or lane.late):
-                continue
-            if (lane.unloaded and self._wants_payload(lane)) or not slots.admits(lane):
-                lane.in_turn = True
+            if not self._may_start(lane):
                 continue
             queue = self._queue_of(lane, now) if lane.late or lane.curbed else lane.queue
-            if not queue:
-                continue
-            delivery = queue.popleft()
-            self._count(site, -1, delivery)
-            delivery.flight = slots.start(lane, now)
-            if lane.period != self._period:
-                self._note_traffic(lane)
-            if site is not self._latest:
-                self._note_site(site, now)
-            if (lane.queue or lane.late) and lane.flying < lane.allowed:
-                self._line_up(lane)
-            return lane, delivery
+            if queue:
+                delivery = queue.popleft()
+                self._start(lane, delivery, now)
+                return lane, delivery
         return None
+
+    def _may_start(self, lane: Lane) -> bool:
+        """Return True if a lane has work, and room for it in its width, its payload and a slot of its share."""
+        if lane.flying >= lane.allowed or not (lane.queue or lane.late):
+            return False
+        if (lane.unloaded and self._wants_payload(lane)) or not self._slots.admits(lane):
+            lane.in_turn = True  # until what it waits for is there
+            return False
+        return True
+
+    def _start(self, lane: Lane, delivery: Delivery, now: float) -> None:
+        site = lane.site
+        self._count(site, -1, delivery)
+        delivery.flight = self._slots.start(lane, now)
+        if lane.period != self._period:
+            self._note_traffic(lane)
+        if site is not self._latest:
+            self._note_site(site, now)
+        if (lane.queue or lane.late) and lane.flying < lane.allowed:
+            self._line_up(lane)
 
     def _note_site(self, site: Site, now: float) -> None:
         if self._latest is not None:

@@ -7,8 +7,8 @@ until the request has ended.
     a site that has any   a half, and not the last quarter  its lanes wait until bytes of payloads are free again
     a site that has none  all there is                      likewise
 
-A payload counts for a quarter of all at the most, so that one of any allowed size can be sent. Up to four such may be in
-memory together.
+A payload counts for a quarter of all at the most, so that one of any allowed size can be sent: up to four such may be
+in memory together.
 
 Never here: loading (loops/load), a clock.
 """

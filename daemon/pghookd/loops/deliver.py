@@ -28,7 +28,8 @@ from pghookd.core.writes import Attempted, Died, Kept, Write
 from pghookd.edge.http import Sender, Target
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.oauth import Tokens
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
+from pghookd.edge.payloads import PayloadLoader
+from pghookd.edge.postgres import Session
 
 TIMER_LEAST_S: Final = (
     0.005  # where the time has come and something else holds the lane back, look now and then
@@ -69,7 +70,6 @@ class Terms:
     concurrency: int
     batch_max: int
     payload_bytes_max: int
-    large_at_once: int  # payloads loaded apart that may be in memory together
     defaults: Defaults  # of what an endpoint may say otherwise
     successes: int  # log one in so many; 0 none
 
@@ -105,7 +105,6 @@ class Deliverer:
         self._sender = sender
         self._lanes = lanes
         self._gate = gate
-        self._loader = loader
         self._terms = terms
         self._logger = logger
         self._monotonic = monotonic
@@ -114,7 +113,9 @@ class Deliverer:
         self._room = room
         self._beat = beat
         self._suspects = suspects
-        self._large = asyncio.Semaphore(terms.large_at_once)
+        self._loader = PayloadLoader(
+            loader, lanes, payload_bytes_max=terms.payload_bytes_max, loaded=self.kick
+        )
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
         self._idle = asyncio.Event()
@@ -127,11 +128,13 @@ class Deliverer:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
+                group.create_task(self._loader.run())
                 while True:
                     self.kick()
                     self._beat()
                     await asyncio.sleep(1.0)
         finally:
+            self._group = None  # what is called back later starts nothing in a group that has ended
             if self._timer is not None:
                 self._timer.cancel()
 
@@ -141,6 +144,12 @@ class Deliverer:
             return
         while (taken := self._take(self._monotonic())) is not None:
             self._group.create_task(self._work(*taken))
+        self._rest()
+
+    def _rest(self) -> None:
+        """See to what lanes wait for: a time, or a payload."""
+        if self._lanes.wants_payloads:
+            self._loader.wake()
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -193,7 +202,7 @@ class Deliverer:
                 self._room.set()
             taken = self._take(now)
             if taken is None:
-                self._set_timer()
+                self._rest()
                 break
             lane, delivery = taken
             if self._lanes.flying < self._terms.concurrency:
@@ -256,25 +265,16 @@ class Deliverer:
 
     async def _send(self, lane: Lane, delivery: Delivery) -> Write:
         try:
-            if delivery.event.payload is not None:
-                return await self._attempt(lane, delivery, delivery.event.payload)
-            async with self._large:
-                payload = await self._load(delivery.event)
-                if payload is None:
-                    return Died(delivery, Reason.TOO_LARGE)
-                return await self._attempt(lane, delivery, payload)
-        except (DatabaseAway, DatabaseError):
-            raise  # the epoch is over
+            payload, loaded = delivery.event.payload, delivery.loaded
+            if loaded is not None:
+                payload = loaded.payload
+            if payload is None:
+                return Died(delivery, (loaded and loaded.died) or Reason.TOO_LARGE)
+            return await self._attempt(lane, delivery, payload)
         except Exception as error:
             self._logger.exception(LogEvent.DELIVERY_BROKEN, event_id=delivery.event.event_id)
             fault = Fault(Outcome.FAILED, type(error).__name__)
             return self._attempted(delivery, fault, self._monotonic(), self._terms.defaults.retry)
-
-    async def _load(self, event: Event) -> bytes | None:
-        row = await self._loader.fetchrow(
-            query("load_payload"), event.event_id, self._terms.payload_bytes_max
-        )
-        return None if row is None else row["payload"]
 
     async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
         aim = self._ready(lane, delivery, payload)
