@@ -4,11 +4,13 @@
 # ruff: noqa: ASYNC110 -- what these wait for has no event of its own
 import asyncio
 import errno
+import http.server
 import os
 import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from random import Random
@@ -18,7 +20,7 @@ from fault_server import Certificates, Liar, answering, naming, receiving
 
 from pghookd.core.destination import Policy, parse_places
 from pghookd.core.model import Fault, Outcome, Reply
-from pghookd.edge.http import KEEPALIVE_S, Sender, _os_fault
+from pghookd.edge.http import CROWDED_S, KEEPALIVE_S, SWEEP_S, Sender, _os_fault
 from pghookd.edge.resolver import AddressRefused, GuardedResolver, Refusal
 from pghookd.edge.trust import trust
 
@@ -828,3 +830,41 @@ def test_all_of_this_holds_without_the_c_extension():
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+# Receivers that serve one connection at a time
+
+
+class OneAtATime(http.server.HTTPServer):
+    """Serves one connection until it ends, as single-threaded servers do."""
+
+    allow_reuse_address = True
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+async def test_a_receiver_that_serves_one_connection_at_a_time_answers_all():
+    with OneAtATime(("127.0.0.1", 0), _Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            async with sender() as sending:
+                began = time.monotonic()
+                url = f"http://127.0.0.1:{server.server_port}/"
+                answers = await asyncio.gather(*(post_to(sending, url) for _ in range(4)))
+                assert [answer.status for answer in answers] == [200] * 4
+                assert time.monotonic() - began < 4 * (SWEEP_S + CROWDED_S) + 1
+        finally:
+            server.shutdown()
+            thread.join()

@@ -500,8 +500,12 @@ class Lanes:
         """Return True if a lane has work, and room for it in its width, its payload and a slot of its share."""
         if lane.flying >= lane.allowed or not (lane.queue or lane.late):
             return False
-        if (lane.unloaded and self._wants_payload(lane)) or not self._slots.admits(lane):
-            lane.in_turn = True  # until what it waits for is there
+        if lane.unloaded and self._wants_payload(lane):
+            lane.in_turn = True  # until it is loaded
+            return False
+        slots = self._slots
+        if slots.flying >= slots.plenty and not slots.admits(lane):
+            lane.in_turn = True  # until its share has room
             return False
         return True
 

@@ -72,7 +72,6 @@ class Member:
     waits_for: Holder | None = dataclasses.field(default=None, kw_only=True)
 
 
-@dataclasses.dataclass(slots=True, eq=False)
 class Flight:
     """One request in flight.
 
@@ -84,11 +83,14 @@ class Flight:
         landed: it has ended.
     """
 
-    member: Member
-    host: Holder
-    started_at: float
-    is_long: bool = False
-    landed: bool = False
+    __slots__ = ("host", "is_long", "landed", "member", "started_at")
+
+    def __init__(self, member: Member, host: Holder, started_at: float) -> None:
+        self.member = member
+        self.host = host
+        self.started_at = started_at
+        self.is_long = False
+        self.landed = False
 
 
 class Slots:
@@ -99,6 +101,7 @@ class Slots:
         flying: how many are taken.
         site_max: what one site may hold.
         host_max: what one host may hold.
+        plenty: while fewer are taken nobody can have reached a bound, so that nothing need be counted.
     """
 
     def __init__(self, size: int) -> None:
@@ -106,6 +109,7 @@ class Slots:
         self.flying = 0
         self.site_max = max(1, int(size * SITE_SHARE))
         self.host_max = max(1, int(size * HOST_SHARE))
+        self.plenty = self.site_max // 2
         self._unhurried = max(1, int(size * UNHURRIED))
         self._reserved = max(1, int(size * RESERVED))
         self._flights: deque[Flight] = deque()

@@ -66,6 +66,7 @@ RESPONSE_SLACK_BYTES = (
 )
 PIECE_BYTES = 64  # what a piece counts for beside its bytes: one of two bytes takes about that much to hold
 SWEEP_S = 0.25
+CROWDED_S = 0.25  # a new connection without a byte, and an idle one beside it, for so long: one is closed for the other
 DNS_CACHE_S = 10
 DNS_CACHE_MAX = 4096
 BIG_BODY_BYTES = 16384  # from here on copying head and body together costs more than a second piece
@@ -138,6 +139,9 @@ class _Wire(ResponseHandler):
         self._room = 0  # bytes still welcome; between requests none are
         self.deadline = _NEVER  # monotonic seconds
         self.used = 0  # requests begun
+        self.key: ConnectionKey | None = None  # of the origin
+        self.begun_at = _NEVER  # monotonic seconds, of the request under way
+        self.idle_at = _NEVER  # monotonic seconds, since it is kept without a request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -159,15 +163,16 @@ class _Wire(ResponseHandler):
         """
         self.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=4 * self._budget)
 
-    def begin(self, deadline: float) -> None:
+    def begin(self, key: ConnectionKey, now: float, deadline: float) -> None:
         """Expect one response."""
+        self.key, self.begun_at, self.idle_at = key, now, _NEVER
         self.deadline = deadline
         self.used += 1
         self._room = self._budget
 
     def end(self) -> None:
         """Expect nothing any more: what a peer sends unasked ends the connection."""
-        self.deadline = _NEVER
+        self.deadline = self.begun_at = _NEVER
         self._room = 0
         self._heard.clear()
 
@@ -412,6 +417,7 @@ class Sender:
             A Reply as soon as a final head was received, whatever then became of the body; else a Fault.
         """
         deadline = self._monotonic() + timeout_s
+        key = target.request.connection_key
         try:
             connection = await self._connect(target, timeout_s)
         except NoTunnel as exc:
@@ -421,7 +427,7 @@ class Sender:
         wire = cast("_Wire", connection.protocol)
         whole = False
         try:
-            wire.begin(deadline)
+            wire.begin(key, self._monotonic(), deadline)
             _write(wire, target.prefix + head, body)
             message, payload = await wire.read()
             while message.code in _INTERIM:
@@ -451,6 +457,7 @@ class Sender:
         wire.end()
         keep = whole and len(self._wires) <= 2 * self._connections_max
         if keep and _is_flushed(wire) and wire.is_between():
+            wire.idle_at = self._monotonic()
             connection.release()
         else:
             wire.abort()
@@ -502,6 +509,20 @@ class Sender:
         now = self._monotonic()
         for wire in [wire for wire in self._wires if wire.deadline <= now]:
             wire.give_up(_Overdue())
+        self._make_way(now - CROWDED_S)
+
+    def _make_way(self, before: float) -> None:
+        """Close idle connections to origins that leave new connections without an answer.
+
+        A receiver that serves one connection at a time reads from the one that is kept open, and never comes to the
+        others. Where it serves many, nothing is lost but a connection that nobody needed just now.
+        """
+        crowded = {
+            wire.key for wire in self._wires if wire.used == 1 and wire.silent and wire.begun_at < before
+        }
+        if crowded:
+            for wire in [wire for wire in self._wires if wire.idle_at < before and wire.key in crowded]:
+                wire.abort()
 
 
 def _write(wire: _Wire, head: bytes, body: bytes) -> None:
