@@ -3,7 +3,9 @@
     who                      may hold of `concurrency`       at the bound
     a site                   a half; a request that takes    its lanes wait for one of its own requests to end
                              longer than LONG_S counts twice
-    a host and port          three quarters, counted alike   lanes to it wait for a request to it to end
+    a host and port          five eighths, and up to three   lanes to it wait for a request to it to end
+                             quarters by sites with nothing
+                             in flight
     a site that is slow      nothing of the last quarter     its lanes wait until slots are free again
     a site that has any      nothing of the last eighth      likewise
     a site that has none     all there is                    lanes wait for any slot
@@ -23,7 +25,8 @@ from collections import OrderedDict, deque
 from typing import Final
 
 SITE_SHARE: Final = 0.5  # of all slots
-HOST_SHARE: Final = 0.75
+HOST_SHARE: Final = 0.625
+HOST_LIMIT: Final = 0.75  # with sites that have nothing else in flight
 UNHURRIED: Final = 0.75  # of all slots; beyond, slow holders start nothing
 RESERVED: Final = 0.875  # of all slots; beyond, only sites with nothing in flight start anything
 LONG_S: Final = 1.0  # a request in flight for longer counts twice
@@ -100,7 +103,8 @@ class Slots:
         size: how many there are.
         flying: how many are taken.
         site_max: what one site may hold.
-        host_max: what one host may hold.
+        host_max: what one host may hold, but for sites that have nothing in flight.
+        host_limit: what one host may hold at all.
         plenty: while fewer are taken nobody can have reached a bound, so that nothing need be counted.
     """
 
@@ -109,6 +113,7 @@ class Slots:
         self.flying = 0
         self.site_max = max(1, int(size * SITE_SHARE))
         self.host_max = max(1, int(size * HOST_SHARE))
+        self.host_limit = max(1, int(size * HOST_LIMIT))
         self.plenty = self.site_max // 2
         self._unhurried = max(1, int(size * UNHURRIED))
         self._reserved = max(1, int(size * RESERVED))
@@ -121,7 +126,7 @@ class Slots:
         held = site.flying if member.proved and not member.long else site.flying + site.long
         if held >= self.site_max:
             self._block(member, site)
-        elif host.flying + host.long >= self.host_max:
+        elif host.flying >= (self.host_max if site.flying else self.host_limit):
             self._block(member, host)
         elif flying >= self._unhurried and site.flying and self._is_reserved(site, host):
             self._block(member, site)
