@@ -109,16 +109,20 @@ class Slots:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
         self.flying = 0
+        self._flights: deque[Flight] = deque()
+        self._blocked: OrderedDict[Holder, None] = OrderedDict()  # those that lanes wait for
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Have another number of slots from now on; requests beyond it end as they began."""
+        self.size = size
         self.site_max = max(1, int(size * SITE_SHARE))
         self.host_max = max(1, int(size * HOST_SHARE))
         self.host_limit = max(1, int(size * HOST_LIMIT))
         self.plenty = self.site_max // 2
         self._unhurried = max(1, int(size * UNHURRIED))
         self._reserved = max(1, int(size * RESERVED))
-        self._flights: deque[Flight] = deque()
-        self._blocked: OrderedDict[Holder, None] = OrderedDict()  # those that lanes wait for
 
     def admits(self, member: Member) -> bool:
         """Return True if a lane may take a slot now; otherwise it waits until `end` or `age` returns it."""
