@@ -16,13 +16,14 @@ from typing import Final, TypeAlias, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import breaker, home, suspects
-from pghookd.core.home import ForeignDatabase, Server, StoredShard
+from pghookd.core.home import ForeignDatabase, Here, Server, StoredShard
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.order import Order
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
-from pghookd.core.suspects import Arrival
+from pghookd.core.suspects import Arrival, Stay
+from pghookd.edge import former
 from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
@@ -46,7 +47,7 @@ from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
 from pghookd.loops.suspect import Place, Suspects
-from pghookd.loops.watch import Beats, watch, watch_clock
+from pghookd.loops.watch import Beats, watch, watch_clock, watch_notifications
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
@@ -145,9 +146,18 @@ def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
 async def _live(world: World, sessions: Sessions) -> Ending:
     record = await _unless_stopped(sessions.record(), world.stop, sessions)
     shards = await _shards(world, record)
-    await _unless_stopped(own(record, shards, standing_by=lambda: _stand_by(world)), world.stop, sessions)
+    here = await _here(world, record)
+    owning = own(
+        record,
+        shards,
+        here,
+        standing_by=lambda status: _stand_by(world, status),
+        logger=world.logger,
+        monotonic=world.monotonic,
+    )
+    await _unless_stopped(owning, world.stop, sessions)
     world.logger.info(LogEvent.SHARD_TAKEN, shards=shards)
-    crew = await _unless_stopped(_in_time(_assemble(world, sessions, record)), world.stop, sessions)
+    crew = await _unless_stopped(_in_time(_assemble(world, sessions, record, here)), world.stop, sessions)
     world.ready(f"reading the log, {shards} shards")
     async with asyncio.TaskGroup() as group:
         await crew.run(group)
@@ -164,8 +174,14 @@ async def _shards(world: World, record: Session) -> int:
     return there
 
 
-def _stand_by(world: World) -> None:
-    world.ready("standing by: another instance owns the shards")
+async def _here(world: World, record: Session) -> Here:
+    """Return where this instance is; the server does not change within an epoch."""
+    started_at_us: int = await record.fetchval("select pg_postmaster_start_time()")
+    return Here(world.host, record.address, started_at_us, world.settings.database.home)
+
+
+def _stand_by(world: World, status: str) -> None:
+    world.ready(status)
     for name in LOOPS:
         world.beats.of(name)()
 
@@ -200,7 +216,7 @@ async def _in_time(work: Awaitable[T]) -> T:
         raise DatabaseAway(f"the sessions were not set up within {ASSEMBLE_WITHIN_S:g} s") from None
 
 
-async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
+async def _assemble(world: World, sessions: Sessions, record: Session, here: Here) -> Crew:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
     read, work = await sessions.read(), await sessions.work()
     await sessions.care()
@@ -215,9 +231,7 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))  # after the locks were granted
     newest = await read.fetchval(query("read_newest_event_id"))
     stays = [stay_of(row) for row in await record.fetch(query("read_home"))]
-    reason = home.why_foreign(server, stored, now, newest) or home.why_moved(
-        world.host, record.address, stays
-    )
+    reason = home.why_foreign(server, stored, now, newest) or await _why_moved(world, here, server, stays)
     if reason is not None:
         raise ForeignDatabase(reason)
     fork = home.forked_from(server, stored)
@@ -235,6 +249,13 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     crew = Crew(world, sessions, server, log, stored, hears, arrival)
     await crew.begin(arrival)
     return crew
+
+
+async def _why_moved(world: World, here: Here, server: Server, stays: Sequence[Stay]) -> str | None:
+    """Say why this is probably a copy; the lease outlives the question."""
+    database = world.settings.database
+    within_s = min(former.ASK_WITHIN_S, database.lease_s / 4)
+    return await former.why_moved(database.url.get_secret_value(), here, server, stays, within_s=within_s)
 
 
 def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:
@@ -454,6 +475,8 @@ class Crew:
             for row in await record.fetch(query("quarantine_deliveries"), *keys):
                 logger.error(LogEvent.ROW_QUARANTINED, **dict(row), unclean_ends=arrival.unclean_ends)
         await self._suspects.enter(record)
+        await record.execute(query("name_home"), self._world.settings.database.home)
+        await record.execute(query("forget_homes"), home.PLACES_MAX)
         if arrival.is_wary:
             logger.warning(
                 LogEvent.DELIVERY_SUSPECTED,
@@ -470,7 +493,12 @@ class Crew:
             group.create_task(self._read()),
             group.create_task(
                 maintain(
-                    work, Duties.of(world.settings), logger=world.logger, beat=world.beats.of("maintain")
+                    work,
+                    Duties.of(world.settings),
+                    logger=world.logger,
+                    beat=world.beats.of("maintain"),
+                    wall_us=world.wall_us,
+                    monotonic=world.monotonic,
                 )
             ),
             group.create_task(self.care.run()),
@@ -481,6 +509,7 @@ class Crew:
             group.create_task(self._sessions.watch()),
             group.create_task(watch(self._sessions.all, world.settings.database.heartbeat_s)),
             group.create_task(watch_clock(work, wall_us=world.wall_us, logger=world.logger)),
+            group.create_task(watch_notifications(work, logger=world.logger)),
         ]
         mailing = [] if self.mailer is None else [group.create_task(self.mailer.run())]
         await world.stop.wait()

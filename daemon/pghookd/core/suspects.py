@@ -55,6 +55,8 @@ class Stay:
         run: of the process that lives there, or ended without a word; None: it ended in order.
         unclean_ends: of processes, in a row.
         suspects: what was named last.
+        name: the setting `database.home` there; empty if it was not set.
+        started_at_us: when the server started that was seen last, microseconds since 1970; None if not known.
     """
 
     host: str
@@ -62,6 +64,8 @@ class Stay:
     run: str | None
     unclean_ends: int
     suspects: tuple[Suspect, ...]
+    name: str = ""
+    started_at_us: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -70,7 +70,9 @@ def endpoint_of(row: Row) -> Endpoint:
 def stay_of(row: Row) -> Stay:
     """Make a Stay of a row of read_home."""
     named = suspects.read(row["suspects"])
-    return Stay(row["host"], row["server"], row["run"], row["unclean_ends"], named)
+    return Stay(
+        row["host"], row["server"], row["run"], row["unclean_ends"], named, row["name"], row["started_at"]
+    )
 
 
 def server_of(row: Row) -> Server:
@@ -82,6 +84,11 @@ def server_of(row: Row) -> Server:
         started_at_us=row["started_at"],
         in_recovery=row["in_recovery"],
     )
+
+
+def holder_of(row: Row) -> str:
+    """Name the session of a row of find_strangers or find_oldest_transactions."""
+    return f"role {row['role']}, backend {row['pid']}, application {row['application']!r}"
 
 
 def shard_of(row: Row) -> StoredShard:
