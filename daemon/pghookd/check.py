@@ -16,7 +16,7 @@ from typing import Final
 
 from pghookd import letter_samples, migrate
 from pghookd.core.envelope import timestamp_text
-from pghookd.core.home import Here, why_foreign
+from pghookd.core.home import Here, why_foreign, why_moved
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
@@ -368,9 +368,8 @@ async def _home(session: Session, settings: Settings) -> AsyncIterator[Finding]:
     stays = [stay_of(row) for row in await session.fetch(query("read_home"))]
     ours = server_of(server)
     here = Here(host_id(), session.address, ours.started_at_us, settings.database.home)
-    why = why_foreign(ours, stored, Snapshot(*now), newest) or await former.why_moved(
-        settings.database.url.get_secret_value(), here, ours, stays
-    )
+    answers = await former.ask(settings.database.url.get_secret_value(), here, ours, stays)
+    why = why_foreign(ours, stored, Snapshot(*now), newest) or why_moved(here, stays, answers)
     if why is not None:
         yield Finding(
             Grade.FAULT,

@@ -231,7 +231,9 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
     now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))  # after the locks were granted
     newest = await read.fetchval(query("read_newest_event_id"))
     stays = [stay_of(row) for row in await record.fetch(query("read_home"))]
-    reason = home.why_foreign(server, stored, now, newest) or await _why_moved(world, here, server, stays)
+    reason = home.why_foreign(server, stored, now, newest) or await _why_moved(
+        world, record, here, server, stays
+    )
     if reason is not None:
         raise ForeignDatabase(reason)
     fork = home.forked_from(server, stored)
@@ -251,11 +253,18 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
     return crew
 
 
-async def _why_moved(world: World, here: Here, server: Server, stays: Sequence[Stay]) -> str | None:
-    """Say why this is probably a copy; the lease outlives the question."""
+async def _why_moved(
+    world: World, record: Session, here: Here, server: Server, stays: Sequence[Stay]
+) -> str | None:
+    """Say why this is probably a copy, and mark it where the original may still run."""
     database = world.settings.database
-    within_s = min(former.ASK_WITHIN_S, database.lease_s / 4)
-    return await former.why_moved(database.url.get_secret_value(), here, server, stays, within_s=within_s)
+    within_s = min(former.ASK_WITHIN_S, database.lease_s / 4)  # the lease outlives the question
+    answers = await former.ask(database.url.get_secret_value(), here, server, stays, within_s=within_s)
+    why = home.why_moved(here, stays, answers)
+    rival = home.rival_of(answers)
+    if why is not None and rival is not None:
+        await record.execute(query("mark_copy"), here.host, here.server, rival)
+    return why
 
 
 def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:

@@ -7,5 +7,5 @@ with elsewhere as (
 insert into webhooks.home (host, server, run, unclean_ends, suspects, started_at, seen_at)
 values ($1, $2, $3, $4, $5::text::jsonb, pg_postmaster_start_time(), now())
 on conflict (host, server) do update
-set run = excluded.run, unclean_ends = excluded.unclean_ends, suspects = excluded.suspects, beside = null,
+set run = excluded.run, unclean_ends = excluded.unclean_ends, suspects = excluded.suspects, beside = null, rival = null,
   started_at = excluded.started_at, seen_at = excluded.seen_at

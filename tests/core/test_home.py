@@ -178,6 +178,17 @@ def test_a_standby_that_never_owned_is_known_by_its_machine():
     assert "does not let this role in" in why_moved(promoted, stays, {"pg1:5432": Answer.UNCLEAR})
 
 
+def test_a_copy_does_not_become_home_because_its_original_is_stopped():
+    where = here(server="localhost:6543")
+    marked = Stay("ours", "localhost:6543", None, 0, (), rival=REMOTE)
+    stays = (marked, *HOMES)
+    assert to_ask(where, stays) == (REMOTE, "localhost:5432", SOCKET)
+    gone = dict.fromkeys(to_ask(where, stays), Answer.GONE)
+    assert "which is only silent now" in why_moved(where, stays, gone)
+    for answer in (Answer.STANDBY, Answer.OTHER, Answer.HERE):
+        assert why_moved(where, stays, {**gone, REMOTE: answer}) is None
+
+
 hosts = st.sampled_from(["a", "b", "c"])
 servers = st.sampled_from([REMOTE, "pg2:5432", "localhost:5432", SOCKET, "127.0.0.1:6543"])
 starts = st.sampled_from([STARTED, RESTARTED, None])

@@ -285,7 +285,13 @@ async def test_a_copy_beside_the_living_original_holds_still(moved, receiver, un
         await producers.emit(copy, 2)
         await daemon.diary.wait_for("daemon.ready")
         assert len(receiver.requests) == 3
-        original.stop()
+        original.stop()  # for an upgrade, say: it does not inherit
+        await daemon.diary.wait_for("database.foreign", count=2)
+        assert "which is only silent now" in daemon.diary.of("database.foreign")[1]["reason"]
+        assert len(receiver.requests) == 3
+    async with serving(copied.url(), host="ours") as daemon:
+        await daemon.diary.wait_for("database.foreign")
+        await adopt.adopt(crew.settings_of(copied.url()), skip_backlog=False, host="ours")
         await until(lambda: len(receiver.requests) == 5)
 
 

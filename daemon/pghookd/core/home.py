@@ -159,6 +159,11 @@ class Answer(enum.Enum):
     RIVAL = enum.auto()  # the same database on another server that takes writes
     UNCLEAR = enum.auto()  # a Postgres that does not let this role in, or is starting
 
+    @property
+    def may_be_original(self) -> bool:
+        """Return True if the database may still run there. It stays a rival when it is stopped for a moment."""
+        return self in {Answer.RIVAL, Answer.UNCLEAR}
+
 
 PLACES_MAX: Final = 64  # rows of `home` that are kept: machines and addresses seen last
 ADDRESSES_ASKED_MAX: Final = 8  # all at once, each within a bounded time
@@ -172,15 +177,17 @@ _VERDICTS: Final = {
     Place.LOCAL:       (Verdict.HOLD, Verdict.ASK),
     Place.NEW:         (Verdict.HOLD, Verdict.ASK),
 }  # fmt: skip
-# A stored name that is not database.home: HOLD, wherever it is.
+# A stored name that is not database.home: HOLD, wherever it is. ASK holds for an address that may be the original, and,
+# once it was one, until that address says it is none: a stopped original leaves its copy no heir.
 
 _WHY_HELD: Final = {
     Place.LOCAL: "this machine has not been seen before, and a local address is another server on each machine",
     Place.NEW: "neither this machine nor this address of the database has been seen before",
 }
-_WHY_ASKED: Final = {
+_WHY_RIVAL: Final = {
     Answer.RIVAL: "the same database still takes events at {}: one of the two is a copy",
     Answer.UNCLEAR: "a server at {} answers but does not let this role in: it may be the original",
+    Answer.GONE: "the same database may have been in use at {}, which is only silent now: one of the two is a copy",
 }
 
 
@@ -195,12 +202,13 @@ def to_ask(here: Here, stays: Sequence[Stay]) -> tuple[str, ...]:
     """
     if _verdict(here, stays) is not Verdict.ASK:
         return ()
-    found = dict.fromkeys(
+    homes = [stay for stay in stays if stay.rival is None]
+    found = [
         stay.server
-        for stay in stays
+        for stay in homes
         if stay.server != here.server and (stay.host == here.host or not is_local(stay.server))
-    )
-    return tuple(found)[:ADDRESSES_ASKED_MAX]
+    ]
+    return tuple(dict.fromkeys([*_rivals(stays), *found]))[:ADDRESSES_ASKED_MAX]
 
 
 def why_moved(here: Here, stays: Sequence[Stay], answers: Mapping[str, Answer]) -> str | None:
@@ -221,11 +229,22 @@ def why_moved(here: Here, stays: Sequence[Stay], answers: Mapping[str, Answer]) 
         return _WHY_HELD[place_of(here, stays)]
     if verdict is Verdict.GO or Answer.HERE in answers.values():
         return None
-    for answer, why in _WHY_ASKED.items():
+    rivals = _rivals(stays)
+    for answer, why in _WHY_RIVAL.items():
         for address, found in answers.items():
-            if found is answer:
+            if found is answer and (answer.may_be_original or address in rivals):
                 return why.format(address)
     return None
+
+
+def rival_of(answers: Mapping[str, Answer]) -> str | None:
+    """Return an address at which the database may still run, to be stored; None if there is none."""
+    return next((address for address, answer in answers.items() if answer.may_be_original), None)
+
+
+def _rivals(stays: Sequence[Stay]) -> list[str]:
+    """Return the addresses at which the database may still have run when it was looked for last."""
+    return [stay.rival for stay in stays if stay.rival is not None]
 
 
 def _verdict(here: Here, stays: Sequence[Stay]) -> Verdict:
@@ -240,13 +259,14 @@ def place_of(here: Here, stays: Sequence[Stay]) -> Place:
     """Hold a place against the rows of `home`."""
     if not stays:
         return Place.FIRST
-    if any(stay.started_at_us == here.started_at_us for stay in stays):
+    homes = [stay for stay in stays if stay.rival is None]
+    if any(stay.started_at_us == here.started_at_us for stay in homes):
         return Place.SAME_SERVER
-    if any((stay.host, stay.server) == (here.host, here.server) for stay in stays):
+    if any((stay.host, stay.server) == (here.host, here.server) for stay in homes):
         return Place.SAME_PLACE
-    if any(stay.host == here.host for stay in stays):
+    if any(stay.host == here.host for stay in homes):
         return Place.HALF_KNOWN
-    if not any(stay.server == here.server for stay in stays):
+    if not any(stay.server == here.server for stay in homes):
         return Place.NEW
     return Place.LOCAL if is_local(here.server) else Place.HALF_KNOWN
 

@@ -57,6 +57,7 @@ class Stay:
         suspects: what was named last.
         name: the setting `database.home` there; empty if it was not set.
         started_at_us: when the server started that was seen last, microseconds since 1970; None if not known.
+        rival: the address at which the same database may still run, so that this place is no home; None if it is one.
     """
 
     host: str
@@ -66,6 +67,7 @@ class Stay:
     suspects: tuple[Suspect, ...]
     name: str = ""
     started_at_us: int | None = None
+    rival: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ _NO_SUCH_DATABASE: Final = "3D000"
 _NO_POSTGRES: Final = "08"  # a class: the connection broke, or the peer speaks another protocol
 
 
-async def why_moved(
+async def ask(
     url: str, here: Here, server: Server, stays: Sequence[Stay], *, within_s: float = ASK_WITHIN_S
-) -> str | None:
-    """Say why this is probably a copy of the database, or return None.
+) -> dict[str, Answer]:
+    """Return what each address answers that `home.why_moved` wants to know about.
 
     Args:
         url: `database.url`; its role and password are used for the other addresses too.
@@ -38,7 +38,7 @@ async def why_moved(
     """
     addresses = home.to_ask(here, stays)
     answers = await asyncio.gather(*(_ask(url, address, server, within_s) for address in addresses))
-    return home.why_moved(here, stays, dict(zip(addresses, answers, strict=True)))
+    return dict(zip(addresses, answers, strict=True))
 
 
 async def _ask(url: str, address: str, ours: Server, within_s: float) -> Answer:

@@ -71,7 +71,14 @@ def stay_of(row: Row) -> Stay:
     """Make a Stay of a row of read_home."""
     named = suspects.read(row["suspects"])
     return Stay(
-        row["host"], row["server"], row["run"], row["unclean_ends"], named, row["name"], row["started_at"]
+        host=row["host"],
+        server=row["server"],
+        run=row["run"],
+        unclean_ends=row["unclean_ends"],
+        suspects=named,
+        name=row["name"],
+        started_at_us=row["started_at"],
+        rival=row["rival"],
     )
 
 
