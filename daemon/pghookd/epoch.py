@@ -40,7 +40,7 @@ from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.fan_out import FanOut
 from pghookd.loops.mail import Mailer
 from pghookd.loops.maintain import Duties, maintain
-from pghookd.loops.own import own
+from pghookd.loops.own import StandBy, own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Due, Recorder
 from pghookd.loops.replay import Replays
@@ -147,15 +147,15 @@ async def _live(world: World, sessions: Sessions) -> Ending:
     record = await _unless_stopped(sessions.record(), world.stop, sessions)
     shards = await _shards(world, record)
     here = await _here(world, record)
-    owning = own(
+    standing_by = StandBy(
         record,
         shards,
         here,
-        standing_by=lambda status: _stand_by(world, status),
+        ready=lambda status: _stand_by(world, status),
         logger=world.logger,
         monotonic=world.monotonic,
     )
-    await _unless_stopped(owning, world.stop, sessions)
+    await _unless_stopped(own(record, shards, standing_by=standing_by.step), world.stop, sessions)
     world.logger.info(LogEvent.SHARD_TAKEN, shards=shards)
     crew = await _unless_stopped(_in_time(_assemble(world, sessions, record, here)), world.stop, sessions)
     world.ready(f"reading the log, {shards} shards")

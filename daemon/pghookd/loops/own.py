@@ -10,8 +10,7 @@ the holder is no instance, standing by would be silence, so a warning names the 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -29,62 +28,67 @@ LOOK_AGAIN_S: Final = 2.0  # the owner has not moved in yet
 _FREE: Final = "select pg_advisory_unlock_all()"
 
 
-async def own(
-    session: Session,
-    shards: int,
-    place: Here,
-    *,
-    standing_by: Callable[[str], None],
-    logger: FilteringBoundLogger,
-    monotonic: Callable[[], float],
-) -> None:
-    """Return once every shard is owned.
+async def own(session: Session, shards: int, *, standing_by: Callable[[], Awaitable[None]]) -> None:
+    """Return once every shard is owned; `standing_by` is awaited after each try that fails."""
+    while not await _take(session, shards):
+        await standing_by()
+        await asyncio.sleep(STAND_BY_S)
+
+
+class StandBy:
+    """What an instance does while another session holds the locks.
 
     Args:
         session: the recorder's.
         shards: how many there are.
-        place: where this instance is.
-        standing_by: called with a status at each try that fails.
+        here: where this instance is.
+        ready: gets the status.
         logger: warns of holders that are no instances.
         monotonic: seconds.
     """
-    look_at = monotonic()
-    status = ""
-    while not await _take(session, shards):
-        if monotonic() >= look_at:
-            looked = await _look(session, shards, place)
-            if looked.strangers:
-                logger.warning(LogEvent.SHARD_WITHHELD, holders=list(looked.strangers))
-            status = looked.status
-            look_at = monotonic() + (LOOK_S if looked.entered or looked.strangers else LOOK_AGAIN_S)
-        standing_by(status)
-        await asyncio.sleep(STAND_BY_S)
+
+    def __init__(
+        self,
+        session: Session,
+        shards: int,
+        here: Here,
+        *,
+        ready: Callable[[str], None],
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._session = session
+        self._shards = shards
+        self._here = here
+        self._ready = ready
+        self._logger = logger
+        self._monotonic = monotonic
+        self._look_at = monotonic()
+        self._status = ""
+
+    async def step(self) -> None:
+        """Report the status; now and then enter this instance in `home` and look at the holders."""
+        if self._monotonic() >= self._look_at:
+            here = self._here
+            entered = await self._session.fetchval(query("enter_standby"), here.host, here.server, here.name)
+            strangers = await self._strangers()
+            if strangers:
+                self._logger.warning(LogEvent.SHARD_WITHHELD, holders=strangers)
+            self._status = _status(strangers)
+            self._look_at = self._monotonic() + (LOOK_S if entered or strangers else LOOK_AGAIN_S)
+        self._ready(self._status)
+
+    async def _strangers(self) -> list[str]:
+        """Return the holders of the shards' locks that are no instances."""
+        found = await self._session.fetch(query("find_strangers"))
+        holders = (holder_of(row) for row in found if 0 < row["key"] <= self._shards)
+        return list(dict.fromkeys(holders))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Looked:
-    """Who holds the locks.
-
-    Attributes:
-        entered: whether this instance is now known as a standby of the owner.
-        strangers: the holders that are no instances, a text each.
-    """
-
-    entered: bool
-    strangers: tuple[str, ...]
-
-    @property
-    def status(self) -> str:
-        if self.strangers:
-            return f"waiting: {self.strangers[0]} holds the locks of the shards and is no instance of pghookd"
-        return "standing by: another instance owns the shards"
-
-
-async def _look(session: Session, shards: int, place: Here) -> _Looked:
-    entered = await session.fetchval(query("enter_standby"), place.host, place.server, place.name)
-    found = await session.fetch(query("find_strangers"))
-    holders = (holder_of(row) for row in found if 0 < row["key"] <= shards)
-    return _Looked(bool(entered), tuple(dict.fromkeys(holders)))
+def _status(strangers: Sequence[str]) -> str:
+    if strangers:
+        return f"waiting: {strangers[0]} holds the locks of the shards and is no instance of pghookd"
+    return "standing by: another instance owns the shards"
 
 
 async def _take(session: Session, shards: int) -> bool:
