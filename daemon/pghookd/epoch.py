@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import breaker, home, suspects
-from pghookd.core.home import ForeignDatabase, Here, Server, StoredShard
+from pghookd.core.home import ForeignDatabase, Here, RivalDatabase, Server, StoredShard
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.order import Order
@@ -68,9 +68,15 @@ class Stopped:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Foreign:
-    """This is not the database that we ran in before: deliver nothing, wait for adopt."""
+    """This is not the database that we ran in before: deliver nothing, wait for adopt.
+
+    Attributes:
+        reason: why not.
+        rival: whether the database may still run elsewhere, so that it is not adopted automatically.
+    """
 
     reason: str
+    rival: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,7 +127,7 @@ async def run(world: World) -> Ending:
     except (DatabaseAway, DatabaseError) as error:
         return Lost(str(error))
     except ForeignDatabase as error:
-        return Foreign(str(error))
+        return Foreign(str(error), isinstance(error, RivalDatabase))
     except Unfit as error:
         return Misfit(str(error))
     finally:
@@ -231,11 +237,10 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
     now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))  # after the locks were granted
     newest = await read.fetchval(query("read_newest_event_id"))
     stays = [stay_of(row) for row in await record.fetch(query("read_home"))]
-    reason = home.why_foreign(server, stored, now, newest) or await _why_moved(
-        world, record, here, server, stays
-    )
+    reason = home.why_foreign(server, stored, now, newest)
     if reason is not None:
         raise ForeignDatabase(reason)
+    await _check_place(world, record, here, server, stays)
     fork = home.forked_from(server, stored)
     if fork is not None:
         world.logger.warning(
@@ -253,18 +258,24 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
     return crew
 
 
-async def _why_moved(
+async def _check_place(
     world: World, record: Session, here: Here, server: Server, stays: Sequence[Stay]
-) -> str | None:
-    """Say why this is probably a copy, and mark it where the original may still run."""
+) -> None:
+    """Hold this place against those of before; note where the database still runs besides.
+
+    Raises:
+        ForeignDatabase: this is probably a copy; a RivalDatabase if the database answers elsewhere too.
+    """
     database = world.settings.database
     within_s = min(former.ASK_WITHIN_S, database.lease_s / 4)  # the lease outlives the question
     answers = await former.ask(database.url.get_secret_value(), here, server, stays, within_s=within_s)
-    why = home.why_moved(here, stays, answers)
-    rival = home.rival_of(answers)
-    if why is not None and rival is not None:
+    reason = home.why_moved(here, stays, answers)
+    if reason is None:
+        return
+    if (rival := home.rival_of(answers)) is not None:
         await record.execute(query("mark_copy"), here.host, here.server, rival)
-    return why
+    has_rival = bool(answers) or any(stay.rival is not None for stay in stays)
+    raise RivalDatabase(reason) if has_rival else ForeignDatabase(reason)
 
 
 def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:

@@ -8,5 +8,5 @@ where h.run is not null and h.started_at = pg_postmaster_start_time() and h.name
 order by h.seen_at desc limit 1
 on conflict (host, server) do update
 set beside = case when home.run is null then excluded.beside end,
-  started_at = excluded.started_at, seen_at = excluded.seen_at
+  started_at = excluded.started_at, seen_at = excluded.seen_at, rival = null
 returning true as entered

@@ -8,7 +8,7 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.classid = 1
   and l.database = (select oid from pg_database where datname = current_database())
   and not (l.objid = 0 and l.mode = 'ShareLock')
   and not coalesce(a.application_name like 'pghookd/%' and (
-    a.usename = current_user
+    a.usename = session_user
     or pg_has_role(a.usesysid, to_regrole('webhooks_daemon'), 'member')
     or pg_has_role(a.usesysid, (select relowner from pg_class where oid = to_regclass('webhooks.events')), 'member')), false)
 order by 1, 2

@@ -20,6 +20,7 @@ from pghookd.core.home import (
     forked_from,
     is_local,
     place_of,
+    rival_of,
     to_ask,
     why_foreign,
     why_moved,
@@ -189,6 +190,19 @@ def test_a_copy_does_not_become_home_because_its_original_is_stopped():
         assert why_moved(where, stays, {**gone, REMOTE: answer}) is None
 
 
+def test_a_local_address_of_another_machine_cannot_say_that_it_is_no_rival():
+    where = here(server="pg2:5432")
+    stays = (Stay("other", "localhost:6543", None, 0, (), rival="localhost:5432"), stay())
+    assert to_ask(where, stays) == (REMOTE,)
+    assert "localhost:5432, which is only silent now" in why_moved(where, stays, {REMOTE: Answer.GONE})
+
+
+def test_only_an_original_that_was_seen_alive_is_remembered():
+    for answer in Answer:
+        remembered = REMOTE if answer in {Answer.RIVAL, Answer.UNCLEAR} else None
+        assert rival_of({"pg2:5432": Answer.GONE, REMOTE: answer}) == remembered
+
+
 hosts = st.sampled_from(["a", "b", "c"])
 servers = st.sampled_from([REMOTE, "pg2:5432", "localhost:5432", SOCKET, "127.0.0.1:6543"])
 starts = st.sampled_from([STARTED, RESTARTED, None])
@@ -196,6 +210,7 @@ names = st.sampled_from(["", "shop"])
 stays_of = st.lists(st.builds(stay, hosts, servers, st.just(""), starts), max_size=6)
 wheres = st.builds(here, hosts, servers, st.just(3_000), names)
 answers = st.sampled_from(list(Answer))
+MAY_BE_ORIGINAL = {Answer.RIVAL, Answer.UNCLEAR, Answer.STARTING}
 
 
 @given(wheres, stays_of)
@@ -212,7 +227,7 @@ def test_a_rival_never_lets_a_new_place_go_on(where, stays, data):
     gone = why_moved(where, stays, dict.fromkeys(asked, Answer.GONE))
     if gone is not None:
         assert why_moved(where, stays, found) == gone
-    elif Answer.HERE not in found.values() and {Answer.RIVAL, Answer.UNCLEAR} & set(found.values()):
+    elif Answer.HERE not in found.values() and MAY_BE_ORIGINAL & set(found.values()):
         assert why_moved(where, stays, found) is not None
 
 

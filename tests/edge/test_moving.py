@@ -14,7 +14,9 @@ from crew import serving
 from mail_server import Mailbox
 
 from pghookd import adopt, check
-from pghookd.edge import embedded, machine
+from pghookd.core.home import Answer, Here
+from pghookd.core.suspects import Stay
+from pghookd.edge import embedded, former, machine, rows
 from pghookd.edge.postgres import query
 
 HOMES = "select host, server, run is not null as lived_in from webhooks.home order by seen_at"
@@ -263,6 +265,12 @@ async def test_old_places_are_forgotten_and_the_lived_in_stays(database, session
 # The old address ------------------------------------------------------------------------------------------------------
 
 
+def words(server):
+    """Return the options of a server that `pg_ctl` starts without waiting."""
+    options = {"listen_addresses": "", "unix_socket_directories": server.sockets, **server._options}
+    return " ".join(f"-c {name}='{value}'" for name, value in options.items())
+
+
 @pytest.fixture
 async def moved(own_server, copy_of, connect, receiver, until):
     """Return the URLs of an original, which still runs, and of its copy on the same machine."""
@@ -303,6 +311,58 @@ async def test_an_original_that_refuses_the_role_is_not_taken_for_gone(moved, re
         [line] = await daemon.diary.wait_for("database.foreign")
         assert "answers but does not let this role in: it may be the original" in line["reason"]
     assert len(receiver.requests) == 3
+
+
+async def test_a_living_original_is_not_adopted_away_automatically(moved, receiver):
+    _, copied, _ = moved
+    async with serving(copied.url(), host="ours", database={"adopt": "auto"}) as daemon:
+        await daemon.diary.wait_for("database.foreign")
+        assert not daemon.diary.of("log.reanchored")
+    assert len(receiver.requests) == 3
+
+
+async def test_what_an_old_address_answers_is_understood(moved, until, unused_tcp_port):
+    original, copied, _ = moved
+    session = await crew.session_on(copied.url())
+    ours = rows.server_of(await session.fetchrow(query("identify_server")))
+    here = Here("ours", session.address, ours.started_at_us)
+    await session.close()
+
+    async def answer(address):
+        found = await former.ask(copied.url(), here, ours, [Stay("ours", address, None, 0, ())])
+        return found[address]
+
+    async def starting(address):
+        return await answer(address) is Answer.STARTING
+
+    where = f"{original.sockets}/.s.PGSQL.5432"
+    assert await answer(where) is Answer.RIVAL
+    with crew.standby_of(original) as standby:
+        theirs = f"{standby.sockets}/.s.PGSQL.5432"
+        assert await answer(theirs) is Answer.STANDBY
+        standby.stop()
+        standby._options["hot_standby"] = "off"
+        standby.run("pg_ctl", "start", "-W", "-D", standby.data, "-l", standby.log, "-o", words(standby))
+        await until(lambda: starting(theirs))
+    original.stop()
+    for silent in (where, f"127.0.0.1:{unused_tcp_port}", "no-such-host.invalid:5432"):
+        assert await answer(silent) is Answer.GONE
+
+
+async def test_another_database_at_an_old_address_is_no_rival(database, moved):
+    _, copied, _ = moved
+    session = await crew.session_on(copied.url())
+    ours = rows.server_of(await session.fetchrow(query("identify_server")))
+    other = await crew.session_on(database)
+    found = await former.ask(
+        copied.url(),
+        Here("ours", session.address, ours.started_at_us),
+        ours,
+        [Stay("ours", other.address, None, 0, ())],
+    )
+    assert found == {other.address: Answer.OTHER}
+    await session.close()
+    await other.close()
 
 
 async def test_the_same_server_by_another_address_is_no_rival(

@@ -24,6 +24,10 @@ class ForeignDatabase(Exception):  # noqa: N818 - a state of the world, not a mi
     """This is not the database that the stored positions were written in."""
 
 
+class RivalDatabase(ForeignDatabase):
+    """The database may still run elsewhere: only a person can say which of the two is the copy."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Server:
     """What one session says of its server; all sessions of an epoch must say the same.
@@ -127,9 +131,7 @@ class Place(enum.Enum):
     SAME_SERVER = enum.auto()  # this server has not restarted since an instance saw it; a copy has
     SAME_PLACE = enum.auto()  # this machine and this address were seen together
     HALF_KNOWN = enum.auto()  # this machine was seen, or this address, which is not a local one
-    LOCAL = (
-        enum.auto()
-    )  # the machine is new; the address is known but leads to another server on each machine
+    LOCAL = enum.auto()  # the machine is new; the address is known, but each machine has its own server there
     NEW = enum.auto()  # neither was seen
 
 
@@ -157,12 +159,8 @@ class Answer(enum.Enum):
     STANDBY = enum.auto()  # a standby: it follows a primary and takes no events
     HERE = enum.auto()  # the very server that this instance is connected to
     RIVAL = enum.auto()  # the same database on another server that takes writes
-    UNCLEAR = enum.auto()  # a Postgres that does not let this role in, or is starting
-
-    @property
-    def may_be_original(self) -> bool:
-        """Return True if the database may still run there. It stays a rival when it is stopped for a moment."""
-        return self in {Answer.RIVAL, Answer.UNCLEAR}
+    UNCLEAR = enum.auto()  # a Postgres that does not let this role in
+    STARTING = enum.auto()  # a Postgres that takes no sessions yet, or none any more
 
 
 PLACES_MAX: Final = 64  # rows of `home` that are kept: machines and addresses seen last
@@ -185,10 +183,15 @@ _WHY_HELD: Final = {
     Place.NEW: "neither this machine nor this address of the database has been seen before",
 }
 _WHY_RIVAL: Final = {
-    Answer.RIVAL: "the same database still takes events at {}: one of the two is a copy",
-    Answer.UNCLEAR: "a server at {} answers but does not let this role in: it may be the original",
-    Answer.GONE: "the same database may have been in use at {}, which is only silent now: one of the two is a copy",
-}
+    Answer.RIVAL:    "the same database still takes events at {}: one of the two is a copy",
+    Answer.UNCLEAR:  "a server at {} answers but does not let this role in: it may be the original",
+    Answer.STARTING: "a server at {} is starting or stopping: it may be the original",
+}  # fmt: skip
+_WHY_STILL_RIVAL: Final = (
+    "the same database was in use at {}, which is only silent now: one of the two is a copy"
+)
+_STAYS_RIVAL: Final = {Answer.RIVAL, Answer.UNCLEAR}  # also when it is stopped for a moment later
+_NO_RIVAL: Final = {Answer.STANDBY, Answer.OTHER}
 
 
 def to_ask(here: Here, stays: Sequence[Stay]) -> tuple[str, ...]:
@@ -202,13 +205,10 @@ def to_ask(here: Here, stays: Sequence[Stay]) -> tuple[str, ...]:
     """
     if _verdict(here, stays) is not Verdict.ASK:
         return ()
-    homes = [stay for stay in stays if stay.rival is None]
-    found = [
-        stay.server
-        for stay in homes
-        if stay.server != here.server and (stay.host == here.host or not is_local(stay.server))
-    ]
-    return tuple(dict.fromkeys([*_rivals(stays), *found]))[:ADDRESSES_ASKED_MAX]
+    rivals = [(stay.host, stay.rival) for stay in stays if stay.rival is not None]
+    homes = [(stay.host, stay.server) for stay in stays if stay.rival is None]
+    found = [server for host, server in (*rivals, *homes) if host == here.host or not is_local(server)]
+    return tuple(server for server in dict.fromkeys(found) if server != here.server)[:ADDRESSES_ASKED_MAX]
 
 
 def why_moved(here: Here, stays: Sequence[Stay], answers: Mapping[str, Answer]) -> str | None:
@@ -229,22 +229,18 @@ def why_moved(here: Here, stays: Sequence[Stay], answers: Mapping[str, Answer]) 
         return _WHY_HELD[place_of(here, stays)]
     if verdict is Verdict.GO or Answer.HERE in answers.values():
         return None
-    rivals = _rivals(stays)
-    for answer, why in _WHY_RIVAL.items():
-        for address, found in answers.items():
-            if found is answer and (answer.may_be_original or address in rivals):
-                return why.format(address)
+    for address, answer in answers.items():
+        if answer in _WHY_RIVAL:
+            return _WHY_RIVAL[answer].format(address)
+    for stay in stays:
+        if stay.rival not in {None, here.server} and answers.get(stay.rival) not in _NO_RIVAL:
+            return _WHY_STILL_RIVAL.format(stay.rival)
     return None
 
 
 def rival_of(answers: Mapping[str, Answer]) -> str | None:
-    """Return an address at which the database may still run, to be stored; None if there is none."""
-    return next((address for address, answer in answers.items() if answer.may_be_original), None)
-
-
-def _rivals(stays: Sequence[Stay]) -> list[str]:
-    """Return the addresses at which the database may still have run when it was looked for last."""
-    return [stay.rival for stay in stays if stay.rival is not None]
+    """Return an address at which the database runs or may run, to be stored; None if there is none."""
+    return next((address for address, answer in answers.items() if answer in _STAYS_RIVAL), None)
 
 
 def _verdict(here: Here, stays: Sequence[Stay]) -> Verdict:

@@ -21,6 +21,7 @@ from pghookd.edge.rows import server_of
 
 ASK_WITHIN_S: Final = 2.0  # shorter than a lease: the owner's session is silent meanwhile
 _NO_SUCH_DATABASE: Final = "3D000"
+_TAKES_NO_SESSIONS: Final = "57P03"
 _NO_POSTGRES: Final = "08"  # a class: the connection broke, or the peer speaks another protocol
 
 
@@ -73,4 +74,6 @@ def _refusal(cause: BaseException | None) -> Answer:
         return Answer.UNCLEAR if isinstance(cause, ssl.SSLError) else Answer.GONE
     if sqlstate == _NO_SUCH_DATABASE:
         return Answer.OTHER
+    if sqlstate == _TAKES_NO_SESSIONS:
+        return Answer.STARTING
     return Answer.GONE if sqlstate[:2] == _NO_POSTGRES else Answer.UNCLEAR

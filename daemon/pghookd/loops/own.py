@@ -21,9 +21,7 @@ from pghookd.edge.postgres import Session, query
 from pghookd.edge.rows import holder_of
 
 STAND_BY_S: Final = 0.5
-LOOK_S: Final = (
-    60.0  # between two looks at the holders while everything is as it should be, and between warnings
-)
+LOOK_S: Final = 60.0  # between two looks at the holders, and between two warnings
 LOOK_AGAIN_S: Final = 2.0  # the owner has not moved in yet
 _FREE: Final = "select pg_advisory_unlock_all()"
 
