@@ -75,7 +75,7 @@ def arrive(receiver_process, until):
     return wait
 
 
-async def test_a_standby_that_never_owned_takes_over_when_owner_and_primary_are_lost(
+async def test_a_standby_takes_over_when_owner_and_primary_are_lost(
     own_server, start_on, make_shop, arrive, until
 ):
     """One zone is lost. In the other zone the standby server is promoted, and the standby daemon goes on by itself."""
