@@ -48,6 +48,7 @@ async def adopt(settings: Settings, *, skip_backlog: bool, host: str | None = No
             await session.execute(
                 query("enter_home"), host or host_id(), session.address, None, 0, suspects.write(())
             )
+            await session.execute(query("name_home"), settings.database.home)
             await session.execute(
                 "insert into webhooks.operations (what, detail)"
                 " values ('adopt', jsonb_build_object('queued', $1::bigint, 'skip_backlog', $2::bool))",

@@ -211,8 +211,8 @@ class App:
             case epoch.Misfit(reason):
                 self._logger.error(LogEvent.SETTINGS_REJECTED, faults=reason)
                 return EXIT_SETTINGS
-            case epoch.Foreign(reason):
-                await self._foreign(settings, reason)
+            case epoch.Foreign(reason, rival):
+                await self._foreign(settings, reason, adopts=settings.database.adopt == "auto" and not rival)
                 return None
 
     def _world(self, settings: Settings, sender: Sender) -> epoch.World:
@@ -250,9 +250,9 @@ class App:
             await session.close()
         return None
 
-    async def _foreign(self, settings: Settings, reason: str) -> None:
-        """Hold still before a database that is not the one we ran in, until somebody adopts it."""
-        if settings.database.adopt == "auto":
+    async def _foreign(self, settings: Settings, reason: str, *, adopts: bool) -> None:
+        """Adopt a database that is not the one we ran in, or hold still before it until somebody does."""
+        if adopts:
             try:
                 await adopt.adopt(settings, skip_backlog=False, host=self._host)
             except (DatabaseAway, DatabaseError) as error:

@@ -16,16 +16,17 @@ from typing import Final
 
 from pghookd import letter_samples, migrate
 from pghookd.core.envelope import timestamp_text
-from pghookd.core.home import why_foreign, why_moved
+from pghookd.core.home import Here, why_foreign, why_moved
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
-from pghookd.edge import postgres
+from pghookd.edge import former, postgres
 from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
-from pghookd.edge.rows import endpoint_of, server_of, shard_of, stay_of
+from pghookd.edge.rows import endpoint_of, holder_of, server_of, shard_of, stay_of
 from pghookd.edge.trust import anchors
 from pghookd.edge.vault import Vault, revealing
+from pghookd.loops.watch import HOLDERS_NAMED, QUEUE_SHARE_MAX
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
 EXPIRES_SOON_S: Final = 14 * 86400.0  # of a client certificate
@@ -62,8 +63,8 @@ class Finding:
 
     Attributes:
         grade: how bad it is.
-        what: settings, letters, trust, database, schema, privileges, home, shards, days, endpoints, secrets,
-            two_phase, pooler or locks.
+        what: settings, letters, trust, database, schema, privileges, row_security, home, shards, days, endpoints,
+            secrets, two_phase, notifications, pooler or locks.
         text: a sentence for the operator.
     """
 
@@ -129,10 +130,16 @@ _Probe = Callable[[Session, Settings], AsyncIterator[Finding]]
 
 
 async def _probe_all(session: Session, settings: Settings, url: str, now_s: float) -> AsyncIterator[Finding]:
-    general: list[tuple[str, _Probe]] = [("database", _server), ("two_phase", _two_phase), ("locks", _locks)]
+    general: list[tuple[str, _Probe]] = [
+        ("database", _server),
+        ("two_phase", _two_phase),
+        ("locks", _locks),
+        ("notifications", _notifications),
+    ]
     inside: list[tuple[str, _Probe]] = [
         ("schema", _schema),
         ("privileges", _privileges),
+        ("row_security", _row_security),
         ("home", _home),
         ("shards", _shards),
         ("days", _days),
@@ -207,28 +214,42 @@ async def _two_phase(session: Session, _settings: Settings) -> AsyncIterator[Fin
 
 
 async def _locks(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
-    for row in await session.fetch(_HOLDERS, migrate.LOCK_CLASS):
+    for row in await session.fetch(query("find_strangers")):
         yield Finding(
             Grade.FAULT,
             "locks",
             f"advisory key ({migrate.LOCK_CLASS}, {row['key']}) is held by backend {row['pid']}"
-            f" (role {row['role']}, application {row['application']!r}), which is none of ours:"
-            " it would keep the daemon waiting",
+            f" (role {row['role']}, application {row['application']!r}), which is none of ours: {_effect(row['key'])}",
         )
 
 
-# Producers hold key 0 shared, for a transaction, whoever they are. Keys are int, shown as oid.
-_HOLDERS: Final = """
-select l.pid,
-  case when l.objid::bigint > 2147483647 then l.objid::bigint - 4294967296 else l.objid::bigint end as key,
-  coalesce(a.usename, '?') as role, coalesce(a.application_name, '') as application
-from pg_locks l left join pg_stat_activity a on a.pid = l.pid
-where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.classid = $1::int::bigint::oid
-  and l.database = (select oid from pg_database where datname = current_database())
-  and not (l.objid = 0 and l.mode = 'ShareLock')
-  and coalesce(a.application_name, '') not like 'pghookd/%'
-order by 2, 1
-"""
+def _effect(key: int) -> str:
+    """Say what a foreign holder of a key prevents."""
+    if key > 0:
+        return "no instance can own the shards, so that nothing is delivered"
+    return _EFFECTS.get(key, "the daemon does not use this key")
+
+
+_EFFECTS: Final = {
+    0: "the daemon does not sleep, and all producers notify it",
+    -1: "pghookd migrate waits",
+    -2: "the daemon does not sleep",
+    -3: "no partitions are made, and ids stay in the same day",
+}
+
+
+async def _notifications(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    share = await session.fetchval("select pg_notification_queue_usage()")
+    if share <= QUEUE_SHARE_MAX:
+        return
+    rows = await session.fetch(query("find_oldest_transactions"), HOLDERS_NAMED)
+    holders = "; ".join(holder_of(row) for row in rows) or "none is visible"
+    yield Finding(
+        Grade.WARNING,
+        "notifications",
+        f"Postgres's queue of notifications is {share:.0%} full: when it is full, commits that notify fail. A session"
+        f" that listens and stays in a transaction fills it. The oldest transactions: {holders}",
+    )
 
 
 async def _pooler(session: Session, url: str) -> AsyncIterator[Finding]:
@@ -317,7 +338,27 @@ where c.relnamespace = to_regnamespace('webhooks') and c.relname = 'events'
 """
 
 
-async def _home(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+async def _row_security(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    tables = await session.fetchval(_HIDING)
+    if tables:
+        role = await session.fetchval("select current_user")
+        yield Finding(
+            Grade.FAULT,
+            "row_security",
+            f"row level security hides rows of {tables} from role {role}: its statements fail, so that no event is"
+            " passed over unseen. Exempt the role with ALTER ROLE .. BYPASSRLS, or disable the policies",
+        )
+
+
+_HIDING: Final = """
+select string_agg(c.relname, ', ' order by c.relname)
+from pg_class c
+where c.relnamespace = to_regnamespace('webhooks') and c.relrowsecurity and not c.relispartition
+  and row_security_active(c.oid)
+"""
+
+
+async def _home(session: Session, settings: Settings) -> AsyncIterator[Finding]:
     server = await session.fetchrow(query("identify_server"))
     stored = [shard_of(row) for row in await session.fetch(query("read_shards"))]
     now = await session.fetchval("select pg_current_snapshot()")
@@ -325,9 +366,10 @@ async def _home(session: Session, _settings: Settings) -> AsyncIterator[Finding]
     if server is None or server["in_recovery"] or now is None:
         return
     stays = [stay_of(row) for row in await session.fetch(query("read_home"))]
-    why = why_foreign(server_of(server), stored, Snapshot(*now), newest) or why_moved(
-        host_id(), session.address, stays
-    )
+    ours = server_of(server)
+    here = Here(host_id(), session.address, ours.started_at_us, settings.database.home)
+    answers = await former.ask(settings.database.url.get_secret_value(), here, ours, stays)
+    why = why_foreign(ours, stored, Snapshot(*now), newest) or why_moved(here, stays, answers)
     if why is not None:
         yield Finding(
             Grade.FAULT,

@@ -16,13 +16,14 @@ from typing import Final, TypeAlias, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import breaker, home, suspects
-from pghookd.core.home import ForeignDatabase, Server, StoredShard
+from pghookd.core.home import ForeignDatabase, Here, RivalDatabase, Server, StoredShard
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.order import Order
 from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
-from pghookd.core.suspects import Arrival
+from pghookd.core.suspects import Arrival, Stay
+from pghookd.edge import former
 from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
@@ -39,14 +40,14 @@ from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.fan_out import FanOut
 from pghookd.loops.mail import Mailer
 from pghookd.loops.maintain import Duties, maintain
-from pghookd.loops.own import own
+from pghookd.loops.own import StandBy, own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Due, Recorder
 from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
 from pghookd.loops.suspect import Place, Suspects
-from pghookd.loops.watch import Beats, watch, watch_clock
+from pghookd.loops.watch import Beats, watch, watch_clock, watch_notifications
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
@@ -67,9 +68,15 @@ class Stopped:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Foreign:
-    """This is not the database that we ran in before: deliver nothing, wait for adopt."""
+    """This is not the database that we ran in before: deliver nothing, wait for adopt.
+
+    Attributes:
+        reason: why not.
+        rival: whether the database may still run elsewhere, so that it is not adopted automatically.
+    """
 
     reason: str
+    rival: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ async def run(world: World) -> Ending:
     except (DatabaseAway, DatabaseError) as error:
         return Lost(str(error))
     except ForeignDatabase as error:
-        return Foreign(str(error))
+        return Foreign(str(error), isinstance(error, RivalDatabase))
     except Unfit as error:
         return Misfit(str(error))
     finally:
@@ -145,9 +152,18 @@ def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
 async def _live(world: World, sessions: Sessions) -> Ending:
     record = await _unless_stopped(sessions.record(), world.stop, sessions)
     shards = await _shards(world, record)
-    await _unless_stopped(own(record, shards, standing_by=lambda: _stand_by(world)), world.stop, sessions)
+    here = await _here(world, record)
+    standing_by = StandBy(
+        record,
+        shards,
+        here,
+        ready=lambda status: _stand_by(world, status),
+        logger=world.logger,
+        monotonic=world.monotonic,
+    )
+    await _unless_stopped(own(record, shards, standing_by=standing_by.step), world.stop, sessions)
     world.logger.info(LogEvent.SHARD_TAKEN, shards=shards)
-    crew = await _unless_stopped(_in_time(_assemble(world, sessions, record)), world.stop, sessions)
+    crew = await _unless_stopped(_in_time(_assemble(world, sessions, record, here)), world.stop, sessions)
     world.ready(f"reading the log, {shards} shards")
     async with asyncio.TaskGroup() as group:
         await crew.run(group)
@@ -164,8 +180,14 @@ async def _shards(world: World, record: Session) -> int:
     return there
 
 
-def _stand_by(world: World) -> None:
-    world.ready("standing by: another instance owns the shards")
+async def _here(world: World, record: Session) -> Here:
+    """Return where this instance is; the server does not change within an epoch."""
+    started_at_us: int = await record.fetchval("select pg_postmaster_start_time()")
+    return Here(world.host, record.address, started_at_us, world.settings.database.home)
+
+
+def _stand_by(world: World, status: str) -> None:
+    world.ready(status)
     for name in LOOPS:
         world.beats.of(name)()
 
@@ -200,7 +222,7 @@ async def _in_time(work: Awaitable[T]) -> T:
         raise DatabaseAway(f"the sessions were not set up within {ASSEMBLE_WITHIN_S:g} s") from None
 
 
-async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
+async def _assemble(world: World, sessions: Sessions, record: Session, here: Here) -> Crew:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
     read, work = await sessions.read(), await sessions.work()
     await sessions.care()
@@ -215,11 +237,10 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))  # after the locks were granted
     newest = await read.fetchval(query("read_newest_event_id"))
     stays = [stay_of(row) for row in await record.fetch(query("read_home"))]
-    reason = home.why_foreign(server, stored, now, newest) or home.why_moved(
-        world.host, record.address, stays
-    )
+    reason = home.why_foreign(server, stored, now, newest)
     if reason is not None:
         raise ForeignDatabase(reason)
+    await _check_place(world, record, here, server, stays)
     fork = home.forked_from(server, stored)
     if fork is not None:
         world.logger.warning(
@@ -235,6 +256,26 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     crew = Crew(world, sessions, server, log, stored, hears, arrival)
     await crew.begin(arrival)
     return crew
+
+
+async def _check_place(
+    world: World, record: Session, here: Here, server: Server, stays: Sequence[Stay]
+) -> None:
+    """Hold this place against those of before; note where the database still runs besides.
+
+    Raises:
+        ForeignDatabase: this is probably a copy; a RivalDatabase if the database answers elsewhere too.
+    """
+    database = world.settings.database
+    within_s = min(former.ASK_WITHIN_S, database.lease_s / 4)  # the lease outlives the question
+    answers = await former.ask(database.url.get_secret_value(), here, server, stays, within_s=within_s)
+    reason = home.why_moved(here, stays, answers)
+    if reason is None:
+        return
+    if (rival := home.rival_of(answers)) is not None:
+        await record.execute(query("mark_copy"), here.host, here.server, rival)
+    has_rival = bool(answers) or any(stay.rival is not None for stay in stays)
+    raise RivalDatabase(reason) if has_rival else ForeignDatabase(reason)
 
 
 def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:
@@ -454,6 +495,8 @@ class Crew:
             for row in await record.fetch(query("quarantine_deliveries"), *keys):
                 logger.error(LogEvent.ROW_QUARANTINED, **dict(row), unclean_ends=arrival.unclean_ends)
         await self._suspects.enter(record)
+        await record.execute(query("name_home"), self._world.settings.database.home)
+        await record.execute(query("forget_homes"), home.PLACES_MAX)
         if arrival.is_wary:
             logger.warning(
                 LogEvent.DELIVERY_SUSPECTED,
@@ -470,7 +513,12 @@ class Crew:
             group.create_task(self._read()),
             group.create_task(
                 maintain(
-                    work, Duties.of(world.settings), logger=world.logger, beat=world.beats.of("maintain")
+                    work,
+                    Duties.of(world.settings),
+                    logger=world.logger,
+                    beat=world.beats.of("maintain"),
+                    wall_us=world.wall_us,
+                    monotonic=world.monotonic,
                 )
             ),
             group.create_task(self.care.run()),
@@ -481,6 +529,7 @@ class Crew:
             group.create_task(self._sessions.watch()),
             group.create_task(watch(self._sessions.all, world.settings.database.heartbeat_s)),
             group.create_task(watch_clock(work, wall_us=world.wall_us, logger=world.logger)),
+            group.create_task(watch_notifications(work, logger=world.logger)),
         ]
         mailing = [] if self.mailer is None else [group.create_task(self.mailer.run())]
         await world.stop.wait()

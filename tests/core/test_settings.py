@@ -15,7 +15,7 @@ PORTS = (
 )
 HOUR, DAY = 3600, 86400
 DEFAULTS = {
-    "database": {"url": "", "heartbeat_s": 2, "lease_s": 10, "adopt": "ask"},
+    "database": {"url": "", "heartbeat_s": 2, "lease_s": 10, "adopt": "ask", "home": ""},
     "delivery": {
         "concurrency": 512,
         "endpoint_concurrency": 16,

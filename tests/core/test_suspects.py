@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from pghookd.core import suspects
-from pghookd.core.home import why_moved
 from pghookd.core.suspects import Stay, Suspect, arrive
 
 HERE = ("here", "db.internal:5432")
@@ -60,24 +59,3 @@ def test_what_is_none_of_ours_is_left_out(text):
 def test_what_is_written_is_read():
     names = (Suspect(5, 6, 1, flying=False), Suspect(7, 8))
     assert suspects.read(suspects.write(names)) == names
-
-
-@pytest.mark.parametrize(
-    ("host", "server", "moved"),
-    [
-        ("here", "db.internal:5432", False),
-        ("there", "db.internal:5432", False),
-        ("here", "copy.internal:5432", False),
-        ("there", "copy.internal:5432", True),
-        ("there", "localhost:5432", True),
-        ("there", "/run/postgresql/.s.PGSQL.5432", True),
-    ],
-)
-def test_a_copy_has_moved_in_both_respects(host, server, moved):
-    stays = [
-        stay(),
-        stay(place=("here", "localhost:5432")),
-        stay(place=("here", "/run/postgresql/.s.PGSQL.5432")),
-    ]
-    assert (why_moved(host, server, stays) is not None) is moved
-    assert why_moved(host, server, []) is None

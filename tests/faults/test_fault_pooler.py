@@ -35,7 +35,7 @@ def _configured(folder, sockets, port):
         f"auth_file = {folder}/users\npool_mode = transaction\ndefault_pool_size = 3\n"
         "ignore_startup_parameters = extra_float_digits,search_path,statement_timeout,lock_timeout,"
         "idle_session_timeout,idle_in_transaction_session_timeout,plan_cache_mode,enable_seqscan,"
-        "enable_bitmapscan,enable_sort,jit,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,"
+        "enable_bitmapscan,enable_sort,jit,row_security,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,"
         "tcp_user_timeout,client_connection_check_interval\n"
     )
     folder.chmod(0o755)

@@ -203,6 +203,10 @@ class Crew:
         return not (lanes.flying or lanes.queued or self.recorder.unrecorded or lanes.aboard)
 
 
+async def _nothing():
+    """Stand by without a word."""
+
+
 class Instance:
     """One process after another, each with a life of its own; at any moment at most one of all instances owns.
 
@@ -298,7 +302,7 @@ class Instance:
 
     async def _own(self):
         world, record = self.world, self.sessions[1]
-        await own(record, SHARDS, standing_by=lambda: None)
+        await own(record, SHARDS, standing_by=_nothing)
         stored = [shard_of(row) for row in await record.fetch(query("read_shards"))]
         await asyncio.sleep(world.rng.random() * 0.01)
         now = snapshot_of(world.database)

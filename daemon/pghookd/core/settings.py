@@ -96,6 +96,11 @@ def _fit_address(text: str) -> None:
         raise ValueError("must be one e-mail address, as in hooks@example.com")
 
 
+def _fit_name(text: str) -> None:
+    if not text.isprintable() or text != text.strip():
+        raise ValueError("must be printable and without spaces around it")
+
+
 def _fit_profile(text: str) -> None:
     if text != STANDARD and text not in PRESETS:
         raise ValueError(f"must be one of {', '.join((STANDARD, *PRESETS))}")
@@ -183,6 +188,7 @@ class Database(Section):
     heartbeat_s: Positive = 2
     lease_s: Positive = 10
     adopt: Literal["ask", "auto"] = "ask"
+    home: Annotated[str, _checked(_fit_name), Field(max_length=100)] = ""  # the database's name; empty: none
 
 
 class Delivery(Section):

@@ -55,6 +55,9 @@ class Stay:
         run: of the process that lives there, or ended without a word; None: it ended in order.
         unclean_ends: of processes, in a row.
         suspects: what was named last.
+        name: the setting `database.home` there; empty if it was not set.
+        started_at_us: when the server started that was seen last, microseconds since 1970; None if not known.
+        rival: the address at which the same database may still run, so that this place is no home; None if it is one.
     """
 
     host: str
@@ -62,6 +65,9 @@ class Stay:
     run: str | None
     unclean_ends: int
     suspects: tuple[Suspect, ...]
+    name: str = ""
+    started_at_us: int | None = None
+    rival: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -43,8 +43,10 @@ class LogEvent(enum.StrEnum):
     BELL_RUNG = "bell.rung"
     SHARD_TAKEN = "shard.taken"
     SHARD_LOST = "shard.lost"
+    SHARD_WITHHELD = "shard.withheld"  # sessions that are no instances hold the locks: `holders`
     DATABASE_REFUSED = "database.refused"  # a statement; it is tried again
     PARTITIONS_DELAYED = "partitions.delayed"  # a lock was not to be had; tried again
+    DAY_REFUSED = "day.refused"  # the id clock stays where it is, since clocks disagree: `reason`
     LOG_REANCHORED = "log.reanchored"
     DELIVERY_ATTEMPTED = "delivery.attempted"
     DELIVERY_PARKED = "delivery.parked"
@@ -64,6 +66,7 @@ class LogEvent(enum.StrEnum):
     EMAIL_FAILED = "email.failed"
     LOOP_STALLED = "loop.stalled"  # nothing moved for `for_s`
     CLOCK_SKEWED = "clock.skewed"  # against the database's, by `skew_s`
+    NOTIFICATIONS_STUCK = "notifications.stuck"  # a listener's open transaction fills the queue
     LINES_DROPPED = "lines.dropped"  # standard output did not take them; `count`
     LIBRARY_WARNED = "library.warned"  # a line of the logging module, from asyncio or a library
 

@@ -21,6 +21,7 @@ Row: TypeAlias = asyncpg.Record
 
 CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
+_SOCKET: Final = "/.s.PGSQL."  # a socket's name, before its port
 EPOCH_2000_US: Final = 946_684_800_000_000  # Postgres counts its microseconds from 2000-01-01
 
 # SQLSTATE classes and codes after which a session is of no use: connection, shutdown, crash of another backend,
@@ -188,6 +189,13 @@ def _address_of(connection: asyncpg.Connection[Row]) -> str:
     return given if isinstance(given, str) else f"{given[0]}:{given[1]}"
 
 
+def _parts_of(address: str) -> tuple[str, int]:
+    """Split an address as `_address_of` makes it into what asyncpg takes: host or folder, and port."""
+    separator = _SOCKET if _SOCKET in address else ":"
+    host, _, port = address.rpartition(separator)
+    return host, int(port)
+
+
 async def connect(
     url: str,
     *,
@@ -195,8 +203,12 @@ async def connect(
     settings: dict[str, str] | None = None,
     writable: bool = True,
     answer_within_s: float | None = None,
+    address: str | None = None,
 ) -> Session:
     """Open a session named `pghookd/<name>`.
+
+    A row security policy would hide rows from it without a word, and a position would pass them. Every session turns
+    that into an error.
 
     Args:
         url: a libpq URI, `?host=` sockets and several hosts too; empty: libpq's PG* variables.
@@ -205,16 +217,21 @@ async def connect(
         writable: refuse a standby.
         answer_within_s: the session is lost when a statement takes longer, since the server's own timeouts end
             nothing where the network passes nothing on; None: a statement may take as long as it likes.
+        address: connect to this `Session.address` instead of the URL's hosts; None: to those.
 
     Raises:
         DatabaseAway: it cannot be reached, or refused us.
     """
+    always = {"application_name": f"pghookd/{name}", "row_security": "off"}
     try:
+        host, port = (None, None) if address is None else _parts_of(address)
         connection = await asyncpg.connect(
             url or None,
+            host=host,
+            port=port,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=answer_within_s,
-            server_settings={"application_name": f"pghookd/{name}", **(settings or {})},
+            server_settings={**always, **(settings or {})},
             target_session_attrs=SessionAttribute.read_write if writable else SessionAttribute.any,
         )
     except (*_FOREIGN, ValueError) as error:

@@ -70,7 +70,16 @@ def endpoint_of(row: Row) -> Endpoint:
 def stay_of(row: Row) -> Stay:
     """Make a Stay of a row of read_home."""
     named = suspects.read(row["suspects"])
-    return Stay(row["host"], row["server"], row["run"], row["unclean_ends"], named)
+    return Stay(
+        host=row["host"],
+        server=row["server"],
+        run=row["run"],
+        unclean_ends=row["unclean_ends"],
+        suspects=named,
+        name=row["name"],
+        started_at_us=row["started_at"],
+        rival=row["rival"],
+    )
 
 
 def server_of(row: Row) -> Server:
@@ -82,6 +91,11 @@ def server_of(row: Row) -> Server:
         started_at_us=row["started_at"],
         in_recovery=row["in_recovery"],
     )
+
+
+def holder_of(row: Row) -> str:
+    """Name the session of a row of find_strangers or find_oldest_transactions."""
+    return f"role {row['role']}, backend {row['pid']}, application {row['application']!r}"
 
 
 def shard_of(row: Row) -> StoredShard:

@@ -14,9 +14,12 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from pghookd.core import day
+from pghookd.core.day import Reminder
 from pghookd.core.settings import Settings
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseError, Session, query
+from pghookd.edge.rows import holder_of
 from pghookd.edge.vault import Vault
 from pghookd.edge.wrapping import wrap_plain
 
@@ -26,6 +29,8 @@ TIDY_EVERY_S: Final = 10.0
 PAUSE_S: Final = 0.02  # after each page
 PAGE: Final = 1000  # events or attempts looked at
 DAYS_AHEAD: Final = 8  # today and a week
+REMIND_S: Final = 3600.0  # of a lock in foreign hands, and of clocks that disagree
+LOCK_KEY: Final = -3
 _TRY: Final = "select pg_try_advisory_lock(1885825131, -3)"
 _FREE: Final = "select pg_advisory_unlock(1885825131, -3)"
 _TODAY: Final = "select webhooks.day_of()"
@@ -58,13 +63,18 @@ async def maintain(
     *,
     logger: FilteringBoundLogger,
     beat: Callable[[], None],
+    wall_us: Callable[[], int],
+    monotonic: Callable[[], float],
     days: int = DAYS_AHEAD,
 ) -> None:
     """Keep the partitions ahead and the rest in order until cancelled."""
+    warnings = Warnings(logger, monotonic)
     left_s = 0.0
     while True:
         if left_s <= 0:
-            left_s = LOOK_EVERY_S if await step(session, logger=logger, days=days) else LOOK_AGAIN_S
+            own_day = day.day_of(wall_us())
+            done = await step(session, logger=logger, days=days, own_day=own_day, warnings=warnings)
+            left_s = LOOK_EVERY_S if done else LOOK_AGAIN_S
         await tidy(session, duties, logger=logger, beat=beat)
         wait_s = min(left_s, TIDY_EVERY_S)
         left_s -= wait_s
@@ -99,8 +109,43 @@ async def _pages(session: Session, duties: Duties) -> AsyncIterator[None]:
             yield
 
 
+class Warnings:
+    """What keeps the days from moving for longer than usual, logged once an hour.
+
+    Args:
+        logger: gets the warnings.
+        monotonic: seconds.
+    """
+
+    def __init__(self, logger: FilteringBoundLogger, monotonic: Callable[[], float]) -> None:
+        self._logger = logger
+        self._monotonic = monotonic
+        self._held = Reminder(REMIND_S, REMIND_S)
+        self._refused = Reminder(0.0, REMIND_S)
+
+    async def held(self, session: Session, *, lasts: bool) -> None:
+        """Note whether another session holds the lock of maintenance; name it after an hour."""
+        if self._held.is_due(self._monotonic(), lasts=lasts):
+            found = await session.fetch(query("find_strangers"))
+            holders = [holder_of(row) for row in found if row["key"] == LOCK_KEY]
+            self._logger.warning(
+                LogEvent.PARTITIONS_DELAYED, error="the lock of maintenance is held", holders=holders or None
+            )
+
+    def refused(self, reason: str | None) -> None:
+        """Note why the ids do not move to today; None if they may."""
+        if self._refused.is_due(self._monotonic(), lasts=reason is not None):
+            self._logger.warning(LogEvent.DAY_REFUSED, reason=reason)
+
+
 async def step(
-    session: Session, *, logger: FilteringBoundLogger, days: int = DAYS_AHEAD, today: int | None = None
+    session: Session,
+    *,
+    logger: FilteringBoundLogger,
+    days: int = DAYS_AHEAD,
+    today: int | None = None,
+    own_day: int | None = None,
+    warnings: Warnings | None = None,
 ) -> bool:
     """Do what is to be done now; whether nothing is left to do.
 
@@ -109,31 +154,47 @@ async def step(
         logger: is told what did not work.
         days: how many to have, today included.
         today: as `webhooks.day_of()` counts days; None: by the server's clock.
+        own_day: the same by the daemon's clock; None: the server's clock needs no witness.
+        warnings: gets what lasts.
     """
-    if not await session.fetchval(_TRY):
-        return False  # another instance is at it
+    got = await session.fetchval(_TRY)
     try:
-        return await _step(session, days, today)
+        if warnings is not None:
+            await warnings.held(session, lasts=not got)
+        return got and await _step(session, days, today, own_day, warnings)
     except DatabaseError as error:
         logger.info(LogEvent.PARTITIONS_DELAYED, error=str(error))
         return False
     finally:
-        if not session.closed:
+        if got and not session.closed:
             await session.fetchval(_FREE)
 
 
-async def _step(session: Session, days: int, today: int | None) -> bool:
+async def _step(
+    session: Session, days: int, today: int | None, own_day: int | None, warnings: Warnings | None
+) -> bool:
     if today is None:
         today = await session.fetchval(_TODAY)
+    entered = await session.fetchval(query("is_in_day"), today)
+    refusal = None if entered or own_day is None else await _why_refuse(session, today, own_day)
+    if warnings is not None:
+        warnings.refused(refusal)
+    if refusal is not None:
+        return True  # until the clocks are looked at again; no partitions are made for a day that is none
     for row in await session.fetch(query("find_missing_days"), today, days):
         await session.fetchval(query("attach_day"), row["day"])
         await session.fetchval(query("note_day"), row["day"])
-    if await session.fetchval(query("is_in_day"), today):
+    if entered:
         return True
     if not await session.fetchval(query("enter_day"), today):
         return False
     await _analyze(session)
     return True
+
+
+async def _why_refuse(session: Session, today: int, own_day: int) -> str | None:
+    row = (await session.fetch(query("read_days")))[0]
+    return day.why_refuse(id_day=row["id_day"], today=today, own_day=own_day, event_day=row["event_day"])
 
 
 async def _analyze(session: Session) -> None:

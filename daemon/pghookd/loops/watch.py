@@ -12,12 +12,19 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseAway, Session
+from pghookd.edge.postgres import DatabaseAway, Session, query
+from pghookd.edge.rows import holder_of
 
 ANSWER_WITHIN_S: Final = 5.0
 CLOCK_EVERY_S: Final = 60.0
 SKEW_S: Final = 30.0  # receivers refuse a `webhook-timestamp` that is off by some minutes
 _CLOCK: Final = "select clock_timestamp()"
+QUEUE_EVERY_S: Final = 60.0
+QUEUE_SHARE_MAX: Final = (
+    0.1  # of Postgres's 8 GB of notifications; when they are full, commits that notify fail
+)
+HOLDERS_NAMED: Final = 3
+_QUEUE: Final = "select pg_notification_queue_usage()"
 
 
 class Beats:
@@ -74,4 +81,24 @@ async def watch_clock(
         if abs(skew_s - told_s) >= SKEW_S:
             told_s = skew_s if abs(skew_s) >= SKEW_S else 0.0
             logger.warning(LogEvent.CLOCK_SKEWED, skew_s=round(skew_s, 1))
+        await asyncio.sleep(every_s)
+
+
+async def watch_notifications(
+    session: Session,
+    *,
+    logger: FilteringBoundLogger,
+    every_s: float = QUEUE_EVERY_S,
+    share_max: float = QUEUE_SHARE_MAX,
+) -> None:
+    """Warn while Postgres's queue of notifications fills up, until cancelled.
+
+    A session that listens and stays in a transaction keeps the queue from being cut. The oldest transactions are named.
+    """
+    while True:
+        share: float = await session.fetchval(_QUEUE)
+        if share > share_max:
+            rows = await session.fetch(query("find_oldest_transactions"), HOLDERS_NAMED)
+            holders = [holder_of(row) for row in rows]
+            logger.warning(LogEvent.NOTIFICATIONS_STUCK, share=round(share, 3), oldest_transactions=holders)
         await asyncio.sleep(every_s)
