@@ -25,11 +25,9 @@ from pghookd.core.incident import (
     Health,
     Incident,
     Policy,
-    calm_since_us,
-    disable_us,
     marks_of,
-    works_partly,
 )
+from pghookd.core.incident_rules import calm_since_us, disable_us, works_partly
 from pghookd.core.model import Endpoint, Event, Outcome, Reason
 from pghookd.core.snapshot import Mark, Position, Snapshot
 from pghookd.core.suspects import Stay

@@ -17,11 +17,14 @@ from typing import Any, Final
 import orjson
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core import incident
+from pghookd.core import incident, owner_plan, storm
 from pghookd.core.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, Section, arranged, excerpt
-from pghookd.core.incident import Case, Health, Owner, Plan, Step
+from pghookd.core.incident import Case, Health
+from pghookd.core.incident_rules import disable_us
 from pghookd.core.model import DisabledReason
+from pghookd.core.owner_plan import Owner, Plan, Step
 from pghookd.core.settings import Settings
+from pghookd.core.storm import HOLD_MAX_US, Extent
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import case_of, section_of, types_of
@@ -44,7 +47,7 @@ class Around:
     """What care needs of others.
 
     Attributes:
-        traffic: endpoints that had traffic lately.
+        traffic: sites that had work lately.
         unwatch: an endpoint's trouble is over, unless its latest failure is another one.
         behind_s: for how long the oldest outcome has been waiting to be durable, in seconds.
         sending: the mail that is being sent now; None: none.
@@ -113,28 +116,27 @@ class Care:
 
     async def step(self, now_us: int) -> int:
         """Look at everything that is due; return how many mails went into the outbox."""
-        storm = await self._storm(now_us)
+        in_storm = await self._storm(now_us)
         mails = 0
         while True:
             found = await self._session.fetch(query("find_due_owners"), now_us, OWNERS_PAGE)
             if not found:
                 return mails
-            mails += await self._owners([row["owner_email"] for row in found], now_us, storm=storm)
+            mails += await self._owners([row["owner_email"] for row in found], now_us, storm=in_storm)
             self._beat()
 
     # Storms -----------------------------------------------------------------------------------------------------------
 
     async def _storm(self, now_us: int) -> bool:
-        """Whether so much fails at once that first mails and clocks have to wait; the operator is told."""
-        recent_us = now_us - 2 * max(self._policy.first_wait_us, incident.LOOK_EVERY_US)
-        row = await self._session.fetchrow(query("count_unknown_failures"), recent_us)
-        failing, hosts = (row["failing"], row["hosts"]) if row else (0, 0)
-        traffic = max(self._around.traffic(), failing)
-        storm = self._settings.storm
-        if not incident.is_storm(failing, hosts, traffic, share=storm.share, hosts_min=storm.hosts_min):
+        """Return True if so many sites fail at once that first mails and clocks wait; mail the operator."""
+        from_us = storm.evidence_from_us(now_us, self._policy)
+        rows = await self._session.fetch(query("find_storm_evidence"), *from_us)
+        found = storm.extent(((row["site_id"], row["url"]) for row in rows), self._around.traffic())
+        limits = self._settings.storm
+        if not storm.is_storm(found, share=limits.share, hosts_min=limits.hosts_min):
             if self._storm_looks:
                 was_one = self._storm_looks >= STORM_LOOKS
-                await self._session.execute(query("recall_incidents"), now_us, was_one)
+                await self._session.execute(query("recall_incidents"), now_us, was_one, now_us - HOLD_MAX_US)
             self._storm_looks, self._storm_told_us, self._looked_us = 0, None, now_us
             return False
         self._storm_looks += 1
@@ -142,25 +144,25 @@ class Care:
             self._looked_us = now_us
             return True
         if self._looked_us is not None:
-            await self._session.execute(query("pause_disabling"), now_us - self._looked_us)
+            await self._session.execute(query("pause_disabling"), now_us - self._looked_us, HOLD_MAX_US)
         self._looked_us = now_us
         if self._storm_told_us is None or now_us - self._storm_told_us >= STORM_RECALL_US:
             self._storm_told_us = now_us
-            await self._tell_of_storm((failing, traffic, hosts), now_us)
+            await self._tell_of_storm(found, now_us)
         return True
 
-    async def _tell_of_storm(self, storm: tuple[int, int, int], now_us: int) -> None:
-        failing, traffic, hosts = storm
+    async def _tell_of_storm(self, found: Extent, now_us: int) -> None:
         self._logger.error(
             LogEvent.STORM_SUSPECTED,
-            failing=failing,
-            traffic=traffic,
-            hosts=hosts,
-            note="first mails to owners and the disabling of endpoints wait",
+            sites=found.sites,
+            traffic=found.traffic,
+            domains=found.domains,
+            note="first mails to owners and the disabling of endpoints wait, for six hours at most",
         )
         operator = self._settings.mail.operator
         if operator and self._settings.smtp.host:
-            digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=storm)
+            extent = (found.sites, found.traffic, found.domains)
+            digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=extent)
             await self._put(operator, digest, now_us, {}, "queued", now_us)
             self._around.queued()
 
@@ -211,12 +213,12 @@ class Care:
         """Decide for one owner, and do it in one transaction; another look follows if a row has moved meanwhile."""
         cases = [case_of(row, look.now_us, self._policy) for row in look.rows.values()]
         owner = self._owner_of(look)
-        plan = incident.plan(cases, owner, storm=storm)
+        plan = owner_plan.plan(cases, owner, storm=storm)
         fold = self._is_to_be_folded(look, plan)
         if fold:
             cases = [_unfolded(case, look.before) for case in cases]
             owner = dataclasses.replace(owner, mails=tuple(at for at in owner.mails if at != look.queued_us))
-            plan = incident.plan(cases, owner, storm=storm)
+            plan = owner_plan.plan(cases, owner, storm=storm)
         digest = await self._digest(look, cases, plan) if plan.sections else None
         await self._around.checkpoint("care.decided")
         try:
@@ -270,7 +272,7 @@ class Care:
                     marks,
                     step.closed,
                     case.incident.last_failure_us,
-                    incident.disable_us(case),
+                    disable_us(case),
                 )
             )
         look_us = max(plan.look_us, look.now_us + incident.SECOND_US)
