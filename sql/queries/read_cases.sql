@@ -1,6 +1,7 @@
--- Every incident of some owners, with what other tables say of the endpoint. $1 text[]: owners, in lower case, empty:
--- nobody; $2 timestamptz: now. Failed attempts are counted along attempts_failed, over the days in which an event that
--- is still alive may lie; not more than 10,000 of them. Whether its filter holds events up is looked for in as many rows.
+-- Every incident of some owners, with what other tables say of the endpoint. $1 text[]: owners, in lower case;
+-- $2 timestamptz: now; $3 text[]: sites that name no owner. Failed attempts are counted along
+-- attempts_failed, over the days in which an event that is still alive may lie; not more than 10,000 of them. Whether its
+-- filter holds events up is looked for in as many rows.
 select coalesce(lower(s.owner_email), '') as owner_email, i.endpoint_id, i.state, i.first_failure_at, i.last_failure_at,
   i.last_success_at, i.recovering_at, i.window_at, i.successes, i.last_outcome, i.last_status, i.last_error, i.last_event_id,
   i.last_attempt, i.marks, p.url, p.description, p.enabled, p.disabled_reason, p.snoozed_until, p.timeout_s, s.site_id,
@@ -36,4 +37,4 @@ left join lateral (
   where b.reason = 'filter_slow' limit 1) w on true
 left join lateral (
   select b.since from webhooks.backlog b where b.endpoint_id = i.endpoint_id and b.state = 'held' order by b.event_id limit 1) h on true
-where coalesce(lower(s.owner_email), '') = any ($1)
+where lower(s.owner_email) = any ($1) or s.owner_email is null and s.site_id = any ($3)

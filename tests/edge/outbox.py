@@ -16,6 +16,7 @@ import orjson
 from crew import Diary
 
 from pghookd.core.digest import Cause, Digest, Kind, Section
+from pghookd.core.mailbox import domain_of, mailbox_of
 from pghookd.core.settings import Mail, Smtp
 from pghookd.edge.letter import Letters
 from pghookd.edge.postgres import connect
@@ -100,13 +101,16 @@ class Office:
         """Queue a mail, as care does; return its email_id."""
         text = digest_text or orjson.dumps(dataclasses.asdict(digest(owner, kind))).decode()
         return await self.session.fetchval(
-            "insert into webhooks.emails (owner_email, kind, window_start, digest, next_attempt_at)"
-            " values ($1, $2, $3, $4::text::jsonb, $5) returning email_id",
+            "insert into webhooks.emails"
+            " (owner_email, kind, window_start, digest, next_attempt_at, mailbox, mail_domain)"
+            " values ($1, $2, $3, $4::text::jsonb, $5, $6, $7) returning email_id",
             owner,
             kind,
             NOON_US + window_us,
             text,
             self.clock.wall_us(),
+            mailbox_of(owner),
+            domain_of(owner),
         )
 
     async def row(self, email_id):

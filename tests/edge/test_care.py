@@ -713,6 +713,65 @@ async def test_one_tenant_makes_no_storm(make_house):
     assert await flood.paused_us() == 0
 
 
+async def test_a_mailbox_gets_six_a_day_whatever_its_spelling(house):
+    """20 sites of `victim+N@bank.example`: six mails in a day in all; another owner is told in time."""
+    endpoints = await house.endpoints(21, 1)
+    await house.session.execute(
+        "update webhooks.sites set owner_email = 'Victim+' || site_id || '@bank.example' where site_id <> 'site0'"
+    )
+    flood = Flood(house, [e.number for e in endpoints], await house.events(21))
+    await flood.go_on(24 * HOUR)
+    rows = await house.mails()
+    assert sum("bank.example" in row["owner_email"] for row in rows) == house.policy.daily_max
+    assert (
+        _us(next(row["created_at"] for row in rows if row["owner_email"] == "owner0@shop.example"))
+        < flood.start + HOUR
+    )
+
+
+async def test_a_mail_about_a_sold_site_goes_to_its_new_owner(house, story):
+    await story.fail(12)
+    assert await kinds(house) == [("failing", "queued")]
+    await house.session.execute("update webhooks.sites set owner_email = 'new@other.example'")
+    await story.pass_s(120)
+    assert [(row["owner_email"], row["kind"], row["state"]) for row in await house.mails()] == [
+        ("owner0@shop.example", "failing", "superseded"),
+        ("new@other.example", "failing", "queued"),
+    ]
+    assert _told((await house.mails())[1]) == {story.endpoint: 12}
+
+
+async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
+    """None of them waits for what another's rows hold, and one look at a page of them is bounded."""
+    endpoints = await house.endpoints(120, 1)
+    await house.session.execute("update webhooks.sites set owner_email = null")
+    flood = Flood(house, [e.number for e in endpoints], await house.events(120))
+    await flood.go_on(20 * MINUTE, 4 * MINUTE)
+    due = await house.it.fetch(query("find_due_owners"), flood.start + DAY, 1000)
+    assert len({(row["owner_email"], row["site_id"]) for row in due}) == 120
+    sql = "select count(*) from webhooks.incidents where state = 'failing'"
+    assert await house.session.fetchval(sql) == 120
+    assert await house.mails() == []
+
+
+async def test_a_second_carer_tells_nothing_twice(house, story):
+    """Another owner's care looks at the same moment: it decides on the same marks, and only one of them writes."""
+    await story.fail(12)
+    await sent(house)
+
+    async def meanwhile(name):
+        if name == "care.decided" and not beside:
+            beside.append(name)
+            await other.step(story.now + 7 * HOUR - SECOND)
+
+    beside = []
+    other = house.make_care()
+    house.care = house.make_care(checkpoint=meanwhile)
+    await house.look(story.now + 7 * HOUR)
+    assert beside
+    assert [kind for kind, _ in await kinds(house)] == ["failing", "reminder"]
+
+
 async def test_a_site_without_an_owner_is_cared_for_without_mails(house, story):
     await house.session.execute("update webhooks.sites set owner_email = null")
     await story.fail(12)

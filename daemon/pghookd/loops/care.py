@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 from structlog.typing import FilteringBoundLogger
@@ -21,6 +21,7 @@ from pghookd.core import incident, owner_plan, storm
 from pghookd.core.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, Section, arranged, excerpt
 from pghookd.core.incident import Case, Health
 from pghookd.core.incident_rules import disable_us
+from pghookd.core.mailbox import domain_of, mailbox_of
 from pghookd.core.model import DisabledReason
 from pghookd.core.owner_plan import Owner, Plan, Step
 from pghookd.core.settings import Settings
@@ -35,7 +36,8 @@ FOLD_AFTER_US: Final = (
 )  # a mail unsent for so long gives way to the present state
 STORM_RECALL_US: Final = incident.DAY_US  # the operator is told again of a storm that goes on
 STORM_LOOKS: Final = 2  # looks in a row that must agree before a storm is believed
-NOBODY: Final = ""  # the owner of sites that name none
+NOBODY: Final = ""  # the owner of sites that name none: each of these is looked at by itself
+Whose: TypeAlias = tuple[str, str]  # an owner's address in lower case; the site, where that is NOBODY
 
 
 async def no_checkpoint(_name: str) -> None:
@@ -117,12 +119,14 @@ class Care:
     async def step(self, now_us: int) -> int:
         """Look at everything that is due; return how many mails went into the outbox."""
         in_storm = await self._storm(now_us)
+        await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
         mails = 0
         while True:
             found = await self._session.fetch(query("find_due_owners"), now_us, OWNERS_PAGE)
             if not found:
                 return mails
-            mails += await self._owners([row["owner_email"] for row in found], now_us, storm=in_storm)
+            due = [(row["owner_email"], row["site_id"]) for row in found]
+            mails += await self._owners(due, now_us, storm=in_storm)
             self._beat()
 
     # Storms -----------------------------------------------------------------------------------------------------------
@@ -168,26 +172,26 @@ class Care:
 
     # Owners -----------------------------------------------------------------------------------------------------------
 
-    async def _owners(self, owners: list[str], now_us: int, *, storm: bool) -> int:
+    async def _owners(self, due: list[Whose], now_us: int, *, storm: bool) -> int:
         """Look at owners. One boundary stands around each, so that a poisoned one harms nobody else."""
         try:
-            rows = await self._session.fetch(query("read_cases"), owners, now_us)
+            rows = await self._session.fetch(query("read_cases"), *_apart(due, now_us))
         except DatabaseError as error:  # somebody has more than can be counted in time
-            if len(owners) > 1:
-                return sum([await self._owners([owner], now_us, storm=storm) for owner in owners])
-            await self._postpone(owners[0], now_us, error)
+            if len(due) > 1:
+                return sum([await self._owners([each], now_us, storm=storm) for each in due])
+            await self._postpone(due[0], now_us, error)
             return 0
         groups: dict[tuple[str, str], dict[int, Row]] = {}
         for row in rows:
             groups.setdefault((row["owner_email"], self._site_of(row)), {})[row["endpoint_id"]] = row
         mails = 0
-        for (owner, _), group in groups.items():
+        for (owner, site_id), group in groups.items():
             try:
                 mails += await self._look(await self._told_lately(owner, group, now_us), storm=storm)
             except DatabaseAway:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever their rows hold
-                await self._postpone(owner, now_us, error)
+                await self._postpone((owner, site_id), now_us, error)
         return mails
 
     def _site_of(self, row: Row) -> str:
@@ -196,18 +200,20 @@ class Care:
         return str(row["site_id"]) if apart else ""
 
     async def _told_lately(self, owner: str, rows: dict[int, Row], now_us: int) -> _Look:
-        found = await self._session.fetchrow(query("read_owners"), [owner], now_us)
+        found = await self._session.fetchrow(query("read_owners"), [owner], now_us, [mailbox_of(owner)])
         if found is None:
             raise _Moved
         site = self._site_of(next(iter(rows.values())))
         return _Look(found, rows, now_us, zlib.crc32(site.encode()) % 1000 if site else 0)
 
-    async def _postpone(self, owner: str, now_us: int, error: Exception) -> None:
+    async def _postpone(self, whose: Whose, now_us: int, error: Exception) -> None:
         self._logger.error(
-            LogEvent.EMAIL_FAILED, domain=owner.rpartition("@")[2], error=f"{type(error).__name__}: {error}"
+            LogEvent.EMAIL_FAILED,
+            domain=whose[0].rpartition("@")[2],
+            error=f"{type(error).__name__}: {error}",
         )
         later_us = now_us + incident.LOOK_EVERY_US
-        await self._session.execute(query("postpone_owners"), [owner], later_us)
+        await self._session.execute(query("postpone_owners"), *_apart([whose], later_us))
 
     async def _look(self, look: _Look, *, storm: bool) -> int:
         """Decide for one owner, and do it in one transaction; another look follows if a row has moved meanwhile."""
@@ -217,7 +223,7 @@ class Care:
         fold = self._is_to_be_folded(look, plan)
         if fold:
             cases = [_unfolded(case, look.before) for case in cases]
-            owner = dataclasses.replace(owner, mails=tuple(at for at in owner.mails if at != look.queued_us))
+            owner = dataclasses.replace(owner, mails=_without(owner.mails, look.queued_us))
             plan = owner_plan.plan(cases, owner, storm=storm)
         digest = await self._digest(look, cases, plan) if plan.sections else None
         await self._around.checkpoint("care.decided")
@@ -230,7 +236,7 @@ class Care:
                 await self._around.checkpoint("care.written")
         except _Moved:  # not at once: the same moment might be met with the same row for ever
             again_us = look.now_us + incident.SECOND_US
-            await self._session.execute(query("postpone_owners"), [look.owner["owner_email"]], again_us)
+            await self._session.execute(query("postpone_owners"), *_apart([look.whose], again_us))
             return 0
         await self._around.checkpoint("care.committed")
         self._after(cases, plan)
@@ -273,14 +279,14 @@ class Care:
                     step.closed,
                     case.incident.last_failure_us,
                     disable_us(case),
+                    look.rows[case.endpoint_id]["marks"],
                 )
             )
         look_us = max(plan.look_us, look.now_us + incident.SECOND_US)
         moved = len(rows) + len(ended)
         if rows:
-            found = await self._session.fetch(
-                query("step_incidents"), *columns(rows, 6), look.now_us, look_us
-            )
+            *decided, was = columns(rows, 7)
+            found = await self._session.fetch(query("step_incidents"), *decided, look.now_us, look_us, was)
             moved -= len(found)
         if ended:
             moved -= len(await self._session.fetch(query("end_incidents"), *columns(ended, 2)))
@@ -329,6 +335,8 @@ class Care:
             orjson.dumps(before).decode(),
             state,
             now_us,
+            mailbox_of(owner),
+            domain_of(owner),
         )
         return found
 
@@ -423,6 +431,12 @@ class _Look:
     number: int
 
     @property
+    def whose(self) -> Whose:
+        """The owner, or the site where there is none."""
+        owner = self.owner["owner_email"]
+        return owner, "" if owner else next(iter(self.rows.values()))["site_id"]
+
+    @property
     def queued_us(self) -> int | None:
         """When the mail was made that is still to be sent; None: there is none."""
         made: int | None = self.owner["queued_at"]
@@ -440,6 +454,20 @@ class _Look:
         row = self.owner
         until = max(row["muted_until"] or 0, row["suspended_until"] or 0)
         return row["unsubscribed_at"] is not None or until > self.now_us
+
+
+def _apart(due: Sequence[Whose], at_us: int) -> tuple[list[str], int, list[str]]:
+    """Return the parameters of queries that take owners, a moment, and sites without an owner."""
+    owners = [owner for owner, _ in due if owner != NOBODY]
+    return owners, at_us, [site_id for owner, site_id in due if owner == NOBODY]
+
+
+def _without(mails: tuple[int, ...], made_us: int | None) -> tuple[int, ...]:
+    """Return the times of an owner's mails without one that is folded."""
+    left = list(mails)
+    if made_us in left:
+        left.remove(made_us)
+    return tuple(left)
 
 
 def _unfolded(case: Case, before: dict[str, Any]) -> Case:
