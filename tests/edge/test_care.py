@@ -756,7 +756,7 @@ async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
 
 async def test_a_second_carer_tells_nothing_twice(house, story):
     """Another owner's care looks at the same moment: it decides on the same marks, and only one of them writes."""
-    await story.fail(12)
+    await story.fail(10)
     await sent(house)
 
     async def meanwhile(name):
