@@ -456,7 +456,7 @@ def assert_harmless(message, *, sections=1):
     text, source = text_of(message), html_of(message)
     page = Page(source)
     for shown in (str(message["Subject"]), text, *page.shown):
-        categories = {c: unicodedata.category(c) for c in shown if c not in "\n\u2068\u2069"}
+        categories = {c: unicodedata.category(c) for c in shown if c not in "\n\u2068\u2069\u2060"}
         assert not {"Cc", "Cf", "Cs", "Co"} & set(categories.values())
         assert shown.count("\u2068") == shown.count("\u2069")  # ours, around what is written from the right
     assert not page.tags & {"script", "img", "b", "iframe", "svg"}
@@ -502,6 +502,72 @@ def test_an_encoded_word_of_a_stranger_stays_a_text():
     message = sent(digest_of(section(site_name=word)))
     assert_harmless(message)
     assert message["Subject"] == f"Webhook failing: shop.example.com, 14 order events waiting [{word}]"
+
+
+# What programs that turn text into links look for: a scheme, an address, www, a name with a dot, a number with dots.
+LINKIFIERS = (
+    re.compile(r"[a-z][a-z0-9+.-]*:[/\\]{1,2}\S", re.IGNORECASE),
+    re.compile(r"(?<![a-z])(?:https?|ftp|mailto|tel|sms|javascript):\S", re.IGNORECASE),
+    re.compile(r"[^\s\u2060]@|@[^\s\u2060]"),
+    re.compile(r"www\.[^\s\u2060]", re.IGNORECASE),
+    re.compile(r"\w[.\u3002\uff0e\uff61]\w"),
+    re.compile(r"//\w"),
+)
+LINKS = (
+    "URGENT: verify your account at https://phish.example/login",
+    "HTTPS://PHISH.EXAMPLE", "http:phish.example", "www.phish.example", "phish.example/login", "a@phish.example",
+    "mailto:a@phish.example", "tel:+4930123", "phish\u3002example", "phish\uff0eexample", "//phish.example",
+    "http:\\\\phish.example", "javascript:alert(1)", "192.0.2.1/x", "ftp://a.b", "x\u2060.y", "xn--bcher-kva.example",
+)  # fmt: skip
+
+
+def assert_no_link(shown):
+    for linkifier in LINKIFIERS:
+        assert not linkifier.search(shown), (linkifier.pattern, shown)
+
+
+@pytest.mark.parametrize("text", LINKS)
+def test_a_name_cannot_become_a_link(text):
+    """Site, description and the server's answer hold a link: neither subject, text nor HTML does."""
+    made = section(site_name=text, description=text, response=text)
+    message = sent(digest_of(made))
+    for shown in (facts.unlinked(text), facts.shown_name(text)):
+        assert_no_link(shown)
+    plain = text.replace("\u2060", "")
+    assert facts.unlinked(text).replace("\u2060", "") == plain
+    body = text_of(message)
+    assert facts.unlinked(plain) in body.replace("\n", " ")
+    for shown in (str(message["Subject"]), body, " ".join(Page(html_of(message)).shown)):
+        if "." in plain or "@" in plain or "//" in plain:
+            assert plain not in shown
+    assert_no_link(str(message["Subject"]).replace("shop.example.com", ""))
+
+
+@given(
+    st.text(alphabet=st.sampled_from("ab1.:/@\\ -_w\u3002\uff0e\u2060\u00e4"), max_size=60)
+    | st.sampled_from(LINKS)
+)
+def test_no_text_is_a_link_once_it_is_unlinked(text):
+    shown = facts.unlinked(text)
+    assert_no_link(shown)
+    assert facts.unlinked(shown) == shown
+    assert shown.replace("\u2060", "") == text.replace("\u2060", "")
+
+
+def test_ordinary_names_look_as_they_are():
+    for name in ("Anna's Shop", "Bread & Cakes", "24/7 Flowers", "Anna: Flowers, est. 1999"):
+        assert facts.shown_name(name) == name
+        assert LETTERS.subject(digest_of(section(site_name=name))).endswith(f"[{name}]")
+    assert facts.shown_name("bakery.example") == "bakery.\u2060example"
+    assert LETTERS.subject(digest_of(section(site_name="bakery.example"))).endswith("[bakery.\u2060example]")
+
+
+def test_a_name_with_a_link_is_quoted_and_left_out_of_the_subject():
+    made = digest_of(section(site_name="URGENT: see https://phish.example/"))
+    assert (
+        LETTERS.subject(made) == "Webhook failing: shop.example.com, 14 order events waiting [Example Shops]"
+    )
+    assert "\u201cURGENT: see https" in told(made)
 
 
 def test_right_to_left_names_turn_nothing_round():

@@ -253,14 +253,21 @@ def _section_of(stored: dict[str, Any]) -> Section:
 # Texts of strangers ---------------------------------------------------------------------------------------------------
 
 
-def clean_line(text: str | None, length: int = NAME_MAX) -> str:
-    """Make a stranger's text one harmless line: no controls, no bidi marks, no lone surrogates, bounded."""
-    return _BLANKS.sub(" ", clean_text(text, length).replace("\n", " ")).strip()
+def clean_line(text: str | None, length: int = NAME_MAX, *, keep: str = "") -> str:
+    """Make a stranger's text one harmless line: no controls, no bidi marks, no lone surrogates, bounded.
+
+    Args:
+        text: as it is stored.
+        length: characters at most.
+        keep: invisible characters of our own that stay.
+    """
+    return _BLANKS.sub(" ", clean_text(text, length, keep=keep).replace("\n", " ")).strip()
 
 
-def clean_text(text: str | None, length: int = EXCERPT_MAX) -> str:
+def clean_text(text: str | None, length: int = EXCERPT_MAX, *, keep: str = "") -> str:
     """Make a stranger's text harmless, its line breaks kept: what may be shown, escaped, to a person."""
-    shown = "".join(map(_harmless, (text or "")[: 4 * length].replace("\r\n", "\n")))
+    readable = (text or "")[: 4 * length].replace("\r\n", "\n")
+    shown = "".join(each if each in keep else _harmless(each) for each in readable)
     shown = shown.strip()
     return shown if len(shown) <= length else shown[: length - 1].rstrip() + _CUT
 

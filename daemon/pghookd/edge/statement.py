@@ -17,6 +17,7 @@ from typing import Final, TypeAlias
 from pghookd.core.digest import SECTIONS_MAX, Cause, Digest, Kind, Section, clean_line
 from pghookd.core.settings import Mail
 from pghookd.edge.facts import (
+    JOINER,
     OFF,
     console_url,
     deadline,
@@ -24,13 +25,16 @@ from pghookd.edge.facts import (
     ended,
     groups,
     harmless,
+    holds_link,
     is_partly,
     isolated,
     quoted,
     redirect_target,
+    shown_name,
     status_text,
     storm_counts,
     technical,
+    unlinked,
     unsubscribe_url,
 )
 from pghookd.edge.words import Words, zone_of
@@ -164,7 +168,7 @@ class Teller:
                 self._say("subject.storm", **storm_counts(digest), who=self._platform), SUBJECT_MAX
             )
         told = [each for each in map(harmless, digest.sections) if each.kind is digest.kind]
-        return clean_line(self._subject(digest.kind, told), SUBJECT_MAX)
+        return clean_line(self._subject(digest.kind, told), SUBJECT_MAX, keep=JOINER)
 
     def statement(self, digest: Digest) -> Statement:
         """Return the whole letter.
@@ -243,8 +247,13 @@ class Teller:
         sites = list(dict.fromkeys(each.site_id for each in told))
         if not sites:
             return self._platform
-        name = clean_line(told[0].site_name or told[0].site_id, _SITE_IN_SUBJECT) or self._platform
+        name = self._name_in_subject(told[0].site_name or told[0].site_id)
         return self._say("subject.sites", site=name, n=len(sites) - 1) if len(sites) > 1 else name
+
+    def _name_in_subject(self, name: str) -> str:
+        """Return a site's name for a subject; the platform's where it is empty or holds a link."""
+        shown = "" if holds_link(name) else clean_line(name, _SITE_IN_SUBJECT)
+        return unlinked(shown) or self._platform
 
     def _counted(self, name: str, told: Sequence[Section]) -> list[str]:
         count = sum(getattr(each, name) for each in told)
@@ -483,7 +492,7 @@ class Teller:
     def _rows(self, section: Section) -> Iterator[tuple[str, str]]:
         number = self._words.number
         yield "url", section.url or self._say("other.unreadable")
-        yield "description", isolated(section.description or "")
+        yield "description", isolated(unlinked(section.description or ""))
         types = ", ".join(f"{name} ({number(count)})" for name, count in section.types)
         yield "types", clean_line(types, _TYPES_LENGTH_MAX)
         if section.failed:
@@ -513,7 +522,7 @@ class Teller:
         yield "held_until", moment(section.held_until_us)
 
     def _site(self, section: Section) -> str:
-        return isolated(section.site_name or section.site_id or self._say("other.your_site"))
+        return isolated(shown_name(section.site_name or section.site_id)) or self._say("other.your_site")
 
     def _host(self, section: Section, length: int = _HOST_MAX) -> str:
         return clean_line(section.host, length) or self._say("other.unreadable")
