@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pghookd.core.digest import Kind
+from pghookd.core.digest import OF_OPERATOR, Kind
 from pghookd.core.incident import (
     DAY_US,
     SECOND_US,
@@ -165,7 +165,7 @@ def test_every_state_but_the_last_has_a_way_out():
     ways = {health: {rule.then for rule in LIFE if rule.health is health} for health in Health}
     for health in Health:
         assert ways[health] - {health} or health is Health.HEALTHY
-    assert {rule.tells for rule in LIFE} == {*Kind, None} - {Kind.STORM}
+    assert {rule.tells for rule in LIFE} == {*Kind, None} - OF_OPERATOR
 
 
 def test_nothing_happens_to_a_failing_endpoint_between_two_reminders():

@@ -15,7 +15,7 @@ import sys
 import orjson
 from crew import Diary
 
-from pghookd.core.digest import Cause, Digest, Kind, Section
+from pghookd.core.digest import OF_OPERATOR, Cause, Digest, Kind, Section
 from pghookd.core.mailbox import domain_of, mailbox_of
 from pghookd.core.settings import Mail, Smtp
 from pghookd.edge.letter import Letters
@@ -62,7 +62,7 @@ def digest(owner, kind=Kind.FAILING):
         language="en",
         at_us=NOON_US,
         since_us=section.since_us,
-        sections=() if kind == Kind.STORM else (section,),
+        sections=() if kind in OF_OPERATOR else (section,),
         storm=(40, 100, 30) if kind == Kind.STORM else None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 import json
 import random
 import time
@@ -13,15 +14,17 @@ from crew import Diary, desk, seed, session_on, settings_of
 from ledger import DAY, SECOND, Endpoint, Ledger
 
 from pghookd.core import digest as digests
-from pghookd.core.incident import Policy
+from pghookd.core.incident import POLICY_BLOCKS, Policy
 from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry
 from pghookd.core.writes import Attempted, Died, Kept
 from pghookd.edge.postgres import query
 from pghookd.loops.care import Around, Care
+from pghookd.loops.faults import FaultReports
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 SMTP = {"smtp": {"host": "127.0.0.1", "tls": "none"}, "mail": {"sender": "hooks@platform.example"}}
+OPERATOR = {"sender": "hooks@platform.example", "operator": "ops@platform.example"}
 WAITS = (5 * SECOND, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR)
 
 
@@ -90,6 +93,7 @@ class House:
         response=None,
         *,
         took_ms=1.0,
+        error=None,
     ):
         """Put one attempt to be recorded."""
         key = event_id, endpoint_id
@@ -107,7 +111,7 @@ class House:
             delivery,
             Outcome.DELIVERED if delivered else outcome,
             200 if delivered else status,
-            None,
+            error,
             response,
             at,
             took_ms,
@@ -257,12 +261,14 @@ class Story:
         self.now = self.start = now_us()
         self.open = []
 
-    async def fail(self, minutes=1, *, outcome=Outcome.REFUSED, status=500, response=None, verdict=None):
+    async def fail(
+        self, minutes=1, *, outcome=Outcome.REFUSED, status=500, response=None, verdict=None, error=None
+    ):
         for _ in range(minutes):
             event = next(self.events)
             self.open.append(event)
             self.house.attempt(
-                self.endpoint, event, self.now, verdict or Retry(1e6), outcome, status, response
+                self.endpoint, event, self.now, verdict or Retry(1e6), outcome, status, response, error=error
             )
             await self.house.record()
             await self.pass_s(60)
@@ -345,7 +351,8 @@ async def test_a_look_is_at_the_moment_up_to_which_all_is_recorded(house, story)
     """An outcome that has waited for two and a half seconds must not count as told by a mail that cannot name it."""
     await story.fail()
     recorder, queued = house.desk.recorder, asyncio.Event()
-    recorder.put(Died(unsent(house, story.endpoint, next(story.events)), Reason.INVALID), 100.0)
+    slow = unsent(house, story.endpoint, next(story.events))
+    recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 100.0)
     story.now += 900 * SECOND
     house.care = house.make_care(
         behind_s=lambda: recorder.behind_s(102.5), queued=queued.set, wall_us=lambda: story.now
@@ -533,28 +540,150 @@ async def test_a_filter_that_was_slow_for_a_moment_is_nobodys_business(house, st
     assert (await house.health(story.endpoint))["health"] == "healthy"
 
 
-async def test_an_event_that_is_too_large_is_told(house, story):
-    house.desk.recorder.put(Died(unsent(house, story.endpoint, next(story.events)), Reason.TOO_LARGE), 0.0)
+def reports_of(house):
+    """Return the operator's digest of what cannot be sent, on the house's session."""
+    return FaultReports(house.it, house.settings, logger=house.diary.logger, queued=lambda: None)
+
+
+async def buried(house, endpoint_id, events, reason):
+    """Give deliveries up without an attempt; return a moment at which that is settled and told."""
+    for event_id in events:
+        house.desk.recorder.put(Died(unsent(house, endpoint_id, event_id), reason), 0.0)
     await house.record()
-    await story.work()
-    await story.pass_s(900)
-    assert await kinds(house) == [("failing", "queued")]
-    section = digest_in((await house.mails())[0]).sections[0]
-    assert (section.cause, section.failed, section.dead) == ("too_large", 1, 1)
-    assert len(section.event_ids) == 1
+    return time.time_ns() // 1000 + 11 * MINUTE
+
+
+@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, Reason.INVALID])
+async def test_what_only_the_platform_can_mend_goes_to_the_operator(make_house, reason):
+    """An event of the producer's that cannot be sent is not its shop's trouble: neither mail nor health speak of it."""
+    house = await make_house(mail=OPERATOR)
+    endpoint, *_ = await house.endpoints(1, 1)
+    events = await house.events(3)
+    now = await buried(house, endpoint.number, events, reason)
+    await house.look(now)
+    await reports_of(house).step(now)
+    (row,) = await house.mails()
+    assert (row["owner_email"], row["kind"], row["state"]) == ("ops@platform.example", "faults", "queued")
+    (fault,) = digest_in(row).faults
+    assert (fault.cause, fault.site_id, fault.type, fault.events) == (
+        reason.value,
+        "site0",
+        "order_created",
+        3,
+    )
+    assert fault.webhook_id.startswith("evt_")
+    assert (await house.health(endpoint.number))["health"] == "healthy"
+    assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
+
+
+async def test_the_operator_is_told_once_and_not_too_often(make_house):
+    house = await make_house(mail=OPERATOR)
+    endpoint, *_ = await house.endpoints(1, 1)
+    events = iter(await house.events(100))
+    reports = reports_of(house)
+    now = await buried(house, endpoint.number, [next(events)], Reason.INVALID)
+    await reports.step(now - 8 * MINUTE)
+    assert await house.mails() == [], "the window of a first failure"
+    await reports.step(now)
+    await reports.step(now + HOUR)
+    assert len(await house.mails()) == 1, "nothing new"
     await sent(house)
-    await story.pass_s(3600)
-    assert [kind for kind, _ in await kinds(house)] == ["failing", "recovered"]
+    await reports.step(now + 2 * HOUR)
+    assert len(await house.mails()) == 1
+    for n in range(1, 40):
+        await buried(house, endpoint.number, [next(events)], Reason.INVALID)
+        await house.session.execute(
+            "update webhooks.dead set since = $1 where since > now() - interval '1 hour'",
+            _at(now + n * HOUR // 2),
+        )
+        await reports.step(now + n * HOUR // 2 + 15 * MINUTE)
+        await sent(house)
+    rows = await house.mails()
+    times = [_us(row["created_at"]) for row in rows]
+    assert len(times) == house.policy.daily_max, "in less than a day"
+    assert all(later - earlier >= house.policy.gap_us for earlier, later in itertools.pairwise(times))
 
 
-@pytest.mark.parametrize("reason", [Reason.FILTER_SLOW, Reason.INVALID])
-async def test_what_was_not_tried_makes_no_storm(house, reason):
+async def test_nobody_is_told_of_faults_where_there_is_no_operator(make_house):
+    house = await make_house()
+    endpoint, *_ = await house.endpoints(1, 1)
+    now = await buried(house, endpoint.number, await house.events(1), Reason.INVALID)
+    await reports_of(house).step(now)
+    assert await house.mails() == []
+
+
+@pytest.mark.parametrize("error", sorted(POLICY_BLOCKS))
+async def test_what_the_platforms_policy_blocks_is_not_failing(make_house, error):
+    """Its owner gets no mail, health says `blocked`, the operator is told; a 2xx makes it healthy at once."""
+    house = await make_house(mail=OPERATOR)
+    story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(50))
+    blocked = {
+        "outcome": Outcome.BLOCKED,
+        "status": None,
+        "verdict": Dead(Reason.BLOCKED),
+        "error": f"{error}: detail",
+    }
+    await story.fail(12, **blocked)
+    assert await house.mails() == []
+    health = await house.health(story.endpoint)
+    assert (health["health"], health["last_error"]) == ("blocked", f"{error}: detail")
+    await reports_of(house).step(story.now)
+    (row,) = await house.mails()
+    (fault,) = digest_in(row).faults
+    assert (fault.cause, fault.error, fault.endpoint_id) == ("blocked", f"{error}: detail", story.endpoint)
+    await sent(house)
+    story.open = []
+    await story.work()
+    await story.pass_s(60)
+    assert (await house.health(story.endpoint))["health"] == "healthy"
+    assert len(await house.mails()) == 1
+
+
+async def test_a_real_failure_of_a_blocked_endpoint_is_told(house, story):
+    blocked = {
+        "outcome": Outcome.BLOCKED,
+        "status": None,
+        "verdict": Dead(Reason.BLOCKED),
+        "error": "literal",
+    }
+    await story.fail(20, **blocked)
+    assert (await house.health(story.endpoint))["health"] == "blocked"
+    await story.fail(3)
+    assert await house.mails() == []
+    await story.pass_s(600)
+    assert await kinds(house) == [("failing", "queued")]
+
+
+async def test_a_url_that_nobody_can_deliver_to_is_its_owners(house, story):
+    blocked = {"outcome": Outcome.BLOCKED, "status": None, "verdict": Dead(Reason.BLOCKED), "error": "scheme"}
+    await story.fail(11, **blocked)
+    assert await kinds(house) == [("failing", "queued")]
+    (section,) = digest_in((await house.mails())[0]).sections
+    assert (section.cause, section.dead, section.dead_by) == ("blocked", 10, (("blocked", 10),))
+
+
+async def test_given_up_events_are_counted_by_how(house, story):
+    """After two attempts, after one, at the receiver's word; what people cancelled counts for none."""
+    first, second, third, fourth = (next(story.events) for _ in range(4))
+    house.attempt(story.endpoint, first, story.now, Retry(1e6))
+    house.attempt(story.endpoint, first, story.now + SECOND, Dead(Reason.EXHAUSTED))
+    house.attempt(story.endpoint, second, story.now, Dead(Reason.TOO_OLD))
+    house.attempt(story.endpoint, third, story.now, Dead(Reason.ABORTED))
+    house.attempt(story.endpoint, fourth, story.now, Retry(1e6))
+    await house.record()
+    await house.session.execute("select webhooks.cancel($1)", fourth)
+    await story.pass_s(900)
+    (section,) = digest_in((await house.mails())[0]).sections
+    assert (section.failed, section.dead) == (4, 3)
+    assert dict(section.dead_by) == {"tried": 1, "once": 1, "aborted": 1}
+
+
+async def test_a_slow_filter_makes_no_storm(house):
     endpoints = await house.endpoints(40, 1)
-    events = await house.events(40)
-    for endpoint, event_id in zip(endpoints, events, strict=True):
-        it = unsent(house, endpoint.number, event_id)
-        slow = reason is Reason.FILTER_SLOW
-        house.desk.recorder.put(Kept(it, State.PARKED, reason) if slow else Died(it, reason), 0.0)
+    for endpoint, event_id in zip(endpoints, await house.events(40), strict=True):
+        house.desk.recorder.put(
+            Kept(unsent(house, endpoint.number, event_id), State.PARKED, Reason.FILTER_SLOW), 0.0
+        )
     await house.record()
     assert await house.it.fetch(query("find_storm_evidence"), 0, 0) == []
 
@@ -652,9 +781,6 @@ class Flood:
     async def paused_us(self):
         sql = "select max((marks->>'paused_us')::bigint) from webhooks.incidents"
         return await self.house.session.fetchval(sql) or 0
-
-
-OPERATOR = {"sender": "hooks@platform.example", "operator": "ops@platform.example"}
 
 
 async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):

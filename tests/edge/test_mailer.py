@@ -41,7 +41,17 @@ async def test_a_mail_is_sent_and_written_down(database):
 
 
 async def test_the_gravest_goes_first(database):
-    kinds = ["storm", "disabled", "failing", "warning", "held_expiring", "flapping", "recovered", "reminder"]
+    kinds = [
+        "storm",
+        "faults",
+        "disabled",
+        "failing",
+        "warning",
+        "held_expiring",
+        "flapping",
+        "recovered",
+        "reminder",
+    ]
     assert sorted(kinds) == sorted(Kind)
     async with Mailbox() as box, office(database, box) as desk:
         for number, kind in enumerate(reversed(kinds)):
@@ -274,6 +284,7 @@ async def test_an_address_that_does_not_exist_gets_nothing_for_a_week(database):
         ("unsubscribed_at", NOON_US - 1, "failing", "suppressed"),
         ("unsubscribed_at", NOON_US - 1, "storm", "sent"),
         ("suspended_until", NOON_US + 1, "storm", "suppressed"),
+        ("muted_until", NOON_US + 1, "faults", "sent"),
     ],
 )
 async def test_who_wants_no_mail_gets_none(database, column, at_us, kind, state):

@@ -16,6 +16,9 @@ from pghookd.core.settings import Settings
 
 SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
+# Errors of the outcome `blocked` by which the platform's policy (`egress.*`) is to blame, and not the URL: the owner
+# may have done nothing wrong, and the operator alone can tell. `url`, `scheme` and `userinfo` are the owner's to mend.
+POLICY_BLOCKS: Final = frozenset({"port", "name", "literal", "address"})
 LOOK_EVERY_US: Final = 600 * SECOND_US  # an incident is looked at this often where nothing is due
 
 
@@ -28,6 +31,7 @@ class Health(enum.StrEnum):
     PARTLY_FAILING = "partly_failing"
     FLAPPING = "flapping"
     DISABLED = "disabled"
+    BLOCKED = "blocked"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class Incident:
         successes: deliveries since it began.
         marks: what was told.
         by_filter: what failed last was not tried: the filter is slow.
+        by_policy: what failed last was blocked by the platform's own policy.
     """
 
     endpoint_id: int
@@ -143,6 +148,7 @@ class Incident:
     successes: int = 0
     marks: Marks = Marks()
     by_filter: bool = False
+    by_policy: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,9 +159,10 @@ class Facts:
         enabled: whether it is on.
         disabled_reason: who switched it off.
         snoozed_until_us: no mails about it until then.
-        failures: failed attempts since its last 2xx, or since it began; not those that were our own fault.
+        failures: failed attempts since its last 2xx, or since it began; not those that were our own fault, nor those
+            that our policy blocked.
         unsettled: its rows in backlog.
-        dead: deliveries given up since it began.
+        dead: deliveries given up since it began, for reasons that its owner can mend.
         events_failed: distinct events that failed since its last 2xx; not those whose destination was blocked.
         days_failed: the days on which they did.
         filtering: its filter, which is slow, holds deliveries up.

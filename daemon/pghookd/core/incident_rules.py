@@ -6,6 +6,7 @@
     partly_failing  the same, while others succeed      failing, then a digest a day
     flapping        three outages in a day              flapping, then a digest a day
     disabled        switched off                        disabled, once; held_expiring, once
+    blocked         our policy forbids its destination  no mail: `mail.operator` gets one
 
 All of it is computed from rows: an incident's own (written with the attempt that failed) and facts counted from
 attempts, backlog and dead.
@@ -95,6 +96,20 @@ def is_window_closed(case: Case) -> bool:
 
 def _fails(case: Case) -> bool:
     return is_window_closed(case) and is_failing(case)
+
+
+def _is_blocked(case: Case) -> bool:
+    """Return True if the platform's policy is the only thing that stands in the way."""
+    facts = case.facts
+    return case.incident.by_policy and not (facts.failures or facts.dead or case.marks.owed)
+
+
+def _is_blocked_no_more(case: Case) -> bool:
+    return not _is_blocked(case)
+
+
+def _delivers_again(case: Case) -> bool:
+    return case.incident.recovering_us is not None
 
 
 def _fails_partly(case: Case) -> bool:
@@ -248,6 +263,7 @@ KNOWN: Final = (*MAILED, Health.FLAPPING)
 
 LIFE: Final[tuple[Rule, ...]] = (
     Rule(Health.SHAKY, _is_off_by_people, Health.DISABLED),
+    Rule(Health.SHAKY, _is_blocked, Health.BLOCKED),
     Rule(Health.SHAKY, _is_off_unknown, Health.DISABLED, Kind.DISABLED),
     Rule(Health.SHAKY, _is_owed_and_calm, Health.HEALTHY, Kind.RECOVERED),
     Rule(Health.SHAKY, _fails_partly, Health.PARTLY_FAILING, Kind.FAILING),
@@ -279,6 +295,10 @@ LIFE: Final[tuple[Rule, ...]] = (
     Rule(Health.DISABLED, _is_on, Health.SHAKY),
     Rule(Health.DISABLED, _expires, Health.DISABLED, Kind.HELD_EXPIRING),
     Rule(Health.DISABLED, _is_off_untold, Health.DISABLED, Kind.DISABLED),
+    Rule(Health.BLOCKED, _is_off_by_people, Health.DISABLED),
+    Rule(Health.BLOCKED, _delivers_again, Health.HEALTHY),
+    Rule(Health.BLOCKED, _is_blocked_no_more, Health.SHAKY),
+    Rule(Health.BLOCKED, _is_forgotten, Health.HEALTHY),
     Rule(Health.HEALTHY, _may_be_forgotten, Health.HEALTHY),
 )
 

@@ -123,7 +123,9 @@ def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> Plan:
 
 
 def _is_nothing(case: Case) -> bool:
-    """Whether a window closes over what nobody need be told of."""
+    """Return True if a window closes over what its owner need not be told of."""
+    if case.incident.health is Health.BLOCKED:
+        return case.incident.window_us is not None
     unsure = case.marks.owed or case.facts.filtering or is_failing(case)
     return is_window_closed(case) and not unsure
 
@@ -221,7 +223,7 @@ def _unsaid(case: Case, then: Health) -> Step:
         )
     if case.incident.health is Health.DISABLED:  # it is on again
         marks = dataclasses.replace(marks, disabled_told=False, expiry_told=False, warned_us=None)
-    return Step(then, marks)
+    return Step(then, marks, closed=then is Health.BLOCKED)
 
 
 def _look_us(cases: Sequence[Case], owner: Owner) -> int:

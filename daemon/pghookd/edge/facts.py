@@ -130,12 +130,6 @@ def redirect_target(section: Section) -> str | None:
     return target if named else None
 
 
-def storm_counts(digest: Digest) -> dict[str, int]:
-    """Return the numbers of a storm by the names that words use."""
-    failing, total, hosts = digest.storm or (0, 0, 0)
-    return {"failing": failing, "total": total, "hosts": hosts}
-
-
 # For developers, the same in every language -----------------------------------------------------------------
 
 
@@ -161,6 +155,8 @@ def technical(section: Section, agent: str) -> Iterator[str]:
     counts = ((name, getattr(section, name)) for name in ("waiting", "held", "late", "dead"))
     others = (f"{count} {name}" for name, count in counts if count)
     yield ", ".join((f"deliveries: {section.failed} of {section.total} failed", *others))
+    if section.dead_by:
+        yield f"not delivered: {', '.join(f'{count} {fate}' for fate, count in section.dead_by)}"
     yield f"timeout: {section.timeout_s:g} s, user-agent: {agent}"
     if section.disabled_reason:
         yield f"disabled_reason: {section.disabled_reason}"
@@ -197,8 +193,8 @@ def harmless(section: Section, among: int = 1) -> Section:
 def unlinked(text: str) -> str:
     """Return a text in which no mail program finds a link, an address or a domain; it looks as before.
 
-    A JOINER follows each dot that something follows, stands around each @, and parts `://`. An ordinary name looks as it
-    was given, `bakery.example` too; what is copied is no address.
+    A JOINER follows each dot that something follows, stands around each @, and parts `://`. An ordinary name looks as
+    it was given, `bakery.example` too; what is copied is no address.
     """
     return _LINKING.sub(lambda found: f"{found[0]}{JOINER}", text.replace(JOINER, ""))
 

@@ -19,14 +19,15 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import incident, owner_plan, storm
 from pghookd.core.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, Section, arranged, excerpt
-from pghookd.core.incident import Case, Health
+from pghookd.core.incident import POLICY_BLOCKS, Case, Health
 from pghookd.core.incident_rules import disable_us
-from pghookd.core.mailbox import domain_of, mailbox_of
+from pghookd.core.mailbox import mailbox_of
 from pghookd.core.model import DisabledReason
 from pghookd.core.owner_plan import Owner, Plan, Step
 from pghookd.core.settings import Settings
 from pghookd.core.storm import HOLD_MAX_US, Extent
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.outbox import put_email
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import case_of, section_of, types_of
 
@@ -44,6 +45,10 @@ async def no_checkpoint(_name: str) -> None:
     """Go on: tests end the process here."""
 
 
+async def no_report(_now_us: int) -> None:
+    """Tell nobody."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Around:
     """What care needs of others.
@@ -55,6 +60,7 @@ class Around:
         sending: the mail that is being sent now; None: none.
         queued: a mail is in the outbox.
         checkpoint: called with the name of each step of a mail's road.
+        report: called after each look with its moment; tells the operator what cannot be sent.
     """
 
     traffic: Callable[[], int]
@@ -63,6 +69,7 @@ class Around:
     sending: Callable[[], int | None] = lambda: None
     queued: Callable[[], None] = lambda: None
     checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint
+    report: Callable[[int], Awaitable[None]] = no_report
 
 
 class Care:
@@ -124,6 +131,7 @@ class Care:
         while True:
             found = await self._session.fetch(query("find_due_owners"), now_us, OWNERS_PAGE)
             if not found:
+                await self._around.report(now_us)
                 return mails
             due = [(row["owner_email"], row["site_id"]) for row in found]
             mails += await self._owners(due, now_us, storm=in_storm)
@@ -167,7 +175,7 @@ class Care:
         if operator and self._settings.smtp.host:
             extent = (found.sites, found.traffic, found.domains)
             digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=extent)
-            await self._put(operator, digest, now_us, {}, "queued", now_us)
+            await put_email(self._session, digest, window_us=now_us, now_us=now_us)
             self._around.queued()
 
     # Owners -----------------------------------------------------------------------------------------------------------
@@ -175,7 +183,7 @@ class Care:
     async def _owners(self, due: list[Whose], now_us: int, *, storm: bool) -> int:
         """Look at owners. One boundary stands around each, so that a poisoned one harms nobody else."""
         try:
-            rows = await self._session.fetch(query("read_cases"), *_apart(due, now_us))
+            rows = await self._session.fetch(query("read_cases"), *_apart(due, now_us), sorted(POLICY_BLOCKS))
         except DatabaseError as error:  # somebody has more than can be counted in time
             if len(due) > 1:
                 return sum([await self._owners([each], now_us, storm=storm) for each in due])
@@ -299,7 +307,6 @@ class Care:
         """Put the mail into the outbox; return its state, None: there is none."""
         if digest is None or plan.kind is None or not self._settings.smtp.host:
             return None
-        owner = look.owner["owner_email"]
         state = "suppressed" if look.wants_none else "queued"
         before = {
             str(case.endpoint_id): {
@@ -310,7 +317,14 @@ class Care:
             for case in cases
             if case.endpoint_id in dict(plan.sections)
         }
-        email_id = await self._put(owner, digest, plan.window_us + look.number, before, state, look.now_us)
+        email_id = await put_email(
+            self._session,
+            digest,
+            window_us=plan.window_us + look.number,
+            now_us=look.now_us,
+            before=before,
+            state=state,
+        )
         if email_id is None:
             raise _Moved
         self._logger.info(
@@ -321,24 +335,6 @@ class Care:
             state=state,
         )
         return state
-
-    async def _put(
-        self, owner: str, digest: Digest, window_us: int, before: dict[str, Any], state: str, now_us: int
-    ) -> int | None:
-        stored = orjson.dumps(digest).decode()
-        found: int | None = await self._session.fetchval(
-            query("put_email"),
-            owner,
-            digest.kind.value,
-            window_us,
-            stored,
-            orjson.dumps(before).decode(),
-            state,
-            now_us,
-            mailbox_of(owner),
-            domain_of(owner),
-        )
-        return found
 
     def _after(self, cases: Sequence[Case], plan: Plan) -> None:
         for case in cases:

@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 import orjson
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core.digest import GRAVITY, Kind, clean_line, digest_of
+from pghookd.core.digest import GRAVITY, OF_OPERATOR, Kind, clean_line, digest_of
 from pghookd.core.mailbox import is_of_strangers
 from pghookd.core.settings import Mail
 from pghookd.edge import letter
@@ -47,8 +47,8 @@ DOUBTS_MAX: Final = 3  # attempts before a mail that one of them left in doubt m
 SUSPENDED_S: Final = 7 * 86_400.0  # an address that a server does not know
 BEAT_S: Final = 1.0
 REFUSED_PAUSE_S: Final = 30.0
-OPERATORS: Final = [Kind.STORM]  # kinds of mails to the operator: they wait for no domain
-ORDER: Final = [*OPERATORS, *sorted(set(Kind) - set(OPERATORS), key=GRAVITY.__getitem__)]
+OPERATORS: Final = sorted(OF_OPERATOR, key=GRAVITY.__getitem__)  # they wait for no domain
+ORDER: Final = [*OPERATORS, *sorted(set(Kind) - OF_OPERATOR, key=GRAVITY.__getitem__)]
 _ROUNDING: Final = 1e-6  # of a token: who has waited as long as was said gets it
 # What a digest raises that is none, or a letter that cannot be written.
 _FAULTY: Final = (AttributeError, KeyError, TypeError, ValueError)
