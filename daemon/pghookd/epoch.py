@@ -38,6 +38,7 @@ from pghookd.loops.bell import Bell
 from pghookd.loops.care import Around, Care, no_checkpoint
 from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.fan_out import FanOut
+from pghookd.loops.faults import FaultReports
 from pghookd.loops.mail import Mailer
 from pghookd.loops.maintain import Duties, maintain
 from pghookd.loops.own import StandBy, own
@@ -399,9 +400,10 @@ class Crew:
         )
 
     def _make_care(self) -> Care:
-        world = self._world
+        world, session = self._world, self._sessions["care"]
+        reports = FaultReports(session, world.settings, logger=world.logger, queued=self._queued.set)
         return Care(
-            self._sessions["care"],
+            session,
             world.settings,
             Around(
                 traffic=self._lanes.traffic,
@@ -410,6 +412,7 @@ class Crew:
                 sending=lambda: self.mailer.sending if self.mailer else None,
                 queued=self._queued.set,
                 checkpoint=world.checkpoint,
+                report=reports.step,
             ),
             logger=world.logger,
             wall_us=world.wall_us,

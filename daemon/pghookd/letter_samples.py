@@ -11,7 +11,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Final
 
-from pghookd.core.digest import Cause, Digest, Kind, Section, arranged, gravest
+from pghookd.core.digest import OF_OPERATOR, Cause, Digest, Fate, Fault, Kind, Section, arranged, gravest
 from pghookd.core.settings import Mail, Settings
 from pghookd.edge.letter import Letters, message_id
 
@@ -88,6 +88,7 @@ def _reminder() -> list[Section]:
             total=212,
             waiting=209,
             dead=3,
+            dead_by=((Fate.TRIED.value, 2), (Fate.EXPIRED.value, 1)),
             next_attempt_us=NOW_US + 2 * HOUR_US,
             disable_at_us=NOW_US - 27 * HOUR_US + 5 * DAY_US,
         )
@@ -108,6 +109,7 @@ def _warning() -> list[Section]:
             total=498,
             waiting=490,
             dead=8,
+            dead_by=((Fate.TRIED.value, 8),),
             disable_at_us=NOW_US + DAY_US,
         )
     ]
@@ -156,6 +158,7 @@ def _recovered() -> list[Section]:
             total=215,
             late=212,
             dead=3,
+            dead_by=((Fate.TRIED.value, 3),),
             waiting=0,
             next_attempt_us=None,
             disable_at_us=None,
@@ -227,8 +230,31 @@ _MAKERS: Final[dict[str, Callable[[], list[Section]]]] = {
     "recovered": _recovered,
     "several": _several,
     "storm": list,
+    "faults": list,
 }
 NAMES: Final = tuple(_MAKERS)  # every kind, and two more: what fails in parts, and several things at once
+_FAULTS: Final = (
+    Fault(
+        Cause.INVALID,
+        "shop-17",
+        "order created",
+        42,
+        12,
+        NOW_US - HOUR_US,
+        "evt_0009d6000000010660fa643be000",
+    ),
+    Fault(Cause.TOO_LARGE, "shop-18", "product_updated", 43, 1, NOW_US, "evt_0009d6000000020660fa64a1d2c0"),
+    Fault(
+        Cause.BLOCKED,
+        "shop-19",
+        "order_created",
+        44,
+        1,
+        NOW_US,
+        "evt_0009d6000000030660fa64a1d2c1",
+        "literal",
+    ),
+)
 
 
 def sample(name: str, language: str = "en") -> Digest:
@@ -238,17 +264,18 @@ def sample(name: str, language: str = "en") -> Digest:
         KeyError: there is no such sample.
     """
     sections, _ = arranged(_MAKERS[name]())
-    storm = name == Kind.STORM
+    of_operator = name in OF_OPERATOR
     return Digest(
-        kind=Kind.STORM if storm else gravest([each.kind for each in sections]),
-        owner_email="operator@shops.example" if storm else OWNER,
+        kind=Kind(name) if of_operator else gravest([each.kind for each in sections]),
+        owner_email="operator@shops.example" if of_operator else OWNER,
         language=language,
         at_us=NOW_US,
         since_us=min((each.since_us for each in sections), default=NOW_US),
         sections=sections,
         more=12 if name == "several" else 0,
-        unsubscribe_token=None if storm else "b5d1c0ffee",
-        storm=(412, 903, 64) if storm else None,
+        unsubscribe_token=None if of_operator else "b5d1c0ffee",
+        storm=(412, 903, 64) if name == Kind.STORM else None,
+        faults=_FAULTS if name == Kind.FAULTS else (),
     )
 
 

@@ -1,6 +1,8 @@
--- Whose endpoints are to be looked at. $1 timestamptz: now; $2 int: owners at most; the empty owner is nobody.
--- Incidents are as many as endpoints fail: read through, with a step to each one's endpoint and site.
-select distinct coalesce(lower(s.owner_email), '') as owner_email
+-- Whose endpoints are to be looked at: an owner with all sites, or a site that names no owner (then the owner is empty).
+-- $1 timestamptz: now; $2 int: owners at most. Incidents are as many as endpoints fail: read through, with a step to each
+-- one's endpoint and site.
+select distinct coalesce(lower(s.owner_email), '') as owner_email,
+  case when s.owner_email is null then s.site_id else '' end as site_id
 from webhooks.incidents i
 join webhooks.endpoints p using (endpoint_id)
 join webhooks.sites s using (site_id)

@@ -1,6 +1,7 @@
 -- Owners whose incidents could not be looked at: later, so that they stand in nobody's way. $1 text[]: owners, in lower
--- case, empty: nobody; $2 timestamptz: when to look again.
+-- case; $2 timestamptz: when to look again; $3 text[]: sites that name no owner.
 update webhooks.incidents i set next_look_at = $2
 from webhooks.endpoints p
 join webhooks.sites s using (site_id)
-where p.endpoint_id = i.endpoint_id and coalesce(lower(s.owner_email), '') = any ($1) and i.next_look_at < $2
+where p.endpoint_id = i.endpoint_id and i.next_look_at < $2
+  and (lower(s.owner_email) = any ($1) or s.owner_email is null and s.site_id = any ($3))

@@ -1,6 +1,8 @@
--- Every incident of some owners, with what other tables say of the endpoint. $1 text[]: owners, in lower case, empty:
--- nobody; $2 timestamptz: now. Failed attempts are counted along attempts_failed, over the days in which an event that
--- is still alive may lie; not more than 10,000 of them. Whether its filter holds events up is looked for in as many rows.
+-- Every incident of some owners, with what other tables say of the endpoint. $1 text[]: owners, in lower case;
+-- $2 timestamptz: now; $3 text[]: sites that name no owner; $4 text[]: errors of the outcome
+-- blocked by which the platform's policy, and not the URL, is to blame: these do not count. Failed attempts are counted
+-- along attempts_failed, over the days in which an event that is still alive may lie; not more than 10,000 of them. Whether
+-- its filter holds events up is looked for in as many rows.
 select coalesce(lower(s.owner_email), '') as owner_email, i.endpoint_id, i.state, i.first_failure_at, i.last_failure_at,
   i.last_success_at, i.recovering_at, i.window_at, i.successes, i.last_outcome, i.last_status, i.last_error, i.last_event_id,
   i.last_attempt, i.marks, p.url, p.description, p.enabled, p.disabled_reason, p.snoozed_until, p.timeout_s, s.site_id,
@@ -19,6 +21,7 @@ cross join lateral (
     where t.endpoint_id = i.endpoint_id and t.outcome <> 'delivered' and t.outcome <> 'failed'
       and t.event_id >= (webhooks.day_of(i.first_failure_at) - 31)::bigint << 32
       and t.attempted_at >= i.first_failure_at and t.attempted_at <= $2
+      and not (t.outcome = 'blocked' and split_part(replace(coalesce(t.error, ''), 'oauth2: ', ''), ':', 1) = any ($4::text[]))
       and (i.last_success_at is null or t.attempted_at > i.last_success_at)
     order by t.event_id desc
     limit 10000) a) f
@@ -26,7 +29,10 @@ cross join lateral (
   select count(*)::int as dead from (
     select from webhooks.dead t
     where t.endpoint_id = i.endpoint_id and t.event_id >= (webhooks.day_of(i.first_failure_at) - 31)::bigint << 32
-      and t.since >= i.first_failure_at and t.reason not in ('cancelled', 'superseded', 'duplicate', 'dropped')
+      and t.since >= i.first_failure_at and t.reason not in ('cancelled', 'superseded', 'duplicate', 'dropped', 'too_large', 'invalid')
+      and (t.reason <> 'blocked' or exists (
+        select from webhooks.attempts a where a.event_id = t.event_id and a.endpoint_id = t.endpoint_id and a.outcome = 'blocked'
+          and split_part(replace(coalesce(a.error, ''), 'oauth2: ', ''), ':', 1) <> all ($4::text[])))
     limit 10000) t) d
 left join lateral (
   select true as filtering from (
@@ -36,4 +42,4 @@ left join lateral (
   where b.reason = 'filter_slow' limit 1) w on true
 left join lateral (
   select b.since from webhooks.backlog b where b.endpoint_id = i.endpoint_id and b.state = 'held' order by b.event_id limit 1) h on true
-where coalesce(lower(s.owner_email), '') = any ($1)
+where lower(s.owner_email) = any ($1) or s.owner_email is null and s.site_id = any ($3)

@@ -6,27 +6,21 @@ import dataclasses
 
 import pytest
 
-from pghookd.core.digest import Kind
+from pghookd.core.digest import OF_OPERATOR, Kind
 from pghookd.core.incident import (
     DAY_US,
-    LIFE,
     SECOND_US,
     Case,
     Facts,
     Health,
     Incident,
     Marks,
-    Owner,
     Policy,
-    allowed_us,
-    disable_us,
-    is_storm,
     marks_of,
-    plan,
-    reminder_us,
-    rule_of,
     stored_marks,
 )
+from pghookd.core.incident_rules import LIFE, disable_us, reminder_us, rule_of
+from pghookd.core.owner_plan import Owner, allowed_us, plan
 from pghookd.core.settings import Settings
 
 POLICY = Policy.of(Settings())
@@ -107,10 +101,6 @@ def test_a_storm_holds_first_mails_and_nothing_else():
     again = case(Health.FAILING, 7 * HOUR, number=2, marks=Marks(mailed_us=T0, told_us=T0))
     assert told(first, storm=True) == {}
     assert told(again, storm=True) == {2: Kind.REMINDER}
-    assert is_storm(31, 21, 100, share=0.3, hosts_min=20)
-    assert not is_storm(30, 21, 100, share=0.3, hosts_min=20)
-    assert not is_storm(31, 20, 100, share=0.3, hosts_min=20)
-    assert not is_storm(100, 100, 100, share=0, hosts_min=20)
 
 
 def test_nothing_is_planned_while_the_fate_of_a_mail_is_unknown():
@@ -175,7 +165,7 @@ def test_every_state_but_the_last_has_a_way_out():
     ways = {health: {rule.then for rule in LIFE if rule.health is health} for health in Health}
     for health in Health:
         assert ways[health] - {health} or health is Health.HEALTHY
-    assert {rule.tells for rule in LIFE} == {*Kind, None} - {Kind.STORM}
+    assert {rule.tells for rule in LIFE} == {*Kind, None} - OF_OPERATOR
 
 
 def test_nothing_happens_to_a_failing_endpoint_between_two_reminders():

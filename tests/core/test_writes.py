@@ -133,7 +133,7 @@ def test_an_event_for_another_endpoint_alone_is_no_test_of_this_one():
     assert batch_of([attempted(other, Retry(30.0))]).backlog
 
 
-def test_what_is_not_even_tried_is_trouble_if_somebody_can_do_something_about_it():
+def test_what_is_not_even_tried_is_trouble_if_its_owner_can_mend_it():
     batch = batch_of(
         [
             Kept(delivery(1, 7), State.PARKED, Reason.FILTER_SLOW),
@@ -145,15 +145,13 @@ def test_what_is_not_even_tried_is_trouble_if_somebody_can_do_something_about_it
     )
     assert batch.failures() == [
         (7, None, None, None, None, 0, "unsent", None, "filter_slow", 1, 0),
-        (8, None, None, None, None, 0, "unsent", None, "too_large", 2, 0),
-        (9, None, None, None, None, 0, "unsent", None, "invalid", 3, 0),
     ]
 
 
-def test_a_test_that_is_too_large_is_nobodys_trouble():
+def test_a_test_that_a_slow_filter_holds_up_is_nobodys_trouble():
     tested = delivery(1, 7)
     tested.event.endpoint_id = 7
-    assert batch_of([Died(tested, Reason.TOO_LARGE)]).failures() == []
+    assert batch_of([Kept(tested, State.PARKED, Reason.FILTER_SLOW)]).failures() == []
 
 
 def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():

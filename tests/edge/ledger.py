@@ -1,4 +1,4 @@
-"""The mail road without a database: incidents, facts and marks in memory, decided by core/incident alone.
+"""The mail road without a database: incidents, facts and marks in memory, decided by core/owner_plan alone.
 
 What SQL computes from rows is computed here from lists, so that a week passes in seconds and the two can be compared.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 
-from pghookd.core import incident
-from pghookd.core.incident import Case, Facts, Health, Incident, Marks, Owner
+from pghookd.core import owner_plan, storm
+from pghookd.core.incident import Case, Facts, Health, Incident, Marks
+from pghookd.core.owner_plan import Owner
 
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
@@ -136,32 +137,31 @@ class Ledger:
 
     def look(self, now, traffic):
         """Look at every owner with something due; return the mails of this look."""
-        storm = self._storm(now, traffic)
+        in_storm = self._storm(now, traffic)
         made = []
         for owner, endpoints in self.owners.items():
             known = [e for e in endpoints if e.known]
             if known and any(e.look <= now for e in known):
-                made += self._owner(owner, known, now, storm=storm)
+                made += self._owner(owner, known, now, storm=in_storm)
         return made
 
     def _storm(self, now, traffic):
+        began, failed = storm.evidence_from_us(now, self.policy)
         unknown = [
-            e
+            (e.owner, f"https://{e.host}/")
             for e in self.endpoints.values()
             if e.known and e.health is Health.SHAKY and e.window is not None and e.recovering is None
-            and e.last >= now - 2 * max(self.policy.first_wait_us, incident.LOOK_EVERY_US)
+            and e.first >= began and e.last >= failed
         ]  # fmt: skip
-        hosts = len({e.host for e in unknown})
-        found = incident.is_storm(
-            len(unknown), hosts, traffic, share=self.storm_share, hosts_min=self.hosts_min
-        )
+        extent = storm.extent(unknown, traffic)
+        found = storm.is_storm(extent, share=self.storm_share, hosts_min=self.hosts_min)
         if found:
             self.storms.append(now)
         return found
 
     def _owner(self, owner, known, now, *, storm):
         sent = tuple(at for at in self.of_owner.get(owner, ()) if now - at < DAY)
-        plan = incident.plan([self.case(e, now) for e in known], Owner(sent), storm=storm)
+        plan = owner_plan.plan([self.case(e, now) for e in known], Owner(sent), storm=storm)
         made = []
         if plan.sections:
             told = {number: self._told(self.endpoints[number], now) for number, _ in plan.sections}

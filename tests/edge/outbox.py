@@ -15,7 +15,8 @@ import sys
 import orjson
 from crew import Diary
 
-from pghookd.core.digest import Cause, Digest, Kind, Section
+from pghookd.core.digest import OF_OPERATOR, Cause, Digest, Kind, Section
+from pghookd.core.mailbox import domain_of, mailbox_of
 from pghookd.core.settings import Mail, Smtp
 from pghookd.edge.letter import Letters
 from pghookd.edge.postgres import connect
@@ -61,7 +62,7 @@ def digest(owner, kind=Kind.FAILING):
         language="en",
         at_us=NOON_US,
         since_us=section.since_us,
-        sections=() if kind == Kind.STORM else (section,),
+        sections=() if kind in OF_OPERATOR else (section,),
         storm=(40, 100, 30) if kind == Kind.STORM else None,
     )
 
@@ -100,13 +101,16 @@ class Office:
         """Queue a mail, as care does; return its email_id."""
         text = digest_text or orjson.dumps(dataclasses.asdict(digest(owner, kind))).decode()
         return await self.session.fetchval(
-            "insert into webhooks.emails (owner_email, kind, window_start, digest, next_attempt_at)"
-            " values ($1, $2, $3, $4::text::jsonb, $5) returning email_id",
+            "insert into webhooks.emails"
+            " (owner_email, kind, window_start, digest, next_attempt_at, mailbox, mail_domain)"
+            " values ($1, $2, $3, $4::text::jsonb, $5, $6, $7) returning email_id",
             owner,
             kind,
             NOON_US + window_us,
             text,
             self.clock.wall_us(),
+            mailbox_of(owner),
+            domain_of(owner),
         )
 
     async def row(self, email_id):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 import json
 import random
 import time
@@ -13,15 +14,17 @@ from crew import Diary, desk, seed, session_on, settings_of
 from ledger import DAY, SECOND, Endpoint, Ledger
 
 from pghookd.core import digest as digests
-from pghookd.core.incident import Policy
+from pghookd.core.incident import POLICY_BLOCKS, Policy
 from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry
 from pghookd.core.writes import Attempted, Died, Kept
 from pghookd.edge.postgres import query
 from pghookd.loops.care import Around, Care
+from pghookd.loops.faults import FaultReports
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 SMTP = {"smtp": {"host": "127.0.0.1", "tls": "none"}, "mail": {"sender": "hooks@platform.example"}}
+OPERATOR = {"sender": "hooks@platform.example", "operator": "ops@platform.example"}
 WAITS = (5 * SECOND, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR)
 
 
@@ -66,9 +69,9 @@ class House:
             for m in range(each):
                 number = await self.session.fetchval(
                     "insert into webhooks.endpoints (site_id, url) values ($1, $2) returning endpoint_id",
-                    site, f"https://h{n}-{m}.shop.example/hook?token=x",
+                    site, f"https://h{n}-{m}.example/hook?token=x",
                 )  # fmt: skip
-                made.append(Endpoint(number, owner, f"h{n}-{m}.shop.example"))
+                made.append(Endpoint(number, owner, f"h{n}-{m}.example"))
         return made
 
     async def events(self, count):
@@ -90,6 +93,7 @@ class House:
         response=None,
         *,
         took_ms=1.0,
+        error=None,
     ):
         """Put one attempt to be recorded."""
         key = event_id, endpoint_id
@@ -107,7 +111,7 @@ class House:
             delivery,
             Outcome.DELIVERED if delivered else outcome,
             200 if delivered else status,
-            None,
+            error,
             response,
             at,
             took_ms,
@@ -257,12 +261,14 @@ class Story:
         self.now = self.start = now_us()
         self.open = []
 
-    async def fail(self, minutes=1, *, outcome=Outcome.REFUSED, status=500, response=None, verdict=None):
+    async def fail(
+        self, minutes=1, *, outcome=Outcome.REFUSED, status=500, response=None, verdict=None, error=None
+    ):
         for _ in range(minutes):
             event = next(self.events)
             self.open.append(event)
             self.house.attempt(
-                self.endpoint, event, self.now, verdict or Retry(1e6), outcome, status, response
+                self.endpoint, event, self.now, verdict or Retry(1e6), outcome, status, response, error=error
             )
             await self.house.record()
             await self.pass_s(60)
@@ -345,7 +351,8 @@ async def test_a_look_is_at_the_moment_up_to_which_all_is_recorded(house, story)
     """An outcome that has waited for two and a half seconds must not count as told by a mail that cannot name it."""
     await story.fail()
     recorder, queued = house.desk.recorder, asyncio.Event()
-    recorder.put(Died(unsent(house, story.endpoint, next(story.events)), Reason.INVALID), 100.0)
+    slow = unsent(house, story.endpoint, next(story.events))
+    recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 100.0)
     story.now += 900 * SECOND
     house.care = house.make_care(
         behind_s=lambda: recorder.behind_s(102.5), queued=queued.set, wall_us=lambda: story.now
@@ -533,31 +540,152 @@ async def test_a_filter_that_was_slow_for_a_moment_is_nobodys_business(house, st
     assert (await house.health(story.endpoint))["health"] == "healthy"
 
 
-async def test_an_event_that_is_too_large_is_told(house, story):
-    house.desk.recorder.put(Died(unsent(house, story.endpoint, next(story.events)), Reason.TOO_LARGE), 0.0)
+def reports_of(house):
+    """Return the operator's digest of what cannot be sent, on the house's session."""
+    return FaultReports(house.it, house.settings, logger=house.diary.logger, queued=lambda: None)
+
+
+async def buried(house, endpoint_id, events, reason):
+    """Give deliveries up without an attempt; return a moment at which that is settled and told."""
+    for event_id in events:
+        house.desk.recorder.put(Died(unsent(house, endpoint_id, event_id), reason), 0.0)
     await house.record()
-    await story.work()
-    await story.pass_s(900)
-    assert await kinds(house) == [("failing", "queued")]
-    section = digest_in((await house.mails())[0]).sections[0]
-    assert (section.cause, section.failed, section.dead) == ("too_large", 1, 1)
-    assert len(section.event_ids) == 1
+    return time.time_ns() // 1000 + 11 * MINUTE
+
+
+@pytest.mark.parametrize("reason", [Reason.TOO_LARGE, Reason.INVALID])
+async def test_what_only_the_platform_can_mend_goes_to_the_operator(make_house, reason):
+    """An event of the producer's that cannot be sent is not its shop's trouble: neither mail nor health speak of it."""
+    house = await make_house(mail=OPERATOR)
+    endpoint, *_ = await house.endpoints(1, 1)
+    events = await house.events(3)
+    now = await buried(house, endpoint.number, events, reason)
+    await house.look(now)
+    await reports_of(house).step(now)
+    (row,) = await house.mails()
+    assert (row["owner_email"], row["kind"], row["state"]) == ("ops@platform.example", "faults", "queued")
+    (fault,) = digest_in(row).faults
+    assert (fault.cause, fault.site_id, fault.type, fault.events) == (
+        reason.value,
+        "site0",
+        "order_created",
+        3,
+    )
+    assert fault.webhook_id.startswith("evt_")
+    assert (await house.health(endpoint.number))["health"] == "healthy"
+    assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
+
+
+async def test_the_operator_is_told_once_and_not_too_often(make_house):
+    house = await make_house(mail=OPERATOR)
+    endpoint, *_ = await house.endpoints(1, 1)
+    events = iter(await house.events(100))
+    reports = reports_of(house)
+    now = await buried(house, endpoint.number, [next(events)], Reason.INVALID)
+    await reports.step(now - 8 * MINUTE)
+    assert await house.mails() == [], "the window of a first failure"
+    await reports.step(now)
+    await reports.step(now + HOUR)
+    assert len(await house.mails()) == 1, "nothing new"
     await sent(house)
-    await story.pass_s(3600)
-    assert [kind for kind, _ in await kinds(house)] == ["failing", "recovered"]
+    await reports.step(now + 2 * HOUR)
+    assert len(await house.mails()) == 1
+    for n in range(1, 40):
+        await buried(house, endpoint.number, [next(events)], Reason.INVALID)
+        await house.session.execute(
+            "update webhooks.dead set since = $1 where since > now() - interval '1 hour'",
+            _at(now + n * HOUR // 2),
+        )
+        await reports.step(now + n * HOUR // 2 + 15 * MINUTE)
+        await sent(house)
+    rows = await house.mails()
+    times = [_us(row["created_at"]) for row in rows]
+    assert len(times) == house.policy.daily_max, "in less than a day"
+    assert all(later - earlier >= house.policy.gap_us for earlier, later in itertools.pairwise(times))
 
 
-@pytest.mark.parametrize("reason", [Reason.FILTER_SLOW, Reason.INVALID])
-async def test_slow_filters_make_no_storm_but_events_that_cannot_be_sent_do(house, reason):
-    endpoints = await house.endpoints(40, 1)
-    events = await house.events(40)
-    for endpoint, event_id in zip(endpoints, events, strict=True):
-        it = unsent(house, endpoint.number, event_id)
-        slow = reason is Reason.FILTER_SLOW
-        house.desk.recorder.put(Kept(it, State.PARKED, reason) if slow else Died(it, reason), 0.0)
+async def test_nobody_is_told_of_faults_where_there_is_no_operator(make_house):
+    house = await make_house()
+    endpoint, *_ = await house.endpoints(1, 1)
+    now = await buried(house, endpoint.number, await house.events(1), Reason.INVALID)
+    await reports_of(house).step(now)
+    assert await house.mails() == []
+
+
+@pytest.mark.parametrize("error", sorted(POLICY_BLOCKS))
+async def test_what_the_platforms_policy_blocks_is_not_failing(make_house, error):
+    """Its owner gets no mail, health says `blocked`, the operator is told; a 2xx makes it healthy at once."""
+    house = await make_house(mail=OPERATOR)
+    story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(50))
+    blocked = {
+        "outcome": Outcome.BLOCKED,
+        "status": None,
+        "verdict": Dead(Reason.BLOCKED),
+        "error": f"{error}: detail",
+    }
+    await story.fail(12, **blocked)
+    assert await house.mails() == []
+    health = await house.health(story.endpoint)
+    assert (health["health"], health["last_error"]) == ("blocked", f"{error}: detail")
+    await reports_of(house).step(story.now)
+    (row,) = await house.mails()
+    (fault,) = digest_in(row).faults
+    assert (fault.cause, fault.error, fault.endpoint_id) == ("blocked", f"{error}: detail", story.endpoint)
+    await sent(house)
+    story.open = []
+    await story.work()
+    await story.pass_s(60)
+    assert (await house.health(story.endpoint))["health"] == "healthy"
+    assert len(await house.mails()) == 1
+
+
+async def test_a_real_failure_of_a_blocked_endpoint_is_told(house, story):
+    blocked = {
+        "outcome": Outcome.BLOCKED,
+        "status": None,
+        "verdict": Dead(Reason.BLOCKED),
+        "error": "literal",
+    }
+    await story.fail(20, **blocked)
+    assert (await house.health(story.endpoint))["health"] == "blocked"
+    await story.fail(3)
+    assert await house.mails() == []
+    await story.pass_s(600)
+    assert await kinds(house) == [("failing", "queued")]
+
+
+async def test_a_url_that_nobody_can_deliver_to_is_its_owners(house, story):
+    blocked = {"outcome": Outcome.BLOCKED, "status": None, "verdict": Dead(Reason.BLOCKED), "error": "scheme"}
+    await story.fail(11, **blocked)
+    assert await kinds(house) == [("failing", "queued")]
+    (section,) = digest_in((await house.mails())[0]).sections
+    assert (section.cause, section.dead, section.dead_by) == ("blocked", 10, (("blocked", 10),))
+
+
+async def test_given_up_events_are_counted_by_how(house, story):
+    """After two attempts, after one, at the receiver's word; what people cancelled counts for none."""
+    first, second, third, fourth = (next(story.events) for _ in range(4))
+    house.attempt(story.endpoint, first, story.now, Retry(1e6))
+    house.attempt(story.endpoint, first, story.now + SECOND, Dead(Reason.EXHAUSTED))
+    house.attempt(story.endpoint, second, story.now, Dead(Reason.TOO_OLD))
+    house.attempt(story.endpoint, third, story.now, Dead(Reason.ABORTED))
+    house.attempt(story.endpoint, fourth, story.now, Retry(1e6))
     await house.record()
-    row = await house.it.fetchrow(query("count_unknown_failures"), 0)
-    assert (row["failing"], row["hosts"]) == ((0, 0) if reason is Reason.FILTER_SLOW else (40, 40))
+    await house.session.execute("select webhooks.cancel($1)", fourth)
+    await story.pass_s(900)
+    (section,) = digest_in((await house.mails())[0]).sections
+    assert (section.failed, section.dead) == (4, 3)
+    assert dict(section.dead_by) == {"tried": 1, "once": 1, "aborted": 1}
+
+
+async def test_a_slow_filter_makes_no_storm(house):
+    endpoints = await house.endpoints(40, 1)
+    for endpoint, event_id in zip(endpoints, await house.events(40), strict=True):
+        house.desk.recorder.put(
+            Kept(unsent(house, endpoint.number, event_id), State.PARKED, Reason.FILTER_SLOW), 0.0
+        )
+    await house.record()
+    assert await house.it.fetch(query("find_storm_evidence"), 0, 0) == []
 
 
 async def test_our_own_faults_are_nobodys_trouble(house, story):
@@ -632,6 +760,177 @@ async def test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator(make_
     assert len(await kinds(house)) == 1, "what it left behind has a first window's time to arrive"
     await house.look(start + HOUR)
     assert [kind for kind, _ in await kinds(house)].count("failing") == 30
+
+
+class Flood:
+    """Endpoints that refuse everything from `start` on, an attempt each every `every` microseconds."""
+
+    def __init__(self, house, numbers, events):
+        self.house, self.numbers, self.events = house, numbers, events
+        self.start = now_us()
+
+    async def go_on(self, until, every=15 * MINUTE, *, since=0):
+        """Fail and look, from `since` to `until` after the start; mails go out at once."""
+        for after in range(since, until, every):
+            for number, event in zip(self.numbers, self.events, strict=True):
+                self.house.attempt(number, event, self.start + after, Retry(1e6))
+            await self.house.record()
+            await self.house.look(self.start + after + SECOND)
+            await sent(self.house)
+
+    async def paused_us(self):
+        sql = "select max((marks->>'paused_us')::bigint) from webhooks.incidents"
+        return await self.house.session.fetchval(sql) or 0
+
+
+async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):
+    """25 dead endpoints of 25 sites are a third of all; their owners are told all the same, and each clock runs."""
+    house = await make_house(mail=OPERATOR)
+    endpoints = await house.endpoints(25, 1)
+    house.traffic = 80
+    flood = Flood(house, [e.number for e in endpoints], await house.events(25))
+    await flood.go_on(6 * HOUR)
+    assert {kind for kind, _ in await kinds(house)} == {"storm"}
+    assert 5 * HOUR < await flood.paused_us() <= 6 * HOUR
+    await flood.go_on(8 * HOUR, since=6 * HOUR)
+    assert [kind for kind, _ in await kinds(house)].count("failing") == 25
+    assert await flood.paused_us() <= 6 * HOUR
+    assert await house.session.fetchval("select count(*) from webhooks.incidents where state = 'shaky'") == 0
+
+
+async def test_what_is_dead_for_long_keeps_no_storm_alive(make_house):
+    """Owners that were told are no evidence, nor is what began to fail six hours ago: a new failure is told in time."""
+    house = await make_house(mail=OPERATOR)
+    endpoints = await house.endpoints(26, 1)
+    house.traffic = 80
+    old, new = endpoints[:25], endpoints[25]
+    events = await house.events(40)
+    flood = Flood(house, [e.number for e in old], events[:25])
+    await flood.go_on(9 * HOUR)
+    at = flood.start + 9 * HOUR
+    for n in range(12):
+        house.attempt(new.number, events[25 + n], at + n * MINUTE, Retry(1e6))
+        await house.record()
+        await house.look(at + n * MINUTE + SECOND)
+    told = [row for row in await house.mails() if row["owner_email"] == new.owner]
+    assert [row["kind"] for row in told] == ["failing"]
+
+
+async def test_one_tenant_makes_no_storm(make_house):
+    """100 endpoints of one site fail on 100 hosts, of 30 sites with traffic: another owner's first mail goes out."""
+    house = await make_house(mail=OPERATOR)
+    good, *_ = await house.endpoints(1, 1)
+    await house.session.execute(
+        "insert into webhooks.sites (site_id, name, owner_email) values ('evil', 'E', 'e@e.example')"
+    )
+    rows = await house.session.fetch(
+        "insert into webhooks.endpoints (site_id, url) select 'evil', 'https://a.evil' || n || '.example/'"
+        " from generate_series(1, 100) n returning endpoint_id"
+    )
+    house.traffic = 30
+    numbers = [good.number, *(row["endpoint_id"] for row in rows)]
+    flood = Flood(house, numbers, await house.events(101))
+    await flood.go_on(12 * MINUTE, MINUTE)
+    assert not house.diary.of("storm.suspected")
+    assert {(row["owner_email"], row["kind"]) for row in await house.mails()} == {
+        (good.owner, "failing"),
+        ("e@e.example", "failing"),
+    }
+    assert await flood.paused_us() == 0
+
+
+async def test_a_mailbox_has_its_cap_whatever_its_spellings(house):
+    """20 sites of `victim+N@bank.example`: six mails in a day to the first spelling, and six to all the others."""
+    endpoints = await house.endpoints(21, 1)
+    await house.session.execute(
+        "update webhooks.sites set owner_email = 'Victim+' || site_id || '@bank.example' where site_id <> 'site0'"
+    )
+    flood = Flood(house, [e.number for e in endpoints], await house.events(21))
+    await flood.go_on(24 * HOUR)
+    rows = await house.mails()
+    to_bank = [row for row in rows if "bank.example" in row["owner_email"]]
+    assert house.policy.daily_max <= len(to_bank) <= 2 * house.policy.daily_max
+    assert sum(row["owner_email"] != to_bank[0]["owner_email"] for row in to_bank) <= house.policy.daily_max
+    assert (
+        _us(next(row["created_at"] for row in rows if row["owner_email"] == "owner0@shop.example"))
+        < flood.start + HOUR
+    )
+
+
+async def test_nobody_silences_an_owner_with_other_spellings(house):
+    """The owner had a mail before: a flood of mails to tags of their address takes none of theirs."""
+    endpoints = await house.endpoints(21, 1)
+    await house.session.execute(
+        "update webhooks.sites set owner_email = 'owner0+' || site_id || '@shop.example' where site_id <> 'site0'"
+    )
+    owner, *others = [e.number for e in endpoints]
+    events = await house.events(21)
+    first = Flood(house, [owner], events[:1])
+    await first.go_on(30 * MINUTE, 5 * MINUTE)
+    first.house.attempt(owner, events[0], first.start + 40 * MINUTE, Delivered())
+    await house.record()
+    await house.look(first.start + 2 * HOUR)
+    await sent(house)
+    flood = Flood(house, others, events[1:])
+    flood.start = first.start
+    await flood.go_on(13 * HOUR, since=3 * HOUR)
+    again = first.start + 13 * HOUR
+    for n in range(12):
+        house.attempt(owner, events[0], again + n * MINUTE, Retry(1e6))
+        await house.record()
+        await house.look(again + n * MINUTE + SECOND)
+    rows = await house.mails()
+    to_tags = [row for row in rows if "+" in row["owner_email"]]
+    mine = [
+        (row["kind"], _us(row["created_at"]) - again < 12 * MINUTE)
+        for row in rows
+        if "+" not in row["owner_email"]
+    ]
+    assert mine == [("failing", True), ("recovered", True), ("failing", True)]
+    assert len(to_tags) <= house.policy.daily_max
+
+
+async def test_a_mail_about_a_sold_site_goes_to_its_new_owner(house, story):
+    await story.fail(12)
+    assert await kinds(house) == [("failing", "queued")]
+    await house.session.execute("update webhooks.sites set owner_email = 'new@other.example'")
+    await story.pass_s(120)
+    assert [(row["owner_email"], row["kind"], row["state"]) for row in await house.mails()] == [
+        ("owner0@shop.example", "failing", "superseded"),
+        ("new@other.example", "failing", "queued"),
+    ]
+    assert _told((await house.mails())[1]) == {story.endpoint: 12}
+
+
+async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
+    """None of them waits for what another's rows hold, and one look at a page of them is bounded."""
+    endpoints = await house.endpoints(120, 1)
+    await house.session.execute("update webhooks.sites set owner_email = null")
+    flood = Flood(house, [e.number for e in endpoints], await house.events(120))
+    await flood.go_on(20 * MINUTE, 4 * MINUTE)
+    due = await house.it.fetch(query("find_due_owners"), flood.start + DAY, 1000)
+    assert len({(row["owner_email"], row["site_id"]) for row in due}) == 120
+    sql = "select count(*) from webhooks.incidents where state = 'failing'"
+    assert await house.session.fetchval(sql) == 120
+    assert await house.mails() == []
+
+
+async def test_a_second_carer_tells_nothing_twice(house, story):
+    """Another owner's care looks at the same moment: it decides on the same marks, and only one of them writes."""
+    await story.fail(10)
+    await sent(house)
+
+    async def meanwhile(name):
+        if name == "care.decided" and not beside:
+            beside.append(name)
+            await other.step(story.now + 7 * HOUR - SECOND)
+
+    beside = []
+    other = house.make_care()
+    house.care = house.make_care(checkpoint=meanwhile)
+    await house.look(story.now + 7 * HOUR)
+    assert beside
+    assert [kind for kind, _ in await kinds(house)] == ["failing", "reminder"]
 
 
 async def test_a_site_without_an_owner_is_cared_for_without_mails(house, story):

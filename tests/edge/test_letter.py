@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pghookd import letter_samples
-from pghookd.core.digest import SECTIONS_MAX, Cause, Digest, Kind, arranged
+from pghookd.core.digest import OF_OPERATOR, SECTIONS_MAX, Cause, Digest, Fate, Kind, arranged
 from pghookd.core.settings import Delivery, Mail, Settings
 from pghookd.edge import facts, words
 from pghookd.edge.letter import Letters, incident_id, message_id, one_address
@@ -124,22 +124,23 @@ def test_the_page_needs_nothing_from_elsewhere(name, language):
 def test_a_letter_says_who_what_and_the_consequence():
     text = told(sample("failing"))
     for fact in (
-        "The webhook of Anna's Shop at shop.example.com has been failing since 13 May 2026, 08:00 CEST (06:00 UTC).",
-        "(06:00 UTC). 14 order events are waiting. Your server met an error of its own: it answered 500",
-        "we switch the webhook off on 18 May 2026, 08:00 CEST (06:00 UTC)",
+        "Messages from Anna's Shop to shop.example.com have not been arriving since 13 May 2026, 08:00 CEST.",
+        "The site itself works normally. 14 order events are waiting. Your server reported an internal error",
+        "internal error: it answered 500",
+        "we switch the webhook off on 18 May 2026, 08:00 CEST",
         "URL: https://shop.example.com/hooks/orders",
         "Description: Orders to the warehouse",
         "Events: order_created (11), order_updated (3)",
         "Failed: 14 of 14 deliveries",
-        "Last failure: 13 May 2026, 10:45 CEST (08:45 UTC)",
-        "Last success: none since then",
-        "Next attempt: 13 May 2026, 11:30 CEST (09:30 UTC)",
+        "Last failure: 13 May 2026, 10:45 CEST",
+        "Last success: none",
+        "Next attempt: 13 May 2026, 11:30 CEST",
         "Open this webhook: https://console.shops.example/webhooks/shop-17/42",
         "> Fatal error: Uncaught PDOException",
         "failure: server_error, HTTP 500 since: 2026-05-13T06:00:00Z",
         "oldest webhook-id: evt_0009d6000000010660fa643be000",
-        "write to support@shops.example",
-        "Stop these mails: https://console.shops.example/unsubscribe?token=b5d1c0ffee",
+        "or write to support@shops.example",
+        "Stop these emails: https://console.shops.example/unsubscribe?token=b5d1c0ffee",
     ):
         assert fact in text
 
@@ -147,15 +148,17 @@ def test_a_letter_says_who_what_and_the_consequence():
 SUBJECTS = {
     "failing": "Webhook failing: shop.example.com, 14 order events waiting [Anna's Shop]",
     "partly": "Webhook failing: shop.example.com, 9 product events waiting [Anna's Shop]",
-    "reminder": "Webhook failing: shop.example.com, 209 order events waiting, 3 lost [Anna's Shop]",
+    "reminder": "Webhook failing: shop.example.com, 209 order events waiting, 3 not delivered [Anna's Shop]",
     "warning": "Action needed by 14 May 11:00 CEST: webhook shop.example.com will be switched off [Anna's Shop]",
     "disabled": "Webhook switched off: shop.example.com, 512 order events held until 22 May [Anna's Shop]",
-    "held_expiring": "Held events will be dropped from 15 May 11:00 CEST: shop.example.com, 512 order events held"
+    "held_expiring": "Act by 15 May 11:00 CEST, or held events are dropped: shop.example.com, 512 order events held"
     " [Anna's Shop]",
     "flapping": "Webhook unreliable: shop.example.com, 120 of 3,400 failed [Anna's Shop]",
-    "recovered": "Webhook working again: shop.example.com, 212 order events delivered late, 3 lost [Anna's Shop]",
+    "recovered": "Webhook working again: shop.example.com, 212 order events delivered late, 3 not delivered"
+    " [Anna's Shop]",
     "several": "Webhook switched off: shop.example.com, 512 order events held until 22 May [Anna's Shop]",
-    "storm": "Storm suspected: 412 of 903 endpoints fail at once, on 64 hosts [Example Shops]",
+    "storm": "Storm suspected: 412 of 903 sites fail at once, at 64 domains [Example Shops]",
+    "faults": "14 events could not be sent [Example Shops]",
 }
 
 
@@ -219,10 +222,69 @@ def test_what_was_not_sent_is_told_as_such():
     assert "failure: filter_slow\n" in text_of(
         sent(digest_of(section(cause=Cause.FILTER_SLOW, status=None, error="filter_slow")))
     )
-    large = told(digest_of(section(cause=Cause.TOO_LARGE, status=None, error="too_large", dead=2, waiting=0)))
-    assert "We gave up on 2" in large
-    for never in ("after many attempts", "can be sent again", "we keep trying"):
-        assert never not in large
+
+
+FATES = [
+    (Fate.TRIED, 2, "2 order events were not delivered after repeated attempts."),
+    (Fate.ONCE, 1, "1 order event was not delivered: the only attempt failed."),
+    (Fate.EXPIRED, 2, "2 order events expired before they could be delivered."),
+    (Fate.ABORTED, 1, "1 order event was not delivered because your server asked us to drop it."),
+    (Fate.BLOCKED, 3, "3 order events were not sent, because of the webhook's URL."),
+    (Fate.UNTRIED, 2, "2 order events were not delivered."),
+]
+
+
+@pytest.mark.parametrize(("fate", "count", "sentence"), FATES)
+def test_each_way_to_give_up_has_its_sentence(fate, count, sentence):
+    """And none of them claims attempts that were not made."""
+    made = section(dead=count, dead_by=((fate.value, count),), waiting=0, next_attempt_us=None)
+    text = told(digest_of(made))
+    assert sentence in text
+    assert ("attempt" in text) == (fate in {Fate.TRIED, Fate.ONCE})
+    assert "We keep trying" not in text
+
+
+def test_several_ways_to_give_up_are_counted_apart():
+    by = tuple((fate.value, count) for fate, count, _ in FATES)
+    text = told(digest_of(section(dead=sum(count for _, count in by), dead_by=by)))
+    assert all(sentence in text for _, _, sentence in FATES)
+    old = told(digest_of(section(dead=2, dead_by=())))
+    assert "2 order events were not delivered." in old, (
+        "a digest of an earlier version says no more than it knows"
+    )
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("fate", Fate)
+def test_each_way_to_give_up_can_be_said_in_each_language(fate, language):
+    for count in (1, 2):
+        made = section(dead=count, dead_by=((fate.value, count),))
+        assert text_of(sent(digest_of(made, language=language)))
+
+
+def test_what_was_not_delivered_can_be_had_by_an_answer_or_by_asking():
+    lost = section(dead=1, dead_by=(("tried", 1),))
+    assert "once the webhook works, reply to this email." in told(digest_of(lost))
+    silent = Letters(Mail(sender=SENDER))
+    text = told(digest_of(lost), silent)
+    assert "the events that were not delivered can be sent again." in text
+    assert "reply to" not in text
+
+
+def test_the_operator_is_told_what_cannot_be_sent():
+    text = told(sample("faults"))
+    for fact in (
+        "14 events since 13 May 2026, 09:00 UTC could not be sent",
+        "The type of some events is not valid",
+        "Make the payloads smaller, or raise delivery.payload_bytes_max.",
+        "add the destination to egress.allow",
+        "shop-17 Reason: invalid Events: order created (12) Endpoint: 42",
+        "shop-19 Reason: blocked: literal",
+        "Event: evt_0009d6000000010660fa643be000",
+        "Owners are not emailed about these events.",
+        "You get this email at operator@shops.example as the operator of Example Shops.",
+    ):
+        assert fact in text
 
 
 @pytest.mark.parametrize(
@@ -249,19 +311,19 @@ def test_what_fails_in_parts_is_told_by_type_and_never_threatened():
 
 
 def test_the_dead_are_told_with_what_can_be_done():
-    assert "You can have the events that we gave up on sent again." in told(sample("recovered"))
+    assert "To have the events that were not delivered sent again, reply to this email." in told(
+        sample("recovered")
+    )
     assert "The outage lasted 6 hours and 15 minutes." in told(sample("recovered"))
     fine = dataclasses.replace(sample("recovered").sections[0], dead=0)
     assert "There is nothing that you need to do." in told(digest_of(fine))
 
 
 def test_a_held_event_has_a_last_day():
-    assert "512 order events are held, the oldest until 22 May 2026, 11:00 CEST (09:00 UTC)" in told(
-        sample("disabled")
-    )
+    assert "512 order events are held, the oldest until 22 May 2026, 11:00 CEST" in told(sample("disabled"))
     unknown = dataclasses.replace(sample("held_expiring").sections[0], held_until_us=None)
     assert LETTERS.subject(digest_of(unknown)).startswith(
-        "Held events will be dropped soon: shop.example.com"
+        "Act now, or held events are dropped: shop.example.com"
     )
     assert "is switched off." in told(digest_of(unknown))
 
@@ -275,7 +337,7 @@ def test_forty_sites_on_one_dead_server_are_one_block():
     assert text.count("Failing since: 13 May 2026") == 1
     assert text.count("Open this webhook") == SECTIONS_MAX
     assert "20 of your webhooks are failing" in text
-    assert "And 20 more webhooks, for which this mail had no room." in text
+    assert "And 20 more webhooks, not listed in this email." in text
     assert len(message.as_bytes()) < 100_000
 
 
@@ -294,9 +356,9 @@ def test_a_letter_with_twenty_troubles_is_still_a_letter():
     [
         (None, "13 May 2026, 06:00 UTC."),
         ("", "13 May 2026, 06:00 UTC."),
-        ("Europe/Berlin", "13 May 2026, 08:00 CEST (06:00 UTC)."),
-        ("Asia/Kathmandu", "13 May 2026, 11:45 UTC+05:45 (06:00 UTC)."),
-        ("Pacific/Honolulu", "12 May 2026, 20:00 HST (13 May, 06:00 UTC)."),
+        ("Europe/Berlin", "13 May 2026, 08:00 CEST."),
+        ("Asia/Kathmandu", "13 May 2026, 11:45 UTC+05:45."),
+        ("Pacific/Honolulu", "12 May 2026, 20:00 HST."),
         ("Africa/Abidjan", "13 May 2026, 06:00 GMT."),
         ("Nowhere/Town", "13 May 2026, 06:00 UTC."),
         ("../../etc/passwd", "13 May 2026, 06:00 UTC."),
@@ -305,7 +367,7 @@ def test_a_letter_with_twenty_troubles_is_still_a_letter():
     ],
 )
 def test_times_are_those_of_the_site_and_say_so(zone, shown):
-    assert f"failing since {shown}" in told(digest_of(section(time_zone=zone)))
+    assert f"not been arriving since {shown}" in told(digest_of(section(time_zone=zone)))
 
 
 @pytest.mark.parametrize(
@@ -456,7 +518,7 @@ def assert_harmless(message, *, sections=1):
     text, source = text_of(message), html_of(message)
     page = Page(source)
     for shown in (str(message["Subject"]), text, *page.shown):
-        categories = {c: unicodedata.category(c) for c in shown if c not in "\n\u2068\u2069"}
+        categories = {c: unicodedata.category(c) for c in shown if c not in "\n\u2068\u2069\u2060"}
         assert not {"Cc", "Cf", "Cs", "Co"} & set(categories.values())
         assert shown.count("\u2068") == shown.count("\u2069")  # ours, around what is written from the right
     assert not page.tags & {"script", "img", "b", "iframe", "svg"}
@@ -469,7 +531,7 @@ def assert_harmless(message, *, sections=1):
     assert len(message.as_bytes()) < 200_000 + 20_000 * (sections > 1)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.STORM])
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind not in OF_OPERATOR])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_strangers_texts_are_shown_and_do_nothing(kind, language):
     message = sent(digest_of(hostile(HOSTILE, kind=kind), language=language))
@@ -504,9 +566,75 @@ def test_an_encoded_word_of_a_stranger_stays_a_text():
     assert message["Subject"] == f"Webhook failing: shop.example.com, 14 order events waiting [{word}]"
 
 
+# What programs that turn text into links look for: a scheme, an address, www, a name with a dot, a number with dots.
+LINKIFIERS = (
+    re.compile(r"[a-z][a-z0-9+.-]*:[/\\]{1,2}\S", re.IGNORECASE),
+    re.compile(r"(?<![a-z])(?:https?|ftp|mailto|tel|sms|javascript):\S", re.IGNORECASE),
+    re.compile(r"[^\s\u2060]@|@[^\s\u2060]"),
+    re.compile(r"www\.[^\s\u2060]", re.IGNORECASE),
+    re.compile(r"\w[.\u3002\uff0e\uff61]\w"),
+    re.compile(r"//\w"),
+)
+LINKS = (
+    "URGENT: verify your account at https://phish.example/login",
+    "HTTPS://PHISH.EXAMPLE", "http:phish.example", "www.phish.example", "phish.example/login", "a@phish.example",
+    "mailto:a@phish.example", "tel:+4930123", "phish\u3002example", "phish\uff0eexample", "//phish.example",
+    "http:\\\\phish.example", "javascript:alert(1)", "192.0.2.1/x", "ftp://a.b", "x\u2060.y", "xn--bcher-kva.example",
+)  # fmt: skip
+
+
+def assert_no_link(shown):
+    for linkifier in LINKIFIERS:
+        assert not linkifier.search(shown), (linkifier.pattern, shown)
+
+
+@pytest.mark.parametrize("text", LINKS)
+def test_a_name_cannot_become_a_link(text):
+    """Site, description and the server's answer hold a link: neither subject, text nor HTML does."""
+    made = section(site_name=text, description=text, response=text)
+    message = sent(digest_of(made))
+    for shown in (facts.unlinked(text), facts.shown_name(text)):
+        assert_no_link(shown)
+    plain = text.replace("\u2060", "")
+    assert facts.unlinked(text).replace("\u2060", "") == plain
+    body = text_of(message)
+    assert facts.unlinked(plain) in body.replace("\n", " ")
+    for shown in (str(message["Subject"]), body, " ".join(Page(html_of(message)).shown)):
+        if "." in plain or "@" in plain or "//" in plain:
+            assert plain not in shown
+    assert_no_link(str(message["Subject"]).replace("shop.example.com", ""))
+
+
+@given(
+    st.text(alphabet=st.sampled_from("ab1.:/@\\ -_w\u3002\uff0e\u2060\u00e4"), max_size=60)
+    | st.sampled_from(LINKS)
+)
+def test_no_text_is_a_link_once_it_is_unlinked(text):
+    shown = facts.unlinked(text)
+    assert_no_link(shown)
+    assert facts.unlinked(shown) == shown
+    assert shown.replace("\u2060", "") == text.replace("\u2060", "")
+
+
+def test_ordinary_names_look_as_they_are():
+    for name in ("Anna's Shop", "Bread & Cakes", "24/7 Flowers", "Anna: Flowers, est. 1999"):
+        assert facts.shown_name(name) == name
+        assert LETTERS.subject(digest_of(section(site_name=name))).endswith(f"[{name}]")
+    assert facts.shown_name("bakery.example") == "bakery.\u2060example"
+    assert LETTERS.subject(digest_of(section(site_name="bakery.example"))).endswith("[bakery.\u2060example]")
+
+
+def test_a_name_with_a_link_is_quoted_and_left_out_of_the_subject():
+    made = digest_of(section(site_name="URGENT: see https://phish.example/"))
+    assert (
+        LETTERS.subject(made) == "Webhook failing: shop.example.com, 14 order events waiting [Example Shops]"
+    )
+    assert "\u201cURGENT: see https" in told(made)
+
+
 def test_right_to_left_names_turn_nothing_round():
     text = told(digest_of(section(site_name="\u05d7\u05e0\u05d5\u05ea")))
-    assert "The webhook of \u2068\u05d7\u05e0\u05d5\u05ea\u2069 at shop.example.com" in text
+    assert "Messages from \u2068\u05d7\u05e0\u05d5\u05ea\u2069 to shop.example.com" in text
 
 
 def test_no_secret_of_a_url_is_told():

@@ -14,7 +14,7 @@ from outbox import NOON_US, Clock, digest, office, run_until_killed
 
 from pghookd.core.digest import Kind
 from pghookd.edge.journal import LogEvent
-from pghookd.loops.mail import BACKOFF_S, BURST, DOUBTS_MAX, HOLD_S, LOOK_EVERY_S, Bucket
+from pghookd.loops.mail import BACKOFF_S, BURST, DOUBTS_MAX, HOLD_S, LOOK_EVERY_S, Bucket, Shares
 
 ANNA = "anna@shop.example"
 MINUTE_US = 60_000_000
@@ -41,7 +41,17 @@ async def test_a_mail_is_sent_and_written_down(database):
 
 
 async def test_the_gravest_goes_first(database):
-    kinds = ["storm", "disabled", "failing", "warning", "held_expiring", "flapping", "recovered", "reminder"]
+    kinds = [
+        "storm",
+        "faults",
+        "disabled",
+        "failing",
+        "warning",
+        "held_expiring",
+        "flapping",
+        "recovered",
+        "reminder",
+    ]
     assert sorted(kinds) == sorted(Kind)
     async with Mailbox() as box, office(database, box) as desk:
         for number, kind in enumerate(reversed(kinds)):
@@ -64,7 +74,7 @@ async def test_the_oldest_of_a_kind_goes_first(database):
 async def test_no_more_in_a_minute_than_the_settings_say(database):
     async with Mailbox() as box, office(database, box, mail={"rate_per_min": 30}) as desk:
         for number in range(10):
-            await desk.queue(f"owner{number}@shop.example")
+            await desk.queue(f"owner@shop{number}.example")
         assert await desk.step() == pytest.approx(2)
         assert len(box.mails) == BURST
         desk.clock.pass_s(1)
@@ -77,6 +87,66 @@ async def test_no_more_in_a_minute_than_the_settings_say(database):
         await desk.step()
         assert len(box.mails) == 10
         assert box.connections == 2
+
+
+async def test_nobody_waits_behind_a_bomb_to_one_domain(database):
+    """150 mails to one domain are older: the mail to another goes with the first, and the domain gets its share."""
+    async with Mailbox() as box, office(database, box, mail={"rate_per_min": 60}) as desk:
+        for number in range(150):
+            await desk.queue(f"victim{number}@mx{number}.bank.example")
+        desk.clock.pass_s(1)
+        await desk.queue("good@x.example")
+        await desk.step()
+        domains = [mail.recipients[0].rpartition("@")[2] for mail in box.mails]
+        assert "x.example" in domains[:2]
+        for _ in range(120):
+            desk.clock.pass_s(1)
+            await desk.step()
+        to_bank = [mail for mail in box.mails if mail.recipients[0].endswith("bank.example")]
+        assert len(box.mails) == len(to_bank) + 1
+        assert len(to_bank) == BURST + 12, "five at once, then a tenth of the rate"
+
+
+async def test_fifty_shops_at_one_domain_get_their_mails_later(database):
+    async with Mailbox() as box, office(database, box, mail={"rate_per_min": 60}) as desk:
+        for number in range(50):
+            await desk.queue(f"shop{number}@company.example")
+        begun = desk.clock.seconds
+        await desk.drain()
+        assert len(box.mails) == 50
+        assert 440 < desk.clock.seconds - begun < 480
+
+
+async def test_a_provider_of_strangers_has_no_share_of_its_own(database):
+    async with Mailbox() as box, office(database, box, mail={"rate_per_min": 60}) as desk:
+        for number in range(30):
+            await desk.queue(f"stranger{number}@gmail.com")
+        begun = desk.clock.seconds
+        await desk.drain()
+        assert len(box.mails) == 30
+        assert desk.clock.seconds - begun < 30
+
+
+async def test_the_operators_mail_waits_for_no_domain(database):
+    async with Mailbox() as box, office(database, box, mail={"rate_per_min": 60}) as desk:
+        for number in range(30):
+            await desk.queue(f"shop{number}@platform.example")
+        while len(box.mails) < BURST:
+            await desk.step()
+        desk.clock.pass_s(2)
+        await desk.queue("ops@platform.example", "storm")
+        await desk.step()
+        assert box.mails[int(BURST)].recipients == ["ops@platform.example"]
+
+
+def test_only_domains_that_got_mails_lately_are_remembered():
+    shares = Shares(6)
+    for number in range(1000):
+        shares.take(f"d{number}.example", number)
+        shares.waits(number)
+    assert len(shares._buckets) <= 11
+    assert shares.waits(2000) == {}
+    assert shares._buckets == {}
 
 
 def test_a_bucket_is_full_after_a_quiet_time_and_no_fuller():
@@ -214,6 +284,7 @@ async def test_an_address_that_does_not_exist_gets_nothing_for_a_week(database):
         ("unsubscribed_at", NOON_US - 1, "failing", "suppressed"),
         ("unsubscribed_at", NOON_US - 1, "storm", "sent"),
         ("suspended_until", NOON_US + 1, "storm", "suppressed"),
+        ("muted_until", NOON_US + 1, "faults", "sent"),
     ],
 )
 async def test_who_wants_no_mail_gets_none(database, column, at_us, kind, state):

@@ -258,6 +258,18 @@ async def test_nothing_is_left_of_a_site_and_all_of_the_others(con, session):
         await con.execute("select webhooks.forget(null)")
 
 
+async def test_the_operators_mails_forget_a_site(con):
+    for site_ids in (("t",), ("t", "u")):
+        await con.execute(
+            "insert into webhooks.emails (owner_email, kind, window_start, digest)"
+            " values ('ops@platform.example', 'faults', clock_timestamp(), $1)",
+            json.dumps({"sections": [], "faults": [{"site_id": each} for each in site_ids]}),
+        )
+    await con.execute("select webhooks.forget('t')")
+    digest = await con.fetchval("select digest from webhooks.emails")
+    assert [each["site_id"] for each in json.loads(digest)["faults"]] == ["u"]
+
+
 async def test_an_owner_of_two_sites_stays_until_the_second_is_forgotten(con):
     await con.execute(
         "insert into webhooks.sites (site_id, name, owner_email) values ('u', 'Third', 'BOB@t.example')"

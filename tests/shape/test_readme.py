@@ -8,7 +8,7 @@ import pytest
 from tree import ROOT
 
 from pghookd.cli import cli
-from pghookd.core.incident import LIFE
+from pghookd.core.incident_rules import LIFE
 from pghookd.core.settings import NAMES
 from pghookd.edge.journal import LogEvent
 

@@ -19,6 +19,7 @@ from virtual import WHOSE, VirtualLoop
 from world import BrokenError, Quiet
 
 from pghookd.core.digest import Digest, Kind
+from pghookd.core.mailbox import domain_of
 from pghookd.core.settings import Mail
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, query
 from pghookd.edge.smtp import Deferred, Rejected, Sent
@@ -71,6 +72,7 @@ class Email:
     message_id: str | None = None
     kind: str = Kind.FAILING.value
     hushed: bool = False
+    moved: bool = False
     accepted: list = dataclasses.field(default_factory=list)
     explained: int = 0
     refused: bool = False
@@ -78,6 +80,10 @@ class Email:
     @property
     def perhaps_sent(self):
         return self.attempts > 0 and self.error is None
+
+    @property
+    def mail_domain(self):
+        return domain_of(self.owner_email)
 
 
 class Outbox:
@@ -124,10 +130,17 @@ class Outbox:
             self._held.append(change)
         return []
 
-    def read_emails(self, now_us, _order, page):
-        due = [row for row in self._world.queued() if row.next_attempt_at <= now_us]
+    def read_emails(self, now_us, _order, page, waiting, _operators):
+        due = [
+            row
+            for row in self._world.queued()
+            if row.next_attempt_at <= now_us and row.mail_domain not in waiting
+        ]
         due.sort(key=lambda row: (row.next_attempt_at, row.email_id))
-        return [{**dataclasses.asdict(row), "perhaps_sent": row.perhaps_sent} for row in due[:page]]
+        return [
+            {**dataclasses.asdict(row), "perhaps_sent": row.perhaps_sent, "mail_domain": row.mail_domain}
+            for row in due[:page]
+        ]
 
     def claim_email(self, email_id, attempts, again_us, message_id, _subject):
         row = self._world.rows[email_id]

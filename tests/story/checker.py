@@ -66,10 +66,9 @@ OWNERS = """
 select p.endpoint_id, lower(s.owner_email) as owner_email
 from webhooks.endpoints p join webhooks.sites s using (site_id) where s.owner_email is not null
 """
-# A delivery may be told of once it has failed, or was not tried by a fault that is its owner's to mend.
+# A delivery may be told of once it has failed, or was not tried because its owner's filter is slow.
 FAILED = """
 select endpoint_id, event_id from webhooks.attempts where outcome not in ('delivered', 'failed')
-union select endpoint_id, event_id from webhooks.dead where attempts = 0 and reason in ('too_large', 'invalid')
 union select endpoint_id, event_id from webhooks.backlog where reason = 'filter_slow'
 """
 GIVEN_UP = """

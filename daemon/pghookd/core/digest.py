@@ -38,9 +38,11 @@ class Kind(enum.StrEnum):
     FLAPPING = "flapping"
     RECOVERED = "recovered"
     REMINDER = "reminder"
-    STORM = "storm"  # to the operator alone, never beside others
+    STORM = "storm"  # this and the next: to the operator alone, never beside others
+    FAULTS = "faults"
 
 
+OF_OPERATOR: Final = frozenset({Kind.STORM, Kind.FAULTS})
 GRAVITY: Final = {kind: place for place, kind in enumerate(Kind)}
 
 
@@ -68,6 +70,17 @@ class Cause(enum.StrEnum):
     FILTER_SLOW = "filter_slow"  # of the owner's own making; this and the next two: nothing was sent
     TOO_LARGE = "too_large"
     INVALID = "invalid"
+
+
+class Fate(enum.StrEnum):
+    """How a delivery that failed was given up, as far as it changes what may truly be said of it."""
+
+    TRIED = "tried"  # after several attempts
+    ONCE = "once"  # after a single one
+    EXPIRED = "expired"  # its event was not to be delivered later
+    ABORTED = "aborted"  # the receiver asked for it
+    BLOCKED = "blocked"  # the URL is not one that can be sent to
+    UNTRIED = "untried"  # without an attempt
 
 
 _BY_STATUS: Final = {
@@ -132,6 +145,7 @@ class Section:
         total: deliveries tried since then.
         late: of the failed ones, delivered by now.
         dead: of the failed ones, given up.
+        dead_by: the same, by how (Fate); empty in digests of earlier versions.
         waiting: deliveries that wait: to be retried, or parked.
         held: deliveries that are kept because the endpoint is off.
         cause: of the latest failure.
@@ -164,6 +178,7 @@ class Section:
     total: int = 0
     late: int = 0
     dead: int = 0
+    dead_by: tuple[tuple[str, int], ...] = ()
     waiting: int = 0
     held: int = 0
     status: int | None = None
@@ -183,6 +198,31 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Fault:
+    """What cannot be sent, and only the platform's operator can mend: one line of a mail to them.
+
+    Attributes:
+        cause: INVALID, TOO_LARGE or BLOCKED.
+        site_id: of the site.
+        type: of the events; of the latest, where the endpoint is blocked.
+        endpoint_id: one of the endpoints that did not get them.
+        events: how many.
+        first_us: when the first was given up; microseconds since 1970.
+        webhook_id: one of the events.
+        error: by which rule the destination is blocked; None: it is not.
+    """
+
+    cause: Cause
+    site_id: str
+    type: str
+    endpoint_id: int
+    events: int
+    first_us: int
+    webhook_id: str
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Digest:
     """One mail, as it is stored in the outbox.
 
@@ -195,7 +235,8 @@ class Digest:
         sections: gravest first, then by site, host and cause; at most SECTIONS_MAX.
         more: endpoints that had no room.
         unsubscribe_token: the owner's; None: they have none.
-        storm: only to the operator: how many endpoints of how many fail at once, over how many hosts.
+        storm: only to the operator: how many sites of how many fail at once, over how many domains.
+        faults: only to the operator: what cannot be sent; `more` are the lines that had no room.
     """
 
     kind: Kind
@@ -207,6 +248,7 @@ class Digest:
     more: int = 0
     unsubscribe_token: str | None = None
     storm: tuple[int, int, int] | None = None
+    faults: tuple[Fault, ...] = ()
 
 
 def gravest(kinds: list[Kind]) -> Kind:
@@ -233,18 +275,23 @@ def digest_of(stored: dict[str, Any]) -> Digest:
     """
     sections = tuple(_section_of(each) for each in stored["sections"])
     storm = stored.get("storm")
-    rest = {k: v for k, v in stored.items() if k not in {"kind", "sections", "storm"}}
+    rest = {k: v for k, v in stored.items() if k not in {"kind", "sections", "storm", "faults"}}
     return Digest(
-        kind=Kind(stored["kind"]), sections=sections, storm=None if storm is None else tuple(storm), **rest
+        kind=Kind(stored["kind"]),
+        sections=sections,
+        storm=None if storm is None else tuple(storm),
+        faults=tuple(Fault(**{**each, "cause": Cause(each["cause"])}) for each in stored.get("faults", ())),
+        **rest,
     )
 
 
 def _section_of(stored: dict[str, Any]) -> Section:
-    rest = {k: v for k, v in stored.items() if k not in {"kind", "cause", "types", "event_ids"}}
+    rest = {k: v for k, v in stored.items() if k not in {"kind", "cause", "types", "dead_by", "event_ids"}}
     return Section(
         kind=Kind(stored["kind"]),
         cause=Cause(stored["cause"]),
         types=tuple((str(name), int(count)) for name, count in stored["types"]),
+        dead_by=tuple((str(fate), int(count)) for fate, count in stored.get("dead_by", ())),
         event_ids=tuple(stored["event_ids"]),
         **rest,
     )
@@ -253,14 +300,21 @@ def _section_of(stored: dict[str, Any]) -> Section:
 # Texts of strangers ---------------------------------------------------------------------------------------------------
 
 
-def clean_line(text: str | None, length: int = NAME_MAX) -> str:
-    """Make a stranger's text one harmless line: no controls, no bidi marks, no lone surrogates, bounded."""
-    return _BLANKS.sub(" ", clean_text(text, length).replace("\n", " ")).strip()
+def clean_line(text: str | None, length: int = NAME_MAX, *, keep: str = "") -> str:
+    """Make a stranger's text one harmless line: no controls, no bidi marks, no lone surrogates, bounded.
+
+    Args:
+        text: as it is stored.
+        length: characters at most.
+        keep: invisible characters of our own that stay.
+    """
+    return _BLANKS.sub(" ", clean_text(text, length, keep=keep).replace("\n", " ")).strip()
 
 
-def clean_text(text: str | None, length: int = EXCERPT_MAX) -> str:
+def clean_text(text: str | None, length: int = EXCERPT_MAX, *, keep: str = "") -> str:
     """Make a stranger's text harmless, its line breaks kept: what may be shown, escaped, to a person."""
-    shown = "".join(map(_harmless, (text or "")[: 4 * length].replace("\r\n", "\n")))
+    readable = (text or "")[: 4 * length].replace("\r\n", "\n")
+    shown = "".join(each if each in keep else _harmless(each) for each in readable)
     shown = shown.strip()
     return shown if len(shown) <= length else shown[: length - 1].rstrip() + _CUT
 

@@ -273,8 +273,8 @@ class Lanes:
         self._busy = False
         self._measured: tuple[float, int] | None = None
         self._period = 0
-        self._active = 0  # endpoints with traffic in this period
-        self._active_before = 0
+        self._active: set[str] = set()  # sites with traffic in this period
+        self._active_before: set[str] = set()
         self.aboard: dict[tuple[int, int], Delivery] = {}
         self.parked: set[int] = set()
         self.wanted: Lane | None = None
@@ -341,12 +341,12 @@ class Lanes:
         return (lane for lane in list(self._lanes.values()) if lane.queue or lane.late or lane.flying)
 
     def traffic(self) -> int:
-        """Return how many endpoints have had work in the last ten to twenty minutes, as far as lanes remember."""
-        return max(self._active, self._active_before)
+        """Return how many sites have had work in the last ten to twenty minutes, as far as lanes remember."""
+        return max(len(self._active), len(self._active_before))
 
     def _note_traffic(self, lane: Lane) -> None:
         lane.period = self._period
-        self._active += 1
+        self._active.add(lane.key.site_id)
 
     # Offers -----------------------------------------------------------------------------------------------------------
 
@@ -431,8 +431,8 @@ class Lanes:
             self._look_again(cast("Lane", member))
         period = int(now // TRAFFIC_S)
         if period != self._period:
-            self._active_before = self._active if period == self._period + 1 else 0
-            self._period, self._active = period, 0
+            self._active_before = self._active if period == self._period + 1 else set()
+            self._period, self._active = period, set()
         if self._measured is None:
             self._measured = (now, self.delivered)
             return

@@ -310,10 +310,10 @@ class Mail(Section):
 
 
 class Storm(Section):
-    """When so much fails at once that the fault is probably ours."""
+    """When so many sites fail at once that the fault is probably ours."""
 
-    share: Share = 0.3
-    hosts_min: Count = 20
+    share: Share = 0.3  # of the sites with traffic
+    hosts_min: Count = 20  # registrable domains
 
 
 class Retention(Section):

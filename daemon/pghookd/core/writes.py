@@ -14,7 +14,7 @@ from pghookd.core.model import Delivery, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry, Verdict
 
 UNSENT: Final = "unsent"  # stands where an outcome would: there was no attempt, and the error is the reason
-_TROUBLING: Final = frozenset({Reason.FILTER_SLOW, Reason.TOO_LARGE, Reason.INVALID})  # without an attempt
+_TROUBLING: Final = frozenset({Reason.FILTER_SLOW})  # without an attempt; of what an owner can mend
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -37,6 +37,17 @@ _EXCERPTS_MAX: Final = 4_000  # characters of all answers in a letter
 _ID_MAX: Final = 40  # characters
 _IDS_MAX: Final = 60  # event ids in a letter
 _OPENS, _CLOSES = "\u2068", "\u2069"  # FIRST STRONG ISOLATE and its end (UAX 9)
+JOINER: Final = (
+    "\u2060"  # WORD JOINER: invisible, breaks no line, and is no part of a host name or an address
+)
+_SCHEMES: Final = r"https?|ftps?|sftp|mailto|tel|sms|callto|facetime|skype|xmpp|magnet|javascript|data|file"
+# Where mail programs see a link, an address or a domain: a place to put a JOINER into.
+_LINKING: Final = re.compile(
+    rf"(?<=[.\u3002\uff0e\uff61\u2024\ufe52])(?=\S)|(?=[@\uff20])|(?<=[@\uff20])|(?<=[:\uff1a])(?=[/\\])"
+    rf"|(?<=/)(?=/)|(?<![^\W_])(?:{_SCHEMES})(?=:\S)",
+    re.IGNORECASE,
+)
+_LINK: Final = re.compile(rf"[@\uff20]|//|:\\|(?<![^\W_])(?:www\.|(?:{_SCHEMES}):\S)", re.IGNORECASE)
 _ORIGIN: Final = re.compile(r"(?:https?://)?[A-Za-z0-9.:\[\]-]+")
 
 
@@ -119,12 +130,6 @@ def redirect_target(section: Section) -> str | None:
     return target if named else None
 
 
-def storm_counts(digest: Digest) -> dict[str, int]:
-    """Return the numbers of a storm by the names that words use."""
-    failing, total, hosts = digest.storm or (0, 0, 0)
-    return {"failing": failing, "total": total, "hosts": hosts}
-
-
 # For developers, the same in every language -----------------------------------------------------------------
 
 
@@ -132,7 +137,7 @@ def technical(section: Section, agent: str) -> Iterator[str]:
     """Yield lines on an endpoint; times as in RFC 3339, UTC."""
     status = f", HTTP {section.status}" if section.status is not None else ""
     error = f" ({section.error})" if section.error and section.error != section.cause else ""
-    yield f"endpoint: {section.endpoint_id}, site {section.site_id}"
+    yield f"endpoint: {section.endpoint_id}, site {unlinked(section.site_id)}"
     yield f"url: {section.url or '-'}"
     yield f"failure: {section.cause}{status}{error}"
     for name in (
@@ -150,6 +155,8 @@ def technical(section: Section, agent: str) -> Iterator[str]:
     counts = ((name, getattr(section, name)) for name in ("waiting", "held", "late", "dead"))
     others = (f"{count} {name}" for name, count in counts if count)
     yield ", ".join((f"deliveries: {section.failed} of {section.total} failed", *others))
+    if section.dead_by:
+        yield f"not delivered: {', '.join(f'{count} {fate}' for fate, count in section.dead_by)}"
     yield f"timeout: {section.timeout_s:g} s, user-agent: {agent}"
     if section.disabled_reason:
         yield f"disabled_reason: {section.disabled_reason}"
@@ -183,6 +190,25 @@ def harmless(section: Section, among: int = 1) -> Section:
     )
 
 
+def unlinked(text: str) -> str:
+    """Return a text in which no mail program finds a link, an address or a domain; it looks as before.
+
+    A JOINER follows each dot that something follows, stands around each @, and parts `://`. An ordinary name looks as
+    it was given, `bakery.example` too; what is copied is no address.
+    """
+    return _LINKING.sub(lambda found: f"{found[0]}{JOINER}", text.replace(JOINER, ""))
+
+
+def shown_name(text: str) -> str:
+    """Return the owner's name for something as a letter shows it; one that holds a link is quoted as their text."""
+    return f"\u201c{unlinked(text)}\u201d" if holds_link(text) else unlinked(text)
+
+
+def holds_link(text: str) -> bool:
+    """Return True if a text holds a link or an address; a bare domain is a name that a shop may have."""
+    return _LINK.search(text) is not None
+
+
 def _url(url: str) -> str:
     shown = shown_url(url)
     return "" if shown == "://" else shown
@@ -195,6 +221,6 @@ def isolated(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return the lines of an answer that are not blank, a few of them."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    """Return the lines of an answer that are not blank, a few of them; they make no links."""
+    lines = [unlinked(line.strip()) for line in text.split("\n") if line.strip()]
     return "\n".join(map(isolated, lines[:_ANSWER_LINES_MAX]))

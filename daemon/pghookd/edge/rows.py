@@ -12,6 +12,7 @@ from pghookd.core import event_options, options, suspects
 from pghookd.core.digest import (
     EVENT_IDS_MAX,
     TYPES_MAX,
+    Fate,
     Kind,
     Section,
     cause_of,
@@ -20,17 +21,16 @@ from pghookd.core.digest import (
 )
 from pghookd.core.home import Server, StoredShard
 from pghookd.core.incident import (
+    POLICY_BLOCKS,
     Case,
     Facts,
     Health,
     Incident,
     Policy,
-    calm_since_us,
-    disable_us,
     marks_of,
-    works_partly,
 )
-from pghookd.core.model import Endpoint, Event, Outcome, Reason
+from pghookd.core.incident_rules import calm_since_us, disable_us, works_partly
+from pghookd.core.model import OAUTH2, Endpoint, Event, Outcome, Reason
 from pghookd.core.snapshot import Mark, Position, Snapshot
 from pghookd.core.suspects import Stay
 from pghookd.core.writes import UNSENT
@@ -132,6 +132,7 @@ def case_of(row: Row, now_us: int, policy: Policy) -> Case:
         window_us=row["window_at"],
         successes=row["successes"],
         by_filter=row["last_outcome"] == UNSENT and row["last_error"] == Reason.FILTER_SLOW,
+        by_policy=row["last_outcome"] == Outcome.BLOCKED and _name_of(row["last_error"]) in POLICY_BLOCKS,
         marks=marks_of(orjson.loads(row["marks"])),
     )
     facts = Facts(
@@ -156,7 +157,7 @@ class Told:
     types: tuple[tuple[str, int], ...]
     failed: int
     late: int
-    dead: int
+    dead_by: tuple[tuple[str, int], ...]
     event_ids: tuple[str, ...]
 
 
@@ -168,9 +169,14 @@ def types_of(rows: Sequence[Row]) -> Told:
         types=types[:TYPES_MAX],
         failed=sum(row["failed"] for row in rows),
         late=sum(row["late"] for row in rows),
-        dead=sum(row["dead"] for row in rows),
+        dead_by=tuple((fate.value, count) for fate in Fate if (count := sum(row[fate] for row in rows))),
         event_ids=tuple(ids[:EVENT_IDS_MAX]),
     )
+
+
+def _name_of(error: str | None) -> str:
+    """Return the constant name in an error, which may be that of a token server's URL and have a detail."""
+    return (error or "").removeprefix(OAUTH2).partition(":")[0]
 
 
 def _outcome_of(stored: str) -> Outcome | None:
@@ -200,7 +206,8 @@ def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None
         failed=told.failed,
         total=told.failed + max(0, incident.successes - told.late),
         late=told.late,
-        dead=told.dead,
+        dead=sum(count for _, count in told.dead_by),
+        dead_by=told.dead_by,
         waiting=waiting["waiting"] if waiting else 0,
         held=waiting["held"] if waiting else 0,
         status=row["last_status"],

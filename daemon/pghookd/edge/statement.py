@@ -10,13 +10,14 @@ Never here: markup, headers, templates (edge/letter.py); a secret, a payload, th
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeAlias
+from typing import Final
 
-from pghookd.core.digest import SECTIONS_MAX, Cause, Digest, Kind, Section, clean_line
+from pghookd.core.digest import OF_OPERATOR, SECTIONS_MAX, Cause, Digest, Fate, Kind, Section, clean_line
 from pghookd.core.settings import Mail
+from pghookd.edge.blocks import Block, Link, Part, Rows
 from pghookd.edge.facts import (
+    JOINER,
     OFF,
     console_url,
     deadline,
@@ -24,15 +25,18 @@ from pghookd.edge.facts import (
     ended,
     groups,
     harmless,
+    holds_link,
     is_partly,
     isolated,
     quoted,
     redirect_target,
+    shown_name,
     status_text,
-    storm_counts,
     technical,
+    unlinked,
     unsubscribe_url,
 )
+from pghookd.edge.operator_letter import OperatorTeller
 from pghookd.edge.words import Words, zone_of
 
 _HOST_IN_SUBJECT: Final = 48  # characters
@@ -46,64 +50,13 @@ _TONES: Final = {
     Kind.FAILING: "bad",
     Kind.WARNING: "bad",
     Kind.HELD_EXPIRING: "bad",
+    Kind.REMINDER: "bad",
     Kind.STORM: "bad",
+    Kind.FAULTS: "bad",
     Kind.FLAPPING: "unsure",
-    Kind.REMINDER: "unsure",
     Kind.RECOVERED: "good",
 }
-_UNSENDABLE: Final = frozenset({Cause.TOO_LARGE, Cause.INVALID})
 _PLAIN_CLIENT_ERROR: Final = frozenset({Cause.CLIENT_ERROR, Cause.UNAUTHORIZED, Cause.NOT_FOUND})
-
-
-Rows: TypeAlias = tuple[tuple[str, str], ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Link:
-    """A label, and where it leads."""
-
-    label: str
-    url: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """One endpoint in a block: its site, its facts as label and value, and where it can be opened."""
-
-    site: str
-    rows: Rows
-    link: Link | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Block:
-    """Endpoints that are in the same trouble on the same host.
-
-    Attributes:
-        tone: bad, unsure or good.
-        mark: the state in a word or two.
-        heading: the host.
-        lead: sentences: who, what, and the consequence in numbers.
-        why: sentences: the cause; none: it works again.
-        advice: sentences: what to do.
-        next: sentences: what will happen.
-        rows: facts that are the same for all of several endpoints, as label and value.
-        parts: the endpoints.
-        answer: what the server answered, its own words, lines kept; empty: nothing.
-        technical: lines for developers, the same in every language; empty: none.
-    """
-
-    tone: str
-    mark: str
-    heading: str
-    lead: tuple[str, ...]
-    why: tuple[str, ...]
-    advice: tuple[str, ...]
-    next: tuple[str, ...]
-    rows: Rows = ()
-    parts: tuple[Part, ...] = ()
-    answer: str = ""
-    technical: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,15 +109,14 @@ class Teller:
         self._mail = mail
         self._agent = user_agent
         self._platform = clean_line(mail.platform_name) or words.say("other.platform")
+        self._operator = OperatorTeller(words, self._platform)
 
     def subject(self, digest: Digest) -> str:
         """Return the subject: what, who, the consequence; at most SUBJECT_MAX characters."""
-        if digest.kind is Kind.STORM:
-            return clean_line(
-                self._say("subject.storm", **storm_counts(digest), who=self._platform), SUBJECT_MAX
-            )
+        if digest.kind in OF_OPERATOR:
+            return clean_line(self._operator.subject(digest), SUBJECT_MAX)
         told = [each for each in map(harmless, digest.sections) if each.kind is digest.kind]
-        return clean_line(self._subject(digest.kind, told), SUBJECT_MAX)
+        return clean_line(self._subject(digest.kind, told), SUBJECT_MAX, keep=JOINER)
 
     def statement(self, digest: Digest) -> Statement:
         """Return the whole letter.
@@ -175,8 +127,8 @@ class Teller:
         told = digest.sections[:SECTIONS_MAX]
         sections = [harmless(each, len(told)) for each in told]
         blocks = [self._block(list(group)) for group in groups(sections)]
-        if digest.kind is Kind.STORM:
-            blocks = [self._storm_block(digest)]
+        if digest.kind in OF_OPERATOR:
+            blocks = [self._operator.block(digest)]
         return Statement(
             language=self._words.language,
             kind=digest.kind.value,
@@ -243,8 +195,13 @@ class Teller:
         sites = list(dict.fromkeys(each.site_id for each in told))
         if not sites:
             return self._platform
-        name = clean_line(told[0].site_name or told[0].site_id, _SITE_IN_SUBJECT) or self._platform
+        name = self._name_in_subject(told[0].site_name or told[0].site_id)
         return self._say("subject.sites", site=name, n=len(sites) - 1) if len(sites) > 1 else name
+
+    def _name_in_subject(self, name: str) -> str:
+        """Return a site's name for a subject; the platform's where it is empty or holds a link."""
+        shown = "" if holds_link(name) else clean_line(name, _SITE_IN_SUBJECT)
+        return unlinked(shown) or self._platform
 
     def _counted(self, name: str, told: Sequence[Section]) -> list[str]:
         count = sum(getattr(each, name) for each in told)
@@ -277,8 +234,10 @@ class Teller:
     # The letter ---------------------------------------------------------------------------------------------
 
     def _title(self, kind: Kind, sections: Sequence[Section]) -> str:
-        if kind is Kind.STORM:
-            return self._say("title.storm")
+        if kind in OF_OPERATOR:
+            return self._say(f"title.{kind}")
+        if len({each.kind for each in sections}) > 1:
+            return self._say("title.several", n=sum(each.kind is not Kind.RECOVERED for each in sections))
         told = [each for each in sections if each.kind is kind]
         key = "partly" if told and all(map(is_partly, told)) else kind.value
         return self._say(f"title.{key}", n=len(told) or 1)
@@ -291,13 +250,13 @@ class Teller:
         return self._say("summary.all", n=len(sections), list=", ".join(counts))
 
     def _links(self, digest: Digest) -> Iterator[Link]:
-        if self._mail.console_url and digest.kind is not Kind.STORM and len(digest.sections) > 1:
+        if self._mail.console_url and digest.kind not in OF_OPERATOR and len(digest.sections) > 1:
             yield Link(self._say("link.all"), self._mail.console_url)
-        if self._mail.help_url and digest.kind is not Kind.STORM:
+        if self._mail.help_url and digest.kind not in OF_OPERATOR:
             yield Link(self._say("link.help"), self._mail.help_url)
 
     def _foot(self, digest: Digest) -> Iterator[str]:
-        of_operator = digest.kind is Kind.STORM
+        of_operator = digest.kind in OF_OPERATOR
         if self._mail.reply_to and not self._mail.help_url and not of_operator:
             yield self._say("foot.reply", reply_to=self._mail.reply_to)
         key = "foot.why_operator" if of_operator else "foot.why"
@@ -306,18 +265,6 @@ class Teller:
     def _unsubscribe(self, digest: Digest) -> Link | None:
         url = unsubscribe_url(self._mail, digest)
         return Link(self._say("link.unsubscribe"), url) if url else None
-
-    def _storm_block(self, digest: Digest) -> Block:
-        when = self._words.moment(digest.at_us, dt.UTC)
-        return Block(
-            tone=_TONES[Kind.STORM],
-            mark=self._say("mark.storm"),
-            heading=self._say("mark.storm"),
-            lead=(self._say("storm.lead", **storm_counts(digest), when=when),),
-            why=(self._say("storm.why"),),
-            advice=(self._say("storm.advice"),),
-            next=(self._say("storm.held"),),
-        )
 
     # A block ------------------------------------------------------------------------------------------------
 
@@ -342,7 +289,10 @@ class Teller:
     def _lead(self, group: Sequence[Section]) -> Iterator[str]:
         first = group[0]
         values = self._values(group)
-        yield self._say(f"lead.{_lead_key(group)}", n=len(group), **values)
+        key = _lead_key(group)
+        yield self._say(f"lead.{key}", n=len(group), **values)
+        if key == Kind.FAILING:
+            yield self._say("lead.effect", n=len(group), **values)
         if is_partly(first) and first.types:
             yield self._say(
                 "lead.types", types=clean_line(", ".join(name for name, _ in first.types), _TYPES_LENGTH_MAX)
@@ -369,14 +319,14 @@ class Teller:
         yield from self._told("late", "late", group)
         yield from self._told("waiting", "waiting", group)
         yield from self._told("held", "held_until" if until else "held", group, when=when)
-        yield from self._told("dead", "dead_unsent" if group[0].cause in _UNSENDABLE else "dead", group)
+        yield from self._given_up(group)
 
-    def _reason(self, first: Section, values: dict[str, str]) -> Iterator[str]:
-        key = f"reason.{first.disabled_reason}"
-        if self._words.has(key):
-            yield self._say(key, **values)
-        if first.cause is not Cause.GONE and first.disabled_reason not in {"owner", "operator"}:
-            yield self._say(f"cause.{self._cause_key(first)}", **values)
+    def _given_up(self, group: Sequence[Section]) -> Iterator[str]:
+        """Say how events were given up: each way is counted by itself, and none claims attempts that were not made."""
+        counts = _fates(group)
+        for fate in Fate:
+            if count := counts[fate]:
+                yield self._say(f"consequence.dead_{fate}", n=count, events=self._events(count, group))
 
     def _values(self, group: Sequence[Section]) -> dict[str, str]:
         """Return what sentences on a block may name."""
@@ -415,7 +365,7 @@ class Teller:
         match first.kind:
             case Kind.RECOVERED:
                 lost = any(each.dead for each in group)
-                yield self._say("advice.recovered_lost" if lost else "advice.recovered")
+                yield self._again("advice.recovered_lost") if lost else self._say("advice.recovered")
             case Kind.HELD_EXPIRING:
                 yield self._say("advice.held_expiring")
             case Kind.FLAPPING:
@@ -437,7 +387,6 @@ class Teller:
 
     def _next(self, group: Sequence[Section]) -> Iterator[str]:
         first = group[0]
-        dead = any(each.dead for each in group)
         if first.kind in OFF:
             yield self._say("next.enable")
         elif first.kind is not Kind.RECOVERED:
@@ -445,14 +394,18 @@ class Teller:
             yield from self._end(group)
         elif any(each.waiting for each in group):
             yield self._say("next.catching_up")
-        if dead and first.kind is not Kind.RECOVERED and first.cause not in _UNSENDABLE:
-            yield self._say("next.dead")
+        if first.kind is not Kind.RECOVERED and any(each.dead for each in group):
+            yield self._again("next.dead")
+
+    def _again(self, key: str) -> str:
+        """Say how events that were not delivered can be had again: by an answer, where answers reach somebody."""
+        return self._say(f"{key}_reply" if self._mail.reply_to else key)
 
     def _trying(self, group: Sequence[Section]) -> Iterator[str]:
         """Say what becomes of what waits."""
         if group[0].cause is Cause.FILTER_SLOW:
             yield self._say("next.filter")
-        elif group[0].cause not in _UNSENDABLE or any(each.waiting for each in group):
+        elif any(each.waiting for each in group) or not any(each.dead for each in group):
             yield self._say("next.trying")
 
     def _end(self, group: Sequence[Section]) -> Iterator[str]:
@@ -483,7 +436,7 @@ class Teller:
     def _rows(self, section: Section) -> Iterator[tuple[str, str]]:
         number = self._words.number
         yield "url", section.url or self._say("other.unreadable")
-        yield "description", isolated(section.description or "")
+        yield "description", isolated(unlinked(section.description or ""))
         types = ", ".join(f"{name} ({number(count)})" for name, count in section.types)
         yield "types", clean_line(types, _TYPES_LENGTH_MAX)
         if section.failed:
@@ -513,7 +466,7 @@ class Teller:
         yield "held_until", moment(section.held_until_us)
 
     def _site(self, section: Section) -> str:
-        return isolated(section.site_name or section.site_id or self._say("other.your_site"))
+        return isolated(shown_name(section.site_name or section.site_id)) or self._say("other.your_site")
 
     def _host(self, section: Section, length: int = _HOST_MAX) -> str:
         return clean_line(section.host, length) or self._say("other.unreadable")
@@ -537,6 +490,16 @@ def _shared(parts: Sequence[Part]) -> tuple[Rows, tuple[Part, ...]]:
     return rows, tuple(
         dataclasses.replace(each, rows=tuple(row for row in each.rows if row not in rows)) for each in parts
     )
+
+
+def _fates(group: Sequence[Section]) -> dict[Fate, int]:
+    """Count what was given up by how; what an earlier version has stored without a reason was perhaps never tried."""
+    counts = dict.fromkeys(Fate, 0)
+    for section in group:
+        for fate, count in section.dead_by:
+            counts[Fate(fate)] += count
+        counts[Fate.UNTRIED] += max(0, section.dead - sum(count for _, count in section.dead_by))
+    return counts
 
 
 def _lead_key(group: Sequence[Section]) -> str:

@@ -82,29 +82,21 @@ class Words:
             return humanize.precisedelta(whole, minimum_unit=name, suppress=("months", "years"), format="%d")
 
     def moment(self, at_us: int, zone: dt.tzinfo) -> str:
-        """Write a moment in a zone, always named, and in UTC beside it where that differs.
+        """Write a moment in a zone, always named; the part for developers has it in UTC.
 
         Raises:
             OverflowError: no calendar has this moment.
         """
-        here, utc = _moment(at_us, zone)
-        values = self._values(here)
-        if here.utcoffset() == utc.utcoffset():
-            return self.say("dates.moment", **values)
-        if here.date() == utc.date():
-            return self.say("dates.moment_utc", **values, utc=f"{utc:%H:%M}")
-        return self.say("dates.moment_utc_day", **values, utc=f"{utc:%H:%M}", utc_day=self._day(utc))
+        return self.say("dates.moment", **self._values(_moment(at_us, zone)))
 
     def short_moment(self, at_us: int, zone: dt.tzinfo) -> str:
         """Write a moment without year and UTC, for subjects."""
-        values = self._values(_moment(at_us, zone)[0])
+        values = self._values(_moment(at_us, zone))
         return self.say("dates.short", **{name: values[name] for name in ("day", "month", "time", "zone")})
 
     def day(self, at_us: int, zone: dt.tzinfo) -> str:
         """Write a day without its year, for subjects."""
-        return self._day(_moment(at_us, zone)[0])
-
-    def _day(self, at: dt.datetime) -> str:
+        at = _moment(at_us, zone)
         return self.say("dates.day", day=str(at.day), month=self.texts[MONTHS][at.month - 1])
 
     def _values(self, at: dt.datetime) -> dict[str, str]:
@@ -152,9 +144,8 @@ def moment_of(at_us: int) -> dt.datetime:
     return _EPOCH + dt.timedelta(microseconds=at_us)
 
 
-def _moment(at_us: int, zone: dt.tzinfo) -> tuple[dt.datetime, dt.datetime]:
-    utc = moment_of(at_us)
-    return utc.astimezone(zone), utc
+def _moment(at_us: int, zone: dt.tzinfo) -> dt.datetime:
+    return moment_of(at_us).astimezone(zone)
 
 
 def _zone(at: dt.datetime) -> str:

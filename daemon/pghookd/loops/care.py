@@ -12,17 +12,22 @@ import asyncio
 import dataclasses
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core import incident
+from pghookd.core import incident, owner_plan, storm
 from pghookd.core.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, Section, arranged, excerpt
-from pghookd.core.incident import Case, Health, Owner, Plan, Step
+from pghookd.core.incident import POLICY_BLOCKS, Case, Health
+from pghookd.core.incident_rules import disable_us
+from pghookd.core.mailbox import mailbox_of
 from pghookd.core.model import DisabledReason
+from pghookd.core.owner_plan import Owner, Plan, Step
 from pghookd.core.settings import Settings
+from pghookd.core.storm import HOLD_MAX_US, Extent
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.outbox import put_email
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import case_of, section_of, types_of
 
@@ -32,11 +37,16 @@ FOLD_AFTER_US: Final = (
 )  # a mail unsent for so long gives way to the present state
 STORM_RECALL_US: Final = incident.DAY_US  # the operator is told again of a storm that goes on
 STORM_LOOKS: Final = 2  # looks in a row that must agree before a storm is believed
-NOBODY: Final = ""  # the owner of sites that name none
+NOBODY: Final = ""  # the owner of sites that name none: each of these is looked at by itself
+Whose: TypeAlias = tuple[str, str]  # an owner's address in lower case; the site, where that is NOBODY
 
 
 async def no_checkpoint(_name: str) -> None:
     """Go on: tests end the process here."""
+
+
+async def no_report(_now_us: int) -> None:
+    """Tell nobody."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,12 +54,13 @@ class Around:
     """What care needs of others.
 
     Attributes:
-        traffic: endpoints that had traffic lately.
+        traffic: sites that had work lately.
         unwatch: an endpoint's trouble is over, unless its latest failure is another one.
         behind_s: for how long the oldest outcome has been waiting to be durable, in seconds.
         sending: the mail that is being sent now; None: none.
         queued: a mail is in the outbox.
         checkpoint: called with the name of each step of a mail's road.
+        report: called after each look with its moment; tells the operator what cannot be sent.
     """
 
     traffic: Callable[[], int]
@@ -58,6 +69,7 @@ class Around:
     sending: Callable[[], int | None] = lambda: None
     queued: Callable[[], None] = lambda: None
     checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint
+    report: Callable[[int], Awaitable[None]] = no_report
 
 
 class Care:
@@ -113,28 +125,30 @@ class Care:
 
     async def step(self, now_us: int) -> int:
         """Look at everything that is due; return how many mails went into the outbox."""
-        storm = await self._storm(now_us)
+        in_storm = await self._storm(now_us)
+        await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
         mails = 0
         while True:
             found = await self._session.fetch(query("find_due_owners"), now_us, OWNERS_PAGE)
             if not found:
+                await self._around.report(now_us)
                 return mails
-            mails += await self._owners([row["owner_email"] for row in found], now_us, storm=storm)
+            due = [(row["owner_email"], row["site_id"]) for row in found]
+            mails += await self._owners(due, now_us, storm=in_storm)
             self._beat()
 
     # Storms -----------------------------------------------------------------------------------------------------------
 
     async def _storm(self, now_us: int) -> bool:
-        """Whether so much fails at once that first mails and clocks have to wait; the operator is told."""
-        recent_us = now_us - 2 * max(self._policy.first_wait_us, incident.LOOK_EVERY_US)
-        row = await self._session.fetchrow(query("count_unknown_failures"), recent_us)
-        failing, hosts = (row["failing"], row["hosts"]) if row else (0, 0)
-        traffic = max(self._around.traffic(), failing)
-        storm = self._settings.storm
-        if not incident.is_storm(failing, hosts, traffic, share=storm.share, hosts_min=storm.hosts_min):
+        """Return True if so many sites fail at once that first mails and clocks wait; mail the operator."""
+        from_us = storm.evidence_from_us(now_us, self._policy)
+        rows = await self._session.fetch(query("find_storm_evidence"), *from_us)
+        found = storm.extent(((row["site_id"], row["url"]) for row in rows), self._around.traffic())
+        limits = self._settings.storm
+        if not storm.is_storm(found, share=limits.share, hosts_min=limits.hosts_min):
             if self._storm_looks:
                 was_one = self._storm_looks >= STORM_LOOKS
-                await self._session.execute(query("recall_incidents"), now_us, was_one)
+                await self._session.execute(query("recall_incidents"), now_us, was_one, now_us - HOLD_MAX_US)
             self._storm_looks, self._storm_told_us, self._looked_us = 0, None, now_us
             return False
         self._storm_looks += 1
@@ -142,50 +156,50 @@ class Care:
             self._looked_us = now_us
             return True
         if self._looked_us is not None:
-            await self._session.execute(query("pause_disabling"), now_us - self._looked_us)
+            await self._session.execute(query("pause_disabling"), now_us - self._looked_us, HOLD_MAX_US)
         self._looked_us = now_us
         if self._storm_told_us is None or now_us - self._storm_told_us >= STORM_RECALL_US:
             self._storm_told_us = now_us
-            await self._tell_of_storm((failing, traffic, hosts), now_us)
+            await self._tell_of_storm(found, now_us)
         return True
 
-    async def _tell_of_storm(self, storm: tuple[int, int, int], now_us: int) -> None:
-        failing, traffic, hosts = storm
+    async def _tell_of_storm(self, found: Extent, now_us: int) -> None:
         self._logger.error(
             LogEvent.STORM_SUSPECTED,
-            failing=failing,
-            traffic=traffic,
-            hosts=hosts,
-            note="first mails to owners and the disabling of endpoints wait",
+            sites=found.sites,
+            traffic=found.traffic,
+            domains=found.domains,
+            note="first mails to owners and the disabling of endpoints wait, for six hours at most",
         )
         operator = self._settings.mail.operator
         if operator and self._settings.smtp.host:
-            digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=storm)
-            await self._put(operator, digest, now_us, {}, "queued", now_us)
+            extent = (found.sites, found.traffic, found.domains)
+            digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=extent)
+            await put_email(self._session, digest, window_us=now_us, now_us=now_us)
             self._around.queued()
 
     # Owners -----------------------------------------------------------------------------------------------------------
 
-    async def _owners(self, owners: list[str], now_us: int, *, storm: bool) -> int:
+    async def _owners(self, due: list[Whose], now_us: int, *, storm: bool) -> int:
         """Look at owners. One boundary stands around each, so that a poisoned one harms nobody else."""
         try:
-            rows = await self._session.fetch(query("read_cases"), owners, now_us)
+            rows = await self._session.fetch(query("read_cases"), *_apart(due, now_us), sorted(POLICY_BLOCKS))
         except DatabaseError as error:  # somebody has more than can be counted in time
-            if len(owners) > 1:
-                return sum([await self._owners([owner], now_us, storm=storm) for owner in owners])
-            await self._postpone(owners[0], now_us, error)
+            if len(due) > 1:
+                return sum([await self._owners([each], now_us, storm=storm) for each in due])
+            await self._postpone(due[0], now_us, error)
             return 0
         groups: dict[tuple[str, str], dict[int, Row]] = {}
         for row in rows:
             groups.setdefault((row["owner_email"], self._site_of(row)), {})[row["endpoint_id"]] = row
         mails = 0
-        for (owner, _), group in groups.items():
+        for (owner, site_id), group in groups.items():
             try:
                 mails += await self._look(await self._told_lately(owner, group, now_us), storm=storm)
             except DatabaseAway:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever their rows hold
-                await self._postpone(owner, now_us, error)
+                await self._postpone((owner, site_id), now_us, error)
         return mails
 
     def _site_of(self, row: Row) -> str:
@@ -194,29 +208,31 @@ class Care:
         return str(row["site_id"]) if apart else ""
 
     async def _told_lately(self, owner: str, rows: dict[int, Row], now_us: int) -> _Look:
-        found = await self._session.fetchrow(query("read_owners"), [owner], now_us)
+        found = await self._session.fetchrow(query("read_owners"), [owner], now_us, [mailbox_of(owner)])
         if found is None:
             raise _Moved
         site = self._site_of(next(iter(rows.values())))
         return _Look(found, rows, now_us, zlib.crc32(site.encode()) % 1000 if site else 0)
 
-    async def _postpone(self, owner: str, now_us: int, error: Exception) -> None:
+    async def _postpone(self, whose: Whose, now_us: int, error: Exception) -> None:
         self._logger.error(
-            LogEvent.EMAIL_FAILED, domain=owner.rpartition("@")[2], error=f"{type(error).__name__}: {error}"
+            LogEvent.EMAIL_FAILED,
+            domain=whose[0].rpartition("@")[2],
+            error=f"{type(error).__name__}: {error}",
         )
         later_us = now_us + incident.LOOK_EVERY_US
-        await self._session.execute(query("postpone_owners"), [owner], later_us)
+        await self._session.execute(query("postpone_owners"), *_apart([whose], later_us))
 
     async def _look(self, look: _Look, *, storm: bool) -> int:
         """Decide for one owner, and do it in one transaction; another look follows if a row has moved meanwhile."""
         cases = [case_of(row, look.now_us, self._policy) for row in look.rows.values()]
         owner = self._owner_of(look)
-        plan = incident.plan(cases, owner, storm=storm)
+        plan = owner_plan.plan(cases, owner, storm=storm)
         fold = self._is_to_be_folded(look, plan)
         if fold:
             cases = [_unfolded(case, look.before) for case in cases]
-            owner = dataclasses.replace(owner, mails=tuple(at for at in owner.mails if at != look.queued_us))
-            plan = incident.plan(cases, owner, storm=storm)
+            owner = dataclasses.replace(owner, mails=_without(owner.mails, look.queued_us))
+            plan = owner_plan.plan(cases, owner, storm=storm)
         digest = await self._digest(look, cases, plan) if plan.sections else None
         await self._around.checkpoint("care.decided")
         try:
@@ -228,7 +244,7 @@ class Care:
                 await self._around.checkpoint("care.written")
         except _Moved:  # not at once: the same moment might be met with the same row for ever
             again_us = look.now_us + incident.SECOND_US
-            await self._session.execute(query("postpone_owners"), [look.owner["owner_email"]], again_us)
+            await self._session.execute(query("postpone_owners"), *_apart([look.whose], again_us))
             return 0
         await self._around.checkpoint("care.committed")
         self._after(cases, plan)
@@ -270,15 +286,15 @@ class Care:
                     marks,
                     step.closed,
                     case.incident.last_failure_us,
-                    incident.disable_us(case),
+                    disable_us(case),
+                    look.rows[case.endpoint_id]["marks"],
                 )
             )
         look_us = max(plan.look_us, look.now_us + incident.SECOND_US)
         moved = len(rows) + len(ended)
         if rows:
-            found = await self._session.fetch(
-                query("step_incidents"), *columns(rows, 6), look.now_us, look_us
-            )
+            *decided, was = columns(rows, 7)
+            found = await self._session.fetch(query("step_incidents"), *decided, look.now_us, look_us, was)
             moved -= len(found)
         if ended:
             moved -= len(await self._session.fetch(query("end_incidents"), *columns(ended, 2)))
@@ -291,7 +307,6 @@ class Care:
         """Put the mail into the outbox; return its state, None: there is none."""
         if digest is None or plan.kind is None or not self._settings.smtp.host:
             return None
-        owner = look.owner["owner_email"]
         state = "suppressed" if look.wants_none else "queued"
         before = {
             str(case.endpoint_id): {
@@ -302,7 +317,14 @@ class Care:
             for case in cases
             if case.endpoint_id in dict(plan.sections)
         }
-        email_id = await self._put(owner, digest, plan.window_us + look.number, before, state, look.now_us)
+        email_id = await put_email(
+            self._session,
+            digest,
+            window_us=plan.window_us + look.number,
+            now_us=look.now_us,
+            before=before,
+            state=state,
+        )
         if email_id is None:
             raise _Moved
         self._logger.info(
@@ -313,22 +335,6 @@ class Care:
             state=state,
         )
         return state
-
-    async def _put(
-        self, owner: str, digest: Digest, window_us: int, before: dict[str, Any], state: str, now_us: int
-    ) -> int | None:
-        stored = orjson.dumps(digest).decode()
-        found: int | None = await self._session.fetchval(
-            query("put_email"),
-            owner,
-            digest.kind.value,
-            window_us,
-            stored,
-            orjson.dumps(before).decode(),
-            state,
-            now_us,
-        )
-        return found
 
     def _after(self, cases: Sequence[Case], plan: Plan) -> None:
         for case in cases:
@@ -421,6 +427,12 @@ class _Look:
     number: int
 
     @property
+    def whose(self) -> Whose:
+        """The owner, or the site where there is none."""
+        owner = self.owner["owner_email"]
+        return owner, "" if owner else next(iter(self.rows.values()))["site_id"]
+
+    @property
     def queued_us(self) -> int | None:
         """When the mail was made that is still to be sent; None: there is none."""
         made: int | None = self.owner["queued_at"]
@@ -438,6 +450,20 @@ class _Look:
         row = self.owner
         until = max(row["muted_until"] or 0, row["suspended_until"] or 0)
         return row["unsubscribed_at"] is not None or until > self.now_us
+
+
+def _apart(due: Sequence[Whose], at_us: int) -> tuple[list[str], int, list[str]]:
+    """Return the parameters of queries that take owners, a moment, and sites without an owner."""
+    owners = [owner for owner, _ in due if owner != NOBODY]
+    return owners, at_us, [site_id for owner, site_id in due if owner == NOBODY]
+
+
+def _without(mails: tuple[int, ...], made_us: int | None) -> tuple[int, ...]:
+    """Return the times of an owner's mails without one that is folded."""
+    left = list(mails)
+    if made_us in left:
+        left.remove(made_us)
+    return tuple(left)
 
 
 def _unfolded(case: Case, before: dict[str, Any]) -> Case:

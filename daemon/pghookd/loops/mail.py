@@ -1,4 +1,7 @@
-"""Sends the mails of the outbox: one at a time, the gravest first, no more in a minute than the server should bear.
+"""Sends the mails of the outbox: one at a time, domains by turns, no more in a minute than the server should bear.
+
+The gravest of a domain goes first. A domain has a share of the rate, so that nobody bombs one, and so that the mails of
+others never wait behind a bomb; a company with fifty shops at one domain gets them all, later.
 
 A mail is claimed before the server hears of it, and settled when its end is known. Whoever is killed in between leaves
 a row with attempts and no error, which means `perhaps sent`: it is sent again as it was, under the same Message-ID.
@@ -20,7 +23,8 @@ from typing import Final, TypeVar
 import orjson
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core.digest import GRAVITY, Kind, clean_line, digest_of
+from pghookd.core.digest import GRAVITY, OF_OPERATOR, Kind, clean_line, digest_of
+from pghookd.core.mailbox import is_of_strangers
 from pghookd.core.settings import Mail
 from pghookd.edge import letter
 from pghookd.edge.journal import LogEvent
@@ -30,7 +34,8 @@ from pghookd.edge.smtp import Deferred, Outcome, Post, Rejected, Sent
 
 LOOK_EVERY_S: Final = 5.0
 PAGE: Final = 20
-BURST: Final = 5.0  # mails at once after a quiet minute
+BURST: Final = 5.0  # mails at once after a quiet minute, in all and to one domain
+DOMAIN_SHARE: Final = 0.1  # of the rate, to one domain
 BACKOFF_S: Final = (
     60.0,
     300.0,
@@ -42,7 +47,8 @@ DOUBTS_MAX: Final = 3  # attempts before a mail that one of them left in doubt m
 SUSPENDED_S: Final = 7 * 86_400.0  # an address that a server does not know
 BEAT_S: Final = 1.0
 REFUSED_PAUSE_S: Final = 30.0
-ORDER: Final = [Kind.STORM, *sorted(set(Kind) - {Kind.STORM}, key=GRAVITY.__getitem__)]
+OPERATORS: Final = sorted(OF_OPERATOR, key=GRAVITY.__getitem__)  # they wait for no domain
+ORDER: Final = [*OPERATORS, *sorted(set(Kind) - OF_OPERATOR, key=GRAVITY.__getitem__)]
 _ROUNDING: Final = 1e-6  # of a token: who has waited as long as was said gets it
 # What a digest raises that is none, or a letter that cannot be written.
 _FAULTY: Final = (AttributeError, KeyError, TypeError, ValueError)
@@ -68,12 +74,50 @@ class Bucket:
 
     def take(self, now: float) -> float:
         """Take one token: 0, or the seconds until there is one."""
+        wait_s = self.wait_s(now)
+        if not wait_s:
+            self._tokens = max(0.0, self._tokens - 1)
+        return wait_s
+
+    def wait_s(self, now: float) -> float:
+        """Return the seconds until there is a token; 0 if there is one."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._per_s)
         self._at = now
-        if self._tokens < 1 - _ROUNDING:
-            return (1 - self._tokens) / self._per_s
-        self._tokens = max(0.0, self._tokens - 1)
-        return 0.0
+        return 0.0 if self._tokens >= 1 - _ROUNDING else (1 - self._tokens) / self._per_s
+
+    def is_full(self, now: float) -> bool:
+        """Return True if the bucket is as it was made, so that it need not be remembered."""
+        return not self.wait_s(now) and self._tokens >= self._burst
+
+
+class Shares:
+    """The rate of each domain: a share of the whole. Only domains that got mails lately are remembered.
+
+    Args:
+        per_minute: the rate of one domain, above 0.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self._per_minute = per_minute
+        self._buckets: dict[str, Bucket] = {}
+
+    def waits(self, now: float) -> dict[str, float]:
+        """Return the domains that have to wait, and for how many seconds; forget those that are at rest."""
+        self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full(now)}
+        waits = {name: each.wait_s(now) for name, each in self._buckets.items()}
+        return {name: wait_s for name, wait_s in waits.items() if wait_s}
+
+    def has(self, domain: str, now: float) -> bool:
+        """Return True if a mail may go to the domain now."""
+        bucket = self._buckets.get(domain)
+        return bucket is None or not bucket.wait_s(now)
+
+    def take(self, domain: str, now: float) -> None:
+        """Count a mail to a domain; those whose mailboxes belong to strangers have no share of their own."""
+        if not is_of_strangers(domain):
+            if domain not in self._buckets:
+                self._buckets[domain] = Bucket(self._per_minute, BURST, now)
+            self._buckets[domain].take(now)
 
 
 async def _nowhere(_name: str) -> None:
@@ -128,6 +172,7 @@ class Mailer:
         self._beat = beat
         self._checkpoint = checkpoint
         self._bucket = Bucket(settings.rate_per_min, BURST, monotonic())
+        self._shares = Shares(DOMAIN_SHARE * settings.rate_per_min)
         self._away = 0  # how often in a row the server was not to be had
         self._held_until = 0.0
         self._stopping = False
@@ -153,13 +198,18 @@ class Mailer:
         held_s = self._held_until - self._monotonic()
         if held_s > 0:
             return held_s
-        rows = await self._session.fetch(query("read_emails"), self._wall_us(), ORDER, PAGE)
+        waits = self._shares.waits(self._monotonic())
+        rows = await self._session.fetch(
+            query("read_emails"), self._wall_us(), ORDER, PAGE, list(waits), OPERATORS
+        )
         await self._checkpoint("mail.read")
         for row in rows:
             wait_s = await self._take(row)
             if wait_s or self._stopping:
                 return wait_s
-        return 0.0 if len(rows) == PAGE else LOOK_EVERY_S
+        if len(rows) == PAGE and not all(row["moved"] for row in rows):
+            return 0.0
+        return min([LOOK_EVERY_S, *self._shares.waits(self._monotonic()).values()])
 
     async def _step_or_wait(self) -> float:
         try:
@@ -181,6 +231,9 @@ class Mailer:
 
     async def _take(self, row: Row) -> float:
         """Deal with one row; seconds to wait before the next, 0 for none."""
+        of_operator = row["kind"] in OPERATORS
+        if row["moved"] or not (of_operator or self._shares.has(row["mail_domain"], self._monotonic())):
+            return 0.0  # care takes it back; another page has the others
         if row["hushed"]:
             await self._settle(row, "suppressed", None)
             return 0.0
@@ -193,6 +246,8 @@ class Mailer:
         wait_s = self._bucket.take(self._monotonic())
         if wait_s:
             return wait_s
+        if not of_operator:
+            self._shares.take(row["mail_domain"], self._monotonic())
         self.sending = row["email_id"]
         try:
             return await self._send(row, subject, message)
