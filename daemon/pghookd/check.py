@@ -296,8 +296,8 @@ with ours as (
 select format('%s on %s', n.privilege, n.name) as lacking
 from unnest($1::text[], $2::text[]) n (name, privilege)
 left join ours o on o.relname = n.name and o.relkind in ('r', 'p')
-where o.oid is null or not case when n.privilege in ('insert', 'update') then has_any_column_privilege(o.oid, n.privilege)
-  else has_table_privilege(o.oid, n.privilege) end
+where o.oid is null or not case when n.privilege in ('insert', 'update')
+  then has_any_column_privilege(o.oid, n.privilege) else has_table_privilege(o.oid, n.privilege) end
 union all
 select format('%s on sequence %s', p, o.relname)
 from ours o, unnest(array['select', 'update']) p

@@ -223,7 +223,7 @@ where n.endpoint_id = p.endpoint_id and n.least_s < 1;
 
 alter table webhooks.endpoints
   drop constraint "retry_schedule is waits such as 5s,5m,2h,1d",
-  add constraint "retry_schedule is none, or waits of 1s or more such as 5s,5m,2h,1d" check (
+  add constraint "retry_schedule is none or waits of 1s or more such as 5s,2h,1d" check (
     retry_schedule ~ '^ *none *$'
     or retry_schedule ~ ('^ *([0-9]{1,6}(\.[0-9]{1,3})?(ms|s)|[0-9]{1,4}(\.[0-9]{1,3})?m|[1-6]?[0-9]{1,2}(\.[0-9]{1,3})?h|([12]?[0-9](\.[0-9]{1,3})?|30)d)'
       || '( *, *([0-9]{1,6}(\.[0-9]{1,3})?(ms|s)|[0-9]{1,4}(\.[0-9]{1,3})?m|[1-6]?[0-9]{1,2}(\.[0-9]{1,3})?h|([12]?[0-9](\.[0-9]{1,3})?|30)d)){0,99} *$')
