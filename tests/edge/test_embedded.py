@@ -131,9 +131,11 @@ def test_programs_in_a_closed_home_are_linked_elsewhere(tmp_path, open_folder, m
     tmp_path.chmod(0o700)
     (tmp_path / "install" / "bin").mkdir(parents=True)
     (tmp_path / "install" / "bin" / "postgres").write_text("x")
+    (tmp_path / "install" / "bin" / "postgres").chmod(0o700)
     found = server_user.programs(tmp_path / "install" / "bin")
     assert found.is_relative_to(server_user.HOME)
     assert (found / "postgres").read_text() == "x"
+    assert mode_of(found / "postgres") == 0o755
     assert mode_of(tmp_path) == 0o700
     assert server_user.programs(tmp_path / "install" / "bin") == found
 

