@@ -27,6 +27,8 @@ from pghookd.edge.rows import endpoint_of
 DEFAULTS = Defaults.of(Settings())
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 PRIVATE = "whsk_" + base64.b64encode(bytes(range(32))).decode()
+_PUBLIC = base64.b64decode(signing.public_key_of(PRIVATE).removeprefix("whpk_"))
+PRIVATE_64 = "whsk_" + base64.b64encode(bytes(range(32)) + _PUBLIC).decode()
 
 
 @pytest.fixture
@@ -141,7 +143,7 @@ OPTIONS = {
                 ",".join(["200"] * 60)],
     },
     "secret": {
-        True: [SECRET, PRIVATE, "old", None],
+        True: [SECRET, PRIVATE, PRIVATE_64, "old", None],
         False: ["whsk_", "whsk_canary", "whsk_" + "A" * 44, PRIVATE + "\n"],
     },
 }  # fmt: skip
