@@ -18,25 +18,34 @@ end $$;
 
 grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_reader, webhooks_daemon;
 
--- Producers insert events. SELECT (event_id) is there because Django, SQLAlchemy and others add RETURNING.
+-- Producers insert events. They may read back what Postgres filled in, since Django, SQLAlchemy and others add RETURNING.
 grant insert (site_id, type, payload, subject, traceparent, ordering_key, dedupe_key, supersede_key, deliver_after, deliver_before),
-  select (event_id) on webhooks.events to webhooks_producer;
-grant execute on function webhooks.emit, webhooks.webhook_id to webhooks_producer;
-grant execute on function webhooks.emit_changes to webhooks_producer;
+  select (event_id, created_at, xid) on webhooks.events to webhooks_producer;
+grant execute on function webhooks.webhook_id, webhooks.emit_changes, webhooks.watch_table to webhooks_producer;
+do $$
+declare
+  f regprocedure;
+begin
+  for f in select oid from pg_proc where pronamespace = 'webhooks'::regnamespace and proname = 'emit' loop
+    execute format('grant execute on function %s to webhooks_producer, webhooks_admin', f);
+  end loop;
+end $$;
 
--- Readers see what happened, but no secret and no payload.
-grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.operations to webhooks_reader;
+-- Readers see what happened, but no secret, no payload, no owner's address, and of URLs scheme and host.
+revoke all on webhooks.operations from webhooks_reader;
+grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit to webhooks_reader;
+grant select (at, actor, what) on webhooks.operations to webhooks_reader;
 grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
-  webhooks.emails, webhooks.replays to webhooks_admin;
-grant execute on function webhooks.emit, webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
+  webhooks.emails, webhooks.replays, webhooks.audit to webhooks_admin;
+grant execute on function webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
-grant execute on function webhooks.add_endpoint, webhooks.send_test, webhooks.cancel, webhooks.emit_changes to webhooks_admin;
+grant execute on function webhooks.add_endpoint, webhooks.send_test, webhooks.cancel, webhooks.emit_changes, webhooks.watch_table to webhooks_admin;
 grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
 grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.release to webhooks_admin;
 
@@ -53,14 +62,27 @@ begin
     execute format('revoke all on %s from webhooks_daemon', part);
   end loop;
 end $$;
-grant insert on webhooks.attempts, webhooks.operations to webhooks_daemon;
+grant insert on webhooks.attempts to webhooks_daemon;
+grant insert (what, detail) on webhooks.operations to webhooks_daemon;  -- the actor is who is logged in
 grant insert, delete on webhooks.dead, webhooks.partitions to webhooks_daemon;
 grant update (enabled, disabled_reason) on webhooks.endpoints to webhooks_daemon;
 grant insert, update on webhooks.emails, webhooks.owners to webhooks_daemon;
 grant update on webhooks.replays to webhooks_daemon;
 grant insert, update, delete on webhooks.backlog, webhooks.shards, webhooks.incidents, webhooks.home to webhooks_daemon;
 grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon;
-grant execute on all functions in schema webhooks to webhooks_daemon;
+
+-- The functions that the daemon calls, and nothing else: it cannot emit, add or alter an endpoint, or forget a site.
+-- This is the only list. A migration that adds a function which sql/queries call puts its name here, and those that it
+-- calls in turn unless it is SECURITY DEFINER. `pghookd check` reads the list, tests/edge/test_grants.py tries all others.
+revoke execute on all functions in schema webhooks from webhooks_daemon;
+grant execute on function
+  webhooks.day_of, webhooks.attach_day, webhooks.note_day, webhooks.enter_day,  -- days
+  webhooks.takes, webhooks.matches,  -- who gets an event
+  webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
+  webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.forget_page,  -- privacy
+  webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
+  to webhooks_daemon;
+
 do $$
 declare
   owner name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');

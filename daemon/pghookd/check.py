@@ -208,8 +208,9 @@ async def _two_phase(session: Session, _settings: Settings) -> AsyncIterator[Fin
         yield Finding(
             Grade.WARNING,
             "two_phase",
-            f"max_prepared_transactions is {count}: producers that use PREPARE TRANSACTION"
-            " must SET webhooks.bell = off, or their PREPARE fails while the daemon sleeps",
+            f"max_prepared_transactions is {count}: a producer that uses PREPARE TRANSACTION fails while the"
+            " daemon sleeps. Run ALTER ROLE its_role SET webhooks.bell = off; its events then wait for the next"
+            " poll",
         )
 
 
@@ -294,7 +295,7 @@ async def _schema(session: Session, _settings: Settings) -> AsyncIterator[Findin
 async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
     pairs = [(table, privilege) for table, privileges in NEEDS.items() for privilege in privileges]
     tables, privileges = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    rows = await session.fetch(_LACKING, tables, privileges)
+    rows = await session.fetch(_LACKING, tables, privileges, list(migrate.functions_of("webhooks_daemon")))
     role = await session.fetchval("select current_user")
     if rows:
         lacking = ", ".join(row["lacking"] for row in rows)
@@ -316,16 +317,17 @@ with ours as (
 select format('%s on %s', n.privilege, n.name) as lacking
 from unnest($1::text[], $2::text[]) n (name, privilege)
 left join ours o on o.relname = n.name and o.relkind in ('r', 'p')
-where o.oid is null or not case n.privilege when 'update' then has_any_column_privilege(o.oid, 'update')
-  else has_table_privilege(o.oid, n.privilege) end
+where o.oid is null or not case when n.privilege in ('insert', 'update')
+  then has_any_column_privilege(o.oid, n.privilege) else has_table_privilege(o.oid, n.privilege) end
 union all
 select format('%s on sequence %s', p, o.relname)
 from ours o, unnest(array['select', 'update']) p
 where o.relkind = 'S' and o.relname = 'events_event_id_seq' and not has_sequence_privilege(o.oid, p)
 union all
-select format('execute on function %s', p.proname)
-from pg_proc p
-where p.pronamespace = to_regnamespace('webhooks') and not has_function_privilege(p.oid, 'execute')
+select format('execute on function %s', f.name)
+from unnest($3::text[]) f (name)
+left join pg_proc p on p.pronamespace = to_regnamespace('webhooks') and p.proname = f.name
+where p.oid is null or not has_function_privilege(p.oid, 'execute')
 union all
 select format('membership of %s, the owner of %s', pg_get_userbyid(o.relowner), o.relname)
 from ours o join pg_roles r on r.oid = o.relowner

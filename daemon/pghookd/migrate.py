@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import importlib.resources
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -103,6 +104,12 @@ def script(folder: Traversable | None = None, *, roles: bool = False) -> str:
 
 def _roles(folder: Traversable | None) -> str:
     return (folder or bundled()).joinpath("roles.sql").read_text(encoding="utf-8")
+
+
+def functions_of(role: str) -> tuple[str, ...]:
+    """Return the names of the functions that roles.sql lets a role call, without the schema."""
+    granted = re.findall(rf"grant execute on function([^;]*?)\bto {role};", _roles(None))
+    return tuple(name for each in granted for name in re.findall(r"\bwebhooks\.(\w+)", each))
 
 
 # Looking ----------------------------------------------------------------------------------------------------

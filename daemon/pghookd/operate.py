@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 import orjson
@@ -25,19 +25,45 @@ from pghookd.edge.wrapping import Progress
 
 Told: TypeAlias = dict[str, Any]
 
+ADMIN: Final = "webhooks_admin"
+READER: Final = "webhooks_reader"
 LOOK_EVERY_S: Final = 0.1
 _BOUNDS: Final = {"statement_timeout": "30s"}
 _NO_SUCH_SITE: Final = "23503"
+_DENIED: Final = "42501"  # insufficient_privilege
+
+
+@contextlib.contextmanager
+def needing(role: str) -> Iterator[None]:
+    """Name the role that a command needs where Postgres refuses it; Postgres names only a function or a table.
+
+    Args:
+        role: of sql/roles.sql. The daemon's own login is a member of another one, which may not act for operators.
+
+    Raises:
+        DatabaseError: as it came, with the role in its text if a right was refused.
+    """
+    try:
+        yield
+    except DatabaseError as error:
+        if error.sqlstate != _DENIED:
+            raise
+        refused = str(error).removesuffix(f" (SQLSTATE {_DENIED})")
+        remedy = f"log in as a member of {role}, or GRANT {role} TO the login in database.url"
+        raise DatabaseError(_DENIED, f"{refused}: {remedy}") from None
 
 
 @contextlib.asynccontextmanager
-async def _asking(settings: Settings, name: str, *, writable: bool = False) -> AsyncIterator[Session]:
+async def _asking(
+    settings: Settings, name: str, *, role: str = ADMIN, writable: bool = False
+) -> AsyncIterator[Session]:
     address = settings.database.url.get_secret_value()
-    session = await connect(address, name=name, settings=_BOUNDS, writable=writable)
-    try:
-        yield session
-    finally:
-        await session.close()
+    with needing(role):
+        session = await connect(address, name=name, settings=_BOUNDS, writable=writable)
+        try:
+            yield session
+        finally:
+            await session.close()
 
 
 def _told(row: Row | Mapping[str, Any]) -> Told:
@@ -83,7 +109,7 @@ cross join lateral webhooks.add_endpoint(o.of ->> 'site_id', o.of ->> 'url', o.o
 
 async def list_endpoints(settings: Settings, site_id: str | None) -> list[Told]:
     """Return the endpoints (of a site) with their health and what waits for them."""
-    async with _asking(settings, "endpoint") as session:
+    async with _asking(settings, "endpoint", role=READER) as session:
         return [_told(row) for row in await session.fetch(_LIST, site_id)]
 
 
@@ -190,7 +216,7 @@ async def explain(settings: Settings, event_id: int, identity: str) -> list[Told
         event_id: which.
         identity: as it was asked for; a webhook-id may be another event's with the same number.
     """
-    async with _asking(settings, "explain") as session:
+    async with _asking(settings, "explain", role=READER) as session:
         rows = await session.fetch("select endpoint_id, at, what, detail from webhooks.explain($1)", event_id)
     if rows[0]["at"] is not None and (other := _another(identity, event_id, rows[0]["at"])):
         return [{"endpoint_id": None, "at": None, "what": "unknown", "detail": other}]

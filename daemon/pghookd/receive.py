@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pghookd.demo.receiver import Receiver, Refuted, verify
+from pghookd.demo.receiver import TOO_LARGE, Receiver, Refuted, TooLarge, verify
 
 SEEN_MAX: Final = 10_000  # deliveries remembered
 
@@ -103,6 +103,23 @@ class Printer(Receiver):
         )
         self._show(received)
         return status
+
+    def refuse(self, error: TooLarge) -> int:
+        """Show a request whose body was not looked at; return the status of the answer."""
+        received = Received(
+            host=error.headers.get("host", "?"),
+            path=error.path,
+            headers=error.headers,
+            body=b"",
+            at_s=time.time(),
+            signed="webhook-signature" in error.headers,
+            refuted=str(error),
+            verified=False,
+            repeated=False,
+            status=TOO_LARGE,
+        )
+        self._show(received)
+        return TOO_LARGE
 
     def _is_known(self, delivery: str) -> bool:
         """Whether an event has come to this place before."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pghookd.core.settings import Settings
 from pghookd.edge.postgres import Session, connect, query
+from pghookd.operate import ADMIN, needing
 
 LOOK_EVERY_S: Final = 0.5
 ACTS: Final = ("pause", "resume", "cancel")
@@ -116,8 +117,9 @@ async def act(settings: Settings, what: str, replay_id: int) -> None:
 
 @asynccontextmanager
 async def _session(settings: Settings) -> AsyncIterator[Session]:
-    session = await connect(settings.database.url.get_secret_value(), name="replay", settings=_SETTINGS)
-    try:
-        yield session
-    finally:
-        await session.close()
+    with needing(ADMIN):
+        session = await connect(settings.database.url.get_secret_value(), name="replay", settings=_SETTINGS)
+        try:
+            yield session
+        finally:
+            await session.close()

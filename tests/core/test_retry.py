@@ -22,7 +22,8 @@ def test_the_standards_schedule():
 
 
 @pytest.mark.parametrize(
-    ("text", "waits"), [("1d", (86400,)), (" 250ms , 1.5h,", (0.25, 5400)), ("30d", (2_592_000,))]
+    ("text", "waits"),
+    [("1d", (86400,)), (" 250ms , 1.5h,", (0.25, 5400)), ("30d", (2_592_000,)), (" none ", ())],
 )
 def test_schedules(text, waits):
     assert retry.parse_schedule(text) == waits
@@ -33,6 +34,8 @@ NO_SCHEDULE = [
     ",",
     "5",
     "5 s",
+    "none,5s",
+    "None",
     "-5s",
     "5S",
     "5w",

@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import Enum, auto
 from pathlib import Path
 
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -183,18 +184,37 @@ class Liar(AbstractResolver):
         pass
 
 
+class Form(Enum):
+    """How well an authority and what it signs keep to RFC 5280."""
+
+    PROPER = auto()  # critical basicConstraints, key usage, key identifiers
+    OLD = auto()  # basicConstraints alone, not critical, as many private authorities have it
+    NO_CA = auto()  # basicConstraints say that it is no authority
+    NO_SIGNING = auto()  # key usage without keyCertSign
+
+
 class Certificates:
     """A certificate authority of the tests' own, in a folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, form: Form = Form.PROPER, above: Certificates | None = None) -> None:
+        """Make it: a root, or an intermediate authority that `above` signs."""
         self.home = home
         self.ca_file = home / "ca.pem"
+        self._form = form
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _common_name(f"tests {x509.random_serial_number()}")
-        authority = self._begin(self._name, self._key.public_key(), _ALWAYS).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        authority = (
+            (above or self)
+            ._begin(self._name, self._key.public_key(), _ALWAYS)
+            .add_extension(
+                x509.BasicConstraints(ca=form is not Form.NO_CA, path_length=None),
+                critical=form is Form.PROPER,
+            )
         )
-        self._write(self.ca_file, authority.sign(self._key, hashes.SHA256()))
+        if form in {Form.PROPER, Form.NO_SIGNING}:
+            signs = form is Form.PROPER
+            authority = authority.add_extension(_usage(signs=signs), critical=True)
+        self._write(self.ca_file, authority.sign((above or self)._key, hashes.SHA256()))
 
     def server_context(
         self, name: str, names: str, *, expired: bool = False, unborn: bool = False, self_signed: bool = False
@@ -243,9 +263,14 @@ class Certificates:
         issuer: x509.Name | None = None,
     ) -> x509.CertificateBuilder:
         start, end = validity
-        return x509.CertificateBuilder(
+        made = x509.CertificateBuilder(
             issuer or self._name, subject, key, x509.random_serial_number(), start, end
         )
+        if self._form is Form.OLD:
+            return made
+        issuing = self._key.public_key() if issuer is None else key
+        made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        return made.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuing), critical=False)
 
     @staticmethod
     def _write(file: Path, certificate: x509.Certificate, private: bytes = b"") -> None:
@@ -260,6 +285,20 @@ def _years(first: int, last: int) -> tuple[dt.datetime, dt.datetime]:
 
 
 _ALWAYS, _PAST, _FUTURE = _years(2020, 2100), _years(2020, 2021), _years(2099, 2100)
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _common_name(text: str) -> x509.Name:

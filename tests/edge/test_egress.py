@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 from click.testing import CliRunner
-from fault_server import Certificates, Liar, answering, naming, receiving
+from fault_server import Certificates, Form, Liar, answering, naming, receiving
 
 from pghookd.cli import cli
 from pghookd.core.destination import Policy, parse_places
@@ -260,6 +260,35 @@ async def test_the_systems_trust_store_counts_and_the_operators_file_adds_to_it(
                     got.append(await post(sender, f"https://127.0.0.1:{receiver.port}/"))
     fine, untrusted = Reply(200, b"ok"), Fault(Outcome.UNREACHABLE, "tls_untrusted")
     assert got == [fine, untrusted, fine, fine]
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (Form.PROPER, Reply(200, b"ok")),
+        (Form.OLD, Reply(200, b"ok")),
+        (Form.NO_CA, Fault(Outcome.UNREACHABLE, "tls_untrusted: not_ca")),
+        (Form.NO_SIGNING, Fault(Outcome.UNREACHABLE, "tls_untrusted: not_ca")),
+    ],
+)
+async def test_an_authority_counts_alike_on_every_python(tmp_path, form, expected):
+    authority = Certificates(tmp_path, form)
+    context = authority.server_context("x", "IP:127.0.0.1")
+    async with (
+        Watched(LOOPBACK, ca_file=str(authority.ca_file)) as sender,
+        receiving(answering(OK), tls=context) as receiver,
+    ):
+        assert await post(sender, f"https://127.0.0.1:{receiver.port}/") == expected
+
+
+async def test_an_intermediate_authority_may_be_the_anchor(tmp_path):
+    (tmp_path / "below").mkdir()
+    below = Certificates(tmp_path / "below", above=Certificates(tmp_path))
+    async with (
+        Watched(LOOPBACK, ca_file=str(below.ca_file)) as sender,
+        receiving(answering(OK), tls=below.server_context("x", "IP:127.0.0.1")) as receiver,
+    ):
+        assert await post(sender, f"https://127.0.0.1:{receiver.port}/") == Reply(200, b"ok")
 
 
 def test_no_setting_switches_verification_off():

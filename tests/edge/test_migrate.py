@@ -45,6 +45,27 @@ async def session(database_url):
     await session.close()
 
 
+async def test_a_schedule_from_before_the_bound_is_lifted_to_it(database_url, session, folder):
+    bound = next(each for each in migrate.load() if each.name == "rights")
+    migrations = folder / "migrations"
+    for file in migrations.iterdir():
+        file.unlink()
+    for each in migrate.load():
+        if each.version < bound.version:
+            (migrations / f"{each.version:04}_{each.name}.sql").write_text(each.sql)
+    await migrate.migrate(database_url, folder=folder)
+    await session.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")
+    before = ["250ms, 5s ,0.5s,0.01m", "0.017m,1s", "999ms", "1000ms,2h,1d", None]
+    for text in before:
+        await session.execute(
+            "insert into webhooks.endpoints (site_id, url, retry_schedule) values ('s', 'http://x', $1)", text
+        )
+    await migrate.migrate(database_url)
+    rows = await session.fetch("select retry_schedule from webhooks.endpoints order by endpoint_id")
+    after = ["1s,5s,1s,1s", "0.017m,1s", "1s", "1000ms,2h,1d", None]
+    assert [row["retry_schedule"] for row in rows] == after
+
+
 async def test_a_migration_is_applied_once_with_its_row(database_url, session, folder):
     first = await migrate.migrate(database_url, folder=folder)
     again = await migrate.migrate(database_url, folder=folder)

@@ -74,7 +74,7 @@ async def test_another_machine_alone_is_nothing_to_speak_of(
     make_server, connect, receiver, until, unused_tcp_port
 ):
     server = make_server(tcp_port=unused_tcp_port)  # by a spelling that is not taken for a local one
-    url = f"postgresql://{embedded.SUPERUSER}@2130706433:{unused_tcp_port}/postgres"
+    url = server.tcp_url().replace("127.0.0.1", "2130706433")
     await crew.migrated(server.url())
     session = await connect(server.url())
     await producers.make_sites(session, receiver.url("/"))

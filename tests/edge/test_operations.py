@@ -236,32 +236,6 @@ async def test_upsert_and_copy_and_a_numeric_site(con):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ("'shop'", "with the site's column"),
-        ("'nope', 'a', 'b'", "no column nope"),
-        ("'shop', 'a', 'b', 'gone'", "no column gone"),
-        ("'shop', 'not a type', 'b'", "is no type"),
-    ],
-)
-async def test_a_wrong_argument_fails_the_statement(things, arguments, error):
-    await things.execute(
-        "create trigger t after insert on things referencing new table as new_rows"
-        f" for each statement execute function webhooks.emit_changes({arguments})"
-    )
-    with pytest.raises(asyncpg.PostgresError, match=error):
-        await things.execute("insert into things (id, shop) values (1, 's')")
-
-
-async def test_a_trigger_for_each_row_is_refused(things):
-    await things.execute(
-        f"create trigger t after insert on things for each row execute function webhooks.emit_changes({GIVEN})"
-    )
-    with pytest.raises(asyncpg.PostgresError, match="FOR EACH STATEMENT"):
-        await things.execute("insert into things (id, shop) values (1, 's')")
-
-
 # add_endpoint -----------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 import asyncpg
 import pytest
 from crew import living, settings_of
+from receiver import Response
 
 from pghookd.check import Grade, check
 from pghookd.core import signing
@@ -26,6 +27,8 @@ from pghookd.edge.rows import endpoint_of
 DEFAULTS = Defaults.of(Settings())
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 PRIVATE = "whsk_" + base64.b64encode(bytes(range(32))).decode()
+_PUBLIC = base64.b64decode(signing.public_key_of(PRIVATE).removeprefix("whpk_"))
+PRIVATE_64 = "whsk_" + base64.b64encode(bytes(range(32)) + _PUBLIC).decode()
 
 
 @pytest.fixture
@@ -128,10 +131,11 @@ async def test_what_the_table_refuses_the_sender_refuses_too(con, session):
 
 OPTIONS = {
     "retry_schedule": {
-        True: ["5s", "5s,5m,2h,1d", "250ms, 1.5h ,30d", "0.5s", "699h", "9999m", "999999s", "29.9d",
-               ",".join(["1s"] * 100)],
-        False: ["", "soon", "5", "0s", "5s,0m", "00.0ms", "31d", "30.5d", "721h", "5s,,5m", "5s;5m", "-5s", "5 s",
-                "\u0665s", "5S", ",".join(["1s"] * 101), "5s\n"],
+        True: ["5s", "5s,5m,2h,1d", "1250ms, 1.5h ,30d", "1.5s", "699h", "9999m", "999999s", "29.9d", "01s", "0.017m",
+               "0.5m", "0.001h", "none", " none ", ",".join(["1s"] * 100)],
+        False: ["", "soon", "none,5s", "5s,none", "250ms", "0.5s", "5s,999ms", "0.999s,5s", "0.016m", "0.01m",
+                "5s, 0.9s", "0m", ".5s", "5", "0s", "5s,0m", "00.0ms", "31d", "30.5d", "721h", "5s,,5m", "5s;5m",
+                "-5s", "5 s", "\u0665s", "5S", ",".join(["1s"] * 101), "5s\n"],
     },
     "success_statuses": {
         True: ["200", "200,201,204", "200-204", "200 , 202-204", "299"],
@@ -139,7 +143,7 @@ OPTIONS = {
                 ",".join(["200"] * 60)],
     },
     "secret": {
-        True: [SECRET, PRIVATE, "old", None],
+        True: [SECRET, PRIVATE, PRIVATE_64, "old", None],
         False: ["whsk_", "whsk_canary", "whsk_" + "A" * 44, PRIVATE + "\n"],
     },
 }  # fmt: skip
@@ -341,10 +345,10 @@ async def test_static_headers_schedule_statuses_and_timeout_are_the_endpoints_ow
     await set_option(
         con,
         headers='{"Authorization": "Bearer abc", "X-Tenant": "7"}',
-        retry_schedule="10ms,10ms",
+        retry_schedule="1s,1s",
         success_statuses="204",
     )
-    async with living(database, retry={"schedule": (3600.0,)}):
+    async with living(database, retry={"schedule": (3600.0,), "jitter": 0.0}):
         await emit(con)
         requests = await receiver.wait_for(3)
         await until(lambda: con.fetchval("select count(*) = 1 from webhooks.dead"))
@@ -353,6 +357,16 @@ async def test_static_headers_schedule_statuses_and_timeout_are_the_endpoints_ow
     rows = await con.fetch("select outcome, status, error from webhooks.attempts order by attempt")
     assert [tuple(row) for row in rows] == [("refused", 200, "success_statuses")] * 3
     assert await con.fetchval("select reason from webhooks.dead") == "exhausted"
+
+
+async def test_a_schedule_of_none_is_a_single_attempt(con, database, receiver, until):
+    receiver.paths["/hook"] = lambda _request: Response(500)
+    await set_option(con, retry_schedule="none")
+    async with living(database, retry={"schedule": (0.01,)}):
+        await emit(con)
+        await until(lambda: con.fetchval("select count(*) = 1 from webhooks.dead"))
+    assert await con.fetchval("select reason from webhooks.dead") == "exhausted"
+    assert await con.fetchval("select count(*) from webhooks.attempts") == 1
 
 
 async def test_a_timeout_of_its_own(con, database, receiver, until):

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -18,6 +19,7 @@ import pytest
 import sqlalchemy as sa
 from django.conf import settings
 from django.db import connections, models, transaction
+from django.db.models import functions
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -129,6 +131,34 @@ def event_model():
     return Event
 
 
+@pytest.fixture(scope="session")
+def dated_model(event_model):
+    class DatedEvent(models.Model):
+        event_id = models.BigAutoField(primary_key=True)
+        site_id = models.TextField()
+        type = models.TextField()
+        payload = models.JSONField()
+        created_at = models.GeneratedField(
+            expression=functions.Now(), output_field=models.DateTimeField(), db_persist=True
+        )
+
+        class Meta:
+            app_label = "shop"
+            managed = False
+            db_table = '"webhooks"."events"'
+
+        def __str__(self):
+            return self.type
+
+    return DatedEvent
+
+
+@pytest.fixture
+def dated(dated_model, event):
+    """Return a model that reads created_at back, on the test's database."""
+    return dated_model
+
+
 @pytest.fixture
 def event(event_model, url):
     """Return the model, on the test's database."""
@@ -162,6 +192,16 @@ async def test_django(event, events):
     assert [each.pk for each in bulk] == [row[0] for row in rows[2:]]
     assert json.loads(rows[0][2]) == PAYLOAD
     assert rows[0][3] == "order/7"
+
+
+async def test_django_reads_back_what_postgres_filled_in(dated, events):
+    """By a GeneratedField: a db_default would put DEFAULT into the INSERT, for which a producer has no right."""
+    made = dated.objects.create(site_id="s", type="order_created", payload=PAYLOAD)
+    bulk = dated.objects.bulk_create([dated(site_id="s", type="contact_updated", payload={"n": 1})])
+    connections["default"].close()
+    for each in (made, *bulk):
+        assert datetime.now(UTC) - each.created_at < timedelta(minutes=1)
+    assert [made.pk, bulk[0].pk] == [row[0] for row in events()]
 
 
 # SQLAlchemy ---------------------------------------------------------------------------------------------------------
@@ -207,6 +247,34 @@ async def test_sqlalchemy_orm(engine, events):
     assert [row[1] for row in rows] == ["order_created"] + ["contact_updated"] * 10
     assert [first, *ids] == [row[0] for row in rows]
     assert json.loads(rows[0][2]) == PAYLOAD
+
+
+async def test_sqlalchemy_reads_back_what_postgres_filled_in(engine, events):
+    """The table as reflection finds it: created_at and xid have defaults, and come back by RETURNING.
+
+    endpoint_id is not the producer's to set, so that a reflected model leaves it out.
+    """
+    with pytest.warns(sa.exc.SAWarning, match="xid8"):
+        reflected = sa.Table("events", sa.MetaData(), autoload_with=engine, schema="webhooks")
+
+    class Found(DeclarativeBase):
+        pass
+
+    class Reflected(Found):
+        __table__ = reflected
+        __mapper_args__ = {"primary_key": [reflected.c.event_id], "exclude_properties": ["endpoint_id"]}  # noqa: RUF012 - as SQLAlchemy wants it
+
+    with Session(engine) as session, session.begin():
+        one = Reflected(site_id="s", type="order_created", payload=PAYLOAD)
+        session.add(one)
+        session.flush()
+        assert datetime.now(UTC) - one.created_at < timedelta(minutes=1)
+        many = [Reflected(site_id="s", type="contact_updated", payload={"n": n}) for n in range(10)]
+        session.add_all(many)
+        session.flush()
+        assert {each.created_at for each in many} == {one.created_at}
+        ids = [one.event_id, *(each.event_id for each in many)]
+    assert ids == [row[0] for row in events()]
 
 
 async def test_sqlalchemy_core(engine, events):

@@ -316,6 +316,19 @@ async def test_ed25519_is_verified_with_the_public_key(deliver, judge_by_npm):
     assert "x-webhook-signature" not in got["bare"].headers, "a private key is no shared secret"
 
 
+async def test_a_private_key_of_64_bytes_signs_as_its_seed_does(con, deliver):
+    public = signing.public_key_of(PRIVATE)
+    both = bytes(range(32)) + base64.b64decode(public.removeprefix("whpk_"))
+    long = "whsk_" + base64.b64encode(both).decode()
+    request = (await deliver({"a": {"secret": long}}))["a"]
+    assert by_openssl(public, request.headers, request.body)
+    await con.execute("select webhooks.rotate_secret(1, '1 hour')")
+    request = (await deliver.again())["a"]
+    newest, previous = request.headers["webhook-signature"].split(" ")
+    assert newest.startswith("v1a,")
+    assert by_openssl(public, {**request.headers, "webhook-signature": previous}, request.body)
+
+
 async def test_from_a_shared_secret_to_a_private_key_without_a_gap(con, deliver, judge_by_npm):
     await deliver({"a": {"secret": SECRET}})
     await con.execute("select webhooks.rotate_secret(1, '1 hour', $1)", PRIVATE)

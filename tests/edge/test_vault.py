@@ -64,6 +64,22 @@ def test_what_was_encrypted_is_opened_and_nothing_shows(plain):
     assert ONE not in repr(vault) + repr(Defaults.of(Settings(), vault.reveal))
 
 
+DUMPABLE = """
+import ctypes
+from pghookd.core.settings import Settings
+from pghookd.edge.vault import Vault
+for key in ("", KEY):
+    Vault.of(Settings(secrets={"key": key}))
+    print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))  # PR_GET_DUMPABLE
+"""
+
+
+def test_a_process_that_has_keys_leaves_no_core_dump():
+    program = DUMPABLE.replace("KEY", repr(OLD))
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "0"]
+
+
 @pytest.mark.parametrize(
     ("endpoint_id", "purpose", "keys", "change"),
     [

@@ -324,7 +324,7 @@ async def test_check_tells_a_role_what_it_lacks(database, session):
         for part in (
             "insert on attempts",
             "update on sequence events_event_id_seq",
-            "execute on function emit",
+            "execute on function attach_day",
         ):
             assert part in findings_of(done)["fault", "privileges"]
     finally:

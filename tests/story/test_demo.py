@@ -27,7 +27,7 @@ from pghookd.core.settings import Smtp
 from pghookd.demo import stage, view
 from pghookd.demo.mailbox import Mailbox
 from pghookd.demo.payloads import Shop
-from pghookd.demo.receiver import Arrival, Refuted, verify
+from pghookd.demo.receiver import Arrival, Receiver, Refuted, verify
 from pghookd.demo.view import Hook, Mail, Tally
 from pghookd.edge import embedded
 from pghookd.edge.smtp import Post, Sent
@@ -274,6 +274,18 @@ def test_the_demos_receiver_believes_nothing_else(changes, body, now_s):
         verify(SECRET, signed(**changes), body, now_s)
     with pytest.raises(Refuted, match="there is no webhook-signature"):
         verify(SECRET, {"webhook-id": "evt_1", "webhook-timestamp": "1000"}, body, 1000)
+
+
+async def test_the_demos_receiver_answers_413_to_a_large_body():
+    seen = []
+    async with Receiver(lambda *_: True, seen.append) as receiver:
+        reader, writer = await asyncio.open_connection("127.0.0.1", receiver.port)
+        head = "POST /in HTTP/1.1\r\nwebhook-id: evt_1\r\ncontent-length: 5000000\r\n\r\n"
+        writer.write(head.encode() + b"x" * 5_000_000)
+        answer = await asyncio.wait_for(reader.read(), 30)
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 413 Content Too Large\r\nconnection: close\r\n")
+    assert [(each.path, each.status, each.refuted) for each in seen] == [("/in", 413, None)]
 
 
 def arrival(event_id, path="/s/a", attempt=1, status=200, refuted=None):

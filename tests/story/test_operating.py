@@ -123,12 +123,26 @@ async def test_add_takes_a_secret_of_yours_and_does_not_repeat_it(pghookd, db, s
     ]  # fmt: skip
 
 
+async def test_json_holds_nothing_that_acts_on_a_terminal(pghookd, db, site):
+    evil = "\u202etxt.exe\u2066 \x9b \U000e0041 caf\u00e9"
+    endpoint_id = await db.fetchval(
+        "insert into webhooks.endpoints (site_id, url, description) values ('s', 'https://a.example/', $1)"
+        " returning endpoint_id",
+        evil,
+    )
+    shown = await pghookd("endpoint", "show", endpoint_id, "--json")
+    assert shown.told["description"] == evil
+    assert all(c.isprintable() or c == "\n" for c in shown.out)
+    assert "caf\u00e9" in shown.out
+
+
 @pytest.mark.parametrize(
     ("words", "status", "told"),
     [
         (("nowhere", "https://a.example/"), 1, "there is no site nowhere"),
         (("s", "ftp://a.example/"), 1, "url is http or https"),
         (("s", "https://a.example/", "--secret", "whsec_AAAA"), 1, "base64 of 24 to 64 bytes"),
+        (("s", "https://a.example/", "--secret", f"whsk_{'A' * 86}=="), 2, "do not belong together"),
         (("s", "https://a.example/", "--new-secret", "--no-secret"), 2, "exclude each other"),
         (("s", "https://a.example/", "--types", ","), 2, "--types"),
         (("s", "https://a.example/", "--header", "odd"), 2, "--header"),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -169,6 +170,20 @@ async def test_receive_verifies_and_ends_with_0(receiver):
         assert (await pghookd("receive", port))[0] == 1
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+async def test_receive_answers_413_to_a_large_body_and_shows_it(tmp_path):
+    payload = tmp_path / "large.json"
+    payload.write_text(f'"{"x" * 3_000_000}"')
+    async with receiving("--json", "--secret", SECRET) as (process, port):
+        url = f"http://127.0.0.1:{port}/"
+        words = ("send", url, "--secret", SECRET, "--payload", payload, "--json")
+        status, out, _ = await pghookd(*words)
+        assert status == 1
+        assert json.loads(out)["requests"][0]["status"] == 413
+        shown = json.loads(await line(process))
+        assert (shown["status"], shown["body"]) == (413, "")
+        assert re.fullmatch(r"the body has 30\d+ bytes, more than 1000000", shown["why"])
 
 
 async def test_receive_as_json_is_a_line_for_each():

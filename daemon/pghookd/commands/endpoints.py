@@ -111,7 +111,7 @@ def endpoint_add(
     if (given is not None) + new_secret + no_secret > 1:
         raise click.UsageError("--secret, --new-secret and --no-secret exclude each other.")
     row = {name: value for name, value in columns.items() if value is not None and value is not False}
-    row |= {"site_id": site_id, "url": url, "headers": _headers(headers), "secret": secret_of(given)}
+    row |= {"site_id": site_id, "url": url, "headers": _headers(headers), "secret": _usable(secret_of(given))}
     if spec is not None:
         row["profile_spec"] = _object("--profile-spec", spec)
     if auth is not None:
@@ -363,6 +363,16 @@ def _silent(_progress: Progress) -> None:
 def _tell_progress(progress: Progress) -> None:
     if progress.looked_at < progress.total:
         warn(f"{progress.looked_at} of {progress.total} endpoints")
+
+
+def _usable(secret: str | None) -> str | None:
+    """Return a secret that can sign: whether the halves of a private key belong together only we can tell."""
+    if secret is not None:
+        try:
+            _public_key(secret)
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.", param_hint="--secret") from None
+    return secret
 
 
 def _public_key(secret: str) -> str | None:

@@ -23,6 +23,7 @@ from pghookd.commands.terminal import (
     NO,
     expected_faults,
     fail,
+    json_line_of,
     json_of,
     load,
     say,
@@ -221,8 +222,6 @@ def _belief(received: Received) -> tuple[str, str]:
 
 
 def _show_as_json(received: Received) -> None:
-    import orjson
-
     told = {
         "at": datetime.fromtimestamp(received.at_s, UTC).isoformat(timespec="milliseconds"),
         "verdict": _belief(received)[0],
@@ -234,4 +233,4 @@ def _show_as_json(received: Received) -> None:
         "headers": dict(received.headers),
         "body": received.body.decode("utf-8", "replace"),
     }
-    click.echo(orjson.dumps(told).decode())
+    click.echo(json_line_of(told))

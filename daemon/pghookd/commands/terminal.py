@@ -11,7 +11,9 @@ Never here: a command, and anything dear at import: `--version` and completion a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +31,7 @@ NO: Final = 1
 NO_DATABASE: Final = 3
 SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
 
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7e]+")
 _MISSING_SCHEMA: Final = frozenset({"3F000", "42P01", "42883", "42703"})
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -108,10 +111,26 @@ def fail(status: int, text: str, faults: list[str], *, as_json: bool) -> NoRetur
 
 
 def json_of(value: object) -> str:
-    """Return a value as JSON for people and programs alike."""
+    """Return a value as JSON for people and programs alike, indented."""
     import orjson
 
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return _without_controls(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def json_line_of(value: object) -> str:
+    """Return a value as JSON in one line."""
+    import orjson
+
+    return _without_controls(orjson.dumps(value).decode())
+
+
+def _without_controls(text: str) -> str:
+    """Escape what acts on a terminal, such as U+202E: JSON escapes only C0 of itself. All of it is in strings."""
+    return _NOT_ASCII.sub(lambda run: "".join(c if c.isprintable() else _escaped(c) for c in run[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
 
 
 def _console(*, stderr: bool = False) -> Console:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
+NO_RETRY: Final = "none"  # a schedule without a wait: one attempt
 SCHEDULE_STEPS_MAX: Final = 100
 WAIT_S_MAX: Final = 30 * 86400.0
 
@@ -32,14 +33,16 @@ _DATES: Final = tuple(  # RFC 9110, 5.6.7: one form to send, three to read
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
-    """Read `5s,5m,2h,1d` (also `250ms`, `1.5h`): the waits after failure 1, 2, ..., in seconds.
+    """Read `5s,5m,2h,1d` (also `250ms`, `1.5h`): the waits after failure 1, 2, ..., in seconds; `none`: no retry.
 
     Raises:
-        ValueError: a step is no duration with a unit, is 0 or over 30 days, or there are none or over 100.
+        ValueError: a step is no duration with a unit, is 0 or over 30 days, or there is no step or over 100.
     """
+    if text.strip() == NO_RETRY:
+        return ()
     steps = [part.strip() for part in text.split(",") if part.strip()]
     if not steps:
-        raise ValueError("a schedule names at least one wait, as in 5s,5m,2h,1d")
+        raise ValueError("a schedule names at least one wait, as in 5s,5m,2h,1d, or is none")
     if len(steps) > SCHEDULE_STEPS_MAX:
         raise ValueError(f"a schedule has at most {SCHEDULE_STEPS_MAX} waits")
     return tuple(_step_s(step) for step in steps)

@@ -166,6 +166,7 @@ Count = Annotated[int, _Number(_no_bool), Field(ge=1)]
 Waits = Annotated[
     tuple[Positive, ...], _from_text(parse_schedule), Field(min_length=1, max_length=SCHEDULE_STEPS_MAX)
 ]
+Schedule = Annotated[tuple[Positive, ...], _from_text(parse_schedule), Field(max_length=SCHEDULE_STEPS_MAX)]
 Words = Annotated[tuple[str, ...], _from_text(_split)]
 Mailbox = Annotated[str, _checked(_fit_address)]
 Url = Annotated[str, _checked(_fit_url)]
@@ -217,9 +218,9 @@ class Recorder(Section):
 class Retry(Section):
     """When a failed delivery is tried again."""
 
-    schedule: Waits = parse_schedule(
+    schedule: Schedule = parse_schedule(
         "5s,5m,30m,2h,5h,10h,14h,20h,24h"
-    )  # after failure n; attempts = waits + 1
+    )  # after failure n; attempts = waits + 1; none: a single attempt
     jitter: Share = 0.2
     throttle_floor_s: OrOff = 60  # the least wait after timeouts, 429, 502, 504
     retry_after_max_s: Positive = 86_400

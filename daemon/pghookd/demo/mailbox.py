@@ -39,7 +39,8 @@ class Mailbox:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
         for old in self._folder.glob("[0-9][0-9][0-9]-*"):
             if old.suffix in _ENDINGS:
                 old.unlink()

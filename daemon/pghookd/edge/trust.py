@@ -1,4 +1,9 @@
-"""Whom we believe to be who they say: trust anchors, and the TLS contexts made of them.
+"""Trust anchors, and the TLS contexts made of them: the same rules on every Python.
+
+From 3.13 on Python refuses certificates that break RFC 5280 in form (`VERIFY_X509_STRICT`) and takes an intermediate
+certificate for an anchor (`VERIFY_X509_PARTIAL_CHAIN`); before it does neither. A new Python must not end deliveries
+to receivers behind an old private authority, so both are set here. What is verified stays: signatures, dates, host
+names, and that each issuer is an authority (basicConstraints `CA:TRUE`, and key usage `keyCertSign` if it names any).
 
 Never here: client certificates, verification switched off.
 """
@@ -14,7 +19,7 @@ def trust(ca_file: str | None = None, alpn: Sequence[str] = ()) -> ssl.SSLContex
     """Make a TLS context: the system's trust anchors, host names checked, TLS 1.2 or later.
 
     Args:
-        ca_file: a PEM file with further trust anchors (setting `egress.ca_file`).
+        ca_file: a PEM file with further trust anchors, roots or intermediates (setting `egress.ca_file`).
         alpn: protocols to offer; empty: none are named.
 
     Raises:
@@ -22,6 +27,8 @@ def trust(ca_file: str | None = None, alpn: Sequence[str] = ()) -> ssl.SSLContex
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if alpn:
         context.set_alpn_protocols(list(alpn))
     if ca_file:

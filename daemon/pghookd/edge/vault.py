@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -19,7 +21,14 @@ from typing import Final
 from pghookd.core.sealing import PREFIX, Reveal, Unopened, is_sealed, key_id_of, parse_keys, plain_only
 from pghookd.core.settings import Settings
 
+_PR_SET_DUMPABLE: Final = 4  # linux/prctl.h
 NONCE_BYTES: Final = 12  # NIST SP 800-38D: random, and far fewer than 2^32 secrets under one key
+
+
+def _forbid_dumps() -> None:
+    """Leave no core dump, and let no other process of the same user read our memory; only Linux can (prctl(2))."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class Vault:
@@ -34,9 +43,12 @@ class Vault:
 
     @classmethod
     def of(cls, settings: Settings) -> Vault | None:
-        """Make one of `secrets.key`; None: there is no key."""
+        """Make one of `secrets.key`, and keep this process out of core dumps; None: there is no key."""
         text = settings.secrets.key.get_secret_value()
-        return cls(parse_keys(text)) if text.strip() else None
+        if not text.strip():
+            return None
+        _forbid_dumps()
+        return cls(parse_keys(text))
 
     def seal(self, plain: str, endpoint_id: int, purpose: str) -> str:
         """Encrypt a secret with the first key; never twice to the same text."""
