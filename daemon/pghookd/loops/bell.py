@@ -57,6 +57,11 @@ class Bell:
         self._beat = beat
         self._keeps = False
 
+    def apply(self, fallback_s: float) -> None:
+        """Poll at another interval while asleep; a sleeper wakes up for it."""
+        self._fallback_s = fallback_s
+        self._wake.set()
+
     async def sleep(self, read: Read) -> None:
         """Sleep until somebody rings, or until there is something to read; `read` returns the rows it found."""
         if not self._keeps:

@@ -54,18 +54,18 @@ class Duties:
 
 async def maintain(
     session: Session,
-    duties: Duties,
+    duties: Callable[[], Duties],
     *,
     logger: FilteringBoundLogger,
     beat: Callable[[], None],
     days: int = DAYS_AHEAD,
 ) -> None:
-    """Keep the partitions ahead and the rest in order until cancelled."""
+    """Keep the partitions ahead and the rest in order until cancelled; `duties` returns those in force."""
     left_s = 0.0
     while True:
         if left_s <= 0:
             left_s = LOOK_EVERY_S if await step(session, logger=logger, days=days) else LOOK_AGAIN_S
-        await tidy(session, duties, logger=logger, beat=beat)
+        await tidy(session, duties(), logger=logger, beat=beat)
         wait_s = min(left_s, TIDY_EVERY_S)
         left_s -= wait_s
         for _ in range(int(wait_s)):
