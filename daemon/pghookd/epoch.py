@@ -34,7 +34,6 @@ from pghookd.loops.bell import Bell
 from pghookd.loops.care import Around, Care, no_checkpoint
 from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.fan_out import FanOut
-from pghookd.loops.mailing import Mailing
 from pghookd.loops.maintain import Duties, maintain
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
@@ -44,6 +43,7 @@ from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
 from pghookd.loops.suspect import Place, Suspects
 from pghookd.loops.watch import Beats, watch, watch_clock
+from pghookd.mailing import Mailing
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
