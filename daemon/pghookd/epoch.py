@@ -225,6 +225,7 @@ async def _in_time(work: Awaitable[T]) -> T:
 async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
     read, work = await sessions.read(), await sessions.work()
+    await sessions.tend()
     await sessions.care()
     await sessions.bell()
     await sessions.mail()  # without a mail server too: a reload may name one, and no session is opened later
@@ -469,6 +470,8 @@ class Crew:
 
     async def begin(self, arrival: Arrival) -> None:
         """Move in, and learn what was put aside; breakers that were open are, before anything goes out."""
+        await self._sessions.warm()
+        await self.reader.begin()
         await self._move_in(arrival)
         await self._due.begin(self._sessions["record"], self._world.monotonic())
         await self.recorder.begin()
@@ -492,11 +495,12 @@ class Crew:
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Run until told to stop, then end in order: read no more, let requests end, record, store."""
         world = self._world
-        work = self._sessions["work"]
+        tend = self._sessions["tend"]
         front = [
             group.create_task(self._read()),
+            group.create_task(self.bell.run()),
             group.create_task(
-                maintain(work, lambda: self._duties, logger=world.logger, beat=world.beats.of("maintain"))
+                maintain(tend, lambda: self._duties, logger=world.logger, beat=world.beats.of("maintain"))
             ),
             group.create_task(self.care.run()),
         ]
@@ -505,7 +509,9 @@ class Crew:
             group.create_task(self.deliverer.run()),
             group.create_task(self._sessions.watch()),
             group.create_task(watch(self._sessions.all, world.settings.database.heartbeat_s)),
-            group.create_task(watch_clock(work, wall_us=world.wall_us, logger=world.logger)),
+            group.create_task(
+                watch_clock(self._sessions["work"], wall_us=world.wall_us, logger=world.logger)
+            ),
         ]
         mailing = group.create_task(self.mailing.run())
         await world.stop.wait()

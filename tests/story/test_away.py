@@ -58,7 +58,7 @@ async def test_away_for_a_while(own_server, start, receiver, until, mode):
     await db.close()
 
 
-@pytest.mark.parametrize("name", ["read", "record", "bell", "work"])
+@pytest.mark.parametrize("name", ["read", "record", "bell", "work", "tend"])
 async def test_one_session_ended(database, db, start, receiver, until, name):
     connection = await fill(database, receiver)
     daemon = await start(database)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -24,6 +24,7 @@ LOOK_EVERY_S: Final = 60.0
 LOOK_AGAIN_S: Final = 2.0  # a lock was not to be had, or a producer is still open from before
 TIDY_EVERY_S: Final = 10.0
 PAUSE_S: Final = 0.02  # after each page
+BEAT_S: Final = 1.0
 PAGE: Final = 1000  # events or attempts looked at
 DAYS_AHEAD: Final = 8  # today and a week
 _TRY: Final = "select pg_try_advisory_lock(1885825131, -3)"
@@ -64,13 +65,26 @@ async def maintain(
     left_s = 0.0
     while True:
         if left_s <= 0:
-            left_s = LOOK_EVERY_S if await step(session, logger=logger, days=days) else LOOK_AGAIN_S
+            done = await _beating(step(session, logger=logger, days=days), beat)
+            left_s = LOOK_EVERY_S if done else LOOK_AGAIN_S
         await tidy(session, duties(), logger=logger, beat=beat)
         wait_s = min(left_s, TIDY_EVERY_S)
         left_s -= wait_s
         for _ in range(int(wait_s)):
             beat()
             await asyncio.sleep(1.0)
+
+
+async def _beating(work: Coroutine[Any, Any, bool], beat: Callable[[], None]) -> bool:
+    """Await a statement that may take minutes: the watchdog must not take it for a loop that stands still."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            beat()
+            await asyncio.wait((task,), timeout=BEAT_S)
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def tidy(
@@ -113,7 +127,7 @@ async def step(
     if not await session.fetchval(_TRY):
         return False  # another instance is at it
     try:
-        return await _step(session, days, today)
+        return await _step(session, days, today, logger)
     except DatabaseError as error:
         logger.info(LogEvent.PARTITIONS_DELAYED, error=str(error))
         return False
@@ -122,7 +136,7 @@ async def step(
             await session.fetchval(_FREE)
 
 
-async def _step(session: Session, days: int, today: int | None) -> bool:
+async def _step(session: Session, days: int, today: int | None, logger: FilteringBoundLogger) -> bool:
     if today is None:
         today = await session.fetchval(_TODAY)
     for row in await session.fetch(query("find_missing_days"), today, days):
@@ -132,11 +146,17 @@ async def _step(session: Session, days: int, today: int | None) -> bool:
         return True
     if not await session.fetchval(query("enter_day"), today):
         return False
-    await _analyze(session)
+    await _analyze(session, logger)
     return True
 
 
-async def _analyze(session: Session) -> None:
-    """Autovacuum analyzes partitions but never their parents; once a day is enough for the planner."""
+async def _analyze(session: Session, logger: FilteringBoundLogger) -> None:
+    """Autovacuum analyzes partitions but never their parents; once a day is enough for the planner.
+
+    A table that takes longer than the session's statements may is left to the next day.
+    """
     for table in ("events", "attempts", "dead"):
-        await session.execute(f"analyze webhooks.{table}")
+        try:
+            await session.execute(f"analyze webhooks.{table}")
+        except DatabaseError as error:
+            logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement=f"analyze {table}")

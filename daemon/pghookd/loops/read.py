@@ -98,6 +98,13 @@ class Reader:
         self._aside: Aside[Difference] = Aside()
         self._upper = 0  # no event_id lies above this, as far as was seen
 
+    async def begin(self) -> None:
+        """Prepare the statement that is run most, for the days in which the log is read and written now."""
+        newest: int = await self._session.fetchval(query("read_newest_event_id"))
+        self._upper = upper_end(newest)
+        floors = {self._log.marks.floor(self._log.read), newest}
+        await self._session.prepare(*{read_new_events(floor, self._upper) for floor in floors})
+
     # The loop ---------------------------------------------------------------------------------------------------------
 
     async def run(self, bell: Sleeper) -> None:
