@@ -291,13 +291,16 @@ class App:
         settings = self._settings
         if settings.database.adopt == "auto":
             try:
-                await adopt.adopt(settings, skip_backlog=False, host=self._host)
+                adopted = await self._unless_stopped(
+                    adopt.adopt(settings, skip_backlog=False, host=self._host)
+                )
             except (DatabaseAway, DatabaseError) as error:
                 self._lost(str(error))
             else:
-                self._logger.warning(
-                    LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
-                )
+                if adopted is not None:
+                    self._logger.warning(
+                        LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
+                    )
             return
         status = f"holding still: {reason}; run `pghookd adopt` if this database is meant"
         if status != self._said:
