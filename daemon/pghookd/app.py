@@ -25,7 +25,7 @@ from pghookd.edge import journal
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.machine import host_id
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, connect
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Unfit, connect
 from pghookd.edge.senders import Senders
 from pghookd.edge.systemd import Notifier, watchdog_interval_s
 from pghookd.loops.care import no_checkpoint
@@ -216,7 +216,10 @@ class App:
         failures = 0
         while not self._stopping.is_set():
             started = self._monotonic()
-            status = await self._once()
+            try:
+                status = await self._once()
+            except Unfit as error:  # found where the schema is looked at, or while adopting
+                status = self._misfit(str(error))
             if status is not None:
                 self._stopping.set()
                 return status
@@ -245,11 +248,14 @@ class App:
                 self._lost(reason)
                 return None
             case epoch.Misfit(reason):
-                self._logger.error(LogEvent.SETTINGS_REJECTED, faults=reason)
-                return EXIT_SETTINGS
+                return self._misfit(reason)
             case epoch.Foreign(reason):
                 await self._foreign(reason)
                 return None
+
+    def _misfit(self, reason: str) -> int:
+        self._logger.error(LogEvent.SETTINGS_REJECTED, faults=reason)
+        return EXIT_SETTINGS
 
     def _new_world(self) -> epoch.World:
         return epoch.World(

@@ -26,9 +26,9 @@ from pghookd.core.suspects import Arrival
 from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, columns, query
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, Unfit, columns, query
 from pghookd.edge.rows import shard_of, stay_of
-from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
+from pghookd.edge.sessions import Sessions, check_echo, identify
 from pghookd.edge.vault import Vault, revealing
 from pghookd.loops.bell import Bell
 from pghookd.loops.care import Around, Care, no_checkpoint
@@ -151,14 +151,20 @@ async def run(world: World) -> Ending:
 
 def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
     """Return the value that a group of nothing but database troubles stands for."""
-    _, others = group.split((DatabaseAway, DatabaseError, ForeignDatabase))
+    _, others = group.split((DatabaseAway, DatabaseError, ForeignDatabase, Unfit))
     if others is not None:
         return None
-    foreign, _ = group.split(ForeignDatabase)
-    first: BaseException = foreign or group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return Foreign(str(first)) if foreign else Lost(str(first))
+    for kind, ending in ((Unfit, Misfit), (ForeignDatabase, Foreign), (Exception, Lost)):
+        found, _ = group.split(kind)
+        if found is not None:
+            return ending(str(_first_of(found)))
+    return None
+
+
+def _first_of(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
 
 
 # The epoch ------------------------------------------------------------------------------------------------------------

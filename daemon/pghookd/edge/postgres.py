@@ -29,8 +29,22 @@ _AWAY_CLASSES: Final = ("08", "58", "XX")
 _AWAY_CODES: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "53300"})
 
 
+# A transaction pooler does not know the settings of a session, or gives a statement to a backend that has not prepared
+# it, or that has one of that name from somebody else.
+POOLER: Final = (
+    "a transaction pooler, such as PgBouncer, stands between: name Postgres itself in database.url"
+    " (producers may keep the pooler)"
+)
+_POOLER_CODES: Final = frozenset({"26000", "42P05"})  # no such prepared statement; there is one already
+_PROTOCOL_VIOLATION: Final = "08P01"
+
+
 class DatabaseAway(Exception):  # noqa: N818 - it is a state of the world, not a mistake
     """The database cannot be reached, or the session is gone: close everything and take the recovery road."""
+
+
+class Unfit(Exception):  # noqa: N818 - a state of the world, not a mistake
+    """These settings, this server or what stands between must not be worked with; waiting does not help."""
 
 
 class DatabaseError(Exception):
@@ -57,7 +71,17 @@ def _queries() -> dict[str, str]:
     return {file.name.removesuffix(".sql"): file.read_text() for file in folder.iterdir()}
 
 
+def _is_pooler(error: Exception) -> bool:
+    """Return True if only a pooler answers like this, never Postgres itself."""
+    if not isinstance(error, asyncpg.PostgresError):
+        return False
+    refused = error.sqlstate == _PROTOCOL_VIOLATION and "startup parameter" in str(error)
+    return refused or error.sqlstate in _POOLER_CODES
+
+
 def _translate(error: Exception, *, closed: bool) -> Exception:
+    if _is_pooler(error):
+        return Unfit(POOLER)
     if isinstance(error, asyncpg.PostgresError) and not closed:
         state = error.sqlstate or "XX000"
         if state not in _AWAY_CODES and state[:2] not in _AWAY_CLASSES:
@@ -80,8 +104,8 @@ _FOREIGN = (
 class Session:
     """One connection with a name, one statement at a time.
 
-    Every method raises `DatabaseAway` when the session is gone and `DatabaseError` when Postgres refused the
-    statement.
+    Every method raises `DatabaseAway` when the session is gone, `DatabaseError` when Postgres refused the statement,
+    and `Unfit` when it was not Postgres that answered.
     """
 
     def __init__(self, connection: asyncpg.Connection[Row], name: str) -> None:
@@ -221,6 +245,7 @@ async def connect(
 
     Raises:
         DatabaseAway: it cannot be reached, or refused us.
+        Unfit: a transaction pooler answered.
     """
     try:
         connection = await asyncpg.connect(
@@ -232,21 +257,23 @@ async def connect(
             target_session_attrs=SessionAttribute.read_write if writable else SessionAttribute.any,
         )
     except (*_FOREIGN, ValueError) as error:
-        raise DatabaseAway(_reachability(error)) from error
+        raise _unreachable(error) from error
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await _set_codecs(connection)
     except _FOREIGN as error:
         connection.terminate()
-        raise DatabaseAway(_reachability(error)) from error
+        raise _unreachable(error) from error
     return Session(connection, name)
 
 
-def _reachability(error: Exception) -> str:
+def _unreachable(error: Exception) -> DatabaseAway | Unfit:
     """Say why in words that carry no password: asyncpg's own messages name hosts and roles only."""
+    if _is_pooler(error):
+        return Unfit(POOLER)
     if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT_S:g} s"
-    return str(error) or type(error).__name__
+        return DatabaseAway(f"no answer within {CONNECT_TIMEOUT_S:g} s")
+    return DatabaseAway(str(error) or type(error).__name__)
 
 
 async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:

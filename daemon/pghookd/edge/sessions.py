@@ -13,7 +13,7 @@ from typing import Final
 
 from pghookd.core.home import Server
 from pghookd.core.settings import Database
-from pghookd.edge.postgres import DatabaseAway, Session, connect, query
+from pghookd.edge.postgres import POOLER, DatabaseAway, Session, Unfit, connect, query
 from pghookd.edge.rows import server_of
 
 ECHO_WITHIN_S: Final = 2.0
@@ -91,10 +91,6 @@ HOT: Final = {
     ),
     "mail": ("read_emails", "claim_email", "settle_email"),
 }
-
-
-class Unfit(Exception):  # noqa: N818 - a state of the world, not a mistake
-    """These settings, this server or what lies between must not be worked with; waiting does not help."""
 
 
 class Sessions:
@@ -206,9 +202,7 @@ async def identify(sessions: Sequence[Session]) -> Server:
     if first is None or any(row is None or server_of(row) != server_of(first) for row in rows):
         raise DatabaseAway("the sessions are on different servers")
     if [row and row["pid"] for row in rows] != [session.pid for session in sessions]:
-        raise Unfit(
-            "the backend changes between statements: connect directly, not through a transaction pooler"
-        )
+        raise Unfit(POOLER)
     if "CockroachDB" in first["version"] or "-YB-" in first["version"]:
         raise Unfit("this is not Postgres: its advisory locks or snapshots are not what pghookd relies on")
     if first["version_num"] < SERVER_VERSION_MIN:
@@ -226,8 +220,6 @@ async def check_echo(read: Session, work: Session, echo: asyncio.Event) -> None:
         async with asyncio.timeout(ECHO_WITHIN_S):
             await echo.wait()
     if not echo.is_set():
-        raise Unfit(
-            "a notification to ourselves was not heard: connect directly, not through a transaction pooler"
-        )
+        raise Unfit(POOLER)
     if await work.fetchval("select pg_try_advisory_lock(1885825131, 1)"):
-        raise Unfit("a lock held by one session was given to another: connect directly, not through a pooler")
+        raise Unfit(POOLER)
