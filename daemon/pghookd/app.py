@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd import __version__, adopt, epoch, migrate
 from pghookd.core.settings import Settings, reloaded
-from pghookd.edge import journal
+from pghookd.edge import journal, signals
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.machine import host_id
@@ -59,6 +59,7 @@ def run(
         checkpoint: awaited at each step of a mail's road, with its name.
         make_sender: makes what requests are sent with; None: `sender_of`.
     """
+    signals.hold()
     sinks = [journal.configure(settings.log)]
 
     def configure_log(fresh: Settings) -> None:
@@ -98,6 +99,8 @@ async def _until_signalled(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
     loop.add_signal_handler(signal.SIGHUP, app.reload)
+    if signals.hung_up():  # the settings may have been loaded before it came
+        app.reload()
     return await app.serve()
 
 
