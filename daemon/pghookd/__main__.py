@@ -1,6 +1,20 @@
-"""`python -m pghookd` is the command `pghookd`."""
+"""`python -m pghookd`, and the command `pghookd`: signals first, then everything that takes long to import."""
 
-from pghookd.cli import main
+from __future__ import annotations
+
+import sys
+
+from pghookd.edge import signals
+
+
+def main() -> None:
+    """Run the command line."""
+    if sys.argv[1:2] == ["run"]:
+        signals.hold()
+    from pghookd import cli  # noqa: PLC0415 - a second of imports, during which signals come
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

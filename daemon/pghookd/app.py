@@ -21,11 +21,12 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd import __version__, adopt, epoch, migrate
 from pghookd.core.settings import Settings, reloaded
-from pghookd.edge import journal
+from pghookd.edge import journal, signals
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.machine import host_id
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, connect
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Unfit, connect
+from pghookd.edge.senders import Senders
 from pghookd.edge.systemd import Notifier, watchdog_interval_s
 from pghookd.loops.care import no_checkpoint
 from pghookd.loops.watch import Beats
@@ -58,6 +59,7 @@ def run(
         checkpoint: awaited at each step of a mail's road, with its name.
         make_sender: makes what requests are sent with; None: `sender_of`.
     """
+    signals.hold()
     sinks = [journal.configure(settings.log)]
 
     def configure_log(fresh: Settings) -> None:
@@ -97,6 +99,8 @@ async def _until_signalled(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
     loop.add_signal_handler(signal.SIGHUP, app.reload)
+    if signals.hung_up():  # the settings may have been loaded before it came
+        app.reload()
     return await app.serve()
 
 
@@ -132,9 +136,11 @@ class App:
         self._random01 = random01
         self._checkpoint = checkpoint
         self._make_sender = make_sender or sender_of
+        self._senders = Senders()
         self._beats = Beats(epoch.LOOPS)
-        self._stopping = asyncio.Event()  # the daemon ends
-        self._turn = asyncio.Event()  # the epoch ends: to stop, or to go on with new settings
+        self._stopping = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+        self._world: epoch.World | None = None  # of the epoch that lives
         self._said = ""
         self._away = False
 
@@ -142,66 +148,102 @@ class App:
         """Drain and end. A second call changes nothing: the grace is bounded already."""
         if not self._stopping.is_set():
             self._stopping.set()
-            self._turn.set()
             self._notifier.stopping()
-            self._logger.info(LogEvent.DAEMON_DRAINING)
+            in_flight, grace_s = self._senders.in_flight, self._settings.delivery.grace_s
+            self._logger.info(
+                LogEvent.DAEMON_DRAINING, in_flight=in_flight, at_most_s=grace_s if in_flight else 0
+            )
 
     def reload(self) -> None:
-        """Read the settings again; faulty ones change nothing."""
-        if self._load is None:
-            return
-        self._notifier.reloading(time.monotonic_ns() // 1000)
-        try:
-            fresh = self._load()
-        except ValueError as error:
-            self._logger.error(LogEvent.SETTINGS_REJECTED, faults=str(error))  # noqa: TRY400 - no traceback helps
-        else:
-            self._settings, waiting = reloaded(self._settings, fresh)
-            self._configure_log(self._settings)
-            self._logger.info(LogEvent.SETTINGS_RELOADED, waiting_for_restart=list(waiting) or None)
-            self._turn.set()
-        self._notifier.ready(self._said)
+        """Ask for the settings to be read again; several calls in a row are one."""
+        if self._load is not None and not self._stopping.is_set():
+            self._notifier.reloading(time.monotonic_ns() // 1000)
+            self._reload_asked.set()
 
     async def serve(self) -> int:
         """Run epoch after epoch; return the exit status."""
         self._logger.info(LogEvent.DAEMON_STARTED, version=__version__)
-        status = EXIT_DONE
-        async with asyncio.TaskGroup() as group:
-            guards = [group.create_task(self._guard()), group.create_task(self._pulse())]
-            while not self._stopping.is_set():
-                self._turn.clear()
-                status = await self._with_settings()
-            for guard in guards:
-                guard.cancel()
+        await self._senders.use(self._make_sender(self._settings))
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [group.create_task(work()) for work in (self._guard, self._pulse, self._reloads)]
+                status = await self._epochs()
+                for task in beside:
+                    task.cancel()
+        finally:
+            await self._senders.close()
         self._logger.info(LogEvent.DAEMON_STOPPED, status=status)
         self._notifier.close()
         return status
 
-    async def _with_settings(self) -> int:
-        """Live with one set of settings; the status is of use only when the daemon is to end."""
-        settings = self._settings
-        async with self._make_sender(settings) as sender:
-            failures = 0
-            while not self._turn.is_set():
-                started = self._monotonic()
-                status = await self._once(settings, sender)
-                if status is not None:
-                    self._stopping.set()
-                    return status
-                failures = 0 if self._monotonic() - started > STEADY_AFTER_S else failures + 1
-                await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if failures else BACKOFF_S[0])
+    # Settings ---------------------------------------------------------------------------------------------------------
+
+    async def _reloads(self) -> None:
+        """Read the settings again whenever that is asked for."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            await self._reload()
+            self._notifier.ready(self._said)
+
+    async def _reload(self) -> None:
+        """Put the settings in force as they are written now. Faulty ones change nothing.
+
+        The epoch lives on: it keeps its shards, and requests in flight end with the sender that they began with.
+        """
+        try:
+            settings, waiting, sender = await asyncio.to_thread(self._read_again)
+            await self._senders.use(sender, lambda: self._put(settings, sender))
+        except (ValueError, OSError) as error:
+            self._logger.error(LogEvent.SETTINGS_REJECTED, faults=str(error))  # noqa: TRY400 - no traceback helps
+            return
+        self._logger.info(LogEvent.SETTINGS_RELOADED, waiting_for_restart=list(waiting) or None)
+
+    def _read_again(self) -> tuple[Settings, tuple[str, ...], Sender]:
+        """Read files, in a thread: the settings, and the authorities that a new sender believes."""
+        if self._load is None:
+            raise ValueError("there is nothing to load settings from")
+        settings, waiting = reloaded(self._settings, self._load())
+        return settings, waiting, self._make_sender(settings)
+
+    def _put(self, settings: Settings, sender: Sender) -> None:
+        self._settings = settings
+        self._configure_log(settings)
+        if self._world is not None:
+            self._world.reloads.put(settings, sender)
+
+    # Epochs -----------------------------------------------------------------------------------------------------------
+
+    async def _epochs(self) -> int:
+        """Live epoch after epoch until told to stop, or until one of them says that there must be no further one."""
+        failures = 0
+        while not self._stopping.is_set():
+            started = self._monotonic()
+            try:
+                status = await self._once()
+            except Unfit as error:  # found where the schema is looked at, or while adopting
+                status = self._misfit(str(error))
+            if status is not None:
+                self._stopping.set()
+                return status
+            failures = 0 if self._monotonic() - started > STEADY_AFTER_S else failures + 1
+            await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if failures else BACKOFF_S[0])
         return EXIT_DONE
 
-    async def _once(self, settings: Settings, sender: Sender) -> int | None:
+    async def _once(self) -> int | None:
         """Live one epoch, if the schema is fit for it; a status ends the daemon."""
         try:
-            refusal = await self._unless_turned(self._schema(settings))
+            refusal = await self._unless_stopped(self._schema())
         except (DatabaseAway, DatabaseError) as error:
             self._lost(str(error))
             return None
-        if refusal is not None or self._turn.is_set():
+        if refusal is not None or self._stopping.is_set():
             return refusal
-        ending = await epoch.run(self._world(settings, sender))
+        self._world = self._new_world()
+        try:
+            ending = await epoch.run(self._world)
+        finally:
+            self._world = None
         match ending:
             case epoch.Stopped():
                 return None
@@ -209,20 +251,23 @@ class App:
                 self._lost(reason)
                 return None
             case epoch.Misfit(reason):
-                self._logger.error(LogEvent.SETTINGS_REJECTED, faults=reason)
-                return EXIT_SETTINGS
+                return self._misfit(reason)
             case epoch.Foreign(reason, rival):
-                await self._foreign(settings, reason, adopts=settings.database.adopt == "auto" and not rival)
+                await self._foreign(reason, rival=rival)
                 return None
 
-    def _world(self, settings: Settings, sender: Sender) -> epoch.World:
+    def _misfit(self, reason: str) -> int:
+        self._logger.error(LogEvent.SETTINGS_REJECTED, faults=reason)
+        return EXIT_SETTINGS
+
+    def _new_world(self) -> epoch.World:
         return epoch.World(
-            settings=settings,
+            settings=self._settings,
             host=self._host,
             run=self._run,
-            sender=sender,
+            sender=self._senders.current,
             logger=self._logger,
-            stop=self._turn,
+            stop=self._stopping,
             beats=self._beats,
             ready=self._ready,
             monotonic=self._monotonic,
@@ -231,12 +276,12 @@ class App:
             checkpoint=self._checkpoint,
         )
 
-    async def _schema(self, settings: Settings) -> int | None:
+    async def _schema(self) -> int | None:
         """Look at the schema: older is waited for, missing or altered ends the daemon."""
-        url = settings.database.url.get_secret_value()
+        url = self._settings.database.url.get_secret_value()
         session = await connect(url, name="look", answer_within_s=LOOK_WITHIN_S)
         try:
-            while not self._turn.is_set():
+            while not self._stopping.is_set():
                 found = await migrate.look(session, migrate.load())
                 if found.plan.faults or not found.exists:
                     faults = found.plan.faults or ("there is no schema webhooks: run `pghookd migrate`",)
@@ -250,17 +295,26 @@ class App:
             await session.close()
         return None
 
-    async def _foreign(self, settings: Settings, reason: str, *, adopts: bool) -> None:
-        """Adopt a database that is not the one we ran in, or hold still before it until somebody does."""
-        if adopts:
+    async def _foreign(self, reason: str, *, rival: bool) -> None:
+        """Hold still before a database that is not the one we ran in, until somebody adopts it.
+
+        Args:
+            reason: what speaks against it.
+            rival: the database may still run elsewhere, so that it is not adopted automatically.
+        """
+        settings = self._settings
+        if settings.database.adopt == "auto" and not rival:
             try:
-                await adopt.adopt(settings, skip_backlog=False, host=self._host)
+                adopted = await self._unless_stopped(
+                    adopt.adopt(settings, skip_backlog=False, host=self._host)
+                )
             except (DatabaseAway, DatabaseError) as error:
                 self._lost(str(error))
             else:
-                self._logger.warning(
-                    LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
-                )
+                if adopted is not None:
+                    self._logger.warning(
+                        LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
+                    )
             return
         status = f"holding still: {reason}; run `pghookd adopt` if this database is meant"
         if status != self._said:
@@ -299,24 +353,24 @@ class App:
     # Waiting ----------------------------------------------------------------------------------------------------------
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end of the epoch's settings."""
+        """Wait, but not once the daemon is to end."""
         for name in epoch.LOOPS:  # waiting is no standstill
             self._beats.of(name)()
         try:
             async with asyncio.timeout(seconds):
-                await self._turn.wait()
+                await self._stopping.wait()
         except TimeoutError:
             return
 
-    async def _unless_turned(self, work: Coroutine[None, None, T]) -> T | None:
-        """Await something that is of no use any more once the epoch is to end; None then."""
+    async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
+        """Await something that is of no use any more once the daemon is to end; None then."""
         task = asyncio.ensure_future(work)
-        turning = asyncio.ensure_future(self._turn.wait())
+        stopping = asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait((task, turning), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
             return await task if task.done() else None
         finally:
-            turning.cancel()
+            stopping.cancel()
             task.cancel()
             await asyncio.wait((task,))
 

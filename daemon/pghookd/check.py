@@ -22,7 +22,7 @@ from pghookd.core.settings import Settings
 from pghookd.core.snapshot import Snapshot
 from pghookd.edge import former, postgres
 from pghookd.edge.machine import host_id
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, query
+from pghookd.edge.postgres import POOLER, DatabaseAway, DatabaseError, Session, Unfit, query
 from pghookd.edge.rows import endpoint_of, holder_of, server_of, shard_of, stay_of
 from pghookd.edge.trust import anchors
 from pghookd.edge.vault import Vault, revealing
@@ -116,13 +116,18 @@ async def _database(settings: Settings, now_s: float) -> list[Finding]:
         session = await postgres.connect(url, name="check", settings=_BOUNDS, writable=False)
     except DatabaseAway as error:
         return [Finding(Grade.BLOCKED, "database", f"cannot be reached: {error}")]
+    except Unfit as error:
+        return [Finding(Grade.SETTINGS, "pooler", str(error))]
     try:
-        findings = [found async for found in _probe_all(session, settings, url, now_s)]
+        return [found async for found in _probe_all(session, settings, url, now_s)]
+    except Unfit as error:  # whatever else was found, was found through it
+        return [Finding(Grade.SETTINGS, "pooler", str(error))]
     except DatabaseAway as error:
         return [Finding(Grade.BLOCKED, "database", f"was lost: {error}")]
+    except DatabaseError as error:
+        return [Finding(Grade.FAULT, "database", f"cannot be looked at: {error}")]
     finally:
         await session.close()
-    return findings
 
 
 _BOUNDS: Final = {"statement_timeout": "10s", "lock_timeout": "2s", "search_path": "pg_catalog"}
@@ -254,7 +259,11 @@ async def _notifications(session: Session, _settings: Settings) -> AsyncIterator
 
 
 async def _pooler(session: Session, url: str) -> AsyncIterator[Finding]:
-    """Tell a pooler in transaction mode by its backends: one for two sessions, or two for one."""
+    """Tell a pooler in transaction mode by its backends: one for two sessions, or two for one.
+
+    Raises:
+        Unfit: there is one.
+    """
     other = await postgres.connect(url, name="check", settings=_BOUNDS, writable=False)
     try:
         before = await session.fetchval("select pg_backend_pid()")
@@ -267,12 +276,7 @@ async def _pooler(session: Session, url: str) -> AsyncIterator[Finding]:
     finally:
         await other.close()
     if lent == before or after != before:
-        yield Finding(
-            Grade.FAULT,
-            "pooler",
-            "sessions share backends: this is a pooler in transaction mode, where the daemon would hear no"
-            " bell and hold no lock. Name Postgres itself in database.url (producers may keep the pooler)",
-        )
+        raise Unfit(POOLER)
 
 
 # Our schema -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypedDict, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -27,19 +27,15 @@ from pghookd.edge import former
 from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.letter import Letters
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, columns, query
+from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, Unfit, columns, query
 from pghookd.edge.rows import shard_of, stay_of
-from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
-from pghookd.edge.smtp import Post
-from pghookd.edge.trust import trust
+from pghookd.edge.sessions import Sessions, check_echo, identify
 from pghookd.edge.vault import Vault, revealing
 from pghookd.loops.bell import Bell
 from pghookd.loops.care import Around, Care, no_checkpoint
 from pghookd.loops.deliver import Deliverer, Terms
 from pghookd.loops.fan_out import FanOut
 from pghookd.loops.faults import FaultReports
-from pghookd.loops.mail import Mailer
 from pghookd.loops.maintain import Duties, maintain
 from pghookd.loops.own import StandBy, own
 from pghookd.loops.read import Reader
@@ -49,6 +45,7 @@ from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
 from pghookd.loops.suspect import Place, Suspects
 from pghookd.loops.watch import Beats, watch, watch_clock, watch_notifications
+from pghookd.mailing import Mailing
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
@@ -88,6 +85,27 @@ class Misfit:
 
 
 Ending: TypeAlias = Lost | Stopped | Foreign | Misfit
+Apply: TypeAlias = Callable[[Settings, Sender], None]
+
+
+class Reloads:
+    """Hands reloaded settings, and the sender made of them, to an epoch: at once, or as soon as its loops exist."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[Settings, Sender] | None = None
+        self._apply: Apply | None = None
+
+    def put(self, settings: Settings, sender: Sender) -> None:
+        """Put settings in force: once this has returned the epoch begins no request with an earlier sender."""
+        self._latest = settings, sender
+        if self._apply is not None:
+            self._apply(settings, sender)
+
+    def follow(self, apply: Apply) -> None:
+        """Call `apply` for each reload from now on, and for the latest that came while the epoch was set up."""
+        self._apply = apply
+        if self._latest is not None:
+            apply(*self._latest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +113,11 @@ class World:
     """What an epoch is given: settings, edges, clocks.
 
     Attributes:
+        settings: in force when the epoch begins.
         host: this machine.
         run: this process; the same in all of its epochs, and in no other's.
+        sender: made of the settings.
+        reloads: brings other settings, and their sender, while the epoch lives.
     """
 
     settings: Settings
@@ -111,6 +132,7 @@ class World:
     wall_us: Callable[[], int]
     random01: Callable[[], float]
     checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint
+    reloads: Reloads = dataclasses.field(default_factory=Reloads)
 
 
 async def run(world: World) -> Ending:
@@ -137,14 +159,20 @@ async def run(world: World) -> Ending:
 
 def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
     """Return the value that a group of nothing but database troubles stands for."""
-    _, others = group.split((DatabaseAway, DatabaseError, ForeignDatabase))
+    _, others = group.split((DatabaseAway, DatabaseError, ForeignDatabase, Unfit))
     if others is not None:
         return None
-    foreign, _ = group.split(ForeignDatabase)
-    first: BaseException = foreign or group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return Foreign(str(first)) if foreign else Lost(str(first))
+    for kind, ending in ((Unfit, Misfit), (ForeignDatabase, Foreign), (Exception, Lost)):
+        found, _ = group.split(kind)
+        if found is not None:
+            return ending(str(_first_of(found)))
+    return None
+
+
+def _first_of(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
 
 
 # The epoch ------------------------------------------------------------------------------------------------------------
@@ -226,10 +254,10 @@ async def _in_time(work: Awaitable[T]) -> T:
 async def _assemble(world: World, sessions: Sessions, record: Session, here: Here) -> Crew:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
     read, work = await sessions.read(), await sessions.work()
+    await sessions.tend()
     await sessions.care()
     await sessions.bell()
-    if world.settings.smtp.host:
-        await sessions.mail()
+    await sessions.mail()  # without a mail server too: a reload may name one, and no session is opened later
     hears = Hears()
     await read.listen("pghookd", hears)
     server = await identify(sessions.all())
@@ -335,15 +363,11 @@ class Crew:
         self._world = world
         self._sessions = sessions
         self._stored = stored
-        delivery = world.settings.delivery
+        self._grace_s = world.settings.delivery.grace_s
+        self._duties = Duties.of(world.settings)
         self._log = log
         self._room = asyncio.Event()
-        self._lanes = Lanes(
-            concurrency=delivery.concurrency,
-            endpoint_concurrency=delivery.endpoint_concurrency,
-            queue_bytes_max=delivery.queue_bytes_max,
-            policy=_breaker(world.settings),
-        )
+        self._lanes = Lanes(**_bounds(world.settings))
         self._filters = Filters(logger=world.logger, monotonic=world.monotonic)
         self._order = Order(self._lanes)
         due = self._due = DueRows(
@@ -352,7 +376,7 @@ class Crew:
             log,
             self._filters,
             shards=len(stored),
-            terms=Aside(world.settings.breaker.probe_s, world.settings.retention.held_days),
+            terms=_aside(world.settings),
             logger=world.logger,
             random01=world.random01,
         )
@@ -363,7 +387,7 @@ class Crew:
         self.recorder = self._make_recorder(server, self._suspects)
         self._suspects.hurry = self.recorder.hurry
         self._queued = asyncio.Event()
-        self.mailer = self._make_mailer()
+        self.mailing = self._make_mailing()
         self.care = self._make_care()
         self.deliverer = self._make_deliverer()
         fan_out = self._make_fan_out()
@@ -378,6 +402,24 @@ class Crew:
         )
         self.bell = self._make_bell(hears.wake)
         hears.due, hears.replay, hears.endpoints = due.ring, replays.ring, fan_out.endpoints_changed
+        world.reloads.follow(self.apply)
+
+    def apply(self, settings: Settings, sender: Sender) -> None:
+        """Put other settings in force. Nothing is waited for: what is in flight ends as it began.
+
+        Shards, sessions and memory stay as they are. `core.settings.FIXED` names what this does not change.
+        """
+        self._grace_s = settings.delivery.grace_s
+        self._duties = Duties.of(settings)
+        self._lanes.apply(**_bounds(settings))
+        self._due.apply(_aside(settings))
+        self.recorder.apply(
+            batch_max=settings.recorder.batch_max, batch_wait_s=settings.recorder.batch_wait_ms / 1000
+        )
+        self.deliverer.apply(sender, _terms(settings))
+        self.bell.apply(settings.poll.fallback_s)
+        self.care.apply(settings)
+        self.mailing.apply(settings)
 
     def _make_recorder(self, server: Server, due: Due) -> Recorder:
         settings = self._world.settings
@@ -409,7 +451,7 @@ class Crew:
                 traffic=self._lanes.traffic,
                 unwatch=self.recorder.unwatch,
                 behind_s=lambda: self.recorder.behind_s(world.monotonic()),
-                sending=lambda: self.mailer.sending if self.mailer else None,
+                sending=lambda: self.mailing.sending,
                 queued=self._queued.set,
                 checkpoint=world.checkpoint,
                 report=reports.step,
@@ -464,28 +506,22 @@ class Crew:
             beat=self._world.beats.of("read"),
         )
 
-    def _make_mailer(self) -> Mailer | None:
-        """Make the mailer, where there is a mail server."""
+    def _make_mailing(self) -> Mailing:
         world = self._world
-        settings = world.settings
-        if not settings.smtp.host:
-            return None
-        post = Post(settings.smtp, context=trust(settings.egress.ca_file or None), monotonic=world.monotonic)
-        return Mailer(
+        return Mailing(
             self._sessions["mail"],
-            post,
-            Letters(settings.mail, user_agent=settings.delivery.user_agent),
-            settings=settings.mail,
+            world.settings,
             logger=world.logger,
             monotonic=world.monotonic,
             wall_us=world.wall_us,
             wake=self._queued,
-            beat=lambda: None,
             checkpoint=world.checkpoint,
         )
 
     async def begin(self, arrival: Arrival) -> None:
         """Move in, and learn what was put aside; breakers that were open are, before anything goes out."""
+        await self._sessions.warm()
+        await self.reader.begin()
         await self._move_in(arrival)
         await self._due.begin(self._sessions["record"], self._world.monotonic())
         await self.recorder.begin()
@@ -511,13 +547,14 @@ class Crew:
     async def run(self, group: asyncio.TaskGroup) -> None:
         """Run until told to stop, then end in order: read no more, let requests end, record, store."""
         world = self._world
-        work = self._sessions["work"]
+        tend, work = self._sessions["tend"], self._sessions["work"]
         front = [
             group.create_task(self._read()),
+            group.create_task(self.bell.run()),
             group.create_task(
                 maintain(
-                    work,
-                    Duties.of(world.settings),
+                    tend,
+                    lambda: self._duties,
                     logger=world.logger,
                     beat=world.beats.of("maintain"),
                     wall_us=world.wall_us,
@@ -534,20 +571,19 @@ class Crew:
             group.create_task(watch_clock(work, wall_us=world.wall_us, logger=world.logger)),
             group.create_task(watch_notifications(work, logger=world.logger)),
         ]
-        mailing = [] if self.mailer is None else [group.create_task(self.mailer.run())]
+        mailing = group.create_task(self.mailing.run())
         await world.stop.wait()
-        if self.mailer is not None:
-            self.mailer.stop()
+        self.mailing.stop()
         async with _ended(front):
-            grace_s, began = world.settings.delivery.grace_s, world.monotonic()
+            grace_s, began = self._grace_s, world.monotonic()
             in_time = await self.deliverer.drain(grace_s)
-            if mailing:  # the mail on its way, lest it is sent again
-                await asyncio.wait(mailing, timeout=max(0.0, began + grace_s - world.monotonic()))
+            # A mail that is being sent would be sent again: let it end, too.
+            await asyncio.wait([mailing], timeout=max(0.0, began + grace_s - world.monotonic()))
         self.recorder.stop()
         await recording
         await self.recorder.finish()
         await self._suspects.leave(self._sessions["record"])
-        async with _ended([*behind, *mailing]):
+        async with _ended([*behind, mailing]):
             world.logger.info(LogEvent.SHARD_LOST, reason="released", in_time=in_time)
 
     def _kick(self) -> None:
@@ -582,9 +618,27 @@ def _walks(stored: Sequence[StoredShard]) -> dict[tuple[Position, int, int], lis
     return walks
 
 
-def _breaker(settings: Settings) -> breaker.Policy:
-    given = settings.breaker
-    return breaker.Policy(given.attempts, given.share, given.probe_s, given.probe_max_s)
+class _Bounds(TypedDict):
+    """What the settings say about lanes."""
+
+    concurrency: int
+    endpoint_concurrency: int
+    queue_bytes_max: int
+    policy: breaker.Policy
+
+
+def _bounds(settings: Settings) -> _Bounds:
+    delivery, given = settings.delivery, settings.breaker
+    return {
+        "concurrency": delivery.concurrency,
+        "endpoint_concurrency": delivery.endpoint_concurrency,
+        "queue_bytes_max": delivery.queue_bytes_max,
+        "policy": breaker.Policy(given.attempts, given.share, given.probe_s, given.probe_max_s),
+    }
+
+
+def _aside(settings: Settings) -> Aside:
+    return Aside(settings.breaker.probe_s, settings.retention.held_days)
 
 
 def _terms(settings: Settings) -> Terms:

@@ -1,5 +1,5 @@
 -- Queues what the old positions leave open: not visible in the snapshot of its shard, or beyond the greatest id known
--- there, and neither delivered nor in backlog nor dead. Under the lock on events. Returns how many.
+-- there, and neither delivered nor in backlog nor dead. In one snapshot with adopt_positions. Returns how many.
 with shards as (
   select shard, coalesce(upto, snapshot) as snapshot, snapshot as since, upto is not null as inside, last_event_id,
     least(floor, front) as floor, coalesce(max_event_id, 0) as max_event_id, count(*) over () as n

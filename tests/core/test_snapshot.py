@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pghookd.core.aside import Aside, Part
 from pghookd.core.model import Delivery, Event
-from pghookd.core.snapshot import BEGINNING, Log, Mark, Marks, Position, ShardLog, Snapshot, settle
+from pghookd.core.snapshot import BEGINNING, MARKS_MAX, Log, Mark, Marks, Position, ShardLog, Snapshot, settle
 
 A, B, C = Position(Snapshot(10, 10, ())), Position(Snapshot(20, 20, ())), Position(Snapshot(30, 30, ()))
 
@@ -72,6 +73,21 @@ def test_forgetting_marks_changes_no_answer_that_may_still_be_asked_for():
         snapshot = Snapshot(xmin, xmin + 7, ())
         assert marks.floor(snapshot) == all_of_them.floor(snapshot)
         assert marks.front(snapshot) == all_of_them.front(snapshot)
+
+
+def test_a_week_of_an_open_transaction_leaves_a_bounded_number_of_marks():
+    """One mark a second: the floor stays where the transaction holds it, and is near once that has ended."""
+    marks, week = Marks(), 7 * 86_400
+    for n in range(1, week + 1):
+        marks.note(Mark(n * 100, n * 10))
+        marks.forget(Snapshot(15, n * 10 + 1, (15,)))
+    assert len(marks._marks) <= MARKS_MAX
+    held = Snapshot(15, week * 10 + 1, (15,))
+    assert (marks.floor(held), marks.front(held)) == (100, week * 100)
+    for ago_s in (1, 60, 3600, 86_400):  # another transaction is the oldest now, as old as that
+        xmin = (week - ago_s) * 10 + 5
+        floor = marks.floor(Snapshot(xmin, week * 10 + 1, (xmin,)))
+        assert 0 <= (week - ago_s) * 100 - floor <= 100 * max(ago_s, 60)
 
 
 # A database that fits into a test ---------------------------------------------------------------------------
@@ -136,9 +152,9 @@ STEPS = (
 class Walk:
     """A reader and a recorder beside producers, one step at a time."""
 
-    def __init__(self):
+    def __init__(self, marks):
         self.db = Postgres()
-        self.marks = Marks()
+        self.marks = marks
         self.read_at = self.kept = BEGINNING
         self.seen = []
         self.newest = None
@@ -174,9 +190,9 @@ class Walk:
         self.read_at = self.db.snapshot()
 
 
-def walked(seed):
+def walked(seed, most=MARKS_MAX):
     """Return a walk of hundreds of random steps, at the end of which everything has committed."""
-    rnd, walk = random.Random(seed), Walk()
+    rnd, walk = random.Random(seed), Walk(Marks(most=most))
     for _ in range(400):
         walk.step(rnd.choice(STEPS), rnd.randrange(6))
     for xid in list(walk.db.running):
@@ -184,16 +200,18 @@ def walked(seed):
     return walk
 
 
-def test_every_committed_row_is_read_exactly_once_whatever_the_order():
+@pytest.mark.parametrize("most", [MARKS_MAX, 4, 2])
+def test_every_committed_row_is_read_exactly_once_whatever_the_order(most):
     for seed in range(25):
-        walk = walked(seed)
+        walk = walked(seed, most)
         walk.read()
         assert sorted(walk.seen) == sorted(walk.db.rows)
 
 
-def test_floor_and_front_of_an_older_position_hide_nothing_that_it_has_not_seen():
+@pytest.mark.parametrize("most", [MARKS_MAX, 4, 2])
+def test_floor_and_front_of_an_older_position_hide_nothing_that_it_has_not_seen(most):
     for seed in range(25):
-        walk = walked(seed)
+        walk = walked(seed, most)
         for since in (walk.kept, walk.read_at):
             unseen = [(x, i) for x, i in walk.db.rows if x >= since.xmax or x in since.xips]
             assert walk.db.new(since, walk.marks.floor(since), walk.marks.front(since)) == unseen

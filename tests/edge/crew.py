@@ -177,10 +177,30 @@ class Daemon:
     def __init__(self, settings, diary, clock, environ, host, wall_us):
         self.diary = diary
         self.clock = clock
+        self._written = settings  # what the settings' files would say
         self.app = app.App(
-            settings, logger=diary.logger, environ=environ, monotonic=clock, host=host, wall_us=wall_us
+            settings,
+            logger=diary.logger,
+            reload=self._read,
+            environ=environ,
+            monotonic=clock,
+            host=host,
+            wall_us=wall_us,
         )
         self._task = asyncio.create_task(self.app.serve())
+
+    def _read(self):
+        if isinstance(self._written, Exception):
+            raise self._written
+        return self._written
+
+    async def reload(self, written):
+        """Reload as SIGHUP does; `written`: settings, or the error that loading them raises."""
+        event = "settings.rejected" if isinstance(written, Exception) else "settings.reloaded"
+        count = len(self.diary.of(event))
+        self._written = written
+        self.app.reload()
+        return (await self.diary.wait_for(event, count + 1))[-1]
 
     async def stop(self, seconds=15.0):
         """End it in order; return the exit status."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from urllib.parse import urlsplit
 
 import crew
@@ -56,6 +57,7 @@ async def ending_of(url):
         return await epoch.run(crew.world_of(crew.settings_of(url), sender))
 
 
+PRODUCERS_WAIT_S = 0.2  # no longer for anything that the daemon does
 ANOTHER_SERVER = "update webhooks.shards set system_identifier = 1"
 FOREIGN = {
     "another server": ANOTHER_SERVER,
@@ -314,23 +316,92 @@ async def test_the_sequence_is_moved_beyond_the_greatest_id(database, session, u
     assert await producers.emit(session) == [last + 102]  # never back
 
 
-async def test_an_open_producer_is_waited_for(database, session, connect, until):
+async def slowest_insert(session, count=20):
+    """Insert events one by one; return how long the slowest took, in seconds."""
+    slowest = 0.0
+    for _ in range(count):
+        began = time.monotonic()
+        await producers.emit(session)
+        slowest = max(slowest, time.monotonic() - began)
+        await asyncio.sleep(0.01)
+    return slowest
+
+
+async def test_an_open_producer_is_waited_for_and_makes_no_other_wait(database, session, connect, until):
     await run_for_a_while(database, session, until)
     await session.execute(ANOTHER_SERVER)
     open_one = await connect(database)
     await open_one.execute("begin")
-    await producers.emit(open_one, 2)
+    first_ids = await producers.emit(open_one, 2)
     adopting = asyncio.create_task(adopted(database))
-
-    async def waits():
-        return await session.fetchval(
-            "select exists (select from pg_locks where relation = 'webhooks.events'::regclass"
-            " and mode = 'ShareLock' and not granted)"
-        )
-
-    await until(waits)
+    looking = (
+        "select count(*) > 0 from pg_stat_activity"
+        " where application_name = 'pghookd/adopt' and query like 'set transaction%'"
+    )
+    await until(lambda: session.fetchval(looking))  # it has looked whether the producer has ended
+    assert await slowest_insert(session) < PRODUCERS_WAIT_S
+    assert not adopting.done()
     await open_one.execute("commit")
-    assert (await adopting)["queued"] == 2
+    assert (await adopting)["queued"] == 22
+    assert await session.fetchval("select min(floor) from webhooks.shards") >= max(first_ids)
+
+
+async def test_what_is_inserted_while_it_adopts_goes_out_once(database, session, connect, receiver, until):
+    """Producers commit all the while: each event is either queued by adopt or read by the daemon after it."""
+    await run_for_a_while(database, session, until)
+    await session.execute(ANOTHER_SERVER)
+    crowd = [await connect(database) for _ in range(4)]
+    done = asyncio.Event()
+
+    async def produce(connection):
+        ids = []
+        while not done.is_set():
+            async with connection.transaction():
+                ids += await producers.emit(connection, 3)
+                await asyncio.sleep(0.005)
+        return ids
+
+    producing = [asyncio.create_task(produce(each)) for each in crowd]
+    await until(lambda: undelivered(session))
+    await adopted(database)
+    done.set()
+    sent = [event_id for ids in await asyncio.gather(*producing) for event_id in ids]
+    async with living(database):
+        await until(lambda: nothing_undelivered(session))
+    assert sorted(request.event_id for request in receiver.requests[5:]) == sorted(sent)
+
+
+async def test_on_the_same_server_only_the_machine_is_noted(database, session, connect, until):
+    """Nothing is to be anchored anew, so that an open producer is not waited for."""
+    await run_for_a_while(database, session, until)
+    stored = await session.fetch("select shard, snapshot, floor, stored_at from webhooks.shards order by 1")
+    open_one = await connect(database)
+    await open_one.execute("begin")
+    await producers.emit(open_one, 2)
+    async with asyncio.timeout(5):
+        assert (await adopt.adopt(crew.settings_of(database), skip_backlog=False, host="another"))[
+            "queued"
+        ] == 0
+    assert (
+        await session.fetch("select shard, snapshot, floor, stored_at from webhooks.shards order by 1")
+        == stored
+    )
+    assert [row[0] for row in await session.fetch("select host from webhooks.home")] == ["another"]
+    await open_one.execute("rollback")
+    assert (await adopted(database, skip_backlog=True))["queued"] == 0  # what is open is skipped on request
+    assert await session.fetchval("select min(stored_at) from webhooks.shards") > stored[0]["stored_at"]
+
+
+async def test_a_transaction_that_stays_open_is_reported(database, session, connect, until, monkeypatch):
+    await run_for_a_while(database, session, until)
+    await session.execute(ANOTHER_SERVER)
+    monkeypatch.setattr(adopt, "WAIT_S", 0.3)
+    open_one = await connect(database)
+    await open_one.execute("begin")
+    await producers.emit(open_one, 1)
+    with pytest.raises(DatabaseError, match="is still open after"):
+        await adopted(database)
+    assert isinstance(await ending_of(database), epoch.Foreign)  # nothing has changed
 
 
 async def test_a_daemon_that_reads_is_not_adopted_from_under_it(database, session, receiver, until):

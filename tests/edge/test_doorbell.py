@@ -146,14 +146,15 @@ async def sleeping(url, *, fallback_s=0, beat=lambda: None):
             beat=beat,
         )
         sleeper = Sleeper(it, bell, diary)
-        running = asyncio.create_task(sleeper.run())
+        running = [asyncio.create_task(sleeper.run()), asyncio.create_task(bell.run())]
         try:
             yield sleeper
-            assert not running.done(), running
+            assert not any(task.done() for task in running), running
         finally:
-            running.cancel()
+            for task in running:
+                task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await running
+                await asyncio.gather(*running)
             bell.session.terminate()
             sessions.terminate()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 import time
@@ -411,3 +412,23 @@ async def test_a_loop_that_stood_still_is_told(database, session):
         time.sleep(1.6)  # noqa: ASYNC251 - this is what is to be noticed
         [line] = await daemon.diary.wait_for("loop.stalled")
     assert 1.0 <= line["for_s"] < 10
+
+
+async def test_a_new_machine_that_adopts_by_itself_makes_no_producer_wait(database, session, connect, until):
+    """A pod with another name, a local address of the database, and a producer whose transaction stays open."""
+    await deliver(database, session, until, "pod-1")
+    open_one = await connect(database)
+    await open_one.execute("begin")
+    await producers.emit(open_one)
+    async with serving(database, host="pod-2", database={"adopt": "auto"}) as daemon:
+        slowest = 0.0
+        while not daemon.diary.of("daemon.ready"):
+            began = time.monotonic()
+            await producers.emit(session)
+            slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.01)
+            assert time.monotonic() - began < 10
+        assert slowest < 0.2
+        assert [line["status"] for line in daemon.diary.of("daemon.ready")] == ["reading the log, 4 shards"]
+        await open_one.execute("commit")
+        await until(lambda: nothing_left(session))

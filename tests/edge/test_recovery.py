@@ -284,7 +284,7 @@ async def test_after_a_crash_checkpointed_deliveries_come_back_through_the_backl
 
 
 @pytest.mark.parametrize("asleep", [False, True], ids=["in flight", "asleep"])
-@pytest.mark.parametrize("name", ["read", "record", "bell", "work", "care"])
+@pytest.mark.parametrize("name", ["read", "record", "bell", "work", "tend", "care", "mail"])
 async def test_one_lost_session_ends_the_epoch_and_the_next_one_loses_nothing(
     database, session, receiver, until, name, asleep
 ):

@@ -265,6 +265,9 @@ MATRIX = (
         "a start",
         (
             "test_fault_pooler::test_the_daemon_refuses_a_transaction_pooler",
+            "test_fault_pooler::test_the_daemon_refuses_a_pooler_as_it_is_installed",
+            "test_fault_pooler::test_check_names_a_transaction_pooler",
+            "test_fault_pooler::test_check_names_a_pooler_as_it_is_installed",
             "test_fault_pooler::test_producers_go_through_a_transaction_pooler",
         ),
     ),

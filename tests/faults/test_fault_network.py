@@ -22,7 +22,14 @@ SETTINGS = {
 UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # what may come again after the loss of a session
 NOTICED_S = 15.0  # a heartbeat, then an answer within 5 s (10 s where a statement runs), and a loaded machine
 # Who is in the middle of a statement is not asked: there the time that the statement itself may take is what counts.
-SILENT_S = {"read": 62.0 + 8, "record": NOTICED_S, "work": NOTICED_S, "care": 35.0 + 8, "bell": NOTICED_S}
+SILENT_S = {
+    "read": 62.0 + 8,
+    "record": NOTICED_S,
+    "work": NOTICED_S,
+    "tend": NOTICED_S,
+    "care": 35.0 + 8,
+    "bell": NOTICED_S,
+}
 
 
 WHEN = [(name, asleep) for name in SILENT_S for asleep in (False, True) if asleep or name != "bell"]

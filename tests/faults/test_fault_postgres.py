@@ -28,7 +28,7 @@ SETTINGS = {
     "recorder_batch_max": BATCH_MAX,
 }
 UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # what may come again after the loss of a session
-NAMES = ("read", "record", "work", "care", "bell")
+NAMES = ("read", "record", "work", "tend", "care", "bell", "mail")
 DISK_MB = 96
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -58,7 +59,7 @@ async def test_away_for_a_while(own_server, start, receiver, until, mode):
     await db.close()
 
 
-@pytest.mark.parametrize("name", ["read", "record", "bell", "work"])
+@pytest.mark.parametrize("name", ["read", "record", "bell", "work", "tend"])
 async def test_one_session_ended(database, db, start, receiver, until, name):
     connection = await fill(database, receiver)
     daemon = await start(database)
@@ -150,3 +151,28 @@ async def test_a_reload_takes_new_settings_and_keeps_the_old_where_they_are_faul
     daemon.stop()
     assert await daemon.ended() == 0
     await db.close()
+
+
+def _handles(pid, number):
+    """Return True if a process catches or ignores a signal."""
+    lines = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(lines["SigCgt"], 16) | int(lines["SigIgn"], 16)) >> (number - 1) & 1)
+
+
+async def test_signals_in_the_first_moments_do_no_harm(database, start, until):
+    """Until it is ready a reload, and signals that mean nothing to it, come again and again."""
+    daemon = await start(database, ready="")
+    await until(lambda: _handles(daemon.pid, signal.SIGHUP), 20)
+    assert "uvloop" not in Path(f"/proc/{daemon.pid}/maps").read_text(), (
+        "it was not ready for signals at once"
+    )
+    while not daemon.said("daemon.ready"):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            daemon.signal(number)
+        await asyncio.sleep(0.02)
+        assert daemon.running, daemon.told()
+    await daemon.wait_for("settings.reloaded")
+    daemon.signal(signal.SIGUSR1)
+    daemon.stop()
+    assert await daemon.ended() == 0
+    assert not daemon.noise

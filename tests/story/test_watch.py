@@ -209,7 +209,9 @@ async def test_every_session_is_asked_even_while_all_sleeps(database, db, start,
         " where datname = current_database() and application_name like 'pghookd/%'"
     )
     before = dict(await db.fetch(sql))
-    assert before.keys() == {f"pghookd/{name}" for name in ("read", "record", "work", "care", "bell")}
+    assert before.keys() == {
+        f"pghookd/{name}" for name in ("read", "record", "work", "tend", "care", "bell", "mail")
+    }
 
     async def all_moved():
         return all(at > before[name] for name, at in await db.fetch(sql))

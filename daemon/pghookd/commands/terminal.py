@@ -83,13 +83,15 @@ def load(config: Path | None) -> Settings:
 def expected_faults(*, as_json: bool = False) -> Iterator[None]:
     """Turn faults that an operator can meet into a message and a status; others are bugs and show as such."""
     from pghookd.edge.credentials import SettingsError
-    from pghookd.edge.postgres import DatabaseAway, DatabaseError
+    from pghookd.edge.postgres import DatabaseAway, DatabaseError, Unfit
     from pghookd.migrate import SchemaFault
 
     try:
         yield
     except SettingsError as error:
         fail(SETTINGS, str(error), list(error.faults), as_json=as_json)
+    except Unfit as error:
+        fail(SETTINGS, str(error), [str(error)], as_json=as_json)
     except SchemaFault as error:
         fail(NO_DATABASE, str(error), list(error.faults), as_json=as_json)
     except DatabaseAway as error:

@@ -284,6 +284,22 @@ class Lanes:
         """Requests in flight, in all lanes."""
         return self._slots.flying
 
+    def apply(
+        self, *, concurrency: int, endpoint_concurrency: int, queue_bytes_max: int, policy: breaker.Policy
+    ) -> None:
+        """Take other bounds; what is queued or in flight beyond them ends as it began."""
+        self._slots.resize(concurrency)
+        self._payloads.size = queue_bytes_max
+        self._endpoint_concurrency = endpoint_concurrency
+        self._queue_bytes_max = queue_bytes_max
+        self._policy = policy
+        for lane in self._lanes.values():
+            lane.limit = self._limit(lane.endpoint)
+            lane.resize(lane.width)
+            lane.breaker.policy = policy
+        for reopened in self._reopened.values():
+            reopened.policy = policy
+
     # Lanes ------------------------------------------------------------------------------------------------------------
 
     def lane(self, endpoint: Endpoint) -> Lane:

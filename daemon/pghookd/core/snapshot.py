@@ -6,12 +6,17 @@ was not visible in the snapshot of that read. Nothing here asks the database or 
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections import deque
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from pghookd.core.keys import Keys
 from pghookd.core.model import Delivery
+
+MARKS_MAX: Final = 1024  # one a second gathers while a transaction of the cluster stays open
+MARKS_SPREAD: Final = 64  # two of them stand as far apart as this part of their age, counted in xids
 
 
 class Snapshot(NamedTuple):
@@ -53,22 +58,46 @@ class Mark(NamedTuple):
     xid: int
 
 
+_XID: Final = attrgetter("xid")
+
+
 class Marks:
     """The marks of this epoch, from which every floor is computed.
 
     A transaction whose xid is above a mark's was assigned it after the mark's id was read, and drew its event ids
     later still (`events.xid` is the first column): so its ids are above the mark's. Hence no unread event of
     transactions from `xid` on lies at or below `below(xid)`.
+
+    Without any one mark a floor is only lower: reads look at more of the log and find the same. So the number of marks
+    is bounded, and the older they are the farther apart they stand.
     """
 
-    def __init__(self, floor: int = 0, front: int = 0) -> None:
+    def __init__(self, floor: int = 0, front: int = 0, *, most: int = MARKS_MAX) -> None:
         self._floor = floor
         self._front = front
-        self._marks: deque[Mark] = deque()
+        self._most = most
+        self._marks: list[Mark] = []  # ascending, by xid and by event_id
 
     def note(self, mark: Mark) -> None:
         """Add a mark; they come in the order in which they were made."""
         self._marks.append(mark)
+        if len(self._marks) > self._most:
+            self._thin()
+
+    def _thin(self) -> None:
+        """Drop marks that are close to a newer one for their age.
+
+        The first stays: the oldest transaction that is open holds every floor there.
+        """
+        first, *between, newest = self._marks
+        kept = [newest]
+        for mark in reversed(between):
+            if (kept[-1].xid - mark.xid) * MARKS_SPREAD >= newest.xid - mark.xid:
+                kept.append(mark)
+        kept.append(first)
+        if len(kept) > self._most:
+            del kept[1:-1:2]
+        self._marks = kept[::-1]
 
     @property
     def newest(self) -> Mark | None:
@@ -84,14 +113,17 @@ class Marks:
         return max(self._front, self._below(snapshot.xmax))
 
     def _below(self, xid: int) -> int:
-        return next((mark.event_id for mark in reversed(self._marks) if mark.xid < xid), 0)
+        at = bisect.bisect_left(self._marks, xid, key=_XID)
+        return self._marks[at - 1].event_id if at else 0
 
     def forget(self, oldest: Snapshot) -> None:
         """Drop the marks that no snapshot from `oldest` on needs, keeping what they proved."""
-        while len(self._marks) > 1 and self._marks[1].xid < oldest.xmin:
-            mark = self._marks.popleft()
-            self._floor = max(self._floor, mark.event_id)
-            self._front = max(self._front, mark.event_id)
+        keep = max(0, bisect.bisect_left(self._marks, oldest.xmin, key=_XID) - 1)
+        if keep:
+            proved = max(mark.event_id for mark in self._marks[:keep])
+            self._floor = max(self._floor, proved)
+            self._front = max(self._front, proved)
+            del self._marks[:keep]
 
 
 @dataclasses.dataclass(slots=True, eq=False)

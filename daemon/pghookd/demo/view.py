@@ -72,7 +72,7 @@ class Tally:
     def __init__(self, hooks: Iterable[Hook]) -> None:
         self.hooks = {hook.path: hook for hook in hooks}
         self.counts = {path: Counts() for path in self.hooks}
-        self.pending: dict[tuple[int, str], int] = {}  # (event_id, path) -> created_at, microseconds
+        self.pending: dict[tuple[int, str], int] = {}  # (event_id, path) -> committed at, microseconds
         self.last: collections.deque[Arrival] = collections.deque(maxlen=LAST_SHOWN)
         self.mails: collections.deque[Mail] = collections.deque(maxlen=MAILS_SHOWN)
         self.expected = 0
@@ -81,14 +81,14 @@ class Tally:
         self.events = 0
         self._early: dict[tuple[int, str], Arrival] = {}  # arrived before the INSERT's answer came back
 
-    def insert(self, event_id: int, site_id: str, event_type: str, created_at_us: int) -> None:
-        """Note an event that was committed."""
+    def insert(self, event_id: int, site_id: str, event_type: str, committed_at_us: int) -> None:
+        """Note an event whose INSERT has returned."""
         self.events += 1
         for hook in self.hooks.values():
             if hook.site_id == site_id and hook.takes(event_type):
                 self.expected += 1
                 self.counts[hook.path].inserted += 1
-                self.pending[event_id, hook.path] = created_at_us
+                self.pending[event_id, hook.path] = committed_at_us
                 early = self._early.pop((event_id, hook.path), None)
                 if early is not None:
                     self._deliver(early)
@@ -110,15 +110,15 @@ class Tally:
 
     def _deliver(self, arrival: Arrival) -> None:
         key = arrival.event_id, arrival.path
-        created_at_us = self.pending.pop(key, None)
-        if created_at_us is None:  # not ours, or ours a moment too early
+        committed_at_us = self.pending.pop(key, None)
+        if committed_at_us is None:  # not ours, or ours a moment too early
             self._early[key] = arrival
             if len(self._early) > EARLY_MAX:
                 del self._early[next(iter(self._early))]
             return
         self.delivered += 1
         if arrival.attempt == 1:
-            self.counts[arrival.path].latencies_us.append(arrival.at_us - created_at_us)
+            self.counts[arrival.path].latencies_us.append(max(0, arrival.at_us - committed_at_us))
 
     @property
     def retried(self) -> int:
@@ -126,7 +126,7 @@ class Tally:
         return sum(counts.retried for counts in self.counts.values())
 
     def percentile_ms(self, share: float, path: str | None = None) -> float | None:
-        """Return a percentile of INSERT to arrival, first attempts only; None: nothing arrived yet."""
+        """Return a percentile of commit to arrival, first attempts only; None: nothing arrived yet."""
         chosen = self.counts.values() if path is None else (self.counts[path],)
         times = sorted(time for counts in chosen for time in counts.latencies_us)
         return times[min(int(len(times) * share), len(times) - 1)] / 1000 if times else None

@@ -329,6 +329,7 @@ class Sender:
     Attributes:
         diverted_to: a port of 127.0.0.1 that gets every request instead of its destination, in the clear and as
             it would have been; set it before `aim`. Nothing else is asked or dialled then. None: off.
+        in_flight: requests begun and not ended.
     """
 
     diverted_to: int | None = None
@@ -357,6 +358,9 @@ class Sender:
         self._contexts = ClientContexts(functools.partial(trust, ca_file, _ALPN))
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._wires: set[_Wire] = set()
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def __aenter__(self) -> Self:
         self._resolver = self._given_resolver or GuardedResolver(self._policy)
@@ -416,6 +420,28 @@ class Sender:
         Returns:
             A Reply as soon as a final head was received, whatever then became of the body; else a Fault.
         """
+        if not self.in_flight:
+            self._idle.clear()
+        self.in_flight += 1
+        try:
+            return await self._exchange(target, head, body, timeout_s, kept_bytes)
+        finally:
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
+
+    async def idle(self) -> None:
+        """Return once no request is in flight."""
+        await self._idle.wait()
+
+    async def _exchange(
+        self,
+        target: Target,
+        head: bytes,
+        body: bytes,
+        timeout_s: float,
+        kept_bytes: int | None,
+    ) -> Answer:
         deadline = self._monotonic() + timeout_s
         key = target.request.connection_key
         try:

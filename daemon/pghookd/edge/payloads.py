@@ -15,14 +15,18 @@ from pghookd.edge.postgres import Session, query
 
 
 class PayloadLoader:
-    """Runs until cancelled; `wake` it when lanes want payloads or bytes have become free."""
+    """Runs until cancelled; `wake` it when lanes want payloads or bytes have become free.
+
+    Attributes:
+        payload_bytes_max: a larger payload is not loaded.
+    """
 
     def __init__(
         self, session: Session, lanes: Lanes, *, payload_bytes_max: int, loaded: Callable[[], None]
     ) -> None:
         self._session = session
         self._lanes = lanes
-        self._payload_bytes_max = payload_bytes_max
+        self.payload_bytes_max = payload_bytes_max
         self._loaded = loaded
         self._wanted = asyncio.Event()
 
@@ -41,7 +45,7 @@ class PayloadLoader:
 
     async def _load(self, lane: Lane, delivery: Delivery, room: int) -> None:
         """Load one payload, or find out how much room it takes."""
-        largest = self._payload_bytes_max
+        largest = self.payload_bytes_max
         allowed = largest if room >= self._lanes.cost_of(largest) else min(room, largest)
         row = await self._session.fetchrow(query("load_payload"), delivery.event.event_id, allowed)
         if row is None:  # its day is gone

@@ -30,8 +30,22 @@ _AWAY_CLASSES: Final = ("08", "58", "XX")
 _AWAY_CODES: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "53300"})
 
 
+# A transaction pooler does not know the settings of a session, or gives a statement to a backend that has not prepared
+# it, or that has one of that name from somebody else.
+POOLER: Final = (
+    "a transaction pooler, such as PgBouncer, stands between: name Postgres itself in database.url"
+    " (producers may keep the pooler)"
+)
+_POOLER_CODES: Final = frozenset({"26000", "42P05"})  # no such prepared statement; there is one already
+_PROTOCOL_VIOLATION: Final = "08P01"
+
+
 class DatabaseAway(Exception):  # noqa: N818 - it is a state of the world, not a mistake
     """The database cannot be reached, or the session is gone: close everything and take the recovery road."""
+
+
+class Unfit(Exception):  # noqa: N818 - a state of the world, not a mistake
+    """These settings, this server or what stands between must not be worked with; waiting does not help."""
 
 
 class DatabaseError(Exception):
@@ -58,7 +72,17 @@ def _queries() -> dict[str, str]:
     return {file.name.removesuffix(".sql"): file.read_text() for file in folder.iterdir()}
 
 
+def _is_pooler(error: Exception) -> bool:
+    """Return True if only a pooler answers like this, never Postgres itself."""
+    if not isinstance(error, asyncpg.PostgresError):
+        return False
+    refused = error.sqlstate == _PROTOCOL_VIOLATION and "startup parameter" in str(error)
+    return refused or error.sqlstate in _POOLER_CODES
+
+
 def _translate(error: Exception, *, closed: bool) -> Exception:
+    if _is_pooler(error):
+        return Unfit(POOLER)
     if isinstance(error, asyncpg.PostgresError) and not closed:
         state = error.sqlstate or "XX000"
         if state not in _AWAY_CODES and state[:2] not in _AWAY_CLASSES:
@@ -81,8 +105,8 @@ _FOREIGN = (
 class Session:
     """One connection with a name, one statement at a time.
 
-    Every method raises `DatabaseAway` when the session is gone and `DatabaseError` when Postgres refused the
-    statement.
+    Every method raises `DatabaseAway` when the session is gone, `DatabaseError` when Postgres refused the statement,
+    and `Unfit` when it was not Postgres that answered.
     """
 
     def __init__(self, connection: asyncpg.Connection[Row], name: str) -> None:
@@ -109,6 +133,19 @@ class Session:
         """Run a statement and return the first column of its first row."""
         rows = await self.fetch(sql, *args, timeout_s=timeout_s)
         return rows[0][0] if rows else None
+
+    async def prepare(self, *sqls: str) -> None:
+        """Parse statements and learn their types, so that the first use of each costs no more than a later one.
+
+        Without it the first use asks Postgres for each new type: 10 to 40 ms, and a second round trip.
+        """
+        async with self._lock:
+            try:
+                for sql in sqls:
+                    # The public `prepare` keeps what it makes out of the cache that fetch and execute look into.
+                    await self._connection._get_statement(sql, None)  # type: ignore[attr-defined] # noqa: SLF001 - see above
+            except _FOREIGN as error:
+                raise _translate(error, closed=self._connection.is_closed()) from error
 
     async def ping(self, within_s: float) -> None:
         """Ask whether the session lives; one that is busy is left alone.
@@ -221,6 +258,7 @@ async def connect(
 
     Raises:
         DatabaseAway: it cannot be reached, or refused us.
+        Unfit: a transaction pooler answered.
     """
     always = {"application_name": f"pghookd/{name}", "row_security": "off"}
     try:
@@ -231,25 +269,28 @@ async def connect(
             port=port,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=answer_within_s,
+            max_cached_statement_lifetime=0,  # prepared once for the session's life
             server_settings={**always, **(settings or {})},
             target_session_attrs=SessionAttribute.read_write if writable else SessionAttribute.any,
         )
     except (*_FOREIGN, ValueError) as error:
-        raise DatabaseAway(_reachability(error)) from error
+        raise _unreachable(error) from error
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await _set_codecs(connection)
     except _FOREIGN as error:
         connection.terminate()
-        raise DatabaseAway(_reachability(error)) from error
+        raise _unreachable(error) from error
     return Session(connection, name)
 
 
-def _reachability(error: Exception) -> str:
+def _unreachable(error: Exception) -> DatabaseAway | Unfit:
     """Say why in words that carry no password: asyncpg's own messages name hosts and roles only."""
+    if _is_pooler(error):
+        return Unfit(POOLER)
     if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT_S:g} s"
-    return str(error) or type(error).__name__
+        return DatabaseAway(f"no answer within {CONNECT_TIMEOUT_S:g} s")
+    return DatabaseAway(str(error) or type(error).__name__)
 
 
 async def _set_codecs(connection: asyncpg.Connection[Row]) -> None:

@@ -13,10 +13,11 @@ from typing import Final
 
 from pghookd.core.home import Server
 from pghookd.core.settings import Database
-from pghookd.edge.postgres import DatabaseAway, Session, connect, query
+from pghookd.edge.postgres import POOLER, DatabaseAway, Session, Unfit, connect, query
 from pghookd.edge.rows import server_of
 
 ECHO_WITHIN_S: Final = 2.0
+TEND_WITHIN_S: Final = 300  # for a statement that nobody waits for; ANALYZE of a large log takes minutes
 SERVER_VERSION_MIN: Final = 140000
 
 _KEEPALIVE: Final = {
@@ -37,9 +38,59 @@ PLANS: Final = {
     "jit": "off",
 }
 
+# Every array that a statement takes or gives: asyncpg asks for all new types of a statement at once, so that one
+# question is enough for a session's life.
+_TYPES: Final = (
+    "select $1::int2[], $2::int4[], $3::int8[], $4::float4[], $5::float8[], $6::bool[], $7::text[], $8::bytea[],"
+    " $9::timestamptz[], $10::pg_snapshot[]"
+)
 
-class Unfit(Exception):  # noqa: N818 - a state of the world, not a mistake
-    """These settings, this server or what lies between must not be worked with; waiting does not help."""
+# What each session runs while an event, an outcome or a mail waits for it. The reader's own statement is not here: its
+# text names the days that it reads (loops/read.py).
+HOT: Final = {
+    "read": (
+        "find_first_event",
+        "read_newest_event_id",
+        "read_events_page",
+        "read_settled",
+        "read_endpoints_of_sites",
+        "read_endpoints",
+        "find_duplicates",
+        "find_duplicates_again",
+        "read_events",
+        "read_settled_events",
+    ),
+    "record": (
+        "record_attempts",
+        "put_backlog",
+        "clear_backlog",
+        "put_dead",
+        "note_failures",
+        "note_successes",
+        "disable_endpoints",
+        "read_due",
+        "read_endpoints",
+        "read_parked",
+        "find_parked_endpoints",
+        "find_replays",
+        "find_superseded",
+        "expire_held",
+        "hold_backlog",
+        "read_newest_event_id",
+        "store_positions",
+    ),
+    "work": ("load_payload",),
+    "care": (
+        "count_unknown_failures",
+        "find_due_owners",
+        "read_cases",
+        "read_owners",
+        "step_incidents",
+        "end_incidents",
+        "put_email",
+    ),
+    "mail": ("read_emails", "claim_email", "settle_email"),
+}
 
 
 class Sessions:
@@ -66,8 +117,13 @@ class Sessions:
         return await self._connect("read", {**PLANS, "statement_timeout": "60s"}, 62.0)
 
     async def work(self) -> Session:
-        """Open the session for partitions and large payloads."""
-        return await self._connect("work", {"lock_timeout": "2s"}, 600.0)
+        """Open the session for what deliveries and the reader wait for: payloads, the end of a backend."""
+        return await self._connect("work", {"lock_timeout": "2s", "statement_timeout": "60s"}, 62.0)
+
+    async def tend(self) -> Session:
+        """Open the session for what nobody waits for, and what may take minutes: partitions, ANALYZE, erasing."""
+        settings = {"lock_timeout": "2s", "statement_timeout": f"{TEND_WITHIN_S}s"}
+        return await self._connect("tend", settings, TEND_WITHIN_S + 5.0)
 
     async def care(self) -> Session:
         """Open the session that looks after failing endpoints: short transactions, now and then a long look."""
@@ -108,6 +164,13 @@ class Sessions:
         """Say that a session is about to be ended on purpose: its loss is none."""
         self._open.pop(name, None)
 
+    async def warm(self) -> None:
+        """Prepare what is hot on every session that is open, on all of them at once."""
+        async with asyncio.TaskGroup() as group:
+            for name, session in self._open.items():
+                if hot := HOT.get(name):
+                    group.create_task(session.prepare(_TYPES, *map(query, hot)))
+
     def __getitem__(self, name: str) -> Session:
         """Return an open session by its name."""
         return self._open[name]
@@ -139,9 +202,7 @@ async def identify(sessions: Sequence[Session]) -> Server:
     if first is None or any(row is None or server_of(row) != server_of(first) for row in rows):
         raise DatabaseAway("the sessions are on different servers")
     if [row and row["pid"] for row in rows] != [session.pid for session in sessions]:
-        raise Unfit(
-            "the backend changes between statements: connect directly, not through a transaction pooler"
-        )
+        raise Unfit(POOLER)
     if "CockroachDB" in first["version"] or "-YB-" in first["version"]:
         raise Unfit("this is not Postgres: its advisory locks or snapshots are not what pghookd relies on")
     if first["version_num"] < SERVER_VERSION_MIN:
@@ -159,8 +220,6 @@ async def check_echo(read: Session, work: Session, echo: asyncio.Event) -> None:
         async with asyncio.timeout(ECHO_WITHIN_S):
             await echo.wait()
     if not echo.is_set():
-        raise Unfit(
-            "a notification to ourselves was not heard: connect directly, not through a transaction pooler"
-        )
+        raise Unfit(POOLER)
     if await work.fetchval("select pg_try_advisory_lock(1885825131, 1)"):
-        raise Unfit("a lock held by one session was given to another: connect directly, not through a pooler")
+        raise Unfit(POOLER)

@@ -56,9 +56,22 @@ class Bell:
         self._fallback_s = fallback_s
         self._beat = beat
         self._keeps = False
+        self._given_up: asyncio.Future[Any] | None = None  # an ask whose session is being replaced
+        self._replace = asyncio.Event()
+
+    def apply(self, fallback_s: float) -> None:
+        """Poll at another interval while asleep; a sleeper wakes up for it."""
+        self._fallback_s = fallback_s
+        self._wake.set()
 
     async def sleep(self, read: Read) -> None:
-        """Sleep until somebody rings, or until there is something to read; `read` returns the rows it found."""
+        """Sleep until somebody rings, or until there is something to read; `read` returns the rows it found.
+
+        Where nobody can sleep now it returns after a moment: the reader never waits for another session.
+        """
+        if self._given_up is not None:
+            await asyncio.sleep(NO_KEEPER_S)
+            return
         if not self._keeps:
             self._keeps = bool(await self.session.fetchval(_TRY_KEEP))
             if not self._keeps:
@@ -74,7 +87,8 @@ class Bell:
                 await ask
             raise
         if not granted:
-            await self._give_up(ask)
+            self._given_up = ask
+            self._replace.set()
             return
         if not await read():
             await self._asleep(read)
@@ -127,7 +141,16 @@ class Bell:
                         return
         self._logger.debug(LogEvent.BELL_RUNG)
 
-    async def _give_up(self, ask: asyncio.Future[Any]) -> None:
+    async def run(self) -> None:
+        """Replace the session each time that it was given up, beside the reader, until cancelled."""
+        while True:
+            await self._replace.wait()
+            self._replace.clear()
+            if self._given_up is not None:
+                await self._end(self._given_up)
+                self._given_up = None
+
+    async def _end(self, ask: asyncio.Future[Any]) -> None:
         """End the session that asks: a cancelled wait may have been granted all the same, so it is never trusted.
 
         The new one is the only session ever opened within an epoch. It carries no snapshot: what it grants only leads

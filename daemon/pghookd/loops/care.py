@@ -97,6 +97,12 @@ class Care:
         self._storm_told_us: int | None = None
         self._looked_us: int | None = None
 
+    def apply(self, settings: Settings) -> None:
+        """Go on with other settings, and look at once."""
+        self._settings = settings
+        self._policy = incident.Policy.of(settings)
+        self._failed.set()
+
     def failed(self) -> None:
         """An endpoint has failed: looked at without delay where owners are told of the first failure."""
         if not self._policy.first_wait_us:

@@ -76,8 +76,9 @@ class Terms:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Aim:
-    """What is prepared once for an endpoint; kept on its lane until the endpoint changes."""
+    """What is prepared once for an endpoint; kept on its lane until the endpoint or the terms change."""
 
+    terms: Terms  # that it was prepared by
     target: Target | Fault
     manner: Manner
     tokens: Tokens | None = None  # where OAuth2 is asked for
@@ -122,6 +123,13 @@ class Deliverer:
         self._sampled = 0
         self._timer: asyncio.TimerHandle | None = None  # for lanes that wait for a time
         self._timer_at = 0.0
+
+    def apply(self, sender: Sender, terms: Terms) -> None:
+        """Begin no request any more but with this sender and by these terms."""
+        self._sender = sender
+        self._terms = terms
+        self._loader.payload_bytes_max = terms.payload_bytes_max
+        self.kick()
 
     async def run(self) -> None:
         """Hold the workers until cancelled."""
@@ -292,10 +300,9 @@ class Deliverer:
             token = found
         if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
             await self._held_back()
-        if manner.profile is not None and manner.profile.is_bare:
-            body = _bare(event, payload)
-        else:
-            body = event.body or _wrap(event, payload)
+        if aim.terms is not self._terms:  # a reload meanwhile: its sender may be closed
+            return await self._attempt(lane, delivery, payload)
+        body = _body(event, payload, manner.profile)
         head = self._head(manner, delivery, body, token)
         started = self._monotonic()
         if lane.paused_until > started:  # since it was taken
@@ -316,7 +323,7 @@ class Deliverer:
         if len(payload) > self._terms.payload_bytes_max:
             return Died(delivery, Reason.TOO_LARGE)
         aim = lane.cache
-        if not isinstance(aim, Aim):
+        if not isinstance(aim, Aim) or aim.terms is not self._terms:
             made = self._aim(lane)
             if made is None:
                 return Died(delivery, Reason.INVALID)
@@ -335,16 +342,17 @@ class Deliverer:
             await asyncio.sleep(HELD_BACK_S)
 
     def _aim(self, lane: Lane) -> Aim | None:
+        terms = self._terms
         try:
-            manner = Manner.of(lane.endpoint, self._terms.defaults)
+            manner = Manner.of(lane.endpoint, terms.defaults)
         except ValueError:
             return None
         if manner.auth is None or manner.fault is not None:
-            return Aim(manner.fault or self._sender.aim(lane.endpoint.url), manner)
+            return Aim(terms, manner.fault or self._sender.aim(lane.endpoint.url), manner)
         asked, tokens = manner.auth.scheme, None
         if isinstance(asked, ClientCredentials) and self._sender.diverted_to is None:
-            tokens = Tokens(self._sender, asked, self._terms.defaults.user_agent, self._monotonic)
-        return Aim(self._sender.aim(lane.endpoint.url, manner.auth.certificate), manner, tokens)
+            tokens = Tokens(self._sender, asked, terms.defaults.user_agent, self._monotonic)
+        return Aim(terms, self._sender.aim(lane.endpoint.url, manner.auth.certificate), manner, tokens)
 
     def _head(self, manner: Manner, delivery: Delivery, body: bytes, token: Granted | None) -> bytes:
         event = delivery.event
@@ -457,6 +465,12 @@ def _profile_lines(profile: ProfileHead, delivery: Delivery, timestamp_s: int, b
 def _name(event: Event) -> None:
     event.webhook_id = envelope.webhook_id(event.event_id, event.created_at_us)
     event.triggered_at = envelope.timestamp_text(event.created_at_us)
+
+
+def _body(event: Event, payload: bytes, profile: ProfileHead | None) -> bytes:
+    if profile is not None and profile.is_bare:
+        return _bare(event, payload)
+    return event.body or _wrap(event, payload)
 
 
 def _bare(event: Event, payload: bytes) -> bytes:

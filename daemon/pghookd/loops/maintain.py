@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -27,6 +27,7 @@ LOOK_EVERY_S: Final = 60.0
 LOOK_AGAIN_S: Final = 2.0  # a lock was not to be had, or a producer is still open from before
 TIDY_EVERY_S: Final = 10.0
 PAUSE_S: Final = 0.02  # after each page
+BEAT_S: Final = 1.0
 PAGE: Final = 1000  # events or attempts looked at
 DAYS_AHEAD: Final = 8  # today and a week
 REMIND_S: Final = 3600.0  # of a lock in foreign hands, and of clocks that disagree
@@ -59,7 +60,7 @@ class Duties:
 
 async def maintain(
     session: Session,
-    duties: Duties,
+    duties: Callable[[], Duties],
     *,
     logger: FilteringBoundLogger,
     beat: Callable[[], None],
@@ -67,20 +68,32 @@ async def maintain(
     monotonic: Callable[[], float],
     days: int = DAYS_AHEAD,
 ) -> None:
-    """Keep the partitions ahead and the rest in order until cancelled."""
+    """Keep the partitions ahead and the rest in order until cancelled; `duties` returns those in force."""
     warnings = Warnings(logger, monotonic)
     left_s = 0.0
     while True:
         if left_s <= 0:
             own_day = day.day_of(wall_us())
-            done = await step(session, logger=logger, days=days, own_day=own_day, warnings=warnings)
-            left_s = LOOK_EVERY_S if done else LOOK_AGAIN_S
-        await tidy(session, duties, logger=logger, beat=beat)
+            stepping = step(session, logger=logger, days=days, own_day=own_day, warnings=warnings)
+            left_s = LOOK_EVERY_S if await _beating(stepping, beat) else LOOK_AGAIN_S
+        await tidy(session, duties(), logger=logger, beat=beat)
         wait_s = min(left_s, TIDY_EVERY_S)
         left_s -= wait_s
         for _ in range(int(wait_s)):
             beat()
             await asyncio.sleep(1.0)
+
+
+async def _beating(work: Coroutine[Any, Any, bool], beat: Callable[[], None]) -> bool:
+    """Await a statement that may take minutes: the watchdog must not take it for a loop that stands still."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            beat()
+            await asyncio.wait((task,), timeout=BEAT_S)
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def tidy(
@@ -161,7 +174,7 @@ async def step(
     try:
         if warnings is not None:
             await warnings.held(session, lasts=not got)
-        return got and await _step(session, days, today, own_day, warnings)
+        return got and await _step(session, days, today, own_day, logger=logger, warnings=warnings)
     except DatabaseError as error:
         logger.info(LogEvent.PARTITIONS_DELAYED, error=str(error))
         return False
@@ -171,7 +184,13 @@ async def step(
 
 
 async def _step(
-    session: Session, days: int, today: int | None, own_day: int | None, warnings: Warnings | None
+    session: Session,
+    days: int,
+    today: int | None,
+    own_day: int | None,
+    *,
+    logger: FilteringBoundLogger,
+    warnings: Warnings | None,
 ) -> bool:
     if today is None:
         today = await session.fetchval(_TODAY)
@@ -188,7 +207,7 @@ async def _step(
         return True
     if not await session.fetchval(query("enter_day"), today):
         return False
-    await _analyze(session)
+    await _analyze(session, logger)
     return True
 
 
@@ -197,7 +216,13 @@ async def _why_refuse(session: Session, today: int, own_day: int) -> str | None:
     return day.why_refuse(id_day=row["id_day"], today=today, own_day=own_day, event_day=row["event_day"])
 
 
-async def _analyze(session: Session) -> None:
-    """Autovacuum analyzes partitions but never their parents; once a day is enough for the planner."""
+async def _analyze(session: Session, logger: FilteringBoundLogger) -> None:
+    """Autovacuum analyzes partitions but never their parents; once a day is enough for the planner.
+
+    A table that takes longer than the session's statements may is left to the next day.
+    """
     for table in ("events", "attempts", "dead"):
-        await session.execute(f"analyze webhooks.{table}")
+        try:
+            await session.execute(f"analyze webhooks.{table}")
+        except DatabaseError as error:
+            logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement=f"analyze {table}")

@@ -98,6 +98,18 @@ class Reader:
         self._aside: Aside[Difference] = Aside()
         self._upper = 0  # no event_id lies above this, as far as was seen
 
+    async def begin(self) -> None:
+        """Plan what stands between an event and its delivery, for the days in which the log is read and written now.
+
+        A statement is planned at its first use. What these two return is not used.
+        """
+        session, since, marks = self._session, self._log.read, self._log.marks
+        newest: int = await session.fetchval(query("read_newest_event_id"))
+        self._upper = upper_end(newest + 1)  # the next id may be the first of its day
+        for floor in {marks.floor(since), newest + 1}:
+            await session.fetch(read_new_events(floor, self._upper), since, newest, newest, 1)
+        await session.fetch(query("read_endpoints_of_sites"), [], self._shards)
+
     # The loop ---------------------------------------------------------------------------------------------------------
 
     async def run(self, bell: Sleeper) -> None:

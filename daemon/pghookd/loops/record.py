@@ -97,6 +97,11 @@ class Recorder:
         )
         self._stopping = False
 
+    def apply(self, *, batch_max: int, batch_wait_s: float) -> None:
+        """Gather the next batches by other bounds."""
+        self._batch_max = batch_max
+        self._batch_wait_s = batch_wait_s
+
     # What others may ask and say ------------------------------------------------------------------------------------
 
     def put(self, write: Write, now: float) -> None:

@@ -98,6 +98,10 @@ class DueRows:
         self._looks: list[tuple[float, int]] = []  # a heap: when to look at which endpoint's parked rows
         self._scheduled: dict[int, float] = {}  # the entry of the heap that counts, per endpoint
 
+    def apply(self, terms: Terms) -> None:
+        """Go on with other settings."""
+        self._terms = terms
+
     def ring(self) -> None:
         """Somebody else has made rows due, perhaps earlier ones than were looked at."""
         self._cursor = _BEGINNING
