@@ -42,6 +42,7 @@ from pghookd.loops.maintain import Duties, maintain
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Due, Recorder
+from pghookd.loops.record import Terms as Recording
 from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
@@ -346,12 +347,14 @@ class Crew:
             self._order,
             server,
             due,
+            Recording(
+                batch_max=settings.recorder.batch_max,
+                batch_wait_s=settings.recorder.batch_wait_ms / 1000,
+                heartbeat_s=settings.database.heartbeat_s,
+                lease_s=settings.database.lease_s,
+            ),
             logger=self._world.logger,
             monotonic=self._world.monotonic,
-            batch_max=settings.recorder.batch_max,
-            batch_wait_s=settings.recorder.batch_wait_ms / 1000,
-            heartbeat_s=settings.database.heartbeat_s,
-            lease_s=settings.database.lease_s,
             recorded=self._kick,
             failed=lambda: self.care.failed(),  # noqa: PLW0108 - made after the recorder, which it needs
             beat=self._world.beats.of("record"),

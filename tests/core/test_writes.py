@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry
-from pghookd.core.writes import Attempted, Died, Kept, batch_of
+from pghookd.core.writes import Attempted, Died, Kept, batch_of, failures
 
 
 def delivery(event_id=1, endpoint_id=7, *, attempts=0, in_backlog=False):
@@ -143,7 +143,7 @@ def test_what_is_not_even_tried_is_trouble_if_somebody_can_do_something_about_it
             Died(delivery(5, 11), Reason.DUPLICATE),
         ]
     )
-    assert batch.failures() == [
+    assert failures(batch.troubles) == [
         (7, None, None, None, None, 0, "unsent", None, "filter_slow", 1, 0),
         (8, None, None, None, None, 0, "unsent", None, "too_large", 2, 0),
         (9, None, None, None, None, 0, "unsent", None, "invalid", 3, 0),
@@ -153,22 +153,26 @@ def test_what_is_not_even_tried_is_trouble_if_somebody_can_do_something_about_it
 def test_a_test_that_is_too_large_is_nobodys_trouble():
     tested = delivery(1, 7)
     tested.event.endpoint_id = 7
-    assert batch_of([Died(tested, Reason.TOO_LARGE)]).failures() == []
+    assert failures(batch_of([Died(tested, Reason.TOO_LARGE)]).troubles) == []
 
 
 def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():
     slow = Kept(delivery(3), State.PARKED, Reason.FILTER_SLOW)
-    [row] = batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2)), slow], {7}).failures()
+    [row] = failures(
+        batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2)), slow], {7}).troubles
+    )
     assert row == (7, 1_000_000, None, 1_000_000, None, 1, "unsent", None, "filter_slow", 3, 0)
-    [row] = batch_of([slow, attempted(delivery(1), Retry(1.0))], {7}).failures()
+    [row] = failures(batch_of([slow, attempted(delivery(1), Retry(1.0))], {7}).troubles)
     assert row[1:3] == (1_000_000, 1_000_000)
     assert row[6:] == ("refused", 500, None, 1, 1)
 
 
 def test_a_success_after_the_first_failure_is_noted_though_both_are_in_one_batch():
-    [row] = batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2))]).failures()
+    [row] = failures(batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2))]).troubles)
     assert row[:6] == (7, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1)
-    assert batch_of([delivered(delivery(2)), attempted(delivery(1), Retry(1.0))]).failures()[0][3:6] == (
+    assert failures(batch_of([delivered(delivery(2)), attempted(delivery(1), Retry(1.0))]).troubles)[0][
+        3:6
+    ] == (
         None,
         None,
         0,

@@ -27,6 +27,9 @@ EPOCH_2000_US: Final = 946_684_800_000_000  # Postgres counts its microseconds f
 # system error, and a session ended by one of its own timeouts.
 _AWAY_CLASSES: Final = ("08", "58", "XX")
 _AWAY_CODES: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "53300"})
+_DATA_CLASSES: Final = ("22", "23", "P0")  # data exception, integrity constraint, raised by a trigger
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+_NO_PARTITION: Final = "23514"  # shared with check constraints
 
 
 class DatabaseAway(Exception):  # noqa: N818 - it is a state of the world, not a mistake
@@ -43,6 +46,21 @@ class DatabaseError(Exception):
     def __init__(self, sqlstate: str, message: str) -> None:
         super().__init__(f"{message} (SQLSTATE {sqlstate})")
         self.sqlstate = sqlstate
+
+    @property
+    def is_about_data(self) -> bool:
+        """Return True if Postgres rejected a row: others of the same statement may be fine."""
+        return self.sqlstate[:2] in _DATA_CLASSES
+
+    @property
+    def is_about_a_lock(self) -> bool:
+        """Return True if a lock was not to be had within lock_timeout."""
+        return self.sqlstate == _LOCK_NOT_AVAILABLE
+
+    @property
+    def may_be_a_missing_partition(self) -> bool:
+        """Return True if a row had no partition to go to, or failed a check constraint."""
+        return self.sqlstate == _NO_PARTITION
 
 
 def query(name: str) -> str:

@@ -57,7 +57,7 @@ class Sessions:
             "idle_session_timeout": lease,
             "idle_in_transaction_session_timeout": lease,
             "statement_timeout": "8s",
-            "lock_timeout": "2s",
+            "lock_timeout": "100ms",  # others' outcomes wait as long
         }
         return await self._connect("record", {**PLANS, **timeouts}, 10.0)
 
