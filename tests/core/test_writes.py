@@ -177,3 +177,23 @@ def test_a_success_after_the_first_failure_is_noted_though_both_are_in_one_batch
         None,
         0,
     )
+
+
+# Troubles of several batches ----------------------------------------------------------------------------------------
+
+
+def test_troubles_of_two_batches_say_what_one_batch_would():
+    at = iter(range(1, 10**6))
+
+    def attempt(*, works):
+        write = delivered(delivery(1)) if works else attempted(delivery(1), Retry(1.0))
+        write.attempted_at_us = next(at)
+        return write
+
+    for pattern in range(2**6):
+        writes = [attempt(works=bool(pattern >> n & 1)) for n in range(6)]
+        whole = batch_of(writes, {7}).troubles[7]
+        for cut in range(1, 6):
+            parts = [batch_of(part, {7}).troubles[7] for part in (writes[:cut], writes[cut:])]
+            parts[0].then(parts[1])
+            assert parts[0] == whole, (pattern, cut)

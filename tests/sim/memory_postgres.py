@@ -270,6 +270,7 @@ class Database:
             "only_endpoint_id": None,
             "exists": True,
             "payload": b"{}",
+            "payload_bytes": 2,
             "options": event.options,
         }
 

@@ -23,6 +23,7 @@ from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.filter import Filters, filter_of
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.payloads import load_payloads
 from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import endpoint_of
 
@@ -241,13 +242,18 @@ class DueRows:
             if self._scheduled.get(endpoint_id) != at:
                 continue  # it was put forward
             appetite = self._lanes.appetite(endpoint_id, now)
-            if appetite and endpoint_id in self._order:
-                read += await self._refill_lines(session, endpoint_id, appetite, now, put)
-            elif appetite:
-                read += 1
-                await self._refill(session, endpoint_id, appetite, now, put)
-            not_before = max(self._lanes.probe_at(endpoint_id) or 0.0, self._filters.rests_until(endpoint_id))
-            self._look_at_parked(endpoint_id, max(not_before, now + PARKED_LOOK_S))
+            try:
+                if appetite and endpoint_id in self._order:
+                    read += await self._refill_lines(session, endpoint_id, appetite, now, put)
+                elif appetite:
+                    read += 1
+                    await self._refill(session, endpoint_id, appetite, now, put)
+            finally:  # a statement may have been refused
+                probe_at, rests_until = (
+                    self._lanes.probe_at(endpoint_id),
+                    self._filters.rests_until(endpoint_id),
+                )
+                self._look_at_parked(endpoint_id, max(probe_at or 0.0, rests_until, now + PARKED_LOOK_S))
 
     async def _refill(self, session: Session, endpoint_id: int, page: int, now: float, put: Put) -> None:
         if self._lanes.probe_at(endpoint_id) is not None:
@@ -354,7 +360,8 @@ class DueRows:
         Returns:
             How many there were before the first that stays.
         """
-        taken = [(row, _delivery_of(row, now)) for row in rows]
+        payloads = await load_payloads(session, rows)
+        taken = [(row, _delivery_of(row, payloads, now)) for row in rows]
         superseded = await _find_superseded(session, taken)
         sifted = await self._filters.sift(session, _to_be_filtered(taken, endpoints), aside=True)
         for number, (row, delivery) in enumerate(taken):
@@ -483,13 +490,13 @@ async def _find_superseded(session: Session, taken: Iterable[tuple[Row, Delivery
     return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
 
-def _delivery_of(row: Row, now: float) -> Delivery:
+def _delivery_of(row: Row, payloads: Mapping[int, bytes], now: float) -> Delivery:
     event = Event(
         row["event_id"],
         row["site_id"],
         row["type"] or "",
         row["created_at"] or 0,
-        row["payload"],
+        payloads.get(row["event_id"], row["payload"]),
         row["only_endpoint_id"],
         None if row["options"] is None else event_options.read(row["options"]),
     )
