@@ -27,9 +27,9 @@ from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.letter import Letters
-from pghookd.edge.postgres import DatabaseAway, DatabaseError, Session, columns, query
+from pghookd.edge.postgres import PING, DatabaseAway, DatabaseError, Session, columns, query
 from pghookd.edge.rows import shard_of, stay_of
-from pghookd.edge.sessions import Sessions, Unfit, check_echo, identify
+from pghookd.edge.sessions import RECORDING, Sessions, Unfit, check_echo, identify
 from pghookd.edge.smtp import Post
 from pghookd.edge.trust import trust
 from pghookd.edge.vault import Vault, revealing
@@ -146,6 +146,7 @@ def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
 async def _live(world: World, sessions: Sessions) -> Ending:
     record = await _unless_stopped(sessions.record(), world.stop, sessions)
     shards = await _shards(world, record)
+    await record.prepare(*(query(name) for name in RECORDING), PING)
     await _unless_stopped(own(record, shards, standing_by=lambda: _stand_by(world)), world.stop, sessions)
     world.logger.info(LogEvent.SHARD_TAKEN, shards=shards)
     crew = await _unless_stopped(_in_time(_assemble(world, sessions, record)), world.stop, sessions)

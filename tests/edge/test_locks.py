@@ -77,6 +77,7 @@ CASES = {
     "tables are analyzed": Case("analyze webhooks.backlog, webhooks.endpoints, webhooks.attempts"),
     "endpoints are locked in share mode": Case("lock table webhooks.endpoints in share mode", answer=410),
     "incidents are locked": Case("lock table webhooks.incidents in access exclusive mode"),
+    "the backlog is locked": Case("lock table webhooks.backlog in access exclusive mode", all_record=False),
     "an index is made on the backlog": Case("create index on webhooks.backlog (site_id)", all_record=False),
 }
 

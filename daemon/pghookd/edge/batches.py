@@ -15,6 +15,7 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from pghookd.core.model import DAY_IDS
 from pghookd.core.pending import Aside
 from pghookd.core.verdict import Disable
 from pghookd.core.writes import Attempted, Batch, Trouble, Write, batch_of, is_plain, key_of
@@ -24,7 +25,6 @@ from pghookd.edge.postgres import DatabaseError, Session, columns, number_litera
 RETRY_WAIT_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 TABLE_AGAIN_S: Final = 1.0  # after a table was locked, until the next try
 UNRECORDABLE: Final = "unrecordable"  # stands for an error that Postgres does not take
-DAY_IDS: Final = 4_294_967_296  # event ids of a day
 
 _ATTEMPT_COLUMNS: Final = 10
 _NUMBER_COLUMNS: Final = 6

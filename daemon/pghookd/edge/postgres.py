@@ -16,9 +16,11 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 import orjson
 from asyncpg.connect_utils import SessionAttribute
+from asyncpg.prepared_stmt import PreparedStatement
 
 Row: TypeAlias = asyncpg.Record
 
+PING: Final = "select 1"
 CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
 EPOCH_2000_US: Final = 946_684_800_000_000  # Postgres counts its microseconds from 2000-01-01
@@ -105,17 +107,40 @@ class Session:
     def __init__(self, connection: asyncpg.Connection[Row], name: str) -> None:
         self._connection = connection
         self._lock = asyncio.Lock()
+        self._prepared: dict[str, PreparedStatement[Row]] = {}
         self.name = name
         self.pid: int = connection.get_server_pid()
         self.address = _address_of(connection)
 
+    async def prepare(self, *statements: str) -> None:
+        """Parse statements now, for the life of the session, so that each later use is one message and one answer.
+
+        The driver parses a statement at its first use, and again five minutes later. A process that is frozen between
+        the parse and the rest keeps its session, whatever timeouts this has: Postgres waits for the rest.
+        """
+        async with self._lock:
+            for sql in statements:
+                try:
+                    self._prepared[sql] = await self._connection.prepare(sql)
+                except _FOREIGN as error:
+                    raise _translate(error, closed=self._connection.is_closed()) from error
+
     async def fetch(self, sql: str, *args: object, timeout_s: float | None = None) -> list[Row]:
         """Run a statement and return its rows."""
         async with self._lock:
+            prepared = self._prepared.get(sql)
             try:
-                return await self._connection.fetch(sql, *args, timeout=timeout_s)
+                if prepared is None:
+                    return await self._connection.fetch(sql, *args, timeout=timeout_s)
+                return await prepared.fetch(*args, timeout=timeout_s)
             except _FOREIGN as error:
+                self._forget_if_outdated(sql, error)
                 raise _translate(error, closed=self._connection.is_closed()) from error
+
+    def _forget_if_outdated(self, sql: str, error: Exception) -> None:
+        """Let the driver parse a statement anew after a change of the schema; this time it is refused."""
+        if isinstance(error, asyncpg.InvalidCachedStatementError | asyncpg.OutdatedSchemaCacheError):
+            self._prepared.pop(sql, None)
 
     async def fetchrow(self, sql: str, *args: object, timeout_s: float | None = None) -> Row | None:
         """Run a statement and return its first row."""
@@ -134,14 +159,19 @@ class Session:
             DatabaseAway: it did not answer within that many seconds.
         """
         if not self._lock.locked():
-            await self.fetchval("select 1", timeout_s=within_s)
+            await self.fetchval(PING, timeout_s=within_s)
 
     async def execute(self, sql: str, *args: object, timeout_s: float | None = None) -> str:
         """Run a statement (several, where there are no arguments) and return its command tag."""
         async with self._lock:
+            prepared = self._prepared.get(sql)
             try:
-                return await self._connection.execute(sql, *args, timeout=timeout_s)
+                if prepared is None:
+                    return await self._connection.execute(sql, *args, timeout=timeout_s)
+                await prepared.fetch(*args, timeout=timeout_s)
+                return str(prepared.get_statusmsg())
             except _FOREIGN as error:
+                self._forget_if_outdated(sql, error)
                 raise _translate(error, closed=self._connection.is_closed()) from error
 
     @contextlib.asynccontextmanager

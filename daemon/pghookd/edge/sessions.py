@@ -37,6 +37,41 @@ PLANS: Final = {
     "jit": "off",
 }
 
+# Every statement of the recorder's session: prepared before it takes the locks of the shards (Session.prepare).
+RECORDING: Final = (
+    "advance_replay",
+    "clear_backlog",
+    "disable_endpoints",
+    "enter_home",
+    "expire_held",
+    "find_gone_days",
+    "find_parked_endpoints",
+    "find_replays",
+    "find_superseded",
+    "hold_backlog",
+    "load_payloads",
+    "lock_shard",
+    "make_shards",
+    "match_filter",
+    "note_failures",
+    "note_successes",
+    "place_in_line",
+    "put_backlog",
+    "put_dead",
+    "quarantine_deliveries",
+    "read_due",
+    "read_endpoints",
+    "read_home",
+    "read_line",
+    "read_newest_event_id",
+    "read_parked",
+    "read_shards",
+    "read_watched",
+    "record_attempts",
+    "store_positions",
+    "walk_lines",
+)
+
 
 class Unfit(Exception):  # noqa: N818 - a state of the world, not a mistake
     """These settings, this server or what lies between must not be worked with; waiting does not help."""

@@ -27,7 +27,7 @@ from pghookd.edge.batches import BatchWriter, Written
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.notes import Notes
 from pghookd.edge.positions import PositionStore
-from pghookd.edge.postgres import DatabaseError, Session
+from pghookd.edge.postgres import PING, DatabaseError, Session
 
 ANSWER_MAX_AGE: Final = 0.6  # of the lease: no POST starts unless its session answered within this
 OUTCOME_MAX_AGE_S: Final = 5.0  # nor while an outcome older than this is unrecorded
@@ -330,7 +330,7 @@ class Recorder:
         if await self._unless_refused(self._positions.step(now)):
             self._answered_at = now
         if now - self._answered_at >= self._terms.heartbeat_s:
-            await self._session.fetchval("select 1")
+            await self._session.fetchval(PING)
             self._answered_at = now
 
     async def _take_due(self, now: float) -> bool:

@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import event_options
 from pghookd.core.lanes import PARKED_FOR, Lanes, Offer
-from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
+from pghookd.core.model import DAY_IDS, Delivery, Endpoint, Event, Line, Reason, State
 from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
@@ -97,6 +97,7 @@ class DueRows:
         self._paced: set[int] = set()  # endpoints whose held rows have been given a pace
         self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
         self._looks: list[tuple[float, int]] = []  # a heap: when to look at which endpoint's parked rows
+        self._gone_days: set[int] = set()  # dropped days that were logged
         self._scheduled: dict[int, float] = {}  # the entry of the heap that counts, per endpoint
 
     def ring(self) -> None:
@@ -398,6 +399,7 @@ class DueRows:
         if endpoint is None:
             return Died(delivery, Reason.NO_ENDPOINT)
         if not row["exists"]:
+            self._log_gone(row["event_id"] // DAY_IDS)
             return Died(delivery, Reason.EXPIRED)
         if not endpoint.enabled:
             return Kept(delivery, State.HELD, Reason.DISABLED)
@@ -409,6 +411,11 @@ class DueRows:
         reason = self._offer(row, delivery, endpoint, now)
         stays = row["state"] != State.WAITING.value  # where it stands already
         return None if reason is None or stays else Kept(delivery, State.PARKED, reason)
+
+    def _log_gone(self, day: int) -> None:
+        if day not in self._gone_days:
+            self._gone_days.add(day)
+            self._logger.error(LogEvent.DAY_GONE, day=day, table="backlog")
 
     def _offer(self, row: Row, delivery: Delivery, endpoint: Endpoint, now: float) -> Reason | None:
         """Queue a delivery, or say why it is to be parked; a late one stands where it should already."""
