@@ -24,7 +24,7 @@ from pghookd.core.settings import Settings, reloaded
 from pghookd.edge import journal, signals
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.machine import host_id
+from pghookd.edge.machine import host_id, steady_s
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, Unfit, connect
 from pghookd.edge.senders import Senders
 from pghookd.edge.systemd import Notifier, watchdog_interval_s
@@ -115,7 +115,7 @@ class App:
         reload: Callable[[], Settings] | None = None,
         configure_log: Callable[[Settings], None] = lambda _settings: None,
         environ: Mapping[str, str] = os.environ,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = steady_s,
         wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         random01: Callable[[], float] = random.random,
         checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,

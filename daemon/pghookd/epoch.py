@@ -40,6 +40,7 @@ from pghookd.loops.maintain import Duties, maintain
 from pghookd.loops.own import StandBy, own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Due, Recorder
+from pghookd.loops.record import Terms as Recording
 from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
@@ -181,6 +182,7 @@ def _first_of(group: BaseException) -> BaseException:
 async def _live(world: World, sessions: Sessions) -> Ending:
     record = await _unless_stopped(sessions.record(), world.stop, sessions)
     shards = await _shards(world, record)
+    await sessions.warm("record")
     here = await _here(world, record)
     standing_by = StandBy(
         record,
@@ -430,12 +432,14 @@ class Crew:
             self._order,
             server,
             due,
+            Recording(
+                batch_max=settings.recorder.batch_max,
+                batch_wait_s=settings.recorder.batch_wait_ms / 1000,
+                heartbeat_s=settings.database.heartbeat_s,
+                lease_s=settings.database.lease_s,
+            ),
             logger=self._world.logger,
             monotonic=self._world.monotonic,
-            batch_max=settings.recorder.batch_max,
-            batch_wait_s=settings.recorder.batch_wait_ms / 1000,
-            heartbeat_s=settings.database.heartbeat_s,
-            lease_s=settings.database.lease_s,
             recorded=self._kick,
             failed=lambda: self.care.failed(),  # noqa: PLW0108 - made after the recorder, which it needs
             beat=self._world.beats.of("record"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pghookd.core.model import Delivery, DisabledReason, Event, Outcome, Reason, State
 from pghookd.core.verdict import Dead, Delivered, Disable, Retry
-from pghookd.core.writes import Attempted, Died, Kept, batch_of
+from pghookd.core.writes import Attempted, Died, Kept, batch_of, failures
 
 
 def delivery(event_id=1, endpoint_id=7, *, attempts=0, in_backlog=False):
@@ -143,7 +143,7 @@ def test_what_is_not_even_tried_is_trouble_if_its_owner_can_mend_it():
             Died(delivery(5, 11), Reason.DUPLICATE),
         ]
     )
-    assert batch.failures() == [
+    assert failures(batch.troubles) == [
         (7, None, None, None, None, 0, "unsent", None, "filter_slow", 1, 0),
     ]
 
@@ -151,23 +151,47 @@ def test_what_is_not_even_tried_is_trouble_if_its_owner_can_mend_it():
 def test_a_test_that_a_slow_filter_holds_up_is_nobodys_trouble():
     tested = delivery(1, 7)
     tested.event.endpoint_id = 7
-    assert batch_of([Kept(tested, State.PARKED, Reason.FILTER_SLOW)]).failures() == []
+    assert failures(batch_of([Kept(tested, State.PARKED, Reason.FILTER_SLOW)]).troubles) == []
 
 
 def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():
     slow = Kept(delivery(3), State.PARKED, Reason.FILTER_SLOW)
-    [row] = batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2)), slow], {7}).failures()
+    [row] = failures(
+        batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2)), slow], {7}).troubles
+    )
     assert row == (7, 1_000_000, None, 1_000_000, None, 1, "unsent", None, "filter_slow", 3, 0)
-    [row] = batch_of([slow, attempted(delivery(1), Retry(1.0))], {7}).failures()
+    [row] = failures(batch_of([slow, attempted(delivery(1), Retry(1.0))], {7}).troubles)
     assert row[1:3] == (1_000_000, 1_000_000)
     assert row[6:] == ("refused", 500, None, 1, 1)
 
 
 def test_a_success_after_the_first_failure_is_noted_though_both_are_in_one_batch():
-    [row] = batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2))]).failures()
+    [row] = failures(batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2))]).troubles)
     assert row[:6] == (7, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1)
-    assert batch_of([delivered(delivery(2)), attempted(delivery(1), Retry(1.0))]).failures()[0][3:6] == (
+    assert failures(batch_of([delivered(delivery(2)), attempted(delivery(1), Retry(1.0))]).troubles)[0][
+        3:6
+    ] == (
         None,
         None,
         0,
     )
+
+
+# Troubles of several batches ----------------------------------------------------------------------------------------
+
+
+def test_troubles_of_two_batches_say_what_one_batch_would():
+    at = iter(range(1, 10**6))
+
+    def attempt(*, works):
+        write = delivered(delivery(1)) if works else attempted(delivery(1), Retry(1.0))
+        write.attempted_at_us = next(at)
+        return write
+
+    for pattern in range(2**6):
+        writes = [attempt(works=bool(pattern >> n & 1)) for n in range(6)]
+        whole = batch_of(writes, {7}).troubles[7]
+        for cut in range(1, 6):
+            parts = [batch_of(part, {7}).troubles[7] for part in (writes[:cut], writes[cut:])]
+            parts[0].then(parts[1])
+            assert parts[0] == whole, (pattern, cut)

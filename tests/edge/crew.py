@@ -35,7 +35,7 @@ from pghookd.edge.sessions import Sessions, identify
 from pghookd.loops.bell import LOCK_CLASS
 from pghookd.loops.fan_out import FanOut
 from pghookd.loops.read import Reader
-from pghookd.loops.record import Recorder
+from pghookd.loops.record import Recorder, Terms
 from pghookd.loops.watch import Beats
 
 SHARDS = 4
@@ -258,11 +258,9 @@ class Desk:
             self.order,
             server,
             NothingDue(),
+            Terms(batch_max=500, batch_wait_s=0.005, heartbeat_s=2.0),
             logger=Diary().logger,
             monotonic=self.clock,
-            batch_max=500,
-            batch_wait_s=0.005,
-            heartbeat_s=2.0,
             recorded=lambda: None,
             beat=lambda: None,
         )
@@ -300,8 +298,7 @@ class Desk:
 
     async def store(self):
         """Store positions and a mark, however recently that was done."""
-        self.recorder._stored_rows = -1
-        await self.recorder._store(self.clock())
+        await self.recorder._positions.store(self.clock())
 
     def settle_all(self):
         """Say that everything open is settled."""

@@ -44,7 +44,6 @@ class House:
 
     async def open(self, url):
         self.it = await session_on(url)
-        self.desk.recorder._watched = {}
         self.care = self.make_care()
 
     def make_care(self, *, wall_us=lambda: time.time_ns() // 1000, **around):
@@ -120,7 +119,7 @@ class House:
         self.desk.recorder.put(write, 0.0)
 
     async def record(self):
-        while self.desk.recorder.unrecorded:
+        while self.desk.recorder.waiting:
             await self.desk.recorder._flush(500)
 
     async def look(self, now):

@@ -10,6 +10,8 @@ import crew
 import pytest
 from crew import desk, living
 
+from pghookd.core.pending import Pending
+
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -253,15 +255,15 @@ async def test_the_first_stays_the_first_after_a_crash(database, con, connect):
             await it.read()
             assert [event.event_id for event in it.seen] == [high]
             if recorded in {"the duplicate", "both"}:
-                while it.recorder.unrecorded:
+                while it.recorder.waiting:
                     await it.recorder._flush(500)
             if recorded in {"the first", "both"}:
-                it.recorder._pending.clear()
+                it.recorder._pending = Pending()
                 await it.record(it.open)
         async with desk(database) as other:
             await other.recover()
             seen = [event.event_id for event in other.seen]
-            while other.recorder.unrecorded:
+            while other.recorder.waiting:
                 await other.recorder._flush(500)
             await other.store()
         wanted = {"nothing": [low], "the first": [], "the duplicate": [high], "both": []}

@@ -29,6 +29,7 @@ from pghookd.loops.fan_out import FanOut
 from pghookd.loops.own import own
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
+from pghookd.loops.record import Terms as Recording
 from pghookd.loops.replay import Replays
 from pghookd.loops.retry import DueRows
 from pghookd.loops.retry import Terms as Aside
@@ -126,11 +127,8 @@ class Crew:
             self.order,
             SERVER,
             self.replays,
+            Recording(world.batch_max, 0.005, 1.0, LEASE_S),
             **common,
-            batch_max=world.batch_max,
-            batch_wait_s=0.005,
-            heartbeat_s=1.0,
-            lease_s=LEASE_S,
             recorded=lambda: self.deliverer.kick(),  # noqa: PLW0108 - made later
             beat=lambda: None,
         )
@@ -200,7 +198,7 @@ class Crew:
     @property
     def idle(self):
         lanes = self.lanes
-        return not (lanes.flying or lanes.queued or self.recorder.unrecorded or lanes.aboard)
+        return not (lanes.flying or lanes.queued or self.recorder.waiting or lanes.aboard)
 
 
 async def _nothing():

@@ -270,6 +270,7 @@ class Database:
             "only_endpoint_id": None,
             "exists": True,
             "payload": b"{}",
+            "payload_bytes": 2,
             "options": event.options,
         }
 
@@ -391,7 +392,8 @@ class Database:
         for endpoint_id, _ in off:
             transaction.rows["endpoints", endpoint_id] = {"enabled": False}
         return [
-            {"endpoint_id": i, "site_id": self.endpoints[i]["site_id"], "disabled_reason": r} for i, r in off
+            {"endpoint_id": i, "site_id": self.endpoints[i]["site_id"], "disabled_reason": r, "locked": False}
+            for i, r in off
         ]
 
     def note_failures(self, _transaction, ids, *_):

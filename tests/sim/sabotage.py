@@ -21,10 +21,9 @@ class StoresTooEarly(Recorder):
     """Stores the position before the batch commits."""
 
     async def _flush(self, rows):
-        for write in self._pending[:rows]:
-            settle(write.delivery)
-        self._stored_rows, self._stored_at = -1, -100.0
-        await self._store(self._monotonic())
+        for delivery in self._pending.deliveries():
+            settle(delivery)
+        await self._positions.store(self._monotonic())
         await super()._flush(rows)
 
 
@@ -32,9 +31,10 @@ class DropsOutcomes(Recorder):
     """Takes an outcome in so many for recorded."""
 
     async def _write(self, writes):
-        kept = [w for w in writes if not (isinstance(w, Attempted) and w.delivery.event.event_id % 5 == 0)]
-        if kept:
-            await super()._write(kept)
+        dropped = [w for w in writes if isinstance(w, Attempted) and w.delivery.event.event_id % 5 == 0]
+        await super()._write([write for write in writes if write not in dropped])
+        for write in dropped:
+            self._settle(write)
 
 
 class HasNoFence(Recorder):

@@ -24,6 +24,7 @@ EVENT_TYPES = (
 )
 
 
+DAY_IDS: Final = 4_294_967_296  # event ids of a day, and of a partition
 # What begins the error of an attempt that got no token: the receiver was not asked.
 OAUTH2: Final = "oauth2: "
 _RESERVED: Final = "webhook_"  # types that begin so are ours, and not part of `*`

@@ -7,7 +7,7 @@ that the healthy path neither looks nor deletes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Final, TypeAlias, assert_never
 
 from pghookd.core.model import Delivery, Outcome, Reason, State
@@ -52,6 +52,20 @@ class Died:
 Write: TypeAlias = Attempted | Kept | Died
 
 
+def is_plain(write: Write) -> bool:
+    """Return True if a row of `attempts` is all there is to write: no lock on another table stands in its way."""
+    return (
+        isinstance(write, Attempted)
+        and isinstance(write.verdict, Delivered)
+        and not write.delivery.in_backlog
+    )
+
+
+def key_of(write: Write) -> tuple[int, int]:
+    """Return the event and endpoint of a write, the key of its row in `backlog`."""
+    return write.delivery.event.event_id, write.delivery.endpoint_id
+
+
 @dataclasses.dataclass(slots=True)
 class Trouble:
     """What a batch says of an endpoint that fails, or that has failed lately. Microseconds since 1970.
@@ -85,6 +99,18 @@ class Trouble:
         """Take what was not tried and should have been: it failed when it is recorded."""
         self.failed, self.first_success_us = write, None
 
+    def then(self, later: Trouble) -> None:
+        """Take what a later batch says of the same endpoint."""
+        if later.failed is not None:
+            self.failed, self.first_success_us = later.failed, later.first_success_us
+        elif self.first_success_us is None:
+            self.first_success_us = later.first_success_us
+        if self.first_failure_us is None:
+            self.first_failure_us = later.first_failure_us
+        if later.last_success_us is not None:
+            self.last_success_us = max(later.last_success_us, self.last_success_us or later.last_success_us)
+        self.successes += later.successes
+
     def row(self, endpoint_id: int, failed: Write) -> tuple[object, ...]:
         """Return the row of note_failures."""
         what: tuple[object, ...]
@@ -98,9 +124,30 @@ class Trouble:
         return (endpoint_id, *times, self.successes, *what, failed.delivery.event.event_id, attempt)
 
 
+def failures(troubles: Mapping[int, Trouble]) -> list[tuple[object, ...]]:
+    """Return the rows of note_failures."""
+    return [
+        trouble.row(endpoint_id, trouble.failed)
+        for endpoint_id, trouble in sorted(troubles.items())
+        if trouble.failed is not None
+    ]
+
+
+def successes(troubles: Mapping[int, Trouble]) -> list[tuple[object, ...]]:
+    """Return the rows of note_successes."""
+    return [
+        (endpoint_id, trouble.first_success_us, trouble.last_success_us, trouble.successes)
+        for endpoint_id, trouble in sorted(troubles.items())
+        if trouble.failed is None
+    ]
+
+
 @dataclasses.dataclass(slots=True)
 class Batch:
-    """The rows of one transaction, in the order in which the statements want their columns."""
+    """The rows of one transaction, in the order in which the statements want their columns.
+
+    `troubles` are no part of it: they are noted afterwards (edge/notes).
+    """
 
     attempts: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
     backlog: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
@@ -111,24 +158,8 @@ class Batch:
 
     @property
     def single(self) -> bool:
-        """Whether one statement is all there is, so that it needs no transaction around it."""
-        return not (self.backlog or self.cleared or self.dead or self.disabled or self.troubles)
-
-    def failures(self) -> list[tuple[object, ...]]:
-        """Return the rows of note_failures."""
-        return [
-            trouble.row(endpoint_id, trouble.failed)
-            for endpoint_id, trouble in sorted(self.troubles.items())
-            if trouble.failed is not None
-        ]
-
-    def successes(self) -> list[tuple[object, ...]]:
-        """Return the rows of note_successes."""
-        return [
-            (endpoint_id, trouble.first_success_us, trouble.last_success_us, trouble.successes)
-            for endpoint_id, trouble in sorted(self.troubles.items())
-            if trouble.failed is None
-        ]
+        """Return True if one statement is all there is, so that it needs no transaction around it."""
+        return not (self.backlog or self.cleared or self.dead or self.disabled)
 
 
 def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:

@@ -48,6 +48,14 @@ class LogEvent(enum.StrEnum):
     PARTITIONS_DELAYED = "partitions.delayed"  # a lock was not to be had; tried again
     DAY_REFUSED = "day.refused"  # the id clock stays where it is, since clocks disagree: `reason`
     LOG_REANCHORED = "log.reanchored"
+    OUTCOME_DELAYED = (
+        "outcome.delayed"  # its row is locked or rejected; its endpoint waits, and it is tried again
+    )
+    OUTCOME_RESUMED = "outcome.resumed"  # everything delayed of an endpoint is recorded
+    OUTCOME_REFUSED = "outcome.refused"  # Postgres rejects this one row; tried again once a minute
+    DAY_GONE = (
+        "day.gone"  # deliveries of a day that was dropped: nothing of them is recorded, none is sent again
+    )
     DELIVERY_ATTEMPTED = "delivery.attempted"
     DELIVERY_PARKED = "delivery.parked"
     DELIVERY_BROKEN = "delivery.broken"  # a fault of ours, recorded as a failed attempt

@@ -1,4 +1,4 @@
-"""Which machine this is: a name that stays across restarts and differs between machines.
+"""Which machine this is: a name that stays across restarts and differs between machines; and its steady clock.
 
 Never here: what follows from it (core/home.py).
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,16 @@ from typing import Final
 ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 _APPLICATION: Final = b"pghookd"
 _ID_BYTES: Final = 16
+_BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def steady_s() -> float:
+    """Return seconds of a clock that never goes back, and counts the time while the machine is suspended.
+
+    A virtual machine that was suspended has lost its lease meanwhile; CLOCK_MONOTONIC would not show that. Where the
+    system has no such clock, return those of CLOCK_MONOTONIC.
+    """
+    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
 
 
 def host_id(files: Sequence[Path] = ID_FILES) -> str:

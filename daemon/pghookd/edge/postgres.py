@@ -19,6 +19,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 Row: TypeAlias = asyncpg.Record
 
+PING: Final = "select 1"
 CONNECT_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
 _SOCKET: Final = "/.s.PGSQL."  # a socket's name, before its port
@@ -28,6 +29,9 @@ EPOCH_2000_US: Final = 946_684_800_000_000  # Postgres counts its microseconds f
 # system error, and a session ended by one of its own timeouts.
 _AWAY_CLASSES: Final = ("08", "58", "XX")
 _AWAY_CODES: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "25P03", "53300"})
+_DATA_CLASSES: Final = ("22", "23", "P0")  # data exception, integrity constraint, raised by a trigger
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+_NO_PARTITION: Final = "23514"  # shared with check constraints
 
 
 # A transaction pooler does not know the settings of a session, or gives a statement to a backend that has not prepared
@@ -58,6 +62,21 @@ class DatabaseError(Exception):
     def __init__(self, sqlstate: str, message: str) -> None:
         super().__init__(f"{message} (SQLSTATE {sqlstate})")
         self.sqlstate = sqlstate
+
+    @property
+    def is_about_data(self) -> bool:
+        """Return True if Postgres rejected a row: others of the same statement may be fine."""
+        return self.sqlstate[:2] in _DATA_CLASSES
+
+    @property
+    def is_about_a_lock(self) -> bool:
+        """Return True if a lock was not to be had within lock_timeout."""
+        return self.sqlstate == _LOCK_NOT_AVAILABLE
+
+    @property
+    def may_be_a_missing_partition(self) -> bool:
+        """Return True if a row had no partition to go to, or failed a check constraint."""
+        return self.sqlstate == _NO_PARTITION
 
 
 def query(name: str) -> str:
@@ -116,6 +135,21 @@ class Session:
         self.pid: int = connection.get_server_pid()
         self.address = _address_of(connection)
 
+    async def prepare(self, *sqls: str) -> None:
+        """Parse statements and learn their types, for the life of the session.
+
+        Without it the first use asks Postgres for each new type: 10 to 40 ms, and a second round trip. And a process
+        that is frozen between the parse and the rest keeps its session whatever its timeouts are, since Postgres waits
+        for the rest.
+        """
+        async with self._lock:
+            try:
+                for sql in sqls:
+                    # The public `prepare` keeps what it makes out of the cache that fetch and execute look into.
+                    await self._connection._get_statement(sql, None)  # type: ignore[attr-defined] # noqa: SLF001 - see above
+            except _FOREIGN as error:
+                raise _translate(error, closed=self._connection.is_closed()) from error
+
     async def fetch(self, sql: str, *args: object, timeout_s: float | None = None) -> list[Row]:
         """Run a statement and return its rows."""
         async with self._lock:
@@ -134,19 +168,6 @@ class Session:
         rows = await self.fetch(sql, *args, timeout_s=timeout_s)
         return rows[0][0] if rows else None
 
-    async def prepare(self, *sqls: str) -> None:
-        """Parse statements and learn their types, so that the first use of each costs no more than a later one.
-
-        Without it the first use asks Postgres for each new type: 10 to 40 ms, and a second round trip.
-        """
-        async with self._lock:
-            try:
-                for sql in sqls:
-                    # The public `prepare` keeps what it makes out of the cache that fetch and execute look into.
-                    await self._connection._get_statement(sql, None)  # type: ignore[attr-defined] # noqa: SLF001 - see above
-            except _FOREIGN as error:
-                raise _translate(error, closed=self._connection.is_closed()) from error
-
     async def ping(self, within_s: float) -> None:
         """Ask whether the session lives; one that is busy is left alone.
 
@@ -154,7 +175,7 @@ class Session:
             DatabaseAway: it did not answer within that many seconds.
         """
         if not self._lock.locked():
-            await self.fetchval("select 1", timeout_s=within_s)
+            await self.fetchval(PING, timeout_s=within_s)
 
     async def execute(self, sql: str, *args: object, timeout_s: float | None = None) -> str:
         """Run a statement (several, where there are no arguments) and return its command tag."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from pghookd.core.home import Server
 from pghookd.core.settings import Database
-from pghookd.edge.postgres import POOLER, DatabaseAway, Session, Unfit, connect, query
+from pghookd.edge.postgres import PING, POOLER, DatabaseAway, Session, Unfit, connect, query
 from pghookd.edge.rows import server_of
 
 ECHO_WITHIN_S: Final = 2.0
@@ -60,24 +60,38 @@ HOT: Final = {
         "read_events",
         "read_settled_events",
     ),
-    "record": (
-        "record_attempts",
-        "put_backlog",
+    "record": (  # all of them: prepared before it takes the locks of the shards (Session.prepare)
+        "advance_replay",
         "clear_backlog",
-        "put_dead",
-        "note_failures",
-        "note_successes",
         "disable_endpoints",
-        "read_due",
-        "read_endpoints",
-        "read_parked",
+        "enter_home",
+        "expire_held",
+        "find_gone_days",
         "find_parked_endpoints",
         "find_replays",
         "find_superseded",
-        "expire_held",
         "hold_backlog",
+        "load_payloads",
+        "lock_shard",
+        "make_shards",
+        "match_filter",
+        "note_failures",
+        "note_successes",
+        "place_in_line",
+        "put_backlog",
+        "put_dead",
+        "quarantine_deliveries",
+        "read_due",
+        "read_endpoints",
+        "read_home",
+        "read_line",
         "read_newest_event_id",
+        "read_parked",
+        "read_shards",
+        "read_watched",
+        "record_attempts",
         "store_positions",
+        "walk_lines",
     ),
     "work": ("load_payload",),
     "care": (
@@ -108,7 +122,7 @@ class Sessions:
             "idle_session_timeout": lease,
             "idle_in_transaction_session_timeout": lease,
             "statement_timeout": "8s",
-            "lock_timeout": "2s",
+            "lock_timeout": "100ms",  # others' outcomes wait as long
         }
         return await self._connect("record", {**PLANS, **timeouts}, 10.0)
 
@@ -164,12 +178,12 @@ class Sessions:
         """Say that a session is about to be ended on purpose: its loss is none."""
         self._open.pop(name, None)
 
-    async def warm(self) -> None:
-        """Prepare what is hot on every session that is open, on all of them at once."""
+    async def warm(self, *names: str) -> None:
+        """Prepare what is hot on these sessions, or on every one that is open, on all of them at once."""
         async with asyncio.TaskGroup() as group:
-            for name, session in self._open.items():
+            for name in names or self._open:
                 if hot := HOT.get(name):
-                    group.create_task(session.prepare(_TYPES, *map(query, hot)))
+                    group.create_task(self._open[name].prepare(_TYPES, PING, *map(query, hot)))
 
     def __getitem__(self, name: str) -> Session:
         """Return an open session by its name."""

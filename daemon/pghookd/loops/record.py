@@ -1,34 +1,49 @@
 """The recorder: writes outcomes in batches, keeps the lease, stores how far the log is settled, takes due rows.
 
 All of it on one session, the one that holds the shard locks, one step after another: rows are due only when no
-outcome about them is still unwritten, and nobody writes who does not own.
+outcome about them is still unwritten, and only the owner of the shards writes.
+
+The session never waits for a row that others can lock, and for a locked table 100 ms. What cannot be written is set
+aside by its endpoint, which is sent nothing until it is written; everybody else goes on (core/pending, edge/batches).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import dataclasses
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core.home import Server, check_newest
-from pghookd.core.lanes import Lanes
-from pghookd.core.model import Reason, State
+from pghookd.core.home import Server
+from pghookd.core.lanes import NEVER, Lanes
+from pghookd.core.model import Delivery, Reason, State
 from pghookd.core.order import Order
-from pghookd.core.snapshot import Log, Mark, Position, settle
-from pghookd.core.writes import Attempted, Batch, Kept, Write, batch_of
+from pghookd.core.pending import Aside, Pending
+from pghookd.core.snapshot import Log, settle
+from pghookd.core.writes import Kept, Write
+from pghookd.edge.batches import BatchWriter, Written
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import DatabaseError, Row, Session, columns, number_literal, query
+from pghookd.edge.notes import Notes
+from pghookd.edge.positions import PositionStore
+from pghookd.edge.postgres import PING, DatabaseError, Session
 
 ANSWER_MAX_AGE: Final = 0.6  # of the lease: no POST starts unless its session answered within this
 OUTCOME_MAX_AGE_S: Final = 5.0  # nor while an outcome older than this is unrecorded
 CHECKPOINT_AFTER_S: Final = 10.0  # a delivery unsettled for this long gets a row of its own
-STORE_EVERY_S: Final = 1.0
-STORE_IDLE_EVERY_S: Final = 30.0  # where nothing but other people's transactions has moved
 TEND_EVERY_S: Final = 0.25
-PENDING_MAX: Final = 5000  # writes waiting; who wants to add more waits
-RETRY_WAIT_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
+PENDING_MAX: Final = 5000  # writes that are no outcomes and wait; callers of `room` wait beyond
+LOCKED_AGAIN_S: Final = 1.0  # after a row was locked, until its write is tried again
+LOCKED_PAUSE_S: Final = 2.0  # its endpoint is sent nothing for so long: longer than until the next try
+REFUSED_AGAIN_S: Final = 60.0  # after Postgres rejected a row: a person has to change something
+REFUSED_PAUSE_S: Final = 90.0
+RETRIES_A_STEP: Final = 20  # endpoints whose delayed writes are tried between two batches
+CHORE_AGAIN_S: Final = 1.0  # after a statement between two batches was refused
+FINISH_WITHIN_S: Final = 10.0  # at the orderly end, while a table is locked
+
+_AGAIN_S: Final = {Aside.LOCKED: LOCKED_AGAIN_S, Aside.REFUSED: REFUSED_AGAIN_S}
+_PAUSE_S: Final = {Aside.LOCKED: LOCKED_PAUSE_S, Aside.REFUSED: REFUSED_PAUSE_S}
 
 
 class Due(Protocol):
@@ -43,6 +58,16 @@ class Due(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terms:
+    """The settings of the recorder."""
+
+    batch_max: int
+    batch_wait_s: float
+    heartbeat_s: float
+    lease_s: float = 10.0
+
+
 class Recorder:
     """Gathers writes for a few milliseconds and makes them durable."""
 
@@ -54,13 +79,10 @@ class Recorder:
         order: Order,
         server: Server,
         due: Due,
+        terms: Terms,
         *,
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
-        batch_max: int,
-        batch_wait_s: float,
-        heartbeat_s: float,
-        lease_s: float = 10.0,
         recorded: Callable[[], None],
         failed: Callable[[], None] = lambda: None,
         beat: Callable[[], None],
@@ -69,32 +91,28 @@ class Recorder:
         self._log = log
         self._lanes = lanes
         self._order = order
-        self._server = server
         self._due = due
+        self._terms = terms
         self._logger = logger
         self._monotonic = monotonic
-        self._batch_max = batch_max
-        self._batch_wait_s = batch_wait_s
-        self._heartbeat_s = heartbeat_s
-        self._answer_max_age_s = ANSWER_MAX_AGE * lease_s
         self._recorded = recorded
         self._failed = failed
         self._beat = beat
-        self._pending: list[Write] = []
-        self._put_at: list[float] = []  # when each of them was put
+        self.notes = Notes(session, logger=logger)
+        self._writer = BatchWriter(session, self.notes, logger=logger, monotonic=monotonic)
+        self._positions = PositionStore(session, log, server, monotonic=monotonic)
+        self._pending = Pending()
         self._writing: list[Write] = []
-        self._oldest_at: float | None = None
+        self._writing_outcomes = 0
+        self._writing_since: float | None = None  # when the oldest write of this batch was put
+        self._outcome_since: float | None = None  # and its oldest outcome
         self._wake = asyncio.Event()
         self._roomy = asyncio.Event()
         self._roomy.set()
         self._answered_at = monotonic()
-        self._stored_at = 0.0
-        self._stored: dict[int, Position] = {}
-        self._stored_rows = -1
-        self._checked_at = 0.0
-        self._watched: dict[int, int] | None = (
-            None  # endpoints in trouble, and their latest failure; None: ask
-        )
+        self._check_at = 0.0
+        self._retry_at = 0.0
+        self._due_at = 0.0
         self._stopping = False
 
     def apply(self, *, batch_max: int, batch_wait_s: float) -> None:
@@ -106,12 +124,10 @@ class Recorder:
 
     def put(self, write: Write, now: float) -> None:
         """Hand over an outcome or a change of state; it is durable within milliseconds."""
-        self._pending.append(write)
-        self._put_at.append(now)
-        if self._oldest_at is None:
-            self._oldest_at = now
-            self._wake.set()
-        if len(self._pending) >= self._batch_max:
+        pending = self._pending
+        before = pending.takeable
+        pending.put(write, now)
+        if not before or before + 1 >= self._terms.batch_max:
             self._wake.set()
         if write.delivery.line is not None:
             for other in self._order.note(write, now):
@@ -122,49 +138,54 @@ class Recorder:
         self._wake.set()
 
     async def room(self, most: int = PENDING_MAX) -> None:
-        """Wait until fewer writes than so many are waiting."""
-        while len(self._pending) >= most:
+        """Wait until fewer than so many writes that are no outcomes wait."""
+        while self._pending.others >= most:
             self._roomy.clear()
             await self._roomy.wait()
 
     @property
     def unrecorded(self) -> int:
-        """Writes that are not durable yet."""
-        return len(self._pending) + len(self._writing)
+        """Outcomes that are not durable yet, apart from those set aside."""
+        return self._pending.outcomes + self._writing_outcomes
+
+    @property
+    def waiting(self) -> int:
+        """Writes of any kind that are not durable yet."""
+        return self._pending.outcomes + self._pending.others + len(self._writing) + self._pending.aside
 
     def behind_s(self, now: float) -> float:
-        """Say for how long the oldest outcome has been waiting to be durable: up to there everything is recorded."""
-        return 0.0 if self._oldest_at is None else max(0.0, now - self._oldest_at)
+        """Return how long the oldest write has waited: up to there everything is recorded but what is set aside."""
+        since = self._pending.oldest_at if self._writing_since is None else self._writing_since
+        return 0.0 if since is None else max(0.0, now - since)
 
     def closed(self, now: float) -> str | None:
-        """Say why no POST may start now, if so: the lease is not proven, or outcomes are piling up."""
-        if now - self._answered_at > self._answer_max_age_s:
+        """Return why no POST may start now: the lease is not proven, or outcomes pile up. None if it may."""
+        if now - self._answered_at > ANSWER_MAX_AGE * self._terms.lease_s:
             return "lease"
-        if self._oldest_at is not None and now - self._oldest_at > OUTCOME_MAX_AGE_S:
+        since = self._pending.oldest_outcome_at if self._outcome_since is None else self._outcome_since
+        if since is not None and now - since > OUTCOME_MAX_AGE_S:
             return "unrecorded"
-        return None
+        return "delayed" if self._pending.is_full else None
 
     def heal(self, endpoint_ids: Iterable[int] | None) -> None:
         """Endpoints have changed: rows of those that are off are held, those of others go out; None: any of them."""
         self._due.endpoints_changed(endpoint_ids)
 
     def unwatch(self, endpoint_id: int, last_failure_us: int) -> None:
-        """An endpoint's trouble is over, unless it has failed again."""
-        if self._watched is not None and self._watched.get(endpoint_id) == last_failure_us:
-            del self._watched[endpoint_id]
+        """Forget an endpoint whose trouble is over, unless it has failed again."""
+        self.notes.unwatch(endpoint_id, last_failure_us)
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
         """Learn which endpoints are in trouble, before anything is sent: a lock may stand in the way."""
-        rows = await self._session.fetch(query("read_watched"))
-        self._watched = {row["endpoint_id"]: row["last_failure_at"] for row in rows}
+        await self.notes.begin()
 
     async def run(self) -> None:
         """Write and tend until told to stop."""
         while not self._stopping:
             await self._gather()
-            await self._flush(self._batch_max)
+            await self._flush(self._terms.batch_max)
             await self._tend()
             self._recorded()
             self._beat()
@@ -175,38 +196,65 @@ class Recorder:
         self._wake.set()
 
     async def finish(self) -> None:
-        """Write everything that is pending, checkpoint nothing, and store the position: the orderly end."""
-        while self._pending:
-            await self._flush(self._batch_max)
-        self._stored_rows = -1
-        await self._store(self._monotonic())
+        """Write everything that is pending, checkpoint nothing, and store the position: the orderly end.
+
+        What stays locked for longer is left: the next run repeats it.
+        """
+        until = self._monotonic() + FINISH_WITHIN_S
+        while self._pending.outcomes + self._pending.others and self._monotonic() < until:
+            self._pending.others_rest = False
+            await self._flush(self._terms.batch_max)
+        await self._retry(NEVER, self._pending.endpoints_aside)
+        await self._positions.store(self._monotonic())
 
     async def _gather(self) -> None:
-        if not self._pending:
+        pending = self._pending
+        pending.others_rest = self._writer.is_table_locked(self._monotonic())
+        if not pending.takeable:
             self._wake.clear()
             try:
                 async with asyncio.timeout(TEND_EVERY_S):
                     await self._wake.wait()
             except TimeoutError:
                 return
-        if len(self._pending) < self._batch_max:
+        if pending.takeable < self._terms.batch_max:
             self._wake.clear()
             try:
-                async with asyncio.timeout(self._batch_wait_s):
+                async with asyncio.timeout(self._terms.batch_wait_s):
                     await self._wake.wait()
             except TimeoutError:
                 return
 
     async def _flush(self, rows: int) -> None:
-        if not self._pending:
-            return
-        self._writing, self._pending = self._pending[:rows], self._pending[rows:]
-        del self._put_at[:rows]
-        await self._write(self._writing)
-        done, self._writing = self._writing, []
-        self._oldest_at = self._put_at[0] if self._put_at else None
+        """Write a batch of at most so many rows."""
+        pending = self._pending
+        self._writing_since, self._outcome_since = pending.oldest_at, pending.oldest_outcome_at
+        before = pending.outcomes
+        self._writing = pending.take(rows)
+        self._writing_outcomes = before - pending.outcomes
+        if self._writing:
+            await self._write(self._writing)
+        self._writing, self._writing_outcomes = [], 0
+        self._writing_since = self._outcome_since = None
         self._roomy.set()
-        for write in done:
+
+    async def _write(self, writes: list[Write]) -> None:
+        """Make a batch durable, then note what it says of endpoints; only the loss of the session ends it."""
+        started = self._monotonic()
+        written = await self._writer.write(writes)
+        self._answered_at = started
+        for write, reason in written.aside:
+            self._set_aside(write, reason)
+        self._pending.put_back(written.later, started)
+        await self._conclude(written)
+
+    async def _conclude(self, written: Written) -> None:
+        for troubles in written.troubles:
+            self.notes.take(troubles)
+        now = self._monotonic()
+        if self.notes.is_due(now) and await self.notes.write(now):
+            self._failed()
+        for write in written.done:
             self._settle(write)
 
     def _settle(self, write: Write) -> None:
@@ -222,141 +270,115 @@ class Recorder:
         if isinstance(write, Kept) and write.state is State.PARKED:
             self._lanes.parked.add(write.delivery.endpoint_id)
 
-    # Writing ----------------------------------------------------------------------------------------------------------
+    # What is set aside ------------------------------------------------------------------------------------------------
 
-    async def _write(self, writes: list[Write]) -> None:
-        """Make writes durable, whatever it takes; only the loss of the session ends it."""
-        for attempt in range(1_000_000):
-            try:
-                return await self._transact(batch_of(writes, self._watched or ()))
-            except DatabaseError as error:
-                if error.sqlstate[:2] in ("22", "23"):  # one row's data: find it, the others are not to blame
-                    return await self._isolate(writes, error)
-                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), writes=len(writes))
-            await asyncio.sleep(RETRY_WAIT_S[min(attempt, len(RETRY_WAIT_S) - 1)])
-        return None
+    def _set_aside(self, write: Write, reason: Aside) -> None:
+        """Keep a write for later; an endpoint that an outcome is missing of is sent nothing meanwhile."""
+        now = self._monotonic()
+        endpoint_id = write.delivery.endpoint_id
+        if self._pending.set_aside(write, reason, now + _AGAIN_S[reason]):
+            self._logger.warning(
+                LogEvent.OUTCOME_DELAYED,
+                endpoint_id=endpoint_id,
+                site_id=write.delivery.event.site_id,
+                reason=reason.value,
+            )
+        self._pause(endpoint_id, reason, now)
 
-    async def _isolate(self, writes: list[Write], error: DatabaseError) -> None:
-        if len(writes) > 1:
-            half = len(writes) // 2
-            await self._write(writes[:half])
-            await self._write(writes[half:])
+    def _pause(self, endpoint_id: int, reason: Aside, now: float) -> None:
+        lane = self._lanes.by_endpoint.get(endpoint_id)
+        if lane is None or not self._pending.is_aside(endpoint_id):
             return
-        write = writes[0]
-        if not isinstance(write, Attempted) or (write.response is None and write.error is None):
-            raise error
-        write.response, write.error = None, "unrecordable" if write.error else None
-        await self._write(writes)
+        for delivery in self._lanes.pause(lane, _PAUSE_S[reason], now):
+            self._lanes.parked.add(endpoint_id)
+            self.put(Kept(delivery, State.PARKED, Reason.PAUSED), now)
 
-    async def _transact(self, batch: Batch) -> None:
-        started = self._monotonic()
-        failing: list[Row] = []
-        if batch.single:
-            await self._session.execute(query("record_attempts"), *_attempts(batch))
-        else:
-            async with self._session.transaction():
-                failing = await self._change(batch)
-        self._answered_at = started
-        for row in failing:
-            if self._watched is not None:
-                self._watched[row["endpoint_id"]] = row["last_failure_at"]
-                self._failed()
+    async def _retry(self, now: float, most: int = RETRIES_A_STEP) -> bool:
+        """Try a few endpoints' delayed writes again, each alone, since others may still be locked.
 
-    async def _change(self, batch: Batch) -> list[Row]:
-        """Write a batch; return the endpoints that failed in it."""
-        session = self._session
-        if batch.attempts:
-            await session.execute(query("record_attempts"), *_attempts(batch))
-        if batch.disabled:
-            sql = query("disable_endpoints")
-            for row in await session.fetch(sql, list(batch.disabled), list(batch.disabled.values())):
-                self._logger.warning(
-                    LogEvent.ENDPOINT_DISABLED,
-                    endpoint_id=row["endpoint_id"],
-                    site_id=row["site_id"],
-                    reason=row["disabled_reason"],
-                )
-        if batch.backlog:
-            await session.execute(query("put_backlog"), *columns(batch.backlog, 9))
-        if batch.dead:
-            await session.execute(query("put_dead"), *columns(batch.dead, 5))
-        if batch.cleared:
-            await session.execute(query("clear_backlog"), *columns(batch.cleared, 2))
-        failing: list[Row] = []
-        if failures := batch.failures():
-            failing = await session.fetch(query("note_failures"), *columns(failures, 11))
-        if successes := batch.successes():
-            await session.execute(query("note_successes"), *columns(successes, 4))
-        return failing
+        Returns:
+            Whether all of them were written, so that more may be tried at once.
+        """
+        ready = self._pending.ready(now, most)
+        stuck = len(ready) < most
+        for endpoint_id in ready:
+            tried = self._pending.retry(endpoint_id, self._terms.batch_max)
+            written = await self._writer.retry(tried)
+            done = {id(write) for write in written.done}
+            stay = [write for write in tried if id(write) not in done]
+            is_refused = any(reason is Aside.REFUSED for _, reason in written.aside)
+            reason = Aside.REFUSED if is_refused else Aside.LOCKED
+            again_at = self._monotonic() + (_AGAIN_S[reason] if stay else 0.0)
+            if self._pending.retried(endpoint_id, len(tried), stay, reason, again_at):
+                site_id = tried[0].delivery.event.site_id
+                self._logger.info(LogEvent.OUTCOME_RESUMED, endpoint_id=endpoint_id, site_id=site_id)
+            self._pause(endpoint_id, reason, self._monotonic())
+            await self._conclude(written)
+            stuck = stuck or bool(stay)
+            if written.waited:
+                break
+        return not stuck
 
     # Between batches --------------------------------------------------------------------------------------------------
 
     async def _tend(self) -> None:
+        """Do what can wait; a statement that Postgres refuses harms no other, and is tried again a second later."""
         now = self._monotonic()
-        if now - self._checked_at >= TEND_EVERY_S:
-            self._checked_at = now
-            await self._checkpoint(now)
-        await self._due.step(self._session, now, self.put)
-        if now - self._stored_at >= STORE_EVERY_S:
-            await self._store(now)
-        if now - self._answered_at >= self._heartbeat_s:
-            await self._session.fetchval("select 1")
+        if self._pending.aside and now >= self._retry_at:
+            self._retry_at = now if await self._retry(now) else now + TEND_EVERY_S
+        if self.notes.is_due(now) and await self.notes.write(now):
+            self._failed()
+        if now >= self._check_at:
+            self._check_at = now + await self._checkpoint(now)
+        if now >= self._due_at:
+            self._due_at = now if await self._unless_refused(self._take_due(now)) else now + CHORE_AGAIN_S
+        if await self._unless_refused(self._positions.step(now)):
+            self._answered_at = now
+        if now - self._answered_at >= self._terms.heartbeat_s:
+            await self._session.fetchval(PING)
             self._answered_at = now
 
-    async def _checkpoint(self, now: float) -> None:
-        """Give what has been unsettled for ten seconds a row of its own; it stays in memory."""
+    async def _take_due(self, now: float) -> bool:
+        await self._due.step(self._session, now, self.put)
+        return True
+
+    async def _unless_refused(self, chore: Awaitable[bool]) -> bool:
+        """Await a chore; return what it returns, or False if Postgres refused a statement of it."""
+        try:
+            return await chore
+        except DatabaseError as error:
+            self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
+            return False
+
+    async def _checkpoint(self, now: float) -> float:
+        """Give what has been unsettled for ten seconds a row of its own; it stays in memory.
+
+        Where outcomes wait, the next page is left for the next round.
+
+        Returns:
+            Seconds until the next checkpoint.
+        """
         late = self._log.overdue(now - CHECKPOINT_AFTER_S)
-        if not late:
-            return
-        spoken_for = {id(write.delivery) for write in self._pending}
+        if not late or self._writer.is_table_locked(now):
+            return TEND_EVERY_S
+        spoken_for = {id(delivery) for delivery in self._pending.deliveries()}
         late = [delivery for delivery in late if id(delivery) not in spoken_for]
-        for start in range(0, len(late), self._batch_max):
-            page = [d for d in late[start : start + self._batch_max] if d.ticket is not None]
+        for page in _pages(late, self._terms.batch_max):
             for delivery in page:  # said before it is so: an outcome that comes meanwhile must clear the row
                 delivery.in_backlog = True
                 self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
-            await self._write([Kept(delivery, State.WAITING, Reason.QUEUED) for delivery in page])
-            for delivery in page:
-                settle(delivery)
-
-    async def _store(self, now: float) -> None:
-        """Store each shard's settled position, with a mark; at most once a second, and only if it moved."""
-        moved = [s for s in self._log.shards.values() if self._stored.get(s.shard) is not s.settled]
-        if not moved or (self._stored_rows == self._log.rows and now - self._stored_at < STORE_IDLE_EVERY_S):
-            return
-        self._stored_at = now
-        self._stored_rows = self._log.rows
-        newest: int = await self._session.fetchval(query("read_newest_event_id"))
-        check_newest(newest, self._log.marks.newest)
-        marks = self._log.marks
-        settled = [(shard.shard, shard.settled) for shard in moved]
-        rows = [
-            (
-                number,
-                at.snapshot,
-                at.upto,
-                at.last_event_id,
-                marks.floor(at.snapshot),
-                marks.front(at.snapshot),
-            )
-            for number, at in settled
-        ]
-        server = self._server
-        xid: int = await self._session.fetchval(
-            query("store_positions"),
-            *columns(rows, 6),
-            newest,
-            server.system_identifier,
-            server.database_oid,
-            server.timeline,
-        )
-        self._answered_at = now
-        self._stored.update(settled)
-        marks.note(Mark(newest, xid))
-        marks.forget(self._log.oldest())
+            written = await self._writer.write([Kept(d, State.WAITING, Reason.QUEUED) for d in page])
+            refused = [write for write, reason in written.aside if reason is Aside.REFUSED]
+            for write in (*written.done, *(w for w, reason in written.aside if reason is Aside.LOCKED)):
+                settle(write.delivery)  # what is locked has a row
+            if refused:
+                return REFUSED_AGAIN_S
+            if self._pending.outcomes:
+                return 0.0
+        return TEND_EVERY_S
 
 
-def _attempts(batch: Batch) -> list[object]:
-    """Return the columns of record_attempts; numbers as literals, which cost a third of the driver's arrays."""
-    found = columns(batch.attempts, 10)
-    return [*map(number_literal, found[:6]), *found[6:]]
+def _pages(deliveries: list[Delivery], size: int) -> Iterator[list[Delivery]]:
+    """Yield pages of what the log still waits for when each page's turn comes."""
+    for start in range(0, len(deliveries), size):
+        yield [delivery for delivery in deliveries[start : start + size] if delivery.ticket is not None]

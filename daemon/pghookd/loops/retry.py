@@ -17,12 +17,13 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import event_options
 from pghookd.core.lanes import PARKED_FOR, Lanes, Offer
-from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
+from pghookd.core.model import DAY_IDS, Delivery, Endpoint, Event, Line, Reason, State
 from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Log
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.filter import Filters, filter_of
 from pghookd.edge.journal import LogEvent
+from pghookd.edge.payload_pages import load_payloads
 from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
 from pghookd.edge.rows import endpoint_of
 
@@ -96,6 +97,7 @@ class DueRows:
         self._paced: set[int] = set()  # endpoints whose held rows have been given a pace
         self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
         self._looks: list[tuple[float, int]] = []  # a heap: when to look at which endpoint's parked rows
+        self._gone_days: set[int] = set()  # dropped days that were logged
         self._scheduled: dict[int, float] = {}  # the entry of the heap that counts, per endpoint
 
     def apply(self, terms: Terms) -> None:
@@ -245,13 +247,18 @@ class DueRows:
             if self._scheduled.get(endpoint_id) != at:
                 continue  # it was put forward
             appetite = self._lanes.appetite(endpoint_id, now)
-            if appetite and endpoint_id in self._order:
-                read += await self._refill_lines(session, endpoint_id, appetite, now, put)
-            elif appetite:
-                read += 1
-                await self._refill(session, endpoint_id, appetite, now, put)
-            not_before = max(self._lanes.probe_at(endpoint_id) or 0.0, self._filters.rests_until(endpoint_id))
-            self._look_at_parked(endpoint_id, max(not_before, now + PARKED_LOOK_S))
+            try:
+                if appetite and endpoint_id in self._order:
+                    read += await self._refill_lines(session, endpoint_id, appetite, now, put)
+                elif appetite:
+                    read += 1
+                    await self._refill(session, endpoint_id, appetite, now, put)
+            finally:  # a statement may have been refused
+                probe_at, rests_until = (
+                    self._lanes.probe_at(endpoint_id),
+                    self._filters.rests_until(endpoint_id),
+                )
+                self._look_at_parked(endpoint_id, max(probe_at or 0.0, rests_until, now + PARKED_LOOK_S))
 
     async def _refill(self, session: Session, endpoint_id: int, page: int, now: float, put: Put) -> None:
         if self._lanes.probe_at(endpoint_id) is not None:
@@ -358,7 +365,8 @@ class DueRows:
         Returns:
             How many there were before the first that stays.
         """
-        taken = [(row, _delivery_of(row, now)) for row in rows]
+        payloads = await load_payloads(session, rows)
+        taken = [(row, _delivery_of(row, payloads, now)) for row in rows]
         superseded = await _find_superseded(session, taken)
         sifted = await self._filters.sift(session, _to_be_filtered(taken, endpoints), aside=True)
         for number, (row, delivery) in enumerate(taken):
@@ -395,6 +403,7 @@ class DueRows:
         if endpoint is None:
             return Died(delivery, Reason.NO_ENDPOINT)
         if not row["exists"]:
+            self._log_gone(row["event_id"] // DAY_IDS)
             return Died(delivery, Reason.EXPIRED)
         if not endpoint.enabled:
             return Kept(delivery, State.HELD, Reason.DISABLED)
@@ -406,6 +415,11 @@ class DueRows:
         reason = self._offer(row, delivery, endpoint, now)
         stays = row["state"] != State.WAITING.value  # where it stands already
         return None if reason is None or stays else Kept(delivery, State.PARKED, reason)
+
+    def _log_gone(self, day: int) -> None:
+        if day not in self._gone_days:
+            self._gone_days.add(day)
+            self._logger.error(LogEvent.DAY_GONE, day=day, table="backlog")
 
     def _offer(self, row: Row, delivery: Delivery, endpoint: Endpoint, now: float) -> Reason | None:
         """Queue a delivery, or say why it is to be parked; a late one stands where it should already."""
@@ -487,13 +501,13 @@ async def _find_superseded(session: Session, taken: Iterable[tuple[Row, Delivery
     return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
 
-def _delivery_of(row: Row, now: float) -> Delivery:
+def _delivery_of(row: Row, payloads: Mapping[int, bytes], now: float) -> Delivery:
     event = Event(
         row["event_id"],
         row["site_id"],
         row["type"] or "",
         row["created_at"] or 0,
-        row["payload"],
+        payloads.get(row["event_id"], row["payload"]),
         row["only_endpoint_id"],
         None if row["options"] is None else event_options.read(row["options"]),
     )

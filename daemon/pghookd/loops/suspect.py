@@ -141,26 +141,33 @@ class Suspects:
 
 
 class _Written:
-    """Those who wait until what they have changed is written; a context around the write."""
+    """Those who wait until what they have changed is written; a context around the write.
+
+    Where the write is refused they wait for the next one.
+    """
 
     def __init__(self) -> None:
-        self._next: asyncio.Future[None] | None = None
-        self._current: asyncio.Future[None] | None = None
+        self._next: list[asyncio.Future[None]] = []
+        self._current: list[asyncio.Future[None]] = []
 
     @property
     def awaited(self) -> bool:
         """Whether there is anything to write."""
-        return self._next is not None
+        return bool(self._next)
 
     def next(self) -> asyncio.Future[None]:
         """Return what is done with the next write that begins."""
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
-        return self._next
+        if not self._next:
+            self._next.append(asyncio.get_running_loop().create_future())
+        return self._next[-1]
 
     def __enter__(self) -> None:
-        self._current, self._next = self._next, None
+        self._current, self._next = self._next, []
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None and self._current is not None and not self._current.done():
-            self._current.set_result(None)
+        if kind is not None:
+            self._next = [*self._current, *self._next]
+            return
+        for written in self._current:
+            if not written.done():
+                written.set_result(None)
