@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tree import load
 
-from pghookd.edge.sessions import RECORDING
+from pghookd.edge.sessions import HOT
 
 # Whose statements run on the recorder's session.
 MODULES = {
     "pghookd.edge.batches",
     "pghookd.edge.filter",
     "pghookd.edge.notes",
-    "pghookd.edge.payloads",
+    "pghookd.edge.payload_pages",
     "pghookd.edge.positions",
     "pghookd.epoch",
     "pghookd.loops.own",
@@ -28,4 +28,4 @@ def test_every_statement_of_the_recorders_session_is_prepared():
         path.stem for path in (modules["pghookd.edge.postgres"].path.parents[1] / "sql/queries").glob("*.sql")
     }
     used = {name for module in MODULES for name in modules[module].texts()} & known
-    assert used == set(RECORDING)
+    assert used == set(HOT["record"])
