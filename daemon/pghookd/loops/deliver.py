@@ -128,7 +128,6 @@ class Deliverer:
         self._sender = sender
         self._terms = terms
         self._large = asyncio.Semaphore(terms.large_at_once)
-        self.kick()
 
     async def run(self) -> None:
         """Hold the workers until cancelled."""
