@@ -147,7 +147,7 @@ class Booted:
         python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
         (opt / "bin" / "python").symlink_to(f"/opt/pghookd/python/bin/{python.name}")
         program = opt / "bin" / "pghookd"
-        program.write_text("#!/opt/pghookd/bin/python\nfrom pghookd.cli import main\nmain()\n")
+        program.write_text("#!/opt/pghookd/bin/python\nfrom pghookd.__main__ import main\nmain()\n")
         program.chmod(0o755)
         shutil.copytree("/etc", self._folder / "etc", symlinks=True)
         for each in (self._folder / "opt", self._folder / "etc"):

@@ -114,7 +114,8 @@ async def test_a_second_signal_changes_nothing(db, database, start, receiver):
     assert daemon.running
     answer.set()
     assert await daemon.ended() == 0
-    assert len(daemon.said("daemon.draining")) == 1
+    [draining] = daemon.said("daemon.draining")
+    assert (draining["in_flight"], draining["at_most_s"]) == (2, 20.0)
     assert not daemon.noise
     rows = await db.fetch("select attempt, outcome from webhooks.attempts")
     assert [tuple(row) for row in rows] == [(1, "delivered")] * 2

@@ -23,7 +23,7 @@ class Senders:
 
     def __init__(self) -> None:
         self._current: tuple[Sender, AsyncExitStack] | None = None
-        self._retiring: dict[asyncio.Task[None], Sender] = {}
+        self._retiring: dict[asyncio.Task[None], tuple[Sender, AsyncExitStack]] = {}
 
     async def use(self, sender: Sender, put: Callable[[], None] = lambda: None) -> None:
         """Open a sender and put it in force.
@@ -41,7 +41,7 @@ class Senders:
         put()
         if before is not None:
             task = asyncio.create_task(_retire(*before))
-            self._retiring[task] = before[0]
+            self._retiring[task] = before
             task.add_done_callback(self._retiring.pop)
 
     @property
@@ -55,21 +55,21 @@ class Senders:
     def in_flight(self) -> int:
         """Requests in flight, of all senders."""
         current = self._current[0].in_flight if self._current else 0
-        return current + sum(sender.in_flight for sender in self._retiring.values())
+        return current + sum(sender.in_flight for sender, _ in self._retiring.values())
 
     async def close(self) -> None:
         """Close all of them at once; requests in flight fail."""
-        retiring = list(self._retiring)
+        retiring = dict(self._retiring)
         for task in retiring:
             task.cancel()
         if retiring:
             await asyncio.wait(retiring)
+        for _, closing in retiring.values():  # for a task that was cancelled before it began
+            await closing.aclose()
         if self._current is not None:
             await self._current[1].aclose()
 
 
 async def _retire(sender: Sender, closing: AsyncExitStack) -> None:
-    try:
-        await sender.idle()
-    finally:
-        await closing.aclose()
+    await sender.idle()
+    await closing.aclose()

@@ -129,7 +129,6 @@ class Deliverer:
         self._sender = sender
         self._terms = terms
         self._loader.payload_bytes_max = terms.payload_bytes_max
-        self.kick()
 
     async def run(self) -> None:
         """Hold the workers until cancelled."""
