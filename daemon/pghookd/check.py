@@ -213,9 +213,9 @@ async def _two_phase(session: Session, _settings: Settings) -> AsyncIterator[Fin
         yield Finding(
             Grade.WARNING,
             "two_phase",
-            f"max_prepared_transactions is {count}: a producer that uses PREPARE TRANSACTION fails while the"
-            " daemon sleeps. Run ALTER ROLE its_role SET webhooks.bell = off; its events then wait for the next"
-            " poll",
+            f"max_prepared_transactions is {count}: PREPARE TRANSACTION fails after an insert into events while"
+            " the daemon sleeps, unless webhooks.bell is off. For such a producer run, as a superuser, ALTER ROLE"
+            " its_login SET webhooks.bell = off, or let it connect with options='-c webhooks.bell=off'",
         )
 
 

