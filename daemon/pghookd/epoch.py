@@ -304,16 +304,7 @@ class Crew:
         )
         self._filters = Filters(logger=world.logger, monotonic=world.monotonic)
         self._order = Order(self._lanes)
-        due = self._due = DueRows(
-            self._lanes,
-            self._order,
-            log,
-            self._filters,
-            shards=len(stored),
-            terms=Aside(world.settings.breaker.probe_s, world.settings.retention.held_days),
-            logger=world.logger,
-            random01=world.random01,
-        )
+        due = self._due = self._make_due()
         replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)
         place = Place(world.host, sessions["record"].address, world.run)
         self._suspects = Suspects(replays, place, arrival, monotonic=world.monotonic)
@@ -336,6 +327,24 @@ class Crew:
         )
         self.bell = self._make_bell(hears.wake)
         hears.due, hears.replay, hears.endpoints = due.ring, replays.ring, fan_out.endpoints_changed
+
+    def _make_due(self) -> DueRows:
+        world = self._world
+        settings = world.settings
+        return DueRows(
+            self._lanes,
+            self._order,
+            self._log,
+            self._filters,
+            shards=len(self._stored),
+            terms=Aside(
+                settings.breaker.probe_s, settings.retention.held_days, settings.delivery.payload_bytes_max
+            ),
+            logger=world.logger,
+            monotonic=world.monotonic,
+            wall_us=world.wall_us,
+            random01=world.random01,
+        )
 
     def _make_recorder(self, server: Server, due: Due) -> Recorder:
         settings = self._world.settings

@@ -113,8 +113,9 @@ class Crew:
             log,
             filters,
             shards=SHARDS,
-            terms=Aside(1.0),
-            logger=world.logger,
+            terms=Aside(1.0, payload_bytes_max=10_000),
+            **common,
+            wall_us=world.database.now_us,
             random01=rng.random,
         )
         self.replays = make.get("replays", Replays)(self.due, self.lanes, **common)

@@ -47,6 +47,7 @@ READS = frozenset(
         "read_due",
         "read_line",
         "read_parked",
+        "find_endpoints_with_rows",
         "find_parked_endpoints",
         "read_shards",
         "read_watched",
@@ -302,6 +303,10 @@ class Database:
             return []
         rows = [r for r in self._of(endpoint_id) if r["event_id"] > after and r["state"] != "waiting"]
         return [{**self._full(row), "released_at": self.now_us()} for row in rows[:page]]
+
+    def find_endpoints_with_rows(self, endpoint_ids):
+        have = {key[1] for key in self.table["backlog"]}
+        return [{"endpoint_id": endpoint_id} for endpoint_id in endpoint_ids if endpoint_id in have]
 
     def find_parked_endpoints(self, after, page, _shards):
         found = []

@@ -21,9 +21,11 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from pghookd.core import breaker
+from pghookd.core.aboard import Aboard
 from pghookd.core.breaker import Breaker
 from pghookd.core.model import Delivery, Endpoint, Reason
 from pghookd.core.pace import Pace, Rate
+from pghookd.core.parked import AT_ONCE, FIRST, Parked
 
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
 STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
@@ -250,8 +252,8 @@ class Lanes:
         self._period = 0
         self._active = 0  # endpoints with traffic in this period
         self._active_before = 0
-        self.aboard: dict[tuple[int, int], Delivery] = {}
-        self.parked: set[int] = set()
+        self.aboard = Aboard()
+        self.parked = Parked()
         self.wanted: Lane | None = None
 
     # Lanes ------------------------------------------------------------------------------------------------------------
@@ -282,6 +284,7 @@ class Lanes:
         if lane.paused_until and by_owner:
             self._end_pause(lane)
         lane.curb()
+        self.parked.look(lane.key.endpoint_id, FIRST)
         self._go_on(lane)
 
     def _limit(self, endpoint: Endpoint) -> int:
@@ -610,6 +613,18 @@ class Lanes:
                 opened = self._take(lane, 0)
         self._go_on(lane)
         return opened
+
+    def unsent(self, lane: Lane, delivery: Delivery) -> None:
+        """Take back a delivery that ended without a request: nothing is known of the endpoint that was not before.
+
+        If it was the probe, another delivery may be it at once.
+        """
+        lane.flying -= 1
+        self.flying -= 1
+        if delivery is lane.probe:
+            lane.probe = None
+            self.parked.look(lane.key.endpoint_id, AT_ONCE)
+        self._go_on(lane)
 
     def _take_probe_back(
         self, lane: Lane, delivery: Delivery, now: float, random01: float, *, counts: bool
