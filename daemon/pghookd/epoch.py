@@ -50,6 +50,7 @@ from pghookd.loops.watch import Beats, watch, watch_clock
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
+ID_CHARS_A_SECOND: Final = 100_000  # of notifications about endpoints: 5 ms of reading them
 T = TypeVar("T")
 
 
@@ -207,7 +208,7 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     await sessions.bell()
     if world.settings.smtp.host:
         await sessions.mail()
-    hears = Hears()
+    hears = Hears(world.monotonic)
     await read.listen("pghookd", hears)
     server = await identify(sessions.all())
     await check_echo(read, work, hears.echo)
@@ -253,9 +254,16 @@ def _marks(stored: Sequence[StoredShard]) -> Marks:
 
 
 class Hears:
-    """Sorts what is heard on the channel. Anyone may send there, so it never means more than: look now."""
+    """Sorts what is heard on the channel. Anyone may send there, so it never means more than: look now.
 
-    def __init__(self) -> None:
+    Ids are read up to a number of characters a second. Beyond that a list of them means any endpoint, which costs no
+    reading, and its listeners rest between two looks at all.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._second = 0.0  # when the present one began
+        self._chars = 0  # read in it
         self.echo = asyncio.Event()
         self.wake = asyncio.Event()
         self.due: Callable[[], None] = lambda: None
@@ -271,10 +279,20 @@ class Hears:
             self.due()
         elif payload == "replay":
             self.replay()
-        elif payload.startswith("endpoints"):
-            ids = payload.partition(":")[2].split(",")
-            known = [int(i) for i in ids if i.isascii() and i.isdecimal() and len(i) < 19]  # noqa: PLR2004 - a bigint
-            self.endpoints(known or None)
+        elif payload == "endpoints":
+            self.endpoints(None)
+        elif payload.startswith("endpoints:"):
+            self.endpoints(self._read(payload[len("endpoints:") :]))
+
+    def _read(self, text: str) -> list[int] | None:
+        """Return the ids of a list, without what is no bigint; None if more was sent than is read in a second."""
+        now = self._monotonic()
+        if now - self._second >= 1.0:
+            self._second, self._chars = now, 0
+        self._chars += len(text)
+        if self._chars > ID_CHARS_A_SECOND:
+            return None
+        return [int(i) for i in text.split(",") if i.isascii() and i.isdecimal() and len(i) < 19]  # noqa: PLR2004 - a bigint
 
 
 class Crew:

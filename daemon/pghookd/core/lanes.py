@@ -709,9 +709,10 @@ class Lanes:
             most = LANE_QUEUE_MAX // 2 if lane.proved else 2 * lane.limit
             wanted = max(PACED_LEAST, min(most, int(per_s * PACED_AHEAD_S)))
             return wanted - len(lane.late) if len(lane.late) <= wanted // 2 else 0
-        if lane.proved and not lane.waits_longer(self.patience_s, now):
-            return LANE_QUEUE_MAX // 2 if lane.queued <= LANE_QUEUE_MAX // 4 else 0
-        return 2 * lane.limit - lane.queued if lane.queued <= lane.limit else 0
+        if lane.proved and lane.queued <= LANE_QUEUE_MAX // 4 and not lane.waits_longer(self.patience_s, now):
+            return LANE_QUEUE_MAX // 2
+        late = len(lane.late)  # live traffic may never end, and late work has its turns beside it
+        return 2 * lane.limit - late if late <= lane.limit else 0
 
     # Out of the queues ------------------------------------------------------------------------------------------------
 
