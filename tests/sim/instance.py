@@ -99,7 +99,7 @@ class Crew:
         rng = world.rng
         common = {"logger": world.logger, "monotonic": loop.time}
         room = asyncio.Event()
-        self.lanes = Lanes(
+        self.lanes = make.get("lanes", Lanes)(
             concurrency=world.concurrency,
             endpoint_concurrency=4,
             queue_bytes_max=world.queue_bytes_max,

@@ -52,6 +52,7 @@ READS = frozenset(
         "read_shards",
         "read_watched",
         "find_replays",
+        "load_payload",
     }
 )
 # The first line of each is its own; the reader puts other numbers further down.
@@ -94,14 +95,30 @@ class Stored:
     created_at: int
     drawn_at: float
     committed_at: float | None = None
+    deliver_before: float | None = None  # Unix seconds
+    is_too_large: bool = False
 
     @property
     def options(self):
-        return None if self.key is None else f'{{"ordering_key":"{self.key}"}}'
+        found = {"ordering_key": self.key, "deliver_before": self.deliver_before}
+        given = {name: value for name, value in found.items() if value is not None}
+        return orjson.dumps(given).decode() if given else None
+
+    @property
+    def payload(self):
+        return None if self.is_too_large else b"{}"
 
     @property
     def columns(self):
-        return (self.event_id, self.site_id, "order_created", self.created_at, None, b"{}", self.options)
+        return (
+            self.event_id,
+            self.site_id,
+            "order_created",
+            self.created_at,
+            None,
+            self.payload,
+            self.options,
+        )
 
 
 @dataclasses.dataclass
@@ -270,7 +287,7 @@ class Database:
             "created_at": event.created_at,
             "only_endpoint_id": None,
             "exists": True,
-            "payload": b"{}",
+            "payload": event.payload,
             "options": event.options,
         }
 
@@ -334,6 +351,9 @@ class Database:
         )
         nothing |= {"database_oid": None, "timeline": None, "floor": 0, "front": 0}
         return [{**nothing, "shard": n, **(self.rows["shards", n] or {})} for n in range(self.shards)]
+
+    def load_payload(self, event_id, _bytes_max):
+        return [{"payload": self.events[event_id].payload}]
 
     def read_watched(self):
         return []
