@@ -50,6 +50,7 @@ from pghookd.mailing import Mailing
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
+ID_CHARS_A_SECOND: Final = 100_000  # of notifications about endpoints: 5 ms of reading them
 T = TypeVar("T")
 
 
@@ -260,7 +261,7 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
     await sessions.care()
     await sessions.bell()
     await sessions.mail()  # without a mail server too: a reload may name one, and no session is opened later
-    hears = Hears()
+    hears = Hears(world.monotonic)
     await read.listen("pghookd", hears)
     server = await identify(sessions.all())
     await check_echo(read, work, hears.echo)
@@ -325,9 +326,16 @@ def _marks(stored: Sequence[StoredShard]) -> Marks:
 
 
 class Hears:
-    """Sorts what is heard on the channel. Anyone may send there, so it never means more than: look now."""
+    """Sorts what is heard on the channel. Anyone may send there, so it never means more than: look now.
 
-    def __init__(self) -> None:
+    Ids are read up to a number of characters a second. Beyond that a list of them means any endpoint, which costs no
+    reading, and its listeners rest between two looks at all.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._second = 0.0  # when the present one began
+        self._chars = 0  # read in it
         self.echo = asyncio.Event()
         self.wake = asyncio.Event()
         self.due: Callable[[], None] = lambda: None
@@ -343,10 +351,20 @@ class Hears:
             self.due()
         elif payload == "replay":
             self.replay()
-        elif payload.startswith("endpoints"):
-            ids = payload.partition(":")[2].split(",")
-            known = [int(i) for i in ids if i.isascii() and i.isdecimal() and len(i) < 19]  # noqa: PLR2004 - a bigint
-            self.endpoints(known or None)
+        elif payload == "endpoints":
+            self.endpoints(None)
+        elif payload.startswith("endpoints:"):
+            self.endpoints(self._read(payload[len("endpoints:") :]))
+
+    def _read(self, text: str) -> list[int] | None:
+        """Return the ids of a list, without what is no bigint; None if more was sent than is read in a second."""
+        now = self._monotonic()
+        if now - self._second >= 1.0:
+            self._second, self._chars = now, 0
+        self._chars += len(text)
+        if self._chars > ID_CHARS_A_SECOND:
+            return None
+        return [int(i) for i in text.split(",") if i.isascii() and i.isdecimal() and len(i) < 19]  # noqa: PLR2004 - a bigint
 
 
 class Crew:
@@ -372,16 +390,7 @@ class Crew:
         self._lanes = Lanes(**_bounds(world.settings))
         self._filters = Filters(logger=world.logger, monotonic=world.monotonic)
         self._order = Order(self._lanes)
-        due = self._due = DueRows(
-            self._lanes,
-            self._order,
-            log,
-            self._filters,
-            shards=len(stored),
-            terms=_aside(world.settings),
-            logger=world.logger,
-            random01=world.random01,
-        )
+        due = self._due = self._make_due()
         replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)
         place = Place(world.host, sessions["record"].address, world.run)
         self._suspects = Suspects(replays, place, arrival, monotonic=world.monotonic)
@@ -422,6 +431,21 @@ class Crew:
         self.bell.apply(settings.poll.fallback_s)
         self.care.apply(settings)
         self.mailing.apply(settings)
+
+    def _make_due(self) -> DueRows:
+        world = self._world
+        return DueRows(
+            self._lanes,
+            self._order,
+            self._log,
+            self._filters,
+            shards=len(self._stored),
+            terms=_aside(world.settings),
+            logger=world.logger,
+            monotonic=world.monotonic,
+            wall_us=world.wall_us,
+            random01=world.random01,
+        )
 
     def _make_recorder(self, server: Server, due: Due) -> Recorder:
         settings = self._world.settings
@@ -642,7 +666,7 @@ def _bounds(settings: Settings) -> _Bounds:
 
 
 def _aside(settings: Settings) -> Aside:
-    return Aside(settings.breaker.probe_s, settings.retention.held_days)
+    return Aside(settings.breaker.probe_s, settings.retention.held_days, settings.delivery.payload_bytes_max)
 
 
 def _terms(settings: Settings) -> Terms:

@@ -601,13 +601,16 @@ def test_a_lane_that_does_not_keep_up_takes_few_parked_rows_back_and_none_while_
     lanes = make(endpoint_concurrency=4, queue_bytes_max=2000)
     assert lanes.appetite(1, 0.0) == 8  # not known: it has not proved itself
     lane = fill(lanes, 1, 3)
-    assert lanes.appetite(1, 0.0) == 5
+    lanes.offer(lane, delivery(late=True), 0.0)
+    assert lanes.appetite(1, 0.0) == 7
     start(lanes)
     answer(lanes, lane)
     assert lanes.appetite(1, 0.5) == LANE_QUEUE_MAX // 2
-    assert lanes.appetite(1, 9.0) == 7  # the one at the head waits too long
-    fill(lanes, 1, 4)
-    assert lanes.appetite(1, 9.0) == 0  # enough is queued
+    fill(lanes, 1, 10)
+    assert lanes.appetite(1, 9.0) == 7  # the one at the head waits too long; live ones do not count
+    for _ in range(4):
+        lanes.offer(lane, delivery(late=True), 0.0)
+    assert lanes.appetite(1, 9.0) == 0  # enough late ones are queued
     assert lanes.appetite(1, 0.5) == LANE_QUEUE_MAX // 2
     while not lanes.full:
         lanes.offer(lane, delivery(), 0.5)
@@ -782,6 +785,33 @@ def test_a_probe_that_is_taken_out_or_proves_nothing_is_none():
     start(lanes, 10.0)
     fail(lanes, lane, probe, 10.0, counts=False)
     assert lanes.probe_at(1) == 20.0  # not twice as long
+
+
+def test_a_probe_that_ended_without_a_request_moves_nothing_and_another_one_may_go():
+    lanes = make(policy=SOON)
+    lane, _ = opened(lanes)
+    lanes.parked.add(1)
+    assert lanes.parked.take(10.0, 60.0) == 1
+    probe = delivery(late=True)
+    assert lanes.offer(lane, probe, 10.0) is Offer.QUEUED
+    start(lanes, 10.0)
+    width = lane.width
+    lanes.unsent(lane, probe)
+    assert (lane.width, lane.flying, lanes.flying, lanes.probe_at(1)) == (width, 0, 0, 10.0)
+    assert lanes.parked.take(10.0, 60.0) == 1  # looked at again at once
+    assert lanes.offer(lane, delivery(late=True), 10.0) is Offer.QUEUED
+
+
+def test_an_endpoint_that_has_changed_is_looked_at_before_all_others():
+    lanes = make(policy=SOON)
+    for number in (1, 2, 3):
+        opened(lanes, number)
+        lanes.parked.add(number)
+    assert [lanes.parked.take(1.0, 60.0) for _ in range(3)] == [1, 2, 3]
+    lanes.lane(endpoint(2))
+    assert lanes.parked.take(1.0, 60.0) is None  # nothing is new
+    lanes.lane(endpoint(2, concurrency=7))
+    assert (lanes.parked.take(1.0, 60.0), lanes.appetite(2, 1.0)) == (2, 1)
 
 
 def test_an_open_breaker_is_not_forgotten_and_asks_at_once_when_the_endpoint_changes():

@@ -7,7 +7,7 @@ import pytest
 from crew import living
 
 from pghookd.edge.postgres import columns, query
-from pghookd.loops.retry import HOLD_PAGE
+from pghookd.loops.held import HOLD_PAGE
 
 ROWS = 2 * HOLD_PAGE + 500
 

@@ -231,7 +231,18 @@ async def test_lines_of_a_disabled_endpoint_are_not_looked_at_again_and_again(da
     logger = crew.Diary().logger
     log = Log(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, Marks())
     filters = Filters(logger=logger, monotonic=lambda: 0.0)
-    due = DueRows(lanes, order, log, filters, shards=1, terms=Terms(), logger=logger, random01=lambda: 0.5)
+    due = DueRows(
+        lanes,
+        order,
+        log,
+        filters,
+        shards=1,
+        terms=Terms(),
+        logger=logger,
+        monotonic=lambda: 0.0,
+        wall_us=lambda: 0,
+        random01=lambda: 0.5,
+    )
     order.recovered = True
     endpoint_id = await con.fetchval("select endpoint_id from webhooks.endpoints")
     due.endpoints_changed([endpoint_id])

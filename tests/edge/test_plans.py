@@ -368,6 +368,17 @@ async def test_endpoints_with_parked_rows_are_found_by_a_walk_with_a_step_for_ea
     assert {row["endpoint_id"] for row in rows if row["reason"] == "breaker_open"} == {7, 9}
 
 
+async def test_endpoints_that_have_rows_are_told_from_others_with_a_step_for_each(session):
+    await session.execute(BACKLOG.format(rows=40_000))  # of a thousand endpoints
+    ids = [*range(1, 11), *range(10**6, 10**6 + 990)]
+    plan = await explain(session, query("find_endpoints_with_rows"), ids)
+    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_of_endpoint"}
+    assert "Seq Scan" not in plan.kinds()
+    assert plan.run_pages < 5 * len(ids)
+    found = await session.fetch(query("find_endpoints_with_rows"), ids)
+    assert {row["endpoint_id"] for row in found} == set(range(1, 11))
+
+
 async def test_a_line_is_read_by_its_own_index_and_walked_in_pages(session, today):
     """However much the endpoint has, and whatever stands before it."""
     await session.execute(BACKLOG.format(rows=60_000))

@@ -397,6 +397,7 @@ def parameters(day, event_id):
         "find_missing_days": (day, 3),
         "find_first_event": (SNAPSHOT, SNAPSHOT, 0, 0),
         "find_parked_endpoints": (0, 10, 16),
+        "find_endpoints_with_rows": (endpoints,),
         "hold_backlog": (1, 0, 10),
         "expire_held": (14.0, 10),
         "identify_server": (),

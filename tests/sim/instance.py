@@ -100,7 +100,7 @@ class Crew:
         rng = world.rng
         common = {"logger": world.logger, "monotonic": loop.time}
         room = asyncio.Event()
-        self.lanes = Lanes(
+        self.lanes = make.get("lanes", Lanes)(
             concurrency=world.concurrency,
             endpoint_concurrency=4,
             queue_bytes_max=world.queue_bytes_max,
@@ -114,8 +114,9 @@ class Crew:
             log,
             filters,
             shards=SHARDS,
-            terms=Aside(1.0),
-            logger=world.logger,
+            terms=Aside(1.0, payload_bytes_max=10_000),
+            **common,
+            wall_us=world.database.now_us,
             random01=rng.random,
         )
         self.replays = make.get("replays", Replays)(self.due, self.lanes, **common)

@@ -47,10 +47,12 @@ READS = frozenset(
         "read_due",
         "read_line",
         "read_parked",
+        "find_endpoints_with_rows",
         "find_parked_endpoints",
         "read_shards",
         "read_watched",
         "find_replays",
+        "load_payload",
     }
 )
 # The first line of each is its own; the reader puts other numbers further down.
@@ -93,14 +95,30 @@ class Stored:
     created_at: int
     drawn_at: float
     committed_at: float | None = None
+    deliver_before: float | None = None  # Unix seconds
+    is_too_large: bool = False
 
     @property
     def options(self):
-        return None if self.key is None else f'{{"ordering_key":"{self.key}"}}'
+        found = {"ordering_key": self.key, "deliver_before": self.deliver_before}
+        given = {name: value for name, value in found.items() if value is not None}
+        return orjson.dumps(given).decode() if given else None
+
+    @property
+    def payload(self):
+        return None if self.is_too_large else b"{}"
 
     @property
     def columns(self):
-        return (self.event_id, self.site_id, "order_created", self.created_at, None, b"{}", self.options)
+        return (
+            self.event_id,
+            self.site_id,
+            "order_created",
+            self.created_at,
+            None,
+            self.payload,
+            self.options,
+        )
 
 
 @dataclasses.dataclass
@@ -269,8 +287,8 @@ class Database:
             "created_at": event.created_at,
             "only_endpoint_id": None,
             "exists": True,
-            "payload": b"{}",
-            "payload_bytes": 2,
+            "payload": event.payload,
+            "payload_bytes": None if event.payload is None else len(event.payload),
             "options": event.options,
         }
 
@@ -304,6 +322,10 @@ class Database:
         rows = [r for r in self._of(endpoint_id) if r["event_id"] > after and r["state"] != "waiting"]
         return [{**self._full(row), "released_at": self.now_us()} for row in rows[:page]]
 
+    def find_endpoints_with_rows(self, endpoint_ids):
+        have = {key[1] for key in self.table["backlog"]}
+        return [{"endpoint_id": endpoint_id} for endpoint_id in endpoint_ids if endpoint_id in have]
+
     def find_parked_endpoints(self, after, page, _shards):
         found = []
         for endpoint_id in sorted({key[1] for key in self.table["backlog"]}):
@@ -330,6 +352,11 @@ class Database:
         )
         nothing |= {"database_oid": None, "timeline": None, "floor": 0, "front": 0}
         return [{**nothing, "shard": n, **(self.rows["shards", n] or {})} for n in range(self.shards)]
+
+    def load_payload(self, event_id, bytes_max):
+        payload = self.events[event_id].payload
+        size = bytes_max + 1 if payload is None else len(payload)
+        return [{"payload": payload, "bytes": size}]
 
     def read_watched(self):
         return []

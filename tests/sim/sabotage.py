@@ -5,7 +5,7 @@ from __future__ import annotations
 from instance import Receivers
 from memory_postgres import visible
 
-from pghookd.core.lanes import Offer
+from pghookd.core.lanes import Lanes, Offer
 from pghookd.core.model import Outcome, Reply
 from pghookd.core.order import Order
 from pghookd.core.snapshot import Marks, settle
@@ -150,6 +150,15 @@ class TakesRowsEarly(Order):
             line.returning.discard(delivery.event.event_id)
 
 
+class WaitsAfterNothing(Lanes):
+    """Takes a probe that ended without a request for one that failed."""
+
+    def unsent(self, lane, delivery):
+        if delivery is lane.probe:
+            lane.breaker.probe_at += lane.breaker.wait_s
+        super().unsent(lane, delivery)
+
+
 class ForgetsItsMails(Mailer):
     """Takes what was sent for what is still to be sent."""
 
@@ -198,6 +207,7 @@ SABOTAGES = {
     "forgets what was left in the log": ({"reader": ForgetsWhatWasLeft}, "lost"),
     "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
+    "waits after a probe that was not sent": ({"lanes": WaitsAfterNothing}, "waits again"),
 }
 
 MAIL_SABOTAGES = {
@@ -209,7 +219,7 @@ MAIL_SABOTAGES = {
 
 # These show in one of some hundred or thousand histories: where to begin.
 FIRST_SEED = {
-    "has no fence": 100,
+    "has no fence": 1_100,
     "takes rows before recovery has written": 600_300,
 }
 # How many it takes to notice; None: as the seed says.

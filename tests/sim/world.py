@@ -25,6 +25,7 @@ MOODS = ("good", "flaky", "hangs", "busy", "down", "gone")
 FAULTS_END_S = (8.0, 14.0, 14.0, 40.0)  # then everything heals
 DRAINED_WITHIN_S = 400.0
 LOST_AFTER_S = 60.0  # what has no row by then never will
+PROBES_EVERY_S = 0.2  # between two looks at the waits of open breakers
 IDLE_PAUSE_S = 0.05  # of a reader; the daemon's own would make most of a history reads of nothing
 
 
@@ -68,7 +69,7 @@ class World:
 
     Args:
         seed: of everything.
-        make: other classes in the place of the daemon's: recorder, reader, order, sender, marks.
+        make: other classes in the place of the daemon's: recorder, reader, order, lanes, sender, marks.
         instances: how many share the database; None: as the seed says.
     """
 
@@ -96,6 +97,8 @@ class World:
         self.timeout_s = rng.choice((4.0, 15.0))
         self.schedule = rng.choice(((0.3, 1.0, 2.0, 3.0, 5.0), (0.2, 0.2)))
         self.share_ordered = rng.choice((0.2, 0.9))
+        self.wishes = random.Random(seed + 2)  # of producers: what may become of an event besides
+        self.share_unsendable = self.wishes.choice((0.0, 0.0, 0.3, 0.9))
         self.context = contextvars.copy_context()  # of what is nobody's: the network, receivers
         self._make_endpoints()
         count = instances or rng.choice((1, 1, 1, 2, 3))
@@ -149,13 +152,24 @@ class World:
                 key = rng.choice((None, "a", "b"))
                 site = f"s{rng.randrange(2)}"
                 now = database.now_us()
-                events.append(Stored(transaction.xid, database.draw(), site, key, now, self.now()))
+                stored = Stored(transaction.xid, database.draw(), site, key, now, self.now())
+                events.append(self._perhaps_unsendable(stored))
                 if rng.random() < 0.5:
                     await asyncio.sleep(rng.random() * rng.choice((0.01, 0.1, 4.0)))
             if rng.random() < 0.15:
                 database.end(transaction, commit=False)
             else:
                 database.commit_events(transaction, events)
+
+    def _perhaps_unsendable(self, event):
+        """Let some events expire soon, and others be too large, which shows only when one is to be sent."""
+        wishes = self.wishes
+        if wishes.random() < self.share_unsendable:
+            if wishes.random() < 0.5:
+                event.is_too_large = True
+            else:
+                event.deliver_before = event.created_at / 1e6 + wishes.random() * 5.0
+        return event
 
     async def _harass(self):
         rng = self.rng
@@ -231,6 +245,7 @@ class World:
 
     async def _history(self):
         living = [instance.start() for instance in self.instances]
+        living.append(self.loop.create_task(self._watch_probes()))
         harassing = asyncio.ensure_future(self._harass())
         await asyncio.gather(*(self._produce() for _ in range(self.rng.randint(1, 5))), harassing)
         self._heal()
@@ -250,6 +265,26 @@ class World:
         for instance in self.instances:
             instance.kill()
         await asyncio.wait((*living, *(instance.living for instance in self.instances)))
+
+    async def _watch_probes(self):
+        """Note each wait of an open breaker that begins although nobody was asked since the one before."""
+        waits = {}  # when a probe may go out, and how many requests there were when that was found out
+        while True:
+            await asyncio.sleep(PROBES_EVERY_S)
+            asked = collections.Counter((one.life, one.endpoint_id) for one in self.seen)
+            found = {}
+            for instance in self.instances:
+                lanes = {} if instance.crew is None else instance.crew.lanes.by_endpoint
+                for endpoint_id, lane in lanes.items():
+                    if lane.breaker.is_open:
+                        key = (instance.life, endpoint_id)
+                        probe_at, before = waits.get(key, (lane.breaker.probe_at, asked[key] - 1))
+                        if lane.breaker.probe_at > probe_at:
+                            if asked[key] == before:
+                                self.logger.broken.append(f"waits again for a probe that was not sent {key}")
+                            before = asked[key]
+                        found[key] = (lane.breaker.probe_at, before)
+            waits = found
 
     def _drained(self):
         crew = self.crew

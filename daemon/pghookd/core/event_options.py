@@ -45,6 +45,10 @@ class EventOptions:
     supersede_key: str | None = None
     duplicate: bool = False
 
+    def has_expired(self, now_us: int) -> bool:
+        """Return True if no attempt may start any more."""
+        return self.deliver_before_us is not None and now_us >= self.deliver_before_us
+
 
 def read(text: str) -> EventOptions:
     """Make the options of the text of the column `options`; its times are Unix seconds."""

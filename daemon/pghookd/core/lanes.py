@@ -23,10 +23,12 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, cast
 
 from pghookd.core import breaker
+from pghookd.core.aboard import Aboard
 from pghookd.core.breaker import Breaker
 from pghookd.core.destination import host_and_port
 from pghookd.core.model import Delivery, Endpoint, Loaded, Reason
 from pghookd.core.pace import Pace, Rate
+from pghookd.core.parked import AT_ONCE, FIRST, Parked
 from pghookd.core.payload_budget import PayloadBudget
 from pghookd.core.slots import Holder, Member, Slots
 
@@ -275,8 +277,8 @@ class Lanes:
         self._period = 0
         self._active: set[str] = set()  # sites with traffic in this period
         self._active_before: set[str] = set()
-        self.aboard: dict[tuple[int, int], Delivery] = {}
-        self.parked: set[int] = set()
+        self.aboard = Aboard()
+        self.parked = Parked()
         self.wanted: Lane | None = None
 
     @property
@@ -331,6 +333,7 @@ class Lanes:
         if lane.paused_until and by_owner:
             self._end_pause(lane)
         lane.curb()
+        self.parked.look(lane.key.endpoint_id, FIRST)
         self._go_on(lane)
 
     def _limit(self, endpoint: Endpoint) -> int:
@@ -773,6 +776,17 @@ class Lanes:
         lane.hangs = lane.hangs + 1 if hung and not lane.proved else 0
         return lane.hangs >= HANGS_MAX or host.hangs > HOST_HANGS_MAX
 
+    def unsent(self, lane: Lane, delivery: Delivery) -> None:
+        """Take back a delivery that ended without a request: nothing is known of the endpoint that was not before.
+
+        If it was the probe, another delivery may be it at once.
+        """
+        self._end(lane, delivery)
+        if delivery is lane.probe:
+            lane.probe = None
+            self.parked.look(lane.key.endpoint_id, AT_ONCE)
+        self._go_on(lane)
+
     def _take_probe_back(
         self, lane: Lane, delivery: Delivery, now: float, random01: float, *, counts: bool
     ) -> None:
@@ -856,9 +870,10 @@ class Lanes:
             most = LANE_QUEUE_MAX // 2 if lane.proved else 2 * lane.limit
             wanted = max(PACED_LEAST, min(most, int(per_s * PACED_AHEAD_S)))
             return wanted - len(lane.late) if len(lane.late) <= wanted // 2 else 0
-        if lane.proved and not lane.waits_longer(self.patience_s, now):
-            return LANE_QUEUE_MAX // 2 if lane.queued <= LANE_QUEUE_MAX // 4 else 0
-        return 2 * lane.limit - lane.queued if lane.queued <= lane.limit else 0
+        if lane.proved and lane.queued <= LANE_QUEUE_MAX // 4 and not lane.waits_longer(self.patience_s, now):
+            return LANE_QUEUE_MAX // 2
+        late = len(lane.late)  # live traffic may never end, and late work has its turns beside it
+        return 2 * lane.limit - late if late <= lane.limit else 0
 
     # Out of the queues ------------------------------------------------------------------------------------------------
 

@@ -291,6 +291,11 @@ class Order:
         lot.walk, lot.sorted = 0, False
         self._lanes.parked.add(endpoint_id)
 
+    def is_walking(self, endpoint_id: int) -> bool:
+        """Return True if a look through an endpoint's rows has begun and not ended yet."""
+        lot = self._lots.get(endpoint_id)
+        return lot is not None and bool(lot.walk)
+
     def due(self, endpoint_id: int, name: str) -> None:
         """Take a line's row to be due."""
         lot = self.lot(endpoint_id)

@@ -90,10 +90,14 @@ class Filters:
         doubt = self._doubts.get(endpoint_id)
         return 0.0 if doubt is None or doubt.cleared else max(doubt.rests_until, self._paused_until)
 
-    def forget(self, endpoint_id: int) -> None:
-        """Take an endpoint's filter for one that was never asked: it may have changed."""
-        self._doubts.pop(endpoint_id, None)
+    def renew(self, endpoint_id: int, text: str | None) -> bool:
+        """Forget that an endpoint's filter was in doubt if it is another one now; return True if so."""
+        doubt = self._doubts.get(endpoint_id)
+        if doubt is None or doubt.filter == text:
+            return False
+        del self._doubts[endpoint_id]
         self._said.pop(endpoint_id, None)
+        return True
 
     async def sift(self, session: Session, asked: Iterable[Asked], *, aside: bool = False) -> Sifted:
         """Ask for deliveries whose endpoints have filters; `aside`: of the backlog, nobody waits behind them."""

@@ -219,25 +219,29 @@ class Deliverer:
 
     def _fail(self, lane: Lane, write: Write, now: float) -> None:
         """Take a failure back; what its lane must not keep is parked or held."""
-        counts = isinstance(write, Attempted) and write.outcome not in {Outcome.FAILED, Outcome.BLOCKED}
-        width = lane.width
-        hung = isinstance(write, Attempted) and write.outcome is Outcome.TIMEOUT
+        if not isinstance(write, Attempted):
+            self._leave_unsent(lane, write, now)
+            return
+        counts = write.outcome not in {Outcome.FAILED, Outcome.BLOCKED}
+        hung = write.outcome is Outcome.TIMEOUT
         opened = self._lanes.failed(lane, write.delivery, now, self._random01(), counts=counts, hung=hung)
-        if not isinstance(write, Attempted):  # the endpoint was not asked: no reason to slow down
-            lane.resize(width)
         self._gate.put(write, now)
         if opened is not None:
             self._log_breaker(LogEvent.BREAKER_OPENED, lane, probe_s=round(lane.breaker.probe_at - now, 1))
             self._park(opened, Reason.BREAKER_OPEN, now)
-        if isinstance(write, Attempted):
-            self._log(write)
-            if isinstance(write.verdict, verdict.Disable):
-                lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
-                for queued in self._lanes.empty(lane):
-                    self._gate.put(Kept(queued, State.HELD, Reason.DISABLED), now)
-            if isinstance(write.verdict, verdict.Dead):
-                self._log_death(write.delivery, write.verdict.reason)
-        elif isinstance(write, Died) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
+        self._log(write)
+        if isinstance(write.verdict, verdict.Disable):
+            lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
+            for queued in self._lanes.empty(lane):
+                self._gate.put(Kept(queued, State.HELD, Reason.DISABLED), now)
+        if isinstance(write.verdict, verdict.Dead):
+            self._log_death(write.delivery, write.verdict.reason)
+
+    def _leave_unsent(self, lane: Lane, write: Kept | Died, now: float) -> None:
+        """Take back what ended without a request: no reason to slow down, and no word on the endpoint."""
+        self._lanes.unsent(lane, write.delivery)
+        self._gate.put(write, now)
+        if isinstance(write, Died) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
             self._log_death(write.delivery, write.reason)
 
     def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
@@ -333,8 +337,7 @@ class Deliverer:
         """Say why a delivery must not be attempted any more, if so."""
         if is_superseded(delivery):
             return Reason.SUPERSEDED
-        before_us = options.deliver_before_us
-        return Reason.EXPIRED if before_us is not None and self._wall_us() >= before_us else None
+        return Reason.EXPIRED if options.has_expired(self._wall_us()) else None
 
     async def _held_back(self) -> None:
         while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens

@@ -30,6 +30,10 @@ from pghookd.edge.rows import EventRow, endpoint_of, event_of
 PARKED_AHEAD_MAX: Final = 125  # rows to be parked that wait to be written: while many do, nothing is sent
 ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
+CHANGED_MAX: Final = (
+    1000  # endpoints to look at again; with more of them all that have work are looked at instead
+)
+ALL_EVERY_S: Final = 0.5  # between two looks at all of them
 
 
 class Outbox(Protocol):
@@ -84,6 +88,7 @@ class FanOut:
         self._unjudged: set[Delivery] = set()  # of ordered endpoints, whose filters took too long
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
         self._refresh_at = monotonic() + REFRESH_EVERY_S
+        self._all_at = 0.0  # all are looked at no earlier
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
@@ -314,6 +319,8 @@ class FanOut:
             ids = list(endpoint_ids)
             if self._changed is not None:
                 self._changed.update(ids)
+                if len(self._changed) > CHANGED_MAX:
+                    self._changed = None
             self._outbox.heal(ids)
 
     async def attend(self) -> None:
@@ -323,6 +330,9 @@ class FanOut:
             self._refresh_at = now + REFRESH_EVERY_S
             self._changed = None
         if self._changed is None:
+            if now < self._all_at:
+                return
+            self._all_at = now + ALL_EVERY_S
             ids = [lane.key.endpoint_id for lane in self._lanes.busy()]
         elif self._changed:
             ids = [i for i in self._changed if i in self._lanes.by_endpoint]

@@ -268,7 +268,7 @@ class Recorder:
             for other in self._order.settled(write.delivery, now):
                 self.put(other, now)
         if isinstance(write, Kept) and write.state is State.PARKED:
-            self._lanes.parked.add(write.delivery.endpoint_id)
+            self._lanes.parked.note(write.delivery.endpoint_id, write.delivery.event.event_id)
 
     # What is set aside ------------------------------------------------------------------------------------------------
 

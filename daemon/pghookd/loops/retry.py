@@ -1,50 +1,43 @@
 """Takes rows of `backlog` back into the lanes, in bounded pages: due ones, parked ones, held ones that are free again.
 
-It also turns what belongs to a disabled endpoint into held rows, and lets those expire. It has no session and no loop
-of its own: the recorder calls it between two batches. On another session rows that had just been recorded as delivered
-were sent again.
+It has no session and no loop of its own: the recorder calls it between two batches. On another session rows that had
+just been recorded as delivered were sent again. Its parts: admission (what becomes of a row), parked, lines (rows of
+ordered endpoints), held.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
-import itertools
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.core import event_options
-from pghookd.core.lanes import PARKED_FOR, Lanes, Offer
-from pghookd.core.model import DAY_IDS, Delivery, Endpoint, Event, Line, Reason, State
+from pghookd.core.lanes import Lanes
+from pghookd.core.model import Endpoint, Reason, State
 from pghookd.core.order import Order, is_ordered
+from pghookd.core.parked import FIRST
 from pghookd.core.snapshot import Log
-from pghookd.core.writes import Died, Kept, Write
+from pghookd.core.writes import Kept
 from pghookd.edge.filter import Filters, filter_of
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.payload_pages import load_payloads
-from pghookd.edge.postgres import DatabaseError, Row, Session, columns, query
-from pghookd.edge.rows import endpoint_of
-
-Put = Callable[[Write, float], None]
+from pghookd.edge.postgres import Row, Session, query
+from pghookd.loops.admission import Admission, Put, Step
+from pghookd.loops.held import HeldRows
+from pghookd.loops.lines import LineRows
+from pghookd.loops.parked import ParkedRows
 
 DUE_PAGE: Final = 200
 LOOK_EVERY_S: Final = 0.5
 LOOK_AGAIN_EVERY_S: Final = (
     60.0  # from the beginning: a clock may have been set back, a notification silenced
 )
-PARKED_LANES_A_STEP: Final = 8
 SHED_EVERY_S: Final = 0.05
-PARKED_LOOK_S: Final = 0.1  # between two looks at one endpoint's parked rows
 ENDPOINTS_PAGE: Final = 1000
-WALK_PAGE: Final = 1000  # rows of an ordered endpoint looked through in one step
-WALKS_A_LOOK: Final = 8
-LINES_A_LOOK: Final = 8
-HOLD_PAGE: Final = 1000  # rows looked at in one step
-EXPIRE_PAGE: Final = 500
-EXPIRE_EVERY_S: Final = 60.0
-REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
+CHANGED_MAX: Final = 1000  # endpoints to look at; with more of them all that have rows are looked at instead
+CHANGED_EVERY_S: Final = 0.1  # between two looks at endpoints that have changed
+WALK_REST: Final = 10  # times as long as a look at all endpoints took is the rest before the next one
+WALK_EVERY_S: Final = 0.5  # and it is no shorter than this
 _BEGINNING: Final = (0, 0, 0)
 
 
@@ -55,10 +48,12 @@ class Terms:
     Attributes:
         probe_s: after a restart, probes of open breakers are spread over so many seconds.
         held_days: held rows older than this are dead, `expired`.
+        payload_bytes_max: a larger payload is never sent.
     """
 
     probe_s: float = 30.0
     held_days: float = 14.0
+    payload_bytes_max: int = 1 << 20
 
 
 class DueRows:
@@ -74,39 +69,49 @@ class DueRows:
         shards: int,
         terms: Terms,
         logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+        wall_us: Callable[[], int],
         random01: Callable[[], float],
     ) -> None:
         self._lanes = lanes
         self._order = order
         self._log = log
+        self._filters = filters
         self._shards = shards
         self._terms = terms
         self._logger = logger
+        self._monotonic = monotonic
         self._random01 = random01
-        self._filters = filters
+        self._admission = Admission(
+            lanes, order, log, filters, shards, terms.payload_bytes_max, wall_us, logger
+        )
+        self._parked = ParkedRows(
+            lanes, order, filters, self._admission, LineRows(lanes, order, self._admission)
+        )
+        self._held = HeldRows(order, held_days=terms.held_days, logger=logger)
         self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
+        self._in_pass = False  # there are due rows behind the cursor
+        self._rung = False  # the next pass over due rows begins with the first
         self._look_at = 0.0
         self._look_again_at = 0.0
         self._shed_at = 0.0
-        self._expire_at = 0.0
         self._walk: int | None = 0  # endpoints with rows are looked for, those after this one; None: found
-        self._changed: set[int] = set()  # endpoints to look at
-        self._holding: dict[int, int] = {}  # disabled endpoints, and the last event_id looked at
-        self._hold_at = 0.0
-        self._held: set[int] = set()  # disabled endpoints of which every row is held
-        self._paced: set[int] = set()  # endpoints whose held rows have been given a pace
-        self._parked_after: dict[int, int] = {}  # per endpoint, the last event_id taken
-        self._looks: list[tuple[float, int]] = []  # a heap: when to look at which endpoint's parked rows
-        self._gone_days: set[int] = set()  # dropped days that were logged
-        self._scheduled: dict[int, float] = {}  # the entry of the heap that counts, per endpoint
+        self._walk_is_thorough = False  # each of them is reviewed
+        self._walked_s = 0.0  # what this walk has taken so far
+        self._walk_at = 0.0  # the next thorough one begins no earlier
+        self._changed: set[int] = set()  # endpoints to review, CHANGED_MAX of them at the most
+        self._changed_at = 0.0
+        self._all_changed = False  # there were more: review all that have rows
 
     def apply(self, terms: Terms) -> None:
         """Go on with other settings."""
         self._terms = terms
+        self._admission.payload_bytes_max = terms.payload_bytes_max
+        self._held.held_days = terms.held_days
 
     def ring(self) -> None:
         """Somebody else has made rows due, perhaps earlier ones than were looked at."""
-        self._cursor = _BEGINNING
+        self._rung = True
         self._look_at = 0.0
 
     def hurry(self) -> None:
@@ -114,12 +119,12 @@ class DueRows:
         self._look_at = 0.0
 
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Endpoints were perhaps switched; None: any of them."""
-        if endpoint_ids is None:
-            self._walk = 0
-            self._held.clear()  # so that those that are off are looked through again
-        else:
+        """Review endpoints that may have changed; None: any of them. Anyone may say so, and as often as they like."""
+        if endpoint_ids is not None and not self._all_changed:
             self._changed.update(endpoint_ids)
+        if endpoint_ids is None or len(self._changed) > CHANGED_MAX:
+            self._all_changed = True
+            self._changed.clear()
 
     async def begin(self, session: Session, now: float) -> None:
         """Learn what was parked and held before this epoch; breakers that were open are open again."""
@@ -130,54 +135,89 @@ class DueRows:
                     self._lanes.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
 
     async def step(self, session: Session, now: float, put: Put) -> None:
-        """Take a page of due rows if it is time, refill lanes that have parked rows and room, and tend held rows."""
+        """Take a page of due rows if it is time, refill lanes that have parked rows and room, and tend held rows.
+
+        Each part does a page at least, and no more than that once the step has used up its time.
+        """
+        step = Step(session, now, put, self._monotonic)
         self._lanes.measure(now)
         if now >= self._look_again_at:
-            self._look_again_at = now + LOOK_AGAIN_EVERY_S
-            self._cursor, self._walk = _BEGINNING, 0
-            self._order.look_again()
+            self._look_again(now)
         if self._lanes.full and now >= self._shed_at:  # by those that do not keep up, while others have rows
-            self._shed(now, put)
+            self._shed(step)
         if now >= self._look_at and not self._lanes.full:
-            await self._due(session, now, put)
+            await self._due(step)
+        if self._changed and now >= self._changed_at:
+            await self._review_changed(step)
+        if self._all_changed and self._walk is None and now >= self._walk_at:
+            self._begin_walk(thorough=True)
         if self._walk is not None:
-            await self._find(session)
-        if self._changed:
-            await self._attend(session, now, put)
-        if self._lanes.parked:
-            await self._unpark(session, now, put)
-        if self._holding and now >= self._hold_at:
-            self._hold_at = await self._unless_refused(self._hold(session), now)
-        if now >= self._expire_at:
-            self._expire_at = await self._unless_refused(self._expire(session, now), now)
+            await self._go_on_walking(step)
+        await self._parked.step(step)
+        await self._held.step(step)
+        self._log_deaths(step)
 
-    def _shed(self, now: float, put: Put) -> None:
-        self._shed_at = now + SHED_EVERY_S
-        for delivery in self._lanes.shed(now):
-            put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
-        for write in self._order.shed(now):
-            put(write, now)
+    def _look_again(self, now: float) -> None:
+        self._look_again_at = now + LOOK_AGAIN_EVERY_S
+        self._rung = True
+        if self._walk is None:
+            self._begin_walk(thorough=False)
+        self._lanes.parked.rewind_all()
+        self._order.look_again()
 
-    async def _unless_refused(self, work: Awaitable[float], now: float) -> float:
-        """Do what can wait; return when to do it again."""
-        try:
-            return await work
-        except DatabaseError as error:
-            self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
-            return now + REFUSED_AGAIN_S
+    def _shed(self, step: Step) -> None:
+        self._shed_at = step.now + SHED_EVERY_S
+        for delivery in self._lanes.shed(step.now):
+            step.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), step.now)
+        for write in self._order.shed(step.now):
+            step.put(write, step.now)
+
+    def _log_deaths(self, step: Step) -> None:
+        for (endpoint_id, site_id, reason), deliveries in step.deaths.items():
+            self._logger.warning(
+                LogEvent.DELIVERY_DIED,
+                endpoint_id=endpoint_id,
+                site_id=site_id,
+                reason=reason.value,
+                deliveries=deliveries,
+            )
 
     # Due ----------------------------------------------------------------------------------------------------
 
-    async def _due(self, session: Session, now: float, put: Put) -> None:
-        rows = await session.fetch(query("read_due"), *self._cursor, DUE_PAGE)
-        if len(rows) < DUE_PAGE:
-            self._look_at = now + LOOK_EVERY_S
+    async def _due(self, step: Step) -> None:
+        """Take the next page of due rows; a pass is never cut short, so that each of them has its turn."""
+        if self._rung and not self._in_pass:
+            self._cursor, self._rung = _BEGINNING, False
+        rows = await step.session.fetch(query("read_due"), *self._cursor, DUE_PAGE)
+        self._in_pass = len(rows) == DUE_PAGE
+        if not self._in_pass and not self._rung:
+            self._look_at = step.now + LOOK_EVERY_S
         if rows:
             last = rows[-1]
             self._cursor = (last["next_attempt_at"], last["event_id"], last["endpoint_id"])
-            await self._place(session, rows, now, put)
+            await self._admission.place(step, rows)
 
     # Which endpoints have rows, and are they on? ------------------------------------------------------------
+
+    def _begin_walk(self, *, thorough: bool) -> None:
+        """Look for endpoints with rows; a thorough walk stands for any number of changes, and is followed by a rest."""
+        self._walk, self._walked_s = 0, 0.0
+        self._walk_is_thorough = thorough
+        if thorough:
+            self._all_changed = False
+            self._held.look_again()  # so that those that are off are looked through again
+
+    async def _go_on_walking(self, step: Step) -> None:
+        began = self._monotonic()
+        while self._walk is not None:
+            rows = await self._find(step.session)
+            if self._walk_is_thorough:
+                await self._review(step, {row["endpoint_id"] for row in rows})
+            if step.is_over:
+                break
+        self._walked_s += self._monotonic() - began
+        if self._walk is None:
+            self._walk_at = step.now + max(WALK_EVERY_S, WALK_REST * self._walked_s)
 
     async def _find(self, session: Session) -> list[Row]:
         """Look at a page of the endpoints that have rows; return those of our shards."""
@@ -192,334 +232,56 @@ class DueRows:
         return ours
 
     def _is_overlooked(self, endpoint_id: int) -> bool:
-        """Whether an ordered endpoint has rows of which its lines do not know."""
+        """Return True if an ordered endpoint has rows of which its lines do not know."""
         return endpoint_id not in self._order or self._order.is_clear(endpoint_id)
 
     def _sort(self, endpoint_id: int, *, enabled: bool | None, aside: bool) -> None:
         """Take an endpoint for one whose rows go out, or are held; those of one that is gone (None) are read too."""
         if enabled is False:
-            self._paced.discard(endpoint_id)
-            if endpoint_id not in self._held:
-                self._holding.setdefault(endpoint_id, 0)
+            self._admission.paced.discard(endpoint_id)
+            self._held.switched_off(endpoint_id)
             return
-        self._held.discard(endpoint_id)
-        self._holding.pop(endpoint_id, None)
+        was_off = self._held.switched_on(endpoint_id)
         if aside:
             self._lanes.parked.add(endpoint_id)
+        if was_off:
+            self._lanes.parked.look(endpoint_id, FIRST)
 
-    async def _attend(self, session: Session, now: float, put: Put) -> None:
+    # Endpoints that were perhaps changed ----------------------------------------------------------------------
+
+    async def _review_changed(self, step: Step) -> None:
+        """Review those that have rows, or that memory knows as if they had."""
+        self._changed_at = step.now + CHANGED_EVERY_S
         changed, self._changed = self._changed, set()
-        endpoints = await self._read_endpoints(session, changed)
-        for endpoint_id in changed:
+        rows = await step.session.fetch(query("find_endpoints_with_rows"), list(changed))
+        known = {i for i in changed if i in self._lanes.parked or i in self._held or i in self._order}
+        await self._review(step, known | {row["endpoint_id"] for row in rows})
+
+    async def _review(self, step: Step, endpoint_ids: set[int]) -> None:
+        """Take what has changed of endpoints; one that has not is looked at when it is its turn, and no earlier."""
+        if not endpoint_ids:
+            return
+        endpoints = await self._admission.read_endpoints(step.session, endpoint_ids)
+        for endpoint_id in endpoint_ids:
             endpoint = endpoints.get(endpoint_id)
             if endpoint is not None and endpoint.shard not in self._log.shards:
                 continue
             if endpoint is not None and endpoint_id in self._lanes.by_endpoint:
                 self._lanes.lane(endpoint)  # so that an open breaker may be asked at once
-            self._filters.forget(endpoint_id)
-            self._held.discard(endpoint_id)
-            self._reorder(endpoint_id, endpoint, now, put)
+            if endpoint is None or not endpoint.enabled:
+                self._held.look_again(endpoint_id)
             self._sort(endpoint_id, enabled=None if endpoint is None else endpoint.enabled, aside=True)
-            self._look_at_parked(endpoint_id, now)
+            if self._filters.renew(endpoint_id, None if endpoint is None else filter_of(endpoint)):
+                self._lanes.parked.look(endpoint_id, FIRST)
+            self._reorder(step, endpoint_id, endpoint)
 
-    def _reorder(self, endpoint_id: int, endpoint: Endpoint | None, now: float, put: Put) -> None:
+    def _reorder(self, step: Step, endpoint_id: int, endpoint: Endpoint | None) -> None:
         """Look through the rows of an ordered endpoint; let go of one that is ordered no more."""
-        if endpoint is not None and is_ordered(endpoint):
-            self._order.restart(endpoint_id)
-        else:
+        if endpoint is None or not is_ordered(endpoint):
             for delivery in self._order.forget(endpoint_id):
-                put(Kept(delivery, State.PARKED, Reason.LANE_FULL), now)
-
-    # Parked, and held by an endpoint that is on ---------------------------------------------------------------
-
-    def _look_at_parked(self, endpoint_id: int, at: float) -> None:
-        if endpoint_id in self._lanes.parked:
-            self._scheduled[endpoint_id] = at
-            heapq.heappush(self._looks, (at, endpoint_id))
-
-    async def _unpark(self, session: Session, now: float, put: Put) -> None:
-        if len(self._lanes.parked) != len(self._scheduled):
-            for endpoint_id in self._lanes.parked.difference(self._scheduled):
-                self._look_at_parked(endpoint_id, now)
-        read = 0
-        while self._looks and self._looks[0][0] <= now and read < PARKED_LANES_A_STEP:
-            at, endpoint_id = heapq.heappop(self._looks)
-            if self._scheduled.get(endpoint_id) != at:
-                continue  # it was put forward
-            appetite = self._lanes.appetite(endpoint_id, now)
-            try:
-                if appetite and endpoint_id in self._order:
-                    read += await self._refill_lines(session, endpoint_id, appetite, now, put)
-                elif appetite:
-                    read += 1
-                    await self._refill(session, endpoint_id, appetite, now, put)
-            finally:  # a statement may have been refused
-                probe_at, rests_until = (
-                    self._lanes.probe_at(endpoint_id),
-                    self._filters.rests_until(endpoint_id),
-                )
-                self._look_at_parked(endpoint_id, max(probe_at or 0.0, rests_until, now + PARKED_LOOK_S))
-
-    async def _refill(self, session: Session, endpoint_id: int, page: int, now: float, put: Put) -> None:
-        if self._lanes.probe_at(endpoint_id) is not None:
-            self._parked_after.pop(endpoint_id, None)  # the probe is the oldest of all
-        after = self._parked_after.get(endpoint_id, 0)
-        rows = await session.fetch(query("read_parked"), endpoint_id, after, page)
-        if rows:
-            await self._place(session, rows, now, put)
-            self._parked_after[endpoint_id] = self._filters.passed(endpoint_id, rows[-1]["event_id"])
-        elif after:
-            del self._parked_after[endpoint_id]  # once more from the beginning before it is believed
-        elif not any(key[1] == endpoint_id for key in self._lanes.aboard):
-            self._caught_up(endpoint_id)
-
-    def _caught_up(self, endpoint_id: int) -> None:
-        self._lanes.caught_up(endpoint_id)
-        self._paced.discard(endpoint_id)
-        del self._scheduled[endpoint_id]
-
-    # Lines of ordered endpoints -------------------------------------------------------------------------------
-
-    async def _refill_lines(
-        self, session: Session, endpoint_id: int, appetite: int, now: float, put: Put
-    ) -> int:
-        """Take the next rows of an ordered endpoint's lines; return whether there was anything to do."""
-        lot = self._order.lot(endpoint_id)
-        if not self._order.recovered:
-            return 0
-        for _ in range(WALKS_A_LOOK):
-            if lot.walk is None or (lot.sorted and lot.ripe):
-                break
-            rows = await session.fetch(query("walk_lines"), endpoint_id, lot.walk, WALK_PAGE)
-            self._order.walked(endpoint_id, rows[0]["lines"], rows[0]["last_event_id"])
-        if not lot.sorted:
-            return 1
-        if self._order.is_clear(endpoint_id):
-            self._caught_up(endpoint_id)
-            return 0
-        looked = 0
-        for line in self._order.ripe(endpoint_id):
-            appetite -= await self._refill_line(session, endpoint_id, line, appetite, now, put)
-            looked += 1
-            if looked >= LINES_A_LOOK or appetite <= 0:
-                break
-        return min(looked, 1)
-
-    async def _refill_line(
-        self, session: Session, endpoint_id: int, line: Line, appetite: int, now: float, put: Put
-    ) -> int:
-        """Take what is next of one line, up to the first that has to wait; return how many were taken."""
-        limit = min(appetite, self._order.room(line)) + len(line.ahead) + 1
-        rows = await session.fetch(query("read_line"), endpoint_id, line.name, limit)
-        fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self._lanes.aboard]
-        due = list(itertools.takewhile(lambda row: row["due"], fresh))
-        endpoints = await self._read_endpoints(session, [endpoint_id]) if due else {}
-        if not all(endpoint.enabled for endpoint in endpoints.values()):
-            due = []  # until it is switched on: then all its rows are looked through again
-        taken = await self._enter(session, due, endpoints, now, put) if due else 0
-        full = len(rows) == limit
-        self._order.taken(
-            endpoint_id,
-            line,
-            all_of_it=taken == len(fresh) and not full,
-            blocked=taken == len(due) < len(fresh),
-            again=full or taken < len(due),
-        )
-        return taken
-
-    async def _line_up(self, session: Session, rows: list[Row], now: float) -> None:
-        """Say of due rows of ordered endpoints whose turn it may be."""
-        lines = [(row["endpoint_id"], row["line"]) for row in rows if row["line"] is not None]
-        bare = [(row["event_id"], row["endpoint_id"]) for row in rows if row["line"] is None]
-        if bare:
-            found = await session.fetch(query("place_in_line"), *columns(bare, 2))
-            lines += [(row["endpoint_id"], row["line"]) for row in found]
-        for endpoint_id, name in lines:
-            self._order.due(endpoint_id, name)
-            self._look_at_parked(endpoint_id, now)
-
-    # Into the lanes -------------------------------------------------------------------------------------------
-
-    async def _read_endpoints(self, session: Session, ids: Iterable[int]) -> dict[int, Endpoint]:
-        """Read endpoints as they are now; one that is gone is missing."""
-        rows = await session.fetch(query("read_endpoints"), list(ids), self._shards)
-        return {row["endpoint_id"]: endpoint_of(row) for row in rows}
-
-    async def _place(self, session: Session, rows: Iterable[Row], now: float, put: Put) -> None:
-        fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self._lanes.aboard]
-        if not fresh:
-            return
-        endpoints = await self._read_endpoints(session, {row["endpoint_id"] for row in fresh})
-        ours = [row for row in fresh if self._is_ours(row, endpoints)]
-        ordered = [row for row in ours if _has_line(endpoints.get(row["endpoint_id"]))]
-        if ordered:
-            await self._line_up(session, ordered, now)
-            ours = [row for row in ours if not _has_line(endpoints.get(row["endpoint_id"]))]
-        await self._enter(session, ours, endpoints, now, put)
-
-    async def _enter(
-        self, session: Session, rows: list[Row], endpoints: Mapping[int, Endpoint], now: float, put: Put
-    ) -> int:
-        """Take rows into memory, or say what becomes of them; of an ordered endpoint's only until one stays.
-
-        Returns:
-            How many there were before the first that stays.
-        """
-        payloads = await load_payloads(session, rows)
-        taken = [(row, _delivery_of(row, payloads, now)) for row in rows]
-        superseded = await _find_superseded(session, taken)
-        sifted = await self._filters.sift(session, _to_be_filtered(taken, endpoints), aside=True)
-        for number, (row, delivery) in enumerate(taken):
-            key = row["event_id"], row["endpoint_id"]
-            endpoint = endpoints.get(row["endpoint_id"])
-            if _has_line(endpoint) and not self._order.assign(delivery).sure:
-                return number  # something that comes before it has left memory meanwhile
-            write: Write | None
-            if key in superseded:
-                write = Died(delivery, Reason.SUPERSEDED)
-            elif key in sifted.left_out:
-                write = Died(delivery, Reason.DROPPED)
-            elif key in sifted.unknown:
-                parked = row["reason"] == Reason.FILTER_SLOW.value
-                write = None if parked else Kept(delivery, State.PARKED, Reason.FILTER_SLOW)
-            else:
-                write = self._take_aboard(row, delivery, endpoint, now)
-            if write is not None:
-                put(write, now)
-            stays = key not in self._lanes.aboard and not isinstance(write, Died)
-            if stays and delivery.line is not None:
-                return number
-        return len(taken)
-
-    def _is_ours(self, row: Row, endpoints: Mapping[int, Endpoint]) -> bool:
-        """Whether its shard is; a row whose endpoint is gone is whoever's finds it."""
-        endpoint = endpoints.get(row["endpoint_id"])
-        return endpoint is None or endpoint.shard in self._log.shards
-
-    def _take_aboard(
-        self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float
-    ) -> Write | None:
-        """Queue one row's delivery, or return what is to be written of it instead."""
-        if endpoint is None:
-            return Died(delivery, Reason.NO_ENDPOINT)
-        if not row["exists"]:
-            self._log_gone(row["event_id"] // DAY_IDS)
-            return Died(delivery, Reason.EXPIRED)
-        if not endpoint.enabled:
-            return Kept(delivery, State.HELD, Reason.DISABLED)
-        options = delivery.event.options
-        if options is not None and options.wait_s > 0:  # adopted, or held until its endpoint was on again
-            return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, options.wait_s)
-        if options is not None and row["reason"] != Reason.REPLAY.value:
-            self._log.keys.note(delivery)
-        reason = self._offer(row, delivery, endpoint, now)
-        stays = row["state"] != State.WAITING.value  # where it stands already
-        return None if reason is None or stays else Kept(delivery, State.PARKED, reason)
-
-    def _log_gone(self, day: int) -> None:
-        if day not in self._gone_days:
-            self._gone_days.add(day)
-            self._logger.error(LogEvent.DAY_GONE, day=day, table="backlog")
-
-    def _offer(self, row: Row, delivery: Delivery, endpoint: Endpoint, now: float) -> Reason | None:
-        """Queue a delivery, or say why it is to be parked; a late one stands where it should already."""
-        lane = self._lanes.lane(endpoint)
-        if row["state"] == State.HELD.value and endpoint.endpoint_id not in self._paced:
-            self._paced.add(endpoint.endpoint_id)
-            self._lanes.catch_up(lane, now)
-        if delivery.line is None:
-            offer = self._lanes.offer(lane, delivery, now)
+                step.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), step.now)
+        elif self._order.is_walking(endpoint_id):
+            self.endpoints_changed([endpoint_id])  # once that is done: else it might never be
         else:
-            offer = self._order.rejoin(lane, delivery, now)
-        if offer is Offer.QUEUED:
-            self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
-            return None
-        return PARKED_FOR[offer]
-
-    # Held by an endpoint that is off --------------------------------------------------------------------------
-
-    async def _hold(self, session: Session) -> float:
-        """Hold a page of one disabled endpoint's rows."""
-        endpoint_id, after = next(iter(self._holding.items()))
-        last: int | None = await session.fetchval(query("hold_backlog"), endpoint_id, after, HOLD_PAGE)
-        if last is not None:
-            self._holding[endpoint_id] = last
-        else:  # none left, or it is on again
-            del self._holding[endpoint_id]
-            self._held.add(endpoint_id)
-        return 0.0
-
-    async def _expire(self, session: Session, now: float) -> float:
-        """Give up a page of what has been held for too long."""
-        rows = await session.fetch(query("expire_held"), self._terms.held_days, EXPIRE_PAGE)
-        for row in rows:
-            self._logger.warning(
-                LogEvent.DELIVERY_DIED,
-                endpoint_id=row["endpoint_id"],
-                site_id=row["site_id"],
-                reason=Reason.EXPIRED.value,
-                deliveries=row["deliveries"],
-            )
-            if row["endpoint_id"] in self._order:
-                self._order.restart(row["endpoint_id"])
-        full = sum(row["deliveries"] for row in rows) >= EXPIRE_PAGE
-        return now if full else now + EXPIRE_EVERY_S
-
-
-def _has_line(endpoint: Endpoint | None) -> bool:
-    return endpoint is not None and is_ordered(endpoint)
-
-
-def _to_be_filtered(
-    taken: Iterable[tuple[Row, Delivery]], endpoints: Mapping[int, Endpoint]
-) -> Iterator[tuple[Endpoint, Delivery]]:
-    """Yield what no filter was asked for yet, perhaps: what was tried already has passed."""
-    for row, delivery in taken:
-        endpoint = endpoints.get(delivery.endpoint_id)
-        if (
-            endpoint is not None
-            and filter_of(endpoint) is not None
-            and endpoint.enabled
-            and not delivery.attempts
-            and row["only_endpoint_id"] is None
-        ):
-            yield endpoint, delivery
-
-
-async def _find_superseded(session: Session, taken: Iterable[tuple[Row, Delivery]]) -> set[tuple[int, int]]:
-    """Ask for those that have a key; what is replayed goes out although there are newer ones."""
-    keyed = [
-        (event.event_id, delivery.endpoint_id, event.site_id, event.options.supersede_key)
-        for row, delivery in taken
-        if (event := delivery.event).options is not None
-        and event.options.supersede_key is not None
-        and row["reason"] != Reason.REPLAY.value
-    ]
-    if not keyed:
-        return set()
-    rows = await session.fetch(query("find_superseded"), *columns(keyed, 4))
-    return {(row["event_id"], row["endpoint_id"]) for row in rows}
-
-
-def _delivery_of(row: Row, payloads: Mapping[int, bytes], now: float) -> Delivery:
-    event = Event(
-        row["event_id"],
-        row["site_id"],
-        row["type"] or "",
-        row["created_at"] or 0,
-        payloads.get(row["event_id"], row["payload"]),
-        row["only_endpoint_id"],
-        None if row["options"] is None else event_options.read(row["options"]),
-    )
-    after_us = 0 if event.options is None else event.options.deliver_after_us
-    return Delivery(
-        event,
-        row["endpoint_id"],
-        row["attempts"],
-        now,
-        None,
-        in_backlog=True,
-        age_from_us=max(event.created_at_us, row["released_at"] or 0, after_us),
-        late=row["state"] != State.WAITING.value or row["reason"] == Reason.REPLAY.value,
-        attempts_before=row["attempts_before"],
-    )
+            self._order.restart(endpoint_id)
+            self._lanes.parked.hasten(endpoint_id, step.now)
