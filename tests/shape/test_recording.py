@@ -18,6 +18,10 @@ MODULES = {
     "pghookd.loops.record",
     "pghookd.loops.replay",
     "pghookd.loops.retry",
+    "pghookd.loops.admission",
+    "pghookd.loops.held",
+    "pghookd.loops.lines",
+    "pghookd.loops.parked",
     "pghookd.loops.suspect",
 }
 

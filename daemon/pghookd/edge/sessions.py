@@ -67,6 +67,7 @@ HOT: Final = {
         "enter_home",
         "enter_standby",
         "expire_held",
+        "find_endpoints_with_rows",
         "find_gone_days",
         "find_parked_endpoints",
         "find_replays",
