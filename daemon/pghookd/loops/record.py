@@ -202,14 +202,20 @@ class Recorder:
         """
         until = self._monotonic() + FINISH_WITHIN_S
         while self._pending.outcomes + self._pending.others and self._monotonic() < until:
-            self._pending.others_rest = False
+            self._rest_others()
+            if not self._pending.takeable:
+                await asyncio.sleep(TEND_EVERY_S)
             await self._flush(self._terms.batch_max)
         await self._retry(NEVER, self._pending.endpoints_aside)
         await self._positions.store(self._monotonic())
 
+    def _rest_others(self) -> None:
+        """Leave other writes in their queue while a table that they need is locked."""
+        self._pending.others_rest = self._writer.is_table_locked(self._monotonic())
+
     async def _gather(self) -> None:
         pending = self._pending
-        pending.others_rest = self._writer.is_table_locked(self._monotonic())
+        self._rest_others()
         if not pending.takeable:
             self._wake.clear()
             try:
@@ -242,7 +248,8 @@ class Recorder:
         """Make a batch durable, then note what it says of endpoints; only the loss of the session ends it."""
         started = self._monotonic()
         written = await self._writer.write(writes)
-        self._answered_at = started
+        if written.done:
+            self._answered_at = started
         for write, reason in written.aside:
             self._set_aside(write, reason)
         self._pending.put_back(written.later, started)
