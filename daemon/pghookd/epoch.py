@@ -17,6 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import breaker, home, suspects
 from pghookd.core.home import ForeignDatabase, Server, StoredShard
+from pghookd.core.keys import Keys
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.order import Order
@@ -231,7 +232,8 @@ async def _assemble(world: World, sessions: Sessions, record: Session) -> Crew:
     if await identify(sessions.all()) != server:
         raise DatabaseAway("the server restarted meanwhile")
     arrival = suspects.arrive(stays, world.run)
-    log = Log(now, _shard_logs(stored), _marks(stored))
+    keys = Keys(world.settings.delivery.payload_bytes_max, world.wall_us)
+    log = Log(now, _shard_logs(stored), _marks(stored), keys=keys)
     crew = Crew(world, sessions, server, log, stored, hears, arrival)
     await crew.begin(arrival)
     return crew

@@ -255,8 +255,7 @@ class Reader:
             shard = of_site[0].shard
             if shard not in tickets:
                 tickets[shard] = self._log.shards[shard].page(end, now)
-            again = difference._replace(again=True)
-            self._aside.put(site_id, Part(tickets[shard], again, len(of_site), now, event_ids))
+            self._aside.put(site_id, Part(tickets[shard], difference, len(of_site), now, event_ids))
         return kept
 
     def _free(

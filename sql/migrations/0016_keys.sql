@@ -1,0 +1,11 @@
+-- What dedupe_key and supersede_key mean, and how many event types an endpoint may list.
+-- min_daemon: 0.1.0
+
+comment on column webhooks.events.dedupe_key is 'Of the events of a site with the same key the first is delivered, whatever becomes of it; the others are stored, their deliveries dead, duplicate. A key is free again when no event has had it for seven days';
+comment on column webhooks.events.supersede_key is 'A newer event (by event_id) of the same site and key replaces this one at each endpoint that takes both, where it is undelivered: dead, superseded. A newer event that cannot be delivered replaces nothing, nor does one whose deliver_after has not come';
+
+-- Each page of the log reads the lists of its sites' endpoints, and compares them with its types.
+alter table webhooks.endpoints
+  add constraint "event_types has at most 200 entries of at most 129 characters" check (
+    cardinality(event_types) <= 200 and length(array_to_string(event_types, '', '')) <= 200 * 129
+    and array_to_string(event_types, E'\n', '') !~ '[^\n]{130}');
