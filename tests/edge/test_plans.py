@@ -630,7 +630,8 @@ async def test_keys_are_looked_up_in_their_index_of_the_days_that_count(session,
 async def test_a_key_that_everybody_has_costs_one_look(session, today):
     """30,000 events of one key: the first and the newest are found at once, wherever the asked one stands."""
     await session.execute(
-        f"""insert into webhooks.events (event_id, site_id, type, payload, supersede_key, dedupe_key) overriding system value
+        f"""insert into webhooks.events (event_id, site_id, type, payload, supersede_key, dedupe_key)
+        overriding system value
         select {today * DAY} + 100000 + n, 's1', 'order_created', '{{}}', case when n % 2 = 0 then 'same' end,
           case when n % 2 = 1 then 'same' end
         from generate_series(1, 60000) n"""
