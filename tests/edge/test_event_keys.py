@@ -141,6 +141,17 @@ async def test_a_duplicate_stays_one_through_a_checkpoint_and_a_crash(database, 
     assert {request.event_id for request in receiver.of("/t")} == {first, last}
 
 
+async def test_the_first_of_a_key_counts_although_it_dies(database, con, receiver, until):
+    expired = await emit(con, dedupe_key="'k'", deliver_before="now() - '1 s'::interval")
+    second = await emit(con, dedupe_key="'k'")
+    async with living(database):
+        await until(state_of(con, expired, "dead", "expired"))
+        await until(state_of(con, second, "dead", "duplicate"))
+        third = await emit(con, dedupe_key="'k'")
+        await until(state_of(con, third, "dead", "duplicate"))
+    assert not receiver.requests
+
+
 @pytest.mark.parametrize("live", [False, True])
 async def test_a_key_counts_for_a_week(database, con, live):
     today = await con.fetchval("select webhooks.day_of()")
