@@ -17,6 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import breaker, home, suspects
 from pghookd.core.home import ForeignDatabase, Here, RivalDatabase, Server, StoredShard
+from pghookd.core.keys import Keys
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.order import Order
@@ -284,7 +285,8 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
     if await identify(sessions.all()) != server:
         raise DatabaseAway("the server restarted meanwhile")
     arrival = suspects.arrive(stays, world.run)
-    log = Log(now, _shard_logs(stored), _marks(stored))
+    keys = Keys(world.settings.delivery.payload_bytes_max, world.wall_us)
+    log = Log(now, _shard_logs(stored), _marks(stored), keys=keys)
     crew = Crew(world, sessions, server, log, stored, hears, arrival)
     await crew.begin(arrival)
     return crew
@@ -423,6 +425,7 @@ class Crew:
         self._grace_s = settings.delivery.grace_s
         self._duties = Duties.of(settings)
         self._lanes.apply(**_bounds(settings))
+        self._log.keys.payload_bytes_max = settings.delivery.payload_bytes_max
         self._due.apply(_aside(settings))
         self.recorder.apply(
             batch_max=settings.recorder.batch_max, batch_wait_s=settings.recorder.batch_wait_ms / 1000

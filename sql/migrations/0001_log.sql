@@ -115,9 +115,14 @@ create table webhooks.events (
   primary key (event_id)
 ) partition by range (event_id);
 create index events_by_xid on webhooks.events (xid);
-create index events_by_subject on webhooks.events (site_id, subject) where subject is not null;
-create index events_by_dedupe_key on webhooks.events (site_id, dedupe_key) where dedupe_key is not null;
-create index events_by_supersede_key on webhooks.events (site_id, supersede_key) where supersede_key is not null;
+-- An index row has at most 2,704 bytes, and an INSERT that made a longer one would fail. A site_id has up to 800 bytes, a
+-- text of 500 characters up to 2,000. So a subject is found by its beginning, a key by its SHA-256: that is short, and
+-- nobody can make keys that share it. Within a key events are in the order of their ids.
+create index events_by_subject on webhooks.events (site_id, left(subject, 400)) where subject is not null;
+create index events_by_dedupe_key on webhooks.events (site_id, sha256(decode(replace(dedupe_key, '\', '\\'), 'escape')), event_id)
+  where dedupe_key is not null;
+create index events_by_supersede_key on webhooks.events (site_id, sha256(decode(replace(supersede_key, '\', '\\'), 'escape')), event_id)
+  where supersede_key is not null;
 comment on table webhooks.events is 'The log. Producers INSERT site_id, type, payload; rows never change';
 comment on column webhooks.events.event_id is 'Day-coded: (days since 2020-01-01) x 2^32 + a running number';
 comment on column webhooks.events.subject is 'What the event speaks of, such as order/1234';

@@ -5,7 +5,7 @@ with shards as (
     least(floor, front) as floor, coalesce(max_event_id, 0) as max_event_id, count(*) over () as n
   from webhooks.shards
 ), open as (
-  select e.event_id, p.endpoint_id, e.site_id
+  select e.event_id, p.endpoint_id, e.site_id, e.dedupe_key, sha256(decode(replace(e.dedupe_key, '\', '\\'), 'escape')) as digest
   from webhooks.events e
   join webhooks.endpoints p on p.site_id = e.site_id and e.event_id > p.from_event_id
     and (case when e.endpoint_id is not null then e.endpoint_id = p.endpoint_id else webhooks.takes(p.event_types, e.type) end)
@@ -16,9 +16,23 @@ with shards as (
     and not exists (select from webhooks.attempts a
       where a.event_id = e.event_id and a.endpoint_id = p.endpoint_id and a.outcome = 'delivered')
     and not exists (select from webhooks.dead d where d.event_id = e.event_id and d.endpoint_id = p.endpoint_id)
+), decided as (  -- nobody asks about duplicates when a row is due: an earlier event of the dedupe_key, of this week
+  select event_id, endpoint_id, site_id, dedupe_key is not null and exists (
+    select from webhooks.events o
+    where o.site_id = open.site_id and o.dedupe_key = open.dedupe_key
+      and sha256(decode(replace(o.dedupe_key, '\', '\\'), 'escape')) = open.digest
+      and o.event_id >= (open.event_id / 4294967296 - 7) * 4294967296 and o.event_id < open.event_id
+      and not exists (select from webhooks.dead d where d.event_id = o.event_id and d.reason = 'duplicate')) as is_duplicate
+  from open
+), buried as (
+  insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts)
+  select event_id, endpoint_id, site_id, 'duplicate', 0 from decided
+  where is_duplicate
+    and not exists (select from webhooks.backlog b where b.event_id = decided.event_id and b.endpoint_id = decided.endpoint_id)
+  on conflict do nothing
 ), queued as (
   insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, next_attempt_at)
-  select event_id, endpoint_id, site_id, 'waiting', 'adopted', now() from open
+  select event_id, endpoint_id, site_id, 'waiting', 'adopted', now() from decided where not is_duplicate
   on conflict do nothing
   returning 1
 )

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pghookd.core.aside import Aside, Part
+from pghookd.core.event_options import EventOptions
 from pghookd.core.model import Delivery, Event
 from pghookd.core.snapshot import BEGINNING, MARKS_MAX, Log, Mark, Marks, Position, ShardLog, Snapshot, settle
 
@@ -308,6 +309,14 @@ def test_overdue_are_the_open_ones_of_pages_read_before():
     assert log.overdue(1.0) == []
     assert log.overdue(2.0) == [two]
     assert len(log.overdue(6.0)) == 2
+
+
+@pytest.mark.parametrize(("duplicate", "overdue"), [(False, True), (True, False), (None, False)])
+def test_what_is_or_may_be_a_duplicate_is_never_overdue(duplicate, overdue):
+    shard = ShardLog(0, A)
+    one = delivery(shard.page(B, 1.0))
+    one.event.options = EventOptions(dedupe_key="d", duplicate=duplicate)
+    assert bool(shard.overdue(100.0)) is overdue
 
 
 def test_a_page_waits_for_what_was_left_of_it_in_the_log_and_few_tickets_stand_behind_it():

@@ -248,6 +248,23 @@ async def test_what_is_settled_stays_settled(database, session, until):
     assert await adopted(database) == {"queued": 0, "max_event_id": open_ones[-1]}
 
 
+async def test_duplicates_are_not_queued(database, session, until):
+    await run_for_a_while(database, session, until)
+    insert = (
+        "insert into webhooks.events (site_id, type, payload, dedupe_key)"
+        " values ($1, 'order_created', '{}', $2) returning event_id"
+    )
+    keys = ["d", "d", "e", "d"]
+    ids = [await session.fetchval(insert, producers.SITES[0], key) for key in keys]
+    await session.execute(ANOTHER_SERVER)
+    assert (await adopted(database))["queued"] == 2
+    rows = await session.fetch(
+        "select event_id, reason from webhooks.deliveries where event_id >= $1", ids[0]
+    )
+    reasons = dict(map(tuple, rows))
+    assert [reasons[event_id] for event_id in ids] == ["adopted", "duplicate", "adopted", "duplicate"]
+
+
 async def test_a_position_in_the_middle_of_a_difference_is_understood(database, session):
     async with desk(database, settling=False) as it:
         await it.recover()

@@ -234,7 +234,9 @@ async def test_a_page_of_them_is_looked_through_in_one_statement(database, con):
         " select 's', 'a', '{}', 'd' || n % 700 from generate_series(1, 2500) n"
     )
     async with desk(database) as it:
+        recording = asyncio.create_task(it.recorder.run())
         await it.recover()
+        recording.cancel()
     assert len(it.seen) == 700
 
 

@@ -230,6 +230,23 @@ async def test_an_endpoint_committed_before_an_event_gets_it_and_a_younger_one_d
         assert early[0] < late[0]
 
 
+async def test_an_endpoint_does_not_get_what_commits_late(database, session, connect):
+    """An id that was drawn before the endpoint was made keeps the event away, as an old event is kept away."""
+    slow = await connect(database)
+    async with desk(database) as it:
+        await session.execute("insert into webhooks.sites (site_id, name) values ('new', 'new')")
+        await slow.execute("begin")
+        early = await producers.emit(slow, site="new")
+        await session.execute(
+            "insert into webhooks.endpoints (site_id, url) values ('new', 'http://a.example/')"
+        )
+        late = await producers.emit(session, site="new")
+        await slow.execute("commit")
+        assert await it.read() == 2
+        assert ids(it) == late
+        assert early[0] < late[0]
+
+
 async def test_a_deleted_endpoint_gets_nothing_not_even_what_was_inserted_before(database, session):
     async with desk(database) as it:
         await producers.emit(session, 3)

@@ -252,6 +252,8 @@ async def test_urls(con, url, accepted):
         ("@example.com", False),
         ("ada@", False),
         ("", False),
+        ("ada@" + "x" * 316, True),
+        ("ada@" + "x" * 317, False),
     ],
 )
 async def test_owners_addresses(con, email, accepted):
@@ -266,6 +268,9 @@ async def test_owners_addresses(con, email, accepted):
         ("rate_per_s", 0.5, True), ("rate_per_s", 0, False),
         ("timeout_s", 30, True), ("timeout_s", 0, False), ("timeout_s", 31, False),
         ("headers", '{"a": "b"}', True), ("headers", "[]", False),
+        ("event_types", ["x" * 129] * 200, True), ("event_types", ["x"] * 201, False), ("event_types", [], True),
+        ("event_types", ["x", "y" * 130], False), ("event_types", ["a", None], True),
+        ("event_types", ["x\n" * 20_000], False),
         ("disabled_reason", "gone", True), ("disabled_reason", "because", False),
     ],
 )  # fmt: skip

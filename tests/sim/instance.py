@@ -16,6 +16,7 @@ from virtual import WHOSE
 
 from pghookd import epoch
 from pghookd.core import breaker, envelope, home, verdict
+from pghookd.core.keys import Keys
 from pghookd.core.lanes import Lanes
 from pghookd.core.manner import Defaults
 from pghookd.core.model import Fault, Outcome, Reply
@@ -37,6 +38,7 @@ from pghookd.loops.retry import Terms as Aside
 SHARDS = 2
 SERVER = home.Server(1, 1, "00000001", 0, in_recovery=False)
 LEASE_S = 5.0
+PAYLOAD_BYTES_MAX = 10_000
 _HEAD = re.compile(rb"webhook-id: (\S+).*x-webhook-attempt: (\d+)", re.DOTALL)
 
 
@@ -108,7 +110,7 @@ class Crew:
         )
         filters = Filters(**common)
         self.order = make.get("order", Order)(self.lanes)
-        self.due = DueRows(
+        self.due = make.get("due", DueRows)(
             self.lanes,
             self.order,
             log,
@@ -142,7 +144,7 @@ class Crew:
             Terms(
                 world.concurrency,
                 world.batch_max,
-                10_000,
+                PAYLOAD_BYTES_MAX,
                 Defaults("sim", world.timeout_s, "standard", policy),
                 0,
             ),
@@ -152,7 +154,7 @@ class Crew:
             room=room,
             beat=lambda: None,
         )
-        self.fan_out = FanOut(
+        self.fan_out = make.get("fan_out", FanOut)(
             sessions[0],
             log,
             self.lanes,
@@ -311,7 +313,9 @@ class Instance:
         marks = epoch._marks(stored)
         if "marks" in world.make:
             marks = world.make["marks"](marks)
-        self.crew = Crew(self, Log(now, epoch._shard_logs(stored), marks), stored)
+        world.note_firsts()
+        keys = world.make.get("keys", Keys)(PAYLOAD_BYTES_MAX, world.database.now_us)
+        self.crew = Crew(self, Log(now, epoch._shard_logs(stored), marks, keys=keys), stored)
         world.database.bells.add(self.crew.news)
         await self.crew.run()
 

@@ -53,8 +53,13 @@ READS = frozenset(
         "read_watched",
         "find_replays",
         "load_payload",
+        "find_firsts",
+        "find_firsts_again",
+        "find_superseded",
     }
 )
+NOT_LOST = frozenset({"cancelled", "superseded", "duplicate", "dropped"})  # no replay takes these
+ASKED_TO_THE_END = frozenset({"exhausted", "too_old", "aborted"})  # what died so replaces older ones still
 # The first line of each is its own; the reader puts other numbers further down.
 LOCK = query("lock_shard").partition("\n")[0]
 NAMES = {query(name).partition("\n")[0]: name for name in READS | WRITES}
@@ -95,29 +100,43 @@ class Stored:
     created_at: int
     drawn_at: float
     committed_at: float | None = None
-    deliver_before: float | None = None  # Unix seconds
+    type: str = "order_created"
+    dedupe_key: str | None = None
+    supersede_key: str | None = None
+    deliver_after: int | None = None
+    deliver_before: int | None = None
     is_too_large: bool = False
-
-    @property
-    def options(self):
-        found = {"ordering_key": self.key, "deliver_before": self.deliver_before}
-        given = {name: value for name, value in found.items() if value is not None}
-        return orjson.dumps(given).decode() if given else None
 
     @property
     def payload(self):
         return None if self.is_too_large else b"{}"
 
-    @property
-    def columns(self):
+    def options(self, now_us):
+        told = {
+            "ordering_key": self.key,
+            "dedupe_key": self.dedupe_key,
+            "supersede_key": self.supersede_key,
+            "deliver_after": None if self.deliver_after is None else self.deliver_after / 1e6,
+            "deliver_before": None if self.deliver_before is None else self.deliver_before / 1e6,
+        }
+        if self.is_too_large:
+            told["payload_bytes"] = 10**6
+        told = {name: value for name, value in told.items() if value is not None}
+        if self.deliver_after is not None and self.deliver_after > now_us:
+            told["wait_s"] = (self.deliver_after - now_us) / 1e6
+        return orjson.dumps(told).decode() if told else None
+
+    def columns(self, now_us):
+        options = self.options(now_us)
+        return (self.event_id, self.site_id, self.type, self.created_at, None, self.payload, options)
+
+    def can_go(self, now_us):
+        """Whether it could be delivered now, as far as it is up to the event itself."""
         return (
-            self.event_id,
-            self.site_id,
-            "order_created",
-            self.created_at,
-            None,
-            self.payload,
-            self.options,
+            " " not in self.type
+            and not self.is_too_large
+            and (self.deliver_after is None or self.deliver_after <= now_us)
+            and (self.deliver_before is None or self.deliver_before > now_us)
         )
 
 
@@ -147,6 +166,7 @@ class Database:
         self.bells = set()  # events to be set when there is news
         self.owner = None  # the session that has the locks of all shards
         self.switched = lambda _endpoint_id: None
+        self.superseding = lambda _event_id, _endpoint_id: None  # called when a delivery dies so
 
     def now_us(self):
         return EPOCH_US + int(self.loop.time() * 1e6)
@@ -232,7 +252,7 @@ class Database:
                 old.append(event)
         head = (now, False, self.last_value or 1)
         found = [
-            NewEvent((*head, *event.columns))
+            NewEvent((*head, *event.columns(self.now_us())))
             for branch in (new, old)
             for event in sorted(branch, key=lambda e: e.xid)[: page + 1]
         ]
@@ -240,7 +260,7 @@ class Database:
 
     def read_events_page(self, since, upto, last, newest, page, only, _shards):
         found = [
-            PageEvent(event.columns)
+            PageEvent(event.columns(self.now_us()))
             for event in self.events.values()
             if last < event.event_id <= newest
             and visible(event.xid, upto)
@@ -265,7 +285,8 @@ class Database:
         return [key for key in self.read_settled(first, last) if key[0] in event_ids]
 
     def read_events(self, event_ids, _first, _last):
-        return sorted(PageEvent(self.events[number].columns) for number in event_ids)
+        now_us = self.now_us()
+        return sorted(PageEvent(self.events[number].columns(now_us)) for number in event_ids)
 
     def shard_of(self, site_id):
         return int(site_id[1:]) % self.shards
@@ -283,13 +304,13 @@ class Database:
         event = self.events.get(row["event_id"])
         return {
             **row,
-            "type": "order_created",
+            "type": event.type,
             "created_at": event.created_at,
             "only_endpoint_id": None,
             "exists": True,
             "payload": event.payload,
             "payload_bytes": None if event.payload is None else len(event.payload),
-            "options": event.options,
+            "options": event.options(self.now_us()),
         }
 
     def read_due(self, at, event_id, endpoint_id, page):
@@ -365,6 +386,84 @@ class Database:
         rows = self.table["replays"].items()
         return [{"replay_id": i, "rate_per_s": row["rate_per_s"]} for i, row in rows if not row["ended"]]
 
+    # Keys of events
+
+    def _of_dedupe_key(self, site_id, key, least, greatest, upto):
+        return [
+            event
+            for _, event in sorted(self.events.items())
+            if (event.site_id, event.dedupe_key) == (site_id, key)
+            and least <= event.event_id <= greatest
+            and visible(event.xid, upto)
+        ]
+
+    def find_firsts(self, sites, keys, froms, tos, _least, _greatest, since, upto):
+        found = []
+        for n, asked in enumerate(zip(sites, keys, froms, tos, strict=True), 1):
+            events = self._of_dedupe_key(*asked, upto)
+            if events:
+                is_old = any(visible(event.xid, since) for event in events)
+                found.append({"n": n, "first_event_id": 0 if is_old else events[0].event_id})
+        return found
+
+    def find_firsts_again(self, sites, keys, froms, tos, _least, _greatest, since, upto, most):
+        taken, others = self.taken_for_firsts(), self.taken_for_duplicates()
+        found = []
+        for n, asked in enumerate(zip(sites, keys, froms, tos, strict=True), 1):
+            events = self._of_dedupe_key(*asked, upto)
+            if any(visible(event.xid, since) for event in events):
+                found.append({"n": n, "first_event_id": 0})
+            elif events:
+                ids = [event.event_id for event in events[:most]]
+                first = min(ids, key=lambda i: (i not in taken, i in others, i))
+                found.append({"n": n, "first_event_id": None if first in others - taken else first})
+        return found
+
+    def taken_for_firsts(self):
+        """Return the events of which a row says otherwise than duplicate."""
+        dead = {key[0] for key, row in self.table["dead"].items() if row["reason"] != "duplicate"}
+        return dead | {key[0] for key in (*self.table["attempts"], *self.table["backlog"])}
+
+    def taken_for_duplicates(self):
+        return {key[0] for key, row in self.table["dead"].items() if row["reason"] == "duplicate"}
+
+    def find_superseded(self, endpoints, sites, keys, afters, _least, most, _bytes, _days):
+        found = []
+        for n, (endpoint_id, site_id, key, after) in enumerate(
+            zip(endpoints, sites, keys, afters, strict=True), 1
+        ):
+            newer = [
+                event
+                for _, event in sorted(self.events.items(), reverse=True)
+                if (event.site_id, event.supersede_key) == (site_id, key) and event.event_id > after
+            ]
+            newest = next((e for e in newer[:most] if self.replaces(e, endpoint_id)), None)
+            if newest is not None:
+                found.append({"n": n, "newest_event_id": newest.event_id})
+        return found
+
+    def replaces(self, event, endpoint_id):
+        """Whether an event may replace older ones of its supersede_key at an endpoint."""
+        sent = [key for key in self.table["attempts"] if key[:2] == (event.event_id, endpoint_id)]
+        if not event.can_go(self.now_us()) and not (sent and event.can_go(event.created_at)):
+            return False
+        row = self.table["dead"].get((event.event_id, endpoint_id))
+        if row is not None and row["reason"] not in ASKED_TO_THE_END:
+            return False
+        if event.dedupe_key is None or event.event_id in self.taken_for_firsts():
+            return True
+        return not any(
+            (other.site_id, other.dedupe_key) == (event.site_id, event.dedupe_key) and other is not event
+            for other in self.events.values()
+        )
+
+    def cancel(self, key):
+        """Do what webhooks.cancel does with one delivery, unless a transaction has its row: it would wait."""
+        if any(("backlog", key) in begun.rows for begun in self.running.values()):
+            return
+        if self.table["backlog"].pop(key, None) is not None:
+            self.table["dead"][key] = {"reason": "cancelled"}
+
     # Writing
 
     def record_attempts(self, transaction, *columns):
@@ -382,6 +481,8 @@ class Database:
             *columns, strict=True
         ):
             key = (event_id, endpoint_id)
+            if (self.row(transaction, "dead", key) or {}).get("reason") == "cancelled":
+                continue
             before = self.row(transaction, "backlog", key)
             if not self.enabled(transaction, endpoint_id):
                 state, reason = "held", "disabled"  # noqa: PLW2901 - as the statement says it
@@ -406,7 +507,10 @@ class Database:
 
     def put_dead(self, transaction, *columns):
         for event_id, endpoint_id, _, reason, _ in zip(*columns, strict=True):
-            transaction.rows["dead", (event_id, endpoint_id)] = {"reason": reason}
+            if reason == "superseded":
+                self.superseding(event_id, endpoint_id)
+            if self.row(transaction, "dead", (event_id, endpoint_id)) is None:
+                transaction.rows["dead", (event_id, endpoint_id)] = {"reason": reason}
         return []
 
     def clear_backlog(self, transaction, *columns):
@@ -530,7 +634,8 @@ class Database:
             attempts[key] = max(number, attempts.get(key, 0))
             if row["outcome"] == "delivered":
                 delivered.add(key)
-        keys = set(table["dead"]) if "dead" in replay["states"] else set()
+        lost = {key for key, row in table["dead"].items() if row["reason"] not in NOT_LOST}
+        keys = lost if "dead" in replay["states"] else set()
         keys |= delivered - table["dead"].keys() if "delivered" in replay["states"] else set()
         return sorted(
             (key, attempts.get(key, 0))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from instance import Receivers
 from memory_postgres import visible
 
+from pghookd.core.keys import Keys, dedupe_key_of
 from pghookd.core.lanes import Lanes, Offer
-from pghookd.core.model import Outcome, Reply
+from pghookd.core.model import Outcome, Reason, Reply, State
 from pghookd.core.order import Order
-from pghookd.core.snapshot import Marks, settle
-from pghookd.core.writes import Attempted
+from pghookd.core.snapshot import BEGINNING, Marks, settle
+from pghookd.core.writes import Attempted, Kept
 from pghookd.edge.postgres import columns, query
+from pghookd.loops.admission import Admission
+from pghookd.loops.fan_out import FanOut
 from pghookd.loops.mail import Mailer
 from pghookd.loops.read import Reader
 from pghookd.loops.record import Recorder
 from pghookd.loops.replay import Replays
+from pghookd.loops.retry import DueRows
 
 
 class StoresTooEarly(Recorder):
@@ -159,6 +165,100 @@ class WaitsAfterNothing(Lanes):
         super().unsent(lane, delivery)
 
 
+class ForgetsTheDifference(FanOut):
+    """Takes the least id of a dedupe_key for the first, whatever was read before."""
+
+    async def _look_up_firsts(self, keys, difference):
+        return await super()._look_up_firsts(keys, dataclasses.replace(difference, since=BEGINNING))
+
+
+class ForgetsWhatWasDecided(FanOut):
+    """Decides about dedupe_keys on the recovery road as if nothing had been recorded."""
+
+    async def _look_up_firsts(self, keys, difference):
+        return await super()._look_up_firsts(keys, dataclasses.replace(difference, again=False))
+
+
+class DecidesByPage(FanOut):
+    """Looks at no more than the page for the first of a dedupe_key."""
+
+    async def _find_firsts(self, keys, _difference):
+        firsts = {}
+        for event, key in keys.items():
+            firsts[key] = min(event.event_id, firsts.get(key, event.event_id))
+        return firsts
+
+
+class GivesDuplicatesRows(FanOut):
+    """Gives a duplicate a row, as a checkpoint would that comes before the reader has decided about it."""
+
+    async def _bury_duplicates(self, work, difference):
+        self._has_dedupe_keys = False
+        keys = {d.event: key for _, d in work if (key := dedupe_key_of(d.event)) is not None}
+        firsts = await self._find_firsts(keys, difference)
+        for event, key in keys.items():
+            event.options.duplicate = firsts[key] != event.event_id
+        for _, delivery in work:
+            if delivery.event in keys and delivery.event.options.duplicate:
+                self._outbox.put(Kept(delivery, State.WAITING, Reason.QUEUED), self._monotonic())
+        return [(e, d) for e, d in work if d.event not in keys or not d.event.options.duplicate]
+
+
+class NotesWhatCannotGo(Keys):
+    """Takes an event for the newest of its supersede_key although its time is over."""
+
+    def note(self, delivery):
+        self._wall_us = lambda: 0
+        super().note(delivery)
+        if delivery.newest is not None:
+            delivery.newest.before_us = None
+
+
+class NotesWhatHasToWait(FanOut):
+    """Takes an event for the newest of its supersede_key before its time has come."""
+
+    def _instead(self, lane, delivery, now):
+        if delivery.event.options is not None:
+            self._log.keys.note(delivery)
+        return super()._instead(lane, delivery, now)
+
+
+class NotesBeforeTheType(FanOut):
+    """Takes an event for the newest of its supersede_key whatever its type."""
+
+    async def _offer(self, work, *, may_wait):
+        for _, delivery in work:
+            if delivery.event.options is not None and not delivery.event.options.wait_s:
+                self._log.keys.note(delivery)
+        await super()._offer(work, may_wait=may_wait)
+
+
+class TakesAnyNewer(Admission):
+    """Takes any newer event of a supersede_key for one that replaces, dead or not."""
+
+    __slots__ = ()
+
+    async def _find_superseded(self, session, taken):
+        events = session._database.events.values()
+        keyed = [d for _, d in taken if d.event.options is not None and d.event.options.supersede_key]
+        return {
+            (d.event.event_id, d.endpoint_id)
+            for d in keyed
+            for newer in events
+            if newer.supersede_key == d.event.options.supersede_key
+            and newer.site_id == d.event.site_id
+            and newer.event_id > d.event.event_id
+        }
+
+
+class TakesTheDeadForNewer(DueRows):
+    """Admits rows so."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._admission.__class__ = TakesAnyNewer
+
+
 class ForgetsItsMails(Mailer):
     """Takes what was sent for what is still to be sent."""
 
@@ -208,6 +308,14 @@ SABOTAGES = {
     "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
     "waits after a probe that was not sent": ({"lanes": WaitsAfterNothing}, "waits again"),
+    "forgets what came before a difference": ({"fan_out": ForgetsTheDifference}, "duplicates of|nothing of"),
+    "forgets what was decided about keys": ({"fan_out": ForgetsWhatWasDecided}, "duplicates of|nothing of"),
+    "decides about keys by page": ({"fan_out": DecidesByPage}, "duplicates of"),
+    "gives duplicates rows": ({"fan_out": GivesDuplicatesRows}, "duplicates of"),
+    "notes newer events that are over": ({"keys": NotesWhatCannotGo}, "superseded by nothing"),
+    "notes newer events that have to wait": ({"fan_out": NotesWhatHasToWait}, "superseded by nothing"),
+    "notes newer events of no type": ({"fan_out": NotesBeforeTheType}, "superseded by nothing"),
+    "takes the dead for newer": ({"due": TakesTheDeadForNewer}, "superseded by nothing"),
 }
 
 MAIL_SABOTAGES = {

@@ -10,6 +10,7 @@ import collections
 import contextlib
 import contextvars
 import dataclasses
+import itertools
 import random
 
 from instance import SHARDS, Instance
@@ -19,8 +20,9 @@ from virtual import VirtualLoop
 from pghookd.loops import read as reading
 
 OF_INSTANCES = ("crash", "freeze", "session")
-FAULTS = (*OF_INSTANCES, "restart", "slow", "refuse", "mood", "replay", "switch", "switch")
+FAULTS = (*OF_INSTANCES, "restart", "slow", "refuse", "mood", "replay", "cancel", "switch", "switch")
 HEARD = 0.9  # of notifications
+FATES = ("fine", "fine", "fine", "invalid", "expired", "later")  # of events with keys
 MOODS = ("good", "flaky", "hangs", "busy", "down", "gone")
 FAULTS_END_S = (8.0, 14.0, 14.0, 40.0)  # then everything heals
 DRAINED_WITHIN_S = 400.0
@@ -69,7 +71,8 @@ class World:
 
     Args:
         seed: of everything.
-        make: other classes in the place of the daemon's: recorder, reader, order, lanes, sender, marks.
+        make: other classes in the place of the daemon's: recorder, reader, order, lanes, sender, marks, fan_out, due,
+            keys.
         instances: how many share the database; None: as the seed says.
     """
 
@@ -80,6 +83,7 @@ class World:
         self.loop = VirtualLoop(random.Random(seed + 1))
         self.database = Database(self.loop, SHARDS)
         self.database.switched = self._notify
+        self.database.superseding = self._note_superseded
         self.logger = Quiet()
         self.seen = []
         self.lives = 0
@@ -87,6 +91,8 @@ class World:
         self.trouble = Trouble()
         self.moods = {}
         self.ends = []  # of lives
+        self.firsts = []  # what was recorded as the first of each dedupe_key, at the beginning of each life that owns
+        self.unfounded = []  # deliveries that died superseded, and no newer event may replace them
         rng = self.rng
         self.concurrency = rng.choice((2, 8, 32))
         self.batch_max = rng.choice((2, 5, 50))
@@ -99,6 +105,7 @@ class World:
         self.share_ordered = rng.choice((0.2, 0.9))
         self.wishes = random.Random(seed + 2)  # of producers: what may become of an event besides
         self.share_unsendable = self.wishes.choice((0.0, 0.0, 0.3, 0.9))
+        self.share_keyed = rng.choice((0.0, 0.3, 0.9))
         self.context = contextvars.copy_context()  # of what is nobody's: the network, receivers
         self._make_endpoints()
         count = instances or rng.choice((1, 1, 1, 2, 3))
@@ -149,11 +156,7 @@ class World:
             await asyncio.sleep(rng.random() * 3)
             transaction, events = database.begin(), []
             for _ in range(rng.choice((1, 1, 2, 6))):
-                key = rng.choice((None, "a", "b"))
-                site = f"s{rng.randrange(2)}"
-                now = database.now_us()
-                stored = Stored(transaction.xid, database.draw(), site, key, now, self.now())
-                events.append(self._perhaps_unsendable(stored))
+                events.append(self._perhaps_unsendable(self._event(transaction)))
                 if rng.random() < 0.5:
                     await asyncio.sleep(rng.random() * rng.choice((0.01, 0.1, 4.0)))
             if rng.random() < 0.15:
@@ -168,7 +171,26 @@ class World:
             if wishes.random() < 0.5:
                 event.is_too_large = True
             else:
-                event.deliver_before = event.created_at / 1e6 + wishes.random() * 5.0
+                event.deliver_before = event.created_at + int(wishes.random() * 5e6)
+        return event
+
+    def _event(self, transaction):
+        """Make an event; a third has keys, and some of those can never be delivered, or not yet."""
+        rng, database = self.rng, self.database
+        key = rng.choice((None, "a", "b"))
+        site = f"s{rng.randrange(2)}"
+        now = database.now_us()
+        event = Stored(transaction.xid, database.draw(), site, key, now, self.now())
+        if rng.random() < self.share_keyed:
+            event.dedupe_key = rng.choice((None, "a", "b", "c"))
+            event.supersede_key = rng.choice((None, "a", "b"))
+            match rng.choice(FATES):
+                case "invalid":
+                    event.type = "no type"
+                case "expired":
+                    event.deliver_before = now
+                case "later":
+                    event.deliver_after = now + int(rng.random() * 10e6)
         return event
 
     async def _harass(self):
@@ -205,6 +227,8 @@ class World:
                 self.moods[rng.choice(list(self.moods))] = rng.choice(MOODS)
             case "replay":
                 self._replay()
+            case "cancel" if self.database.table["backlog"]:
+                self.database.cancel(rng.choice(sorted(self.database.table["backlog"])))
             case _:
                 self._switch(rng.choice(list(self.moods)), on=rng.random() < 0.5, heard=HEARD)
 
@@ -344,6 +368,46 @@ class World:
         done, waiting, dead = self._settled()
         return self._expected() - done - waiting - dead
 
+    def note_firsts(self):
+        """Note which events are recorded as the first of their dedupe_keys: an instance begins to own."""
+        taken = self.database.taken_for_firsts()
+        firsts = {}
+        for event in self.database.events.values():
+            if event.dedupe_key is not None and event.event_id in taken:
+                firsts.setdefault((event.site_id, event.dedupe_key), set()).add(event.event_id)
+        self.firsts.append(firsts)
+
+    def _note_superseded(self, event_id, endpoint_id):
+        """Take a delivery that dies superseded: a newer event must be there that can go, or could until now."""
+        events = self.database.events
+        older, dead = events[event_id], self.database.table["dead"]
+        if not any(
+            (newer.site_id, newer.supersede_key) == (older.site_id, older.supersede_key)
+            and newer.event_id > event_id
+            and newer.can_go(self.database.now_us())
+            and dead.get((newer.event_id, endpoint_id), {}).get("reason") not in {"duplicate", "superseded"}
+            for newer in events.values()
+        ):
+            self.unfounded.append((event_id, endpoint_id))
+
+    def _check_keys(self):
+        """Of each dedupe_key one event goes out: a second one only if a crash came before the first was recorded."""
+        self.note_firsts()
+        for before, after in itertools.pairwise([{}, *self.firsts]):
+            for key, firsts in after.items():
+                known = before.get(key, set())
+                if len(firsts - known) > (not known):
+                    raise BrokenError(f"duplicates of {key} sent: {sorted(firsts)}, known {sorted(known)}")
+        keys = {(e.site_id, e.dedupe_key) for e in self.database.events.values() if e.dedupe_key is not None}
+        for key in keys:
+            if key not in self.firsts[-1] and any(row["site_id"] == key[0] for row in self._endpoints()):
+                raise BrokenError(f"nothing of {key} sent")
+        if self.unfounded:
+            raise BrokenError(f"superseded by nothing {self.unfounded}")
+
+    def _endpoints(self):
+        return self.database.endpoints.values()
+
     def _check(self):
         if self.logger.broken:
             raise BrokenError(f"logged {self.logger.broken}")
@@ -351,10 +415,12 @@ class World:
             raise BrokenError(f"lost {sorted(lost)}")
         done, waiting, dead = self._settled()
         replayed = self._check_replays(dead)
-        if twice := (done & waiting) | (done & dead) - replayed.keys() | (waiting & dead):
+        cancelled = {k for k, row in self.database.table["dead"].items() if row["reason"] == "cancelled"}
+        if twice := (done & waiting) | (done & dead) - replayed.keys() - cancelled | (waiting & dead):
             raise BrokenError(f"in two states {sorted(twice)}")
         if unexpected := (done | waiting | dead) - self._expected():
             raise BrokenError(f"unexpected {sorted(unexpected)}")
+        self._check_keys()
         self._check_attempts(replayed)
         self._check_order(dead | replayed.keys())
         lanes = self.crew.lanes

@@ -33,7 +33,8 @@ class EventOptions:
         ordering_key: endpoints that are ordered get events with it one by one.
         dedupe_key: the first event of a site with it is delivered, no other one.
         supersede_key: a newer event with it replaces this one where it is undelivered.
-        duplicate: another event of its dedupe_key came first; found out by the reader.
+        payload_bytes: of a payload that is loaded when it is sent; only where there is a supersede_key.
+        duplicate: another event of its dedupe_key came first; None: the reader has not found out yet.
     """
 
     trace_line: bytes = b""
@@ -43,7 +44,8 @@ class EventOptions:
     ordering_key: str | None = None
     dedupe_key: str | None = None
     supersede_key: str | None = None
-    duplicate: bool = False
+    payload_bytes: int = 0
+    duplicate: bool | None = False
 
     def has_expired(self, now_us: int) -> bool:
         """Return True if no attempt may start any more."""
@@ -62,6 +64,7 @@ def read(text: str) -> EventOptions:
         ordering_key=found.get("ordering_key"),
         dedupe_key=found.get("dedupe_key"),
         supersede_key=found.get("supersede_key"),
+        payload_bytes=found.get("payload_bytes", 0),
     )
 
 

@@ -140,9 +140,15 @@ class Event:
 
 @dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
 class Newest:
-    """The newest event known of one `supersede_key` at one endpoint; held by its deliveries in memory (core/keys)."""
+    """The newest event known of one `supersede_key` at one endpoint; held by its deliveries in memory (core/keys).
+
+    Attributes:
+        event_id: of the newest one; 0: none is known.
+        before_us: its deliver_before, while it has not been sent, microseconds since 1970; None: it has no end.
+    """
 
     event_id: int = 0
+    before_us: int | None = None
 
 
 @dataclasses.dataclass(slots=True, eq=False)

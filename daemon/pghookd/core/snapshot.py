@@ -12,7 +12,7 @@ from collections import deque
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from pghookd.core.keys import Keys
+from pghookd.core.keys import Firsts, Keys
 from pghookd.core.model import Delivery
 
 MARKS_MAX: Final = 1024  # one a second gathers while a transaction of the cluster stays open
@@ -43,12 +43,21 @@ class Position(NamedTuple):
     last_event_id: int = 0
 
 
-class Difference(NamedTuple):
-    """Between which snapshots events are new; `again`: they may have been read, and settled, in another life."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Difference:
+    """Between which snapshots events are new.
+
+    Attributes:
+        since: what is visible here was read before.
+        upto: what is not visible here is read later.
+        again: events may have been read, and settled, in another life.
+        firsts: what was found out about dedupe_keys; for all pages of the difference, and what of them is left aside.
+    """
 
     since: Snapshot
     upto: Snapshot
     again: bool = False
+    firsts: Firsts = dataclasses.field(default_factory=Firsts)
 
 
 class Mark(NamedTuple):
@@ -181,13 +190,22 @@ class ShardLog:
             self.settled = tickets.popleft().end
 
     def overdue(self, before: float) -> list[Delivery]:
-        """Return what has been open since before that moment: each needs a row of its own."""
+        """Return what has been open since before that moment and needs a row of its own: all but duplicates."""
         late: list[Delivery] = []
         for ticket in self._tickets:
             if ticket.read_at >= before:
                 break
-            late.extend(delivery for delivery in ticket.open if delivery.since < before)
+            late.extend(d for d in ticket.open if d.since < before and not _is_duplicate_perhaps(d))
         return late
+
+
+def _is_duplicate_perhaps(delivery: Delivery) -> bool:
+    """Return True if a delivery is about to be given up as a duplicate, or that is not known yet.
+
+    A row would make it due after a crash, and nobody asks about duplicates there.
+    """
+    options = delivery.event.options
+    return options is not None and options.duplicate is not False
 
 
 @dataclasses.dataclass(slots=True, eq=False)

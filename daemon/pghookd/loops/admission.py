@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core import event_options
 from pghookd.core.envelope import valid_type
+from pghookd.core.keys import DEDUPE_DAYS, NEWER_MAX
 from pghookd.core.lanes import PARKED_FOR, Lanes, Offer
 from pghookd.core.model import DAY_IDS, Delivery, Endpoint, Event, Reason, State
 from pghookd.core.order import Order, is_ordered
@@ -150,7 +151,7 @@ class Admission:
         """
         payloads = await load_payloads(session, rows)
         taken = [(row, _delivery_of(row, payloads, now)) for row in rows]
-        superseded = await _find_superseded(session, taken)
+        superseded = await self._find_superseded(session, taken)
         sifted = await self.filters.sift(session, _to_be_filtered(taken, endpoints), aside=True)
         entered = 0
         for number, (row, delivery) in enumerate(taken):
@@ -177,6 +178,33 @@ class Admission:
             if entered == most:
                 return number + 1
         return len(taken)
+
+    async def _find_superseded(
+        self, session: Session, taken: Iterable[tuple[Row, Delivery]]
+    ) -> set[tuple[int, int]]:
+        """Return which rows a newer event replaces, by one look for each key of an endpoint.
+
+        What is replayed goes out although there are newer ones.
+        """
+        keyed: dict[tuple[int, str, str], list[int]] = {}
+        for row, delivery in taken:
+            event, options = delivery.event, delivery.event.options
+            if options is None or options.supersede_key is None or row["reason"] == Reason.REPLAY.value:
+                continue
+            key = delivery.endpoint_id, event.site_id, options.supersede_key
+            keyed.setdefault(key, []).append(event.event_id)
+        if not keyed:
+            return set()
+        groups = columns([(*key, min(event_ids)) for key, event_ids in keyed.items()], 4)
+        limits = NEWER_MAX, self.log.keys.payload_bytes_max, DEDUPE_DAYS
+        rows = await session.fetch(query("find_superseded"), *groups, min(groups[3]), *limits)
+        newest = {row["n"]: row["newest_event_id"] for row in rows}
+        return {
+            (event_id, key[0])
+            for n, (key, event_ids) in enumerate(keyed.items(), 1)
+            for event_id in event_ids
+            if event_id < newest.get(n, 0)
+        }
 
     def _take_aboard(
         self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float
@@ -253,21 +281,6 @@ def _to_be_filtered(
             and row["only_endpoint_id"] is None
         ):
             yield endpoint, delivery
-
-
-async def _find_superseded(session: Session, taken: Iterable[tuple[Row, Delivery]]) -> set[tuple[int, int]]:
-    """Ask for those that have a key; what is replayed goes out although there are newer ones."""
-    keyed = [
-        (event.event_id, delivery.endpoint_id, event.site_id, event.options.supersede_key)
-        for row, delivery in taken
-        if (event := delivery.event).options is not None
-        and event.options.supersede_key is not None
-        and row["reason"] != Reason.REPLAY.value
-    ]
-    if not keyed:
-        return set()
-    rows = await session.fetch(query("find_superseded"), *columns(keyed, 4))
-    return {(row["event_id"], row["endpoint_id"]) for row in rows}
 
 
 def _delivery_of(row: Row, payloads: Mapping[int, bytes], now: float) -> Delivery:

@@ -19,7 +19,7 @@ from pghookd.core import envelope, verdict
 from pghookd.core.auth import ClientCredentials
 from pghookd.core.event_options import EventOptions
 from pghookd.core.grant import Granted
-from pghookd.core.keys import is_superseded
+from pghookd.core.keys import is_superseded, note_sent
 from pghookd.core.lanes import Lane, Lanes
 from pghookd.core.manner import Defaults, Manner
 from pghookd.core.model import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
@@ -335,9 +335,13 @@ class Deliverer:
 
     def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
         """Say why a delivery must not be attempted any more, if so."""
-        if is_superseded(delivery):
+        now_us = self._wall_us()
+        if is_superseded(delivery, now_us):
             return Reason.SUPERSEDED
-        return Reason.EXPIRED if options.has_expired(self._wall_us()) else None
+        if options.has_expired(now_us):
+            return Reason.EXPIRED
+        note_sent(delivery)
+        return None
 
     async def _held_back(self) -> None:
         while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens

@@ -17,6 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.core.envelope import valid_type
 from pghookd.core.event_options import EventOptions
+from pghookd.core.keys import AGAIN_MAX, DedupeKey, dedupe_key_of
 from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.order import Order, is_ordered
@@ -83,7 +84,7 @@ class FanOut:
         self._logger = logger
         self._monotonic = monotonic
         self._beat = beat
-        self._keyed: dict[int, Event] = {}  # of the page, those that have a dedupe_key
+        self._has_dedupe_keys = False  # the page
         self._filtering: set[int] = set()  # endpoints of the page that have a filter
         self._unjudged: set[Delivery] = set()  # of ordered endpoints, whose filters took too long
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
@@ -147,7 +148,8 @@ class FanOut:
     def _heed(self, delivery: Delivery, options: EventOptions) -> None:
         delivery.age_from_us = max(delivery.age_from_us, options.deliver_after_us)
         if options.dedupe_key is not None:
-            self._keyed[delivery.event.event_id] = delivery.event
+            options.duplicate = None
+            self._has_dedupe_keys = True
 
     # Into the lanes -------------------------------------------------------------------------------------------
 
@@ -155,23 +157,67 @@ class FanOut:
         self, work: list[tuple[Endpoint, Delivery]], difference: Difference, *, may_wait: bool = True
     ) -> None:
         """Queue deliveries, but for duplicates and what filters leave out; where one may not wait it is parked."""
-        if self._keyed:
-            await self._find_duplicates(difference)
+        if self._has_dedupe_keys:
+            work = await self._bury_duplicates(work, difference)
         if self._filtering:
             await self._offer_filtered(work, may_wait=may_wait)
         elif work:
             await self._offer(work, may_wait=may_wait)
 
-    async def _find_duplicates(self, difference: Difference) -> None:
-        """Say of the page's events with a dedupe_key which are not the first of it."""
-        keyed, self._keyed = self._keyed, {}
-        ids = [(e.event_id, e.site_id, e.options and e.options.dedupe_key) for e in keyed.values()]
-        sql = query("find_duplicates_again" if difference.again else "find_duplicates")
-        rows = await self._session.fetch(sql, *columns(ids, 3), difference.since, difference.upto)
-        for row in rows:
-            options = keyed[row["event_id"]].options
-            if options is not None:
-                options.duplicate = True
+    async def _bury_duplicates(
+        self, work: list[tuple[Endpoint, Delivery]], difference: Difference
+    ) -> list[tuple[Endpoint, Delivery]]:
+        """Give up the deliveries of duplicates before anything is offered; return the others.
+
+        Until its write is handed over no checkpoint gives a duplicate a row: see `ShardLog.overdue`.
+        """
+        self._has_dedupe_keys = False
+        keys = {d.event: key for _, d in work if (key := dedupe_key_of(d.event)) is not None}
+        firsts = await self._find_firsts(keys, difference)
+        for event, key in keys.items():
+            if event.options is not None:
+                event.options.duplicate = firsts[key] != event.event_id
+        others: list[tuple[Endpoint, Delivery]] = []
+        for endpoint, delivery in work:
+            options = delivery.event.options
+            if options is not None and options.duplicate:
+                self._outbox.put(Died(delivery, Reason.DUPLICATE), self._monotonic())
+                await self._outbox.room(PARKED_AHEAD_MAX)
+            else:
+                others.append((endpoint, delivery))
+        return others
+
+    async def _find_firsts(
+        self, keys: Mapping[Event, DedupeKey], difference: Difference
+    ) -> dict[DedupeKey, int]:
+        """Return the event_id of the first event of each key; 0: it came before the difference."""
+        firsts: dict[DedupeKey, int] = {}
+        unknown: dict[DedupeKey, int] = {}  # and the least event of the page
+        for event, key in keys.items():
+            if key in firsts:
+                continue
+            first = difference.firsts.get(key)
+            if first is not None:
+                firsts[key] = first
+            else:
+                unknown[key] = min(event.event_id, unknown.get(key, event.event_id))
+        if unknown:
+            for key, first in (await self._look_up_firsts(list(unknown), difference)).items():
+                firsts[key] = unknown[key] if first is None else first
+                difference.firsts.put(key, firsts[key])
+        return firsts
+
+    async def _look_up_firsts(
+        self, keys: list[DedupeKey], difference: Difference
+    ) -> dict[DedupeKey, int | None]:
+        columns_of_keys = columns([(*key[:2], key.from_event_id, key.to_event_id) for key in keys], 4)
+        least, greatest = min(columns_of_keys[2]), max(columns_of_keys[3])
+        arguments = (*columns_of_keys, least, greatest, difference.since, difference.upto)
+        if difference.again:
+            rows = await self._session.fetch(query("find_firsts_again"), *arguments, AGAIN_MAX)
+        else:
+            rows = await self._session.fetch(query("find_firsts"), *arguments)
+        return dict.fromkeys(keys) | {keys[row["n"] - 1]: row["first_event_id"] for row in rows}
 
     async def _offer_filtered(self, work: list[tuple[Endpoint, Delivery]], *, may_wait: bool) -> None:
         """Queue what no filter is asked of first: nobody else waits for filters."""
@@ -202,16 +248,17 @@ class FanOut:
                 kept.append((endpoint, delivery))
         return kept
 
-    def _instead(
-        self, lane: Lane, delivery: Delivery, options: EventOptions, now: float
-    ) -> Kept | Died | None:
-        """Return what is to be written of a delivery that is not to go out, or not yet."""
-        if options.duplicate:
-            return Died(delivery, Reason.DUPLICATE)
-        self._log.keys.note(delivery)
-        wait_s = options.wait_s - (now - delivery.since)
-        if wait_s > 0 and lane.endpoint.enabled:
+    def _instead(self, lane: Lane, delivery: Delivery, now: float) -> Kept | None:
+        """Return the row of a delivery that is not to go out yet; what goes out may replace older ones."""
+        if not lane.endpoint.enabled:
+            return Kept(delivery, State.HELD, Reason.DISABLED)
+        options = delivery.event.options
+        if options is not None and (wait_s := options.wait_s - (now - delivery.since)) > 0:
             return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s)
+        if self._unjudged and delivery in self._unjudged:
+            return Kept(delivery, State.PARKED, Reason.FILTER_SLOW)
+        if options is not None:
+            self._log.keys.note(delivery)
         return None
 
     async def _offer(self, work: list[tuple[Endpoint, Delivery]], *, may_wait: bool) -> None:
@@ -224,17 +271,11 @@ class FanOut:
                 lane = known[endpoint.endpoint_id] = lanes.lane(endpoint)
             if is_ordered(endpoint) and delivery.event.endpoint_id is None:
                 self._order.assign(delivery)
-            options = delivery.event.options
-            if options is not None and (write := self._instead(lane, delivery, options, now)) is not None:
-                self._outbox.put(write, now)
-                await self._outbox.room()
-            elif not lane.endpoint.enabled:
-                self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
-                await self._outbox.room()
-            elif not valid_type(delivery.event.type):
+            if not valid_type(delivery.event.type):
                 self.die(delivery, Reason.INVALID, now)
-            elif self._unjudged and delivery in self._unjudged:
-                self._outbox.put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
+                await self._outbox.room()
+            elif (write := self._instead(lane, delivery, now)) is not None:
+                self._outbox.put(write, now)
                 await self._outbox.room()
             elif (offer := self._queue(lane, delivery, now)) is not Offer.QUEUED:
                 if may_wait:

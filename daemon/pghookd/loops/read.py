@@ -180,6 +180,7 @@ class Reader:
         newest = await self._session.fetchval(query("read_newest_event_id"))
         logs = self._log.shards if shards is None else {s: self._log.shards[s] for s in shards}
         only = None if shards is None or len(shards) == self._shards else list(shards)
+        difference = Difference(since, upto, again=shards is not None)
         found = 0
         while True:
             rows = await self._session.fetch(
@@ -193,7 +194,6 @@ class Reader:
                 }
             full = len(rows) == PAGE
             end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
-            difference = Difference(since, upto, again=shards is not None)
             await self._page(cast("list[EventRow]", rows), end, logs, difference, settled)
             found += len(rows)
             while self._aside.is_full:
@@ -267,8 +267,7 @@ class Reader:
             shard = of_site[0].shard
             if shard not in tickets:
                 tickets[shard] = self._log.shards[shard].page(end, now)
-            again = difference._replace(again=True)
-            self._aside.put(site_id, Part(tickets[shard], again, len(of_site), now, event_ids))
+            self._aside.put(site_id, Part(tickets[shard], difference, len(of_site), now, event_ids))
         return kept
 
     def _free(
