@@ -378,13 +378,17 @@ class World:
         self.firsts.append(firsts)
 
     def _note_superseded(self, event_id, endpoint_id):
-        """Take a delivery that dies superseded: a newer event must be there that can go, or could until now."""
+        """Take a delivery that dies superseded: a newer event must be there that can go, or was sent in time.
+
+        One that has expired itself while its death was not recorded has lost nothing by it.
+        """
         events = self.database.events
+        sent = {one.key[0] for one in self.seen if one.key[1] == endpoint_id}
         older, dead = events[event_id], self.database.table["dead"]
-        if not any(
+        if older.can_go(self.database.now_us()) and not any(
             (newer.site_id, newer.supersede_key) == (older.site_id, older.supersede_key)
             and newer.event_id > event_id
-            and newer.can_go(self.database.now_us())
+            and (newer.event_id in sent or newer.can_go(self.database.now_us()))
             and dead.get((newer.event_id, endpoint_id), {}).get("reason") not in {"duplicate", "superseded"}
             for newer in events.values()
         ):
