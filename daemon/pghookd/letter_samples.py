@@ -270,7 +270,7 @@ def sample(name: str, language: str = "en") -> Digest:
         owner_email="operator@shops.example" if of_operator else OWNER,
         language=language,
         at_us=NOW_US,
-        since_us=min((each.since_us for each in sections), default=NOW_US),
+        since_us=min((each.since_us for each in sections), default=NOW_US - HOUR_US),
         sections=sections,
         more=12 if name == "several" else 0,
         unsubscribe_token=None if of_operator else "b5d1c0ffee",

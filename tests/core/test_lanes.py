@@ -696,7 +696,7 @@ def test_a_lane_forgotten_between_being_looked_up_and_given_work_is_known_again(
     assert list(lanes.busy()) == []
 
 
-def test_traffic_is_the_endpoints_that_had_some_lately():
+def test_traffic_is_the_sites_that_had_some_lately():
     lanes = make()
     lanes.measure(600.0)
     for number in (1, 2, 2, 3):

@@ -242,6 +242,10 @@ def test_each_way_to_give_up_has_its_sentence(fate, count, sentence):
     assert sentence in text
     assert ("attempt" in text) == (fate in {Fate.TRIED, Fate.ONCE})
     assert "We keep trying" not in text
+    assert "Nothing is lost" not in text
+    waiting = told(digest_of(section(dead=count, dead_by=((fate.value, count),))))
+    assert "We keep trying" in waiting
+    assert "Nothing is lost" not in waiting
 
 
 def test_several_ways_to_give_up_are_counted_apart():
@@ -274,7 +278,7 @@ def test_what_was_not_delivered_can_be_had_by_an_answer_or_by_asking():
 def test_the_operator_is_told_what_cannot_be_sent():
     text = told(sample("faults"))
     for fact in (
-        "14 events since 13 May 2026, 09:00 UTC could not be sent",
+        "14 events since 13 May 2026, 08:00 UTC could not be sent",
         "The type of some events is not valid",
         "Make the payloads smaller, or raise delivery.payload_bytes_max.",
         "add the destination to egress.allow",

@@ -405,8 +405,10 @@ class Teller:
         """Say what becomes of what waits."""
         if group[0].cause is Cause.FILTER_SLOW:
             yield self._say("next.filter")
-        elif any(each.waiting for each in group) or not any(each.dead for each in group):
+        elif not any(each.dead for each in group):
             yield self._say("next.trying")
+        elif any(each.waiting for each in group):
+            yield self._say("next.trying_rest")
 
     def _end(self, group: Sequence[Section]) -> Iterator[str]:
         """Say where it leads if nothing changes."""
