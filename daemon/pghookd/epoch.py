@@ -295,7 +295,6 @@ class Crew:
         self._stored = stored
         delivery = world.settings.delivery
         self._log = log
-        self._room = asyncio.Event()
         self._lanes = Lanes(
             concurrency=delivery.concurrency,
             endpoint_concurrency=delivery.endpoint_concurrency,
@@ -328,7 +327,7 @@ class Crew:
         self.reader = Reader(
             sessions["read"],
             log,
-            self._lanes,
+            self._order,
             fan_out,
             shards=len(stored),
             monotonic=world.monotonic,
@@ -387,7 +386,6 @@ class Crew:
             monotonic=world.monotonic,
             wall_us=world.wall_us,
             random01=world.random01,
-            room=self._room,
             beat=world.beats.of("deliver"),
             suspects=self._suspects if self._wary else None,
         )
@@ -402,10 +400,8 @@ class Crew:
             self._filters,
             shards=len(self._stored),
             kick=self.deliverer.kick,
-            room=self._room,
             logger=self._world.logger,
             monotonic=self._world.monotonic,
-            beat=self._world.beats.of("read"),
         )
 
     def _make_bell(self, wake: asyncio.Event) -> Bell:

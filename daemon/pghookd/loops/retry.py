@@ -300,6 +300,9 @@ class DueRows:
         """Take what is next of one line, up to the first that has to wait; return how many were taken."""
         limit = min(appetite, self._order.room(line)) + len(line.ahead) + 1
         rows = await session.fetch(query("read_line"), endpoint_id, line.name, limit)
+        if rows and rows[0]["site_id"] in self._order.unread:
+            self._order.postpone(endpoint_id, line)
+            return 0
         fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self._lanes.aboard]
         due = list(itertools.takewhile(lambda row: row["due"], fresh))
         endpoints = await self._read_endpoints(session, [endpoint_id]) if due else {}
