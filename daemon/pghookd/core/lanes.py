@@ -28,7 +28,11 @@ from pghookd.core.pace import Pace, Rate
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
 STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
-SITE_SHARE: Final = 3  # of the memory that is free a site may have that part: alone a quarter of all of it
+SITE_SHARE: Final = (
+    3  # a site may have a third of the memory that is free, which is a quarter of all for one alone
+)
+SITE_LEAST: Final = 20  # deliveries that it may have however much of it the others hold
+RESERVE: Final = 10  # a tenth of the memory is kept for these
 SITE_PAGE_MAX: Final = 500  # deliveries of one site made at once
 REFILL_LEAST: Final = (
     250  # and so many at least of what was left in the log, where the site's part is large enough
@@ -362,8 +366,8 @@ class Lanes:
     def room_for(self, site_id: str, endpoints: int) -> int:
         """Return how many more deliveries of a site with so many endpoints memory takes at once; 0 or less if none.
 
-        A site may hold a third of what is free, whoever else has work. So one alone has a quarter of the memory, any
-        number of sites leave some of it free, and a site with nothing queued always finds room.
+        A site may hold a third of what is free, whoever else has work: one alone has a quarter of the memory. A tenth
+        is nobody's share: from it a site gets the few that it may have however much the others hold.
         """
         most, queued = self._allowance(site_id, endpoints)
         return min(most - queued, SITE_PAGE_MAX)
@@ -378,13 +382,12 @@ class Lanes:
         """Return how many deliveries a site may have in memory, and how many it has."""
         if self.full:
             return 0, 0
-        most = min((self._queue_max - self.queued) // SITE_SHARE, endpoints * LANE_QUEUE_MAX // 2)
         site = self._sites.get(site_id)
-        if site is None:
-            return max(1, most), 0
-        if SITE_SHARE * site.queued_bytes >= self._queue_bytes_max - self.queued_bytes:
+        queued, queued_bytes = (0, 0) if site is None else (site.queued, site.queued_bytes)
+        if queued and SITE_SHARE * queued_bytes >= self._queue_bytes_max - self.queued_bytes:
             return 0, 0
-        return max(1, most), site.queued
+        free = self._queue_max - self._queue_max // RESERVE - self.queued
+        return max(SITE_LEAST, min(free // SITE_SHARE, endpoints * LANE_QUEUE_MAX // 2)), queued
 
     def measure(self, now: float) -> None:
         """Look how fast deliveries go out; call it a few times a second.

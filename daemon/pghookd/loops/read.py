@@ -19,7 +19,7 @@ from pghookd.core.snapshot import Difference, Log, Marks, Page, Position, ShardL
 from pghookd.core.takers import Takers
 from pghookd.edge.postgres import DatabaseAway, Row, Session, query
 from pghookd.edge.rows import EventRow
-from pghookd.loops.fan_out import ENDPOINT_ID_MAX, SITES_A_READ, SLICE, Dealt, Span
+from pghookd.loops.fan_out import ENDPOINT_ID_MAX, SITES_A_READ, Dealt, Span
 
 PAGE: Final = 1000  # events
 DAY_IDS: Final = 2**32  # event ids of a day, and of a partition
@@ -294,6 +294,7 @@ class Reader:
         for group in _groups(rows):
             takers = await self._fan_out.takers({row[1]: Span() for row in group})
             ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
+            self._leave_wide(group, ours, page, difference)
             for step in _steps(group, ours):
                 await self._deal(step, ours, page, difference)
         page.close()
@@ -316,9 +317,19 @@ class Reader:
         self._beat()
         await asyncio.sleep(0)
 
+    def _leave_wide(
+        self, rows: Sequence[EventRow], takers: dict[str, Takers], page: Page, difference: Difference
+    ) -> None:
+        """Leave the events of sites that have more endpoints than a slice; take these sites out of the others."""
+        now = self._monotonic()
+        for site_id in [site_id for site_id, found in takers.items() if found.slice_end is not None]:
+            found = takers.pop(site_id)
+            event_ids = [row[0] for row in rows if row[1] == site_id]
+            self._leave(site_id, event_ids, len(found.endpoints), found, page, difference, now)
+
     def _room_for(self, site_id: str, takers: Takers) -> int:
-        """Return how many deliveries of a step a site may have: none if it is behind, or has more than a slice."""
-        if site_id in self._aside or takers.slice_end is not None:
+        """Return how many deliveries of a step a site may have: none if it is behind."""
+        if site_id in self._aside:
             return 0
         return self._fan_out.room_for(site_id, len(takers.endpoints))
 
@@ -336,7 +347,7 @@ class Reader:
             page.ticket(takers.shard),
             difference._replace(again=True),
             len(takers.endpoints),
-            weight if takers.slice_end is None else SLICE,
+            weight,
             now,
             ids_of(event_ids),
             recovering=difference.again,
@@ -389,8 +400,8 @@ class Reader:
     ) -> tuple[Dealt, bool]:
         """Make deliveries of the next events of a part; return them, and whether there was room for all."""
         now = self._monotonic()
-        if takers is None or not rows:  # the endpoints are gone, or the day is
-            self._aside.taken(site_id, len(event_ids), None)
+        if takers is None:  # the endpoints are gone, those of the slice or all
+            self._aside.taken(site_id, len(event_ids), part.slice_end)
             return Dealt(), True
         dealt = self._fan_out.deal(rows, {site_id: takers}, room, lambda _: part.ticket, settled, now)
         left = dealt.left.get(site_id)
@@ -490,10 +501,10 @@ def _steps(rows: Iterable[EventRow], takers: Mapping[str, Takers]) -> Iterator[l
         if of_site is None:
             continue
         wanting = len(of_site.of(row[2])) if row[4] is None else 1
-        if not wanting and of_site.slice_end is None:
+        if not wanting:
             continue
         step.append(row)
-        pairs += max(1, wanting)
+        pairs += wanting
         if pairs >= PAIRS_A_STEP:
             yield step
             step, pairs = [], 0
