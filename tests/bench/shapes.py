@@ -58,7 +58,7 @@ class Shape:
     @property
     def standard(self) -> Shape:
         """What it is compared with."""
-        return Shape(live=self.live, keys=self.keys and 1000)
+        return Shape(live=self.live, keys=self.keys)
 
 
 SHAPES = [
