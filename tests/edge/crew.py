@@ -303,12 +303,21 @@ class Desk:
         while self.recorder.unrecorded:
             await self.recorder._flush(500)
 
+    def settle(self, delivery):
+        """Say that one that is open is settled."""
+        self.open.remove(delivery)
+        settle(delivery)
+
     async def recover(self):
+        """Walk every shard from where it was stored to this desk's first snapshot, and what that left in the log."""
+        await self.recover_once()
+        await self._take_all()
+
+    async def recover_once(self):
         """Walk every shard from where it was stored to this desk's first snapshot."""
         stored = await stored_shards(self.record_session)
         for (position, floor, front), shards in epoch._walks(stored).items():
             await self.reader.recover(position, epoch.Marks(floor, front), shards)
-        await self._take_all()
 
 
 async def stored_shards(session):
