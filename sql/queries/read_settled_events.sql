@@ -1,5 +1,4 @@
--- What is settled already of some events: delivered, in backlog, or dead. Read on the recovery road, and for what was left
--- in the log: by ids, since other events may lie between them. $1 bigint[]: ids; $2 bigint, $3 bigint: the first and the last
+-- What is settled already of some events, as read_settled: where much that is settled lies between them. $1 bigint[]: ids; $2 bigint, $3 bigint: the first and the last
 -- of them; $4 bigint, $5 bigint: after which endpoint id and up to which. Lives on attempts_once and the two primary keys; the
 -- bounds keep it to the days concerned, and + 0 keeps the planner from looking by endpoint. Backlog and dead are stepped into
 -- for each id, in an order that the primary key alone has: a plan made while they are empty would walk all of the index by

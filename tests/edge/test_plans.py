@@ -278,6 +278,19 @@ async def test_what_is_settled_is_read_from_one_day_by_ids(session, today):
     assert plan.run_pages < 500
 
 
+async def test_what_is_settled_is_read_from_one_day_by_range(session, today):
+    bounds = (id_of(today, 2000), id_of(today, 1000), 2000)
+    await session.fetch(query("read_settled"), *bounds)  # so that catalogues are read
+    plan = await explain(session, query("read_settled"), *bounds)
+    assert plan.scans("attempts", today) == {
+        ("Index Scan", f"attempts_{today}", f"attempts_{today}_event_id_endpoint_id_attempt_idx")
+    }
+    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_pkey"}
+    assert {index.split("_", 2)[2] for _, _, index in plan.scans("dead", today)} <= {"pkey"}
+    assert not plan.kinds() & {"Seq Scan", "Sort"}
+    assert plan.run_pages < 150
+
+
 async def test_endpoints_of_a_page_are_found_by_their_sites(session):
     sites = [f"s{n * 7}" for n in range(50)]
     sql = query("read_endpoints_of_sites")

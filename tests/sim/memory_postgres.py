@@ -39,6 +39,7 @@ READS = frozenset(
         "read_events_page",
         "find_first_event",
         "read_newest_event_id",
+        "read_settled",
         "read_settled_events",
         "read_events",
         "read_endpoints",
@@ -238,13 +239,14 @@ class Database:
     def read_newest_event_id(self):
         return [(self.last_value,)]
 
-    def read_settled_events(self, event_ids, first, last, after, upto):
+    def read_settled(self, first, last, most):
         done = [(e, p) for (e, p, _), row in self.table["attempts"].items() if row["outcome"] == "delivered"]
-        return [
-            key
-            for key in (*done, *self.table["backlog"], *self.table["dead"])
-            if first <= key[0] <= last and key[0] in event_ids and after < key[1] <= upto
-        ]
+        keys = (*done, *self.table["backlog"], *self.table["dead"])
+        return [key for key in keys if first <= key[0] <= last][:most]
+
+    def read_settled_events(self, event_ids, first, last, after, upto):
+        found = self.read_settled(first, last, None)
+        return [key for key in found if key[0] in event_ids and after < key[1] <= upto]
 
     def read_events(self, event_ids, _first, _last):
         return sorted(PageEvent(self.events[number].columns) for number in event_ids)

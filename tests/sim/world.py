@@ -111,6 +111,7 @@ class World:
             (reading, "PAGE", self.page),
             (reading, "PAUSE_MAX_S", IDLE_PAUSE_S),
             (reading, "PAIRS_A_STEP", rng.choice((1, 3, reading.PAIRS_A_STEP))),
+            (reading, "SETTLED_MAX", rng.choice((1, reading.SETTLED_MAX))),
             (reading, "SITES_A_READ", rng.choice((1, reading.SITES_A_READ))),
             (fan_out, "SLICE", rng.choice((1, 2, fan_out.SLICE))),
             (memory, "SITE_PAGE_MAX", at_once),

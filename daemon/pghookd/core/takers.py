@@ -5,12 +5,43 @@ Exact types and prefixes (`order_*`, `*`) stand in dictionaries of their own. A 
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
-from pghookd.core.model import Endpoint, reserved_from
+from pghookd.core.model import Delivery, Endpoint, reserved_from
 
+ENDPOINT_ID_MAX: Final = 2**63 - 1
+SITES_A_READ: Final = 100  # sites whose endpoints are read in one statement
 KNOWN_MAX: Final = 1000  # types remembered for one site: a producer may put an id into each
+
+Pair: TypeAlias = tuple[Endpoint, Delivery]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """Which endpoints of a site are asked for: those after one id, up to another if that is given."""
+
+    after: int = 0
+    upto: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dealt:
+    """What some events came to.
+
+    Attributes:
+        work: deliveries to be offered, each with its endpoint.
+        left: per site, the events for which it had no room, by ascending id.
+        left_pairs: per site, how many deliveries those make.
+        wanted: per site, how many deliveries its other events make.
+    """
+
+    work: list[Pair] = dataclasses.field(default_factory=list)
+    left: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    left_pairs: Counter[str] = dataclasses.field(default_factory=Counter)
+    wanted: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 class Takers:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
@@ -24,7 +24,7 @@ from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Difference, Log, Ticket, settle
-from pghookd.core.takers import Takers
+from pghookd.core.takers import ENDPOINT_ID_MAX, Dealt, Pair, Span, Takers
 from pghookd.core.unwritten import Unwritten
 from pghookd.core.writes import Died, Kept, Write
 from pghookd.edge.filter import Filters, filter_of
@@ -32,41 +32,11 @@ from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import Session, columns, query
 from pghookd.edge.rows import EventRow, endpoint_of, event_of
 
-SITES_A_READ: Final = 100  # sites whose endpoints are read in one statement
 SLICE: Final = 500  # endpoints of one site dealt with at once; those of a site with more come in slices
 YIELD_EVERY: Final = 500  # endpoints made of rows between two turns of the other tasks; some 3 us each
 HAND_FOR_S: Final = 60.0  # for so long a delivery waits for room in its lane; then it is parked
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
 REFRESH_PAGE: Final = 500  # endpoints looked at again between two reads
-ENDPOINT_ID_MAX: Final = 2**63 - 1
-
-
-Pair: TypeAlias = tuple[Endpoint, Delivery]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """Which endpoints of a site are asked for: those after one id, up to another if that is given."""
-
-    after: int = 0
-    upto: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Dealt:
-    """What some events came to.
-
-    Attributes:
-        work: deliveries to be offered, each with its endpoint.
-        left: per site, the events for which it had no room, by ascending id.
-        left_pairs: per site, how many deliveries those make.
-        wanted: per site, how many deliveries its other events make.
-    """
-
-    work: list[Pair] = dataclasses.field(default_factory=list)
-    left: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-    left_pairs: Counter[str] = dataclasses.field(default_factory=Counter)
-    wanted: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 class Outbox(Protocol):

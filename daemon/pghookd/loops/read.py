@@ -13,13 +13,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from typing import Final, Protocol, cast
 
 from pghookd.core.aside import Aside, Part, ids_of
-from pghookd.core.model import Delivery, Endpoint
 from pghookd.core.order import Order
 from pghookd.core.snapshot import Difference, Log, Marks, Page, Position, ShardLog, Snapshot, Ticket
-from pghookd.core.takers import Takers
+from pghookd.core.takers import ENDPOINT_ID_MAX, SITES_A_READ, Dealt, Pair, Span, Takers
 from pghookd.edge.postgres import DatabaseAway, Row, Session, query
 from pghookd.edge.rows import EventRow
-from pghookd.loops.fan_out import ENDPOINT_ID_MAX, SITES_A_READ, Dealt, Span
 
 PAGE: Final = 1000  # events
 DAY_IDS: Final = 2**32  # event ids of a day, and of a partition
@@ -34,6 +32,10 @@ LULL_S: Final = 0.25  # without a row: go to sleep
 PAIRS_A_STEP: Final = (
     1000  # of an event and an endpoint, between two turns of the other tasks; some 10 us each
 )
+SETTLED_MAX: Final = (
+    2000  # settled deliveries read by the range of the events; with more of them, by their ids
+)
+SPARSE: Final = 20  # ids to an event: beyond, its range is not tried
 ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at what was left in the log takes
 ASIDE_LEAST: Final = 100  # with fewer than this a look waits until more sites have room, but not for long
 ASIDE_FOR_S: Final = (
@@ -101,9 +103,7 @@ class FanOut(Protocol):
         """Make a delivery for each endpoint that takes an event, as far as sites have room."""
         ...
 
-    async def enter(
-        self, work: list[tuple[Endpoint, Delivery]], difference: Difference, *, park: bool = False
-    ) -> None:
+    async def enter(self, work: list[Pair], difference: Difference, *, park: bool = False) -> None:
         """Find each its place."""
         ...
 
@@ -358,8 +358,13 @@ class Reader:
             self._order.unread.add(site_id)
 
     async def _read_settled(self, event_ids: list[int], span: Span) -> set[tuple[int, int]]:
-        upto = ENDPOINT_ID_MAX if span.upto is None else span.upto
+        """Read which deliveries of some events are settled: by their range, by their ids where others fill that."""
         first, last = min(event_ids), max(event_ids)
+        if last - first < SPARSE * len(event_ids):
+            rows = await self._session.fetch(query("read_settled"), first, last, SETTLED_MAX)
+            if len(rows) < SETTLED_MAX:
+                return {(event_id, endpoint_id) for event_id, endpoint_id in rows}
+        upto = ENDPOINT_ID_MAX if span.upto is None else span.upto
         sql = query("read_settled_events")
         rows = await self._session.fetch(sql, event_ids, first, last, span.after, upto)
         return {(event_id, endpoint_id) for event_id, endpoint_id in rows}
