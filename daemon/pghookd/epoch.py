@@ -388,7 +388,6 @@ class Crew:
         self._grace_s = world.settings.delivery.grace_s
         self._duties = Duties.of(world.settings)
         self._log = log
-        self._room = asyncio.Event()
         self._lanes = Lanes(**_bounds(world.settings))
         self._filters = Filters(logger=world.logger, monotonic=world.monotonic)
         self._order = Order(self._lanes)
@@ -407,7 +406,7 @@ class Crew:
         self.reader = Reader(
             sessions["read"],
             log,
-            self._lanes,
+            self._order,
             fan_out,
             shards=len(stored),
             monotonic=world.monotonic,
@@ -504,7 +503,6 @@ class Crew:
             monotonic=world.monotonic,
             wall_us=world.wall_us,
             random01=world.random01,
-            room=self._room,
             beat=world.beats.of("deliver"),
             suspects=self._suspects if self._wary else None,
         )
@@ -519,10 +517,8 @@ class Crew:
             self._filters,
             shards=len(self._stored),
             kick=self.deliverer.kick,
-            room=self._room,
             logger=self._world.logger,
             monotonic=self._world.monotonic,
-            beat=self._world.beats.of("read"),
         )
 
     def _make_bell(self, wake: asyncio.Event) -> Bell:

@@ -1,5 +1,6 @@
--- The endpoints of a page's sites, read after the page: one that was committed before an event is always seen.
--- $1 text[]: site ids; $2 int: how many shards there are. Lives on endpoints_of_site.
+-- The endpoints of some sites, read after their events: one that was committed before an event is always seen.
+-- $1 text[]: site ids; $2 int: how many shards there are; $3 bigint[], $4 bigint[]: per site, after which endpoint id and
+-- up to which; $5 int: endpoints of one site, the first by id. Lives on endpoints_of_site, a step for each site.
 select p.endpoint_id, p.site_id, mod(mod(hashtextextended(p.site_id, 0), $2) + $2, $2)::int as shard, p.url, p.event_types,
   p.enabled, p.from_event_id, p.secret, s.url as source, p.concurrency, p.timeout_s,
   case when p.headers <> '{}' or p.profile <> 'standard' or p.previous_secret_until > now()
@@ -12,6 +13,10 @@ select p.endpoint_id, p.site_id, mod(mod(hashtextextended(p.site_id, 0), $2) + $
       'previous_secret', case when p.previous_secret_until > now() then p.previous_secret end,
       'previous_until_s', case when p.previous_secret_until > now() then extract(epoch from p.previous_secret_until) end))
   end as options
-from webhooks.endpoints p
-join webhooks.sites s using (site_id)
-where p.site_id = any ($1::text[])
+from unnest($1::text[], $3::bigint[], $4::bigint[]) i(site_id, after, upto)
+cross join lateral (
+  select * from webhooks.endpoints
+  where site_id = i.site_id and endpoint_id > i.after and endpoint_id <= i.upto
+  order by endpoint_id
+  limit $5) p
+cross join lateral (select * from webhooks.sites where site_id = i.site_id limit 1) s

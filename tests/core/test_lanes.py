@@ -14,9 +14,10 @@ from pghookd.core.lanes import (
     HANGS_MAX,
     LANE_QUEUE_MAX,
     PAUSE_PARKS_S,
+    RESERVE,
     SHED_MAX,
+    SITE_LEAST,
     SITE_PAGE_MAX,
-    SITES_MIXED_S,
     START_WIDTH,
     STUCK_QUEUE_MAX,
     Lanes,
@@ -183,27 +184,40 @@ def test_sites_take_turns_and_within_a_site_its_lanes():
     assert len(began) == 50 + 16  # a site has a half of all slots at the most
 
 
-def test_sites_are_mixed_while_deliveries_of_several_go_out():
-    lanes = make()
-    fill(lanes, 1, 10, site="a")
-    start(lanes, 5.0)
-    assert not lanes.is_mixed(5.0)  # there is nobody else
-    fill(lanes, 2, 1, site="b")
-    start(lanes, 6.0)
-    assert lanes.is_mixed(6.0 + SITES_MIXED_S / 2)
-    assert not lanes.is_mixed(6.0 + SITES_MIXED_S)
+def use_up(lanes, site, endpoints=9):
+    """Queue for a site whatever memory has room for."""
+    number = len(lanes.by_endpoint) + 1
+    while (room := lanes.room_for(site, endpoints)) > 0:
+        fill(lanes, number, room, site=site)
+    return lanes.by_endpoint[number].site.queued
 
 
-def test_a_site_has_its_part_of_the_memory():
+def test_a_site_alone_has_a_quarter_of_the_memory_at_most():
     lanes = make(queue_max=4000)
     assert lanes.room_for("unknown", 1) == lanes.room_for("unknown", 50) == SITE_PAGE_MAX
     fill(lanes, 1, 400, site="s")
     assert lanes.room_for("s", 1) == LANE_QUEUE_MAX // 2 - 400
-    assert lanes.room_for("s", 2) == SITE_PAGE_MAX
-    fill(lanes, 2, 500, site="s")
-    assert lanes.room_for("s", 2) == 4000 // 4 - 900
+    alone = use_up(make(queue_max=4000), "t")
+    assert (4000 - 4000 // RESERVE) // 4 <= alone <= 4000 // 4
+    assert use_up(lanes, "t") < alone
     start(lanes)
-    assert lanes.room_for("s", 2) > 4000 // 4 - 900
+    assert lanes.room_for("s", 9) > 0
+
+
+def test_however_many_sites_use_up_their_part_another_has_room():
+    lanes = make(queue_max=4000)
+    for number in range(15):
+        assert use_up(lanes, f"s{number}") >= SITE_LEAST
+    assert not lanes.full
+    assert lanes.room_for("quiet", 1) == SITE_LEAST
+
+
+def test_the_log_is_read_again_for_a_site_only_where_much_of_its_part_is_free():
+    lanes = make(concurrency=100, endpoint_concurrency=100)
+    fill(lanes, 1, LANE_QUEUE_MAX // 2 - 200, site="s").resize(100)
+    assert (lanes.room_for("s", 1), lanes.refill_for("s", 1)) == (200, 0)
+    start(lanes)
+    assert lanes.refill_for("s", 1) == lanes.room_for("s", 1) == 300
 
 
 def test_a_site_has_its_part_of_the_bytes():
@@ -213,6 +227,20 @@ def test_a_site_has_its_part_of_the_bytes():
     assert lanes.room_for("s", 1) > 0
     lanes.offer(lane, delivery(payload=b"x"), 0.0)
     assert lanes.room_for("s", 1) == 0
+    assert lanes.room_for("other", 1) > 0
+
+
+def test_lanes_that_do_not_keep_up_give_way_to_others_of_their_site():
+    lanes = make(endpoint_concurrency=2)
+    fill(lanes, 1, 90, site="s")
+    fill(lanes, 2, 90, site="other")
+    start(lanes)
+    assert lanes.shed_for("s", 5.0) == []  # the site has no lane that waits for room
+    lanes.lane(endpoint(3, site="s"))
+    shed = lanes.shed_for("s", 5.0)
+    assert len(shed) == 84
+    assert lanes.by_endpoint[1].queued == 4
+    assert lanes.by_endpoint[2].queued == 88
 
 
 def test_a_lane_with_little_work_waits_for_one_turn_of_each_other_at_most():
@@ -626,19 +654,6 @@ def test_nothing_is_shed_while_every_slot_is_taken():
     while not lanes.full:
         lanes.offer(lanes.lane(endpoint()), delivery(), 0.0)
     assert lanes.shed(99.0) == []
-
-
-def test_a_full_lane_has_room_again_once_it_is_half_empty():
-    lanes = make(concurrency=4000, endpoint_concurrency=1000)
-    lane = lanes.wanted = fill(lanes, 1, LANE_QUEUE_MAX)
-    assert not lanes.has_wanted_room()
-    lane.limit = 1000
-    lane.resize(1000)
-    for _ in range(LANE_QUEUE_MAX // 2):
-        assert lanes.next(0.0)
-    assert lanes.has_wanted_room()
-    lanes.wanted = None
-    assert not lanes.has_wanted_room()
 
 
 # Endpoints that change, lanes that idle ---------------------------------------------------------------------

@@ -9,10 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.core.aside import Aside, Part
+from pghookd.core.aside import Aside, Part, ids_of
 from pghookd.core.event_options import EventOptions
 from pghookd.core.model import Delivery, Event
-from pghookd.core.snapshot import BEGINNING, MARKS_MAX, Log, Mark, Marks, Position, ShardLog, Snapshot, settle
+from pghookd.core.snapshot import (
+    BEGINNING,
+    MARKS_MAX,
+    Log,
+    Mark,
+    Marks,
+    Page,
+    Position,
+    ShardLog,
+    Snapshot,
+    settle,
+)
 
 A, B, C = Position(Snapshot(10, 10, ())), Position(Snapshot(20, 20, ())), Position(Snapshot(30, 30, ()))
 
@@ -322,31 +333,72 @@ def test_what_is_or_may_be_a_duplicate_is_never_overdue(duplicate, overdue):
 def test_a_page_waits_for_what_was_left_of_it_in_the_log_and_few_tickets_stand_behind_it():
     shard, aside = ShardLog(0, A), Aside()
     ticket = shard.page(B, 1.0)
-    aside.put("s", Part(ticket, None, 2, 1.0, [7, 8, 9]))
+    aside.put("s", Part(ticket, None, 2, 2, 1.0, ids_of([7, 8, 9])))
     settle(delivery(ticket))
     behind = [shard.page(C, 2.0 + n) for n in range(100)]
     assert all(each is behind[0] for each in behind)
-    assert (shard.settled, len(aside._parts), aside.events) == (A, 1, 3)
-    site_id, part = aside.next()
-    assert (site_id, list(part.event_ids)) == ("s", [7, 8, 9])
+    assert (shard.settled, aside.events) == (A, 3)
+    ((site_id, (part,)),) = aside.turns(5)
+    assert (site_id, part.first(2), part.first(9)) == ("s", [7, 8], [7, 8, 9])
     last = delivery(ticket)
-    aside.taken("s", 2)
-    assert list(aside.next()[1].event_ids) == [9]
-    aside.taken("s", 1)
+    aside.taken("s", 2, None)
+    assert part.first(9) == [9]
+    aside.taken("s", 1, None)
     assert not aside
-    assert aside.next() is None
+    assert list(aside.turns(5)) == []
     assert shard.settled == A
     settle(last)
     assert shard.settled == C
 
 
+def test_events_are_done_once_every_slice_of_endpoints_has_them():
+    shard, aside = ShardLog(0, A), Aside()
+    ticket = shard.page(B, 1.0)
+    part = Part(ticket, None, 2, 2, 1.0, ids_of([7, 8, 9]), wide=True)
+    aside.put("s", part)
+    aside.taken("s", 2, 20)
+    assert (part.first(9), part.after, part.slice_end) == ([9], 0, 20)
+    aside.taken("s", 1, 20)
+    assert (part.first(9), part.after, part.slice_end) == ([7, 8, 9], 20, None)
+    aside.taken("s", 1, None)
+    assert (part.first(9), ticket.unmade, aside.events) == ([8, 9], 2, 2)
+    aside.taken("s", 2, None)
+    assert not aside
+    assert shard.settled == B
+
+
 def test_sites_that_have_left_something_take_turns():
-    shard, aside = ShardLog(0, A), Aside(most=4)
-    for site_id in ("a", "b"):
-        aside.put(site_id, Part(shard.page(B, 1.0), None, 1, 1.0, [1, 2]))
-    assert [aside.next()[0] for _ in range(4)] == ["a", "b", "a", "b"]
+    shard, aside = ShardLog(0, A), Aside(most=6)
+    for site_id in ("a", "b", "c"):
+        aside.put(site_id, Part(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([1, 2])))
+    assert [site_id for _ in range(3) for site_id, _ in aside.turns(2)] == ["a", "b", "c", "a", "b", "c"]
     assert "a" in aside
     assert aside.is_full
+
+
+def test_a_site_is_recovering_until_what_the_recovery_road_has_left_is_taken():
+    shard, aside = ShardLog(0, A), Aside()
+    aside.put("s", Part(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([1, 2]), recovering=True))
+    aside.put("s", Part(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([3])))
+    aside.taken("s", 1, None)
+    assert aside.is_recovering("s")
+    aside.taken("s", 1, None)
+    assert "s" in aside
+    assert not aside.is_recovering("s")
+
+
+def test_nothing_of_a_page_is_settled_before_all_of_it_is_made():
+    shards = {0: ShardLog(0, A), 1: ShardLog(1, A)}
+    page = Page(shards, B, 1.0)
+    ticket = page.ticket(0)
+    settle(delivery(ticket))
+    assert shards[0].settled == A
+    assert page.ticket(0) is ticket
+    last = delivery(ticket)
+    page.close()
+    assert (shards[0].settled, shards[1].settled) == (A, B)
+    settle(last)
+    assert shards[0].settled == B
 
 
 def test_the_oldest_snapshot_is_that_of_the_shard_furthest_behind():

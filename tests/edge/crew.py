@@ -273,13 +273,11 @@ class Desk:
             Filters(logger=Diary().logger, monotonic=self.clock),
             shards=shards,
             kick=self._deliver,
-            room=asyncio.Event(),
             logger=Diary().logger,
             monotonic=self.clock,
-            beat=lambda: None,
         )
         self.reader = Reader(
-            read, log, self.lanes, fan_out, shards=shards, monotonic=self.clock, beat=lambda: None
+            read, log, self.order, fan_out, shards=shards, monotonic=self.clock, beat=lambda: None
         )
 
     def _deliver(self):
@@ -293,8 +291,16 @@ class Desk:
                 self.open.append(delivery)
 
     async def read(self):
-        """Read once; return how many events that were."""
-        return await self.reader.read()
+        """Read once, and what that left in the log; return how many events that were."""
+        found = await self.reader.read()
+        await self._take_all()
+        return found
+
+    async def _take_all(self):
+        while self.reader._is_behind:
+            self.reader._place()
+            await self.reader._take_aside()
+            await asyncio.sleep(0.001)
 
     async def store(self):
         """Store positions and a mark, however recently that was done."""
@@ -314,7 +320,17 @@ class Desk:
         while self.recorder.unrecorded:
             await self.recorder._flush(500)
 
+    def settle(self, delivery):
+        """Say that one that is open is settled."""
+        self.open.remove(delivery)
+        settle(delivery)
+
     async def recover(self):
+        """Walk every shard from where it was stored to this desk's first snapshot, and what that left in the log."""
+        await self.recover_once()
+        await self._take_all()
+
+    async def recover_once(self):
         """Walk every shard from where it was stored to this desk's first snapshot."""
         stored = await stored_shards(self.record_session)
         for (position, floor, front), shards in epoch._walks(stored).items():

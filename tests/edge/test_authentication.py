@@ -156,7 +156,7 @@ async def test_only_what_is_encrypted_may_be_a_text(con):
 async def test_an_endpoint_without_it_is_read_without_it(con, session):
     await con.execute("insert into webhooks.endpoints (site_id, url) values ('s', 'https://a.example')")
     await add(con, BEARER)
-    rows = await session.fetch(query("read_endpoints_of_sites"), ["s"], 4)
+    rows = await session.fetch(query("read_endpoints_of_sites"), ["s"], 4, [0], [9], 9)
     found = {row["url"]: endpoint_of(row).options for row in rows}
     assert found["https://a.example"] is None
     assert json.loads(found["https://hooks.example/in"].auth) == BEARER

@@ -242,7 +242,7 @@ async def test_an_endpoint_that_asks_for_nothing_is_read_without_options(con, se
     assert (await read(session)).options is None, "a rotation that is over costs nothing"
     await con.execute("update webhooks.endpoints set previous_secret_until = now() + '1 h'::interval")
     assert (await read(session)).options.previous_secret == "old"
-    (row,) = await session.fetch(query("read_endpoints_of_sites"), ["s"], 4)
+    (row,) = await session.fetch(query("read_endpoints_of_sites"), ["s"], 4, [0], [9], 9)
     assert endpoint_of(row) == await read(session)
     assert endpoint_of(row).options is (await read(session)).options
 

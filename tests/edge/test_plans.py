@@ -263,28 +263,77 @@ async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, to
     assert plan.run_pages < 120
 
 
-async def test_what_is_settled_is_read_from_one_day(session, today):
-    plan = await explain(session, query("read_settled"), id_of(today, 2000), id_of(today, 1000))
-    assert {relation for _, relation, _ in plan.scans("attempts", today)} == {f"attempts_{today}"}
+async def test_what_is_settled_is_read_from_one_day_by_ids(session, today):
+    """Of 50 events with 1,000 others between them."""
+    ids = [id_of(today, 1000 + n * 20) for n in range(50)][::-1]
+    everything = (ids, ids[0], ids[-1], 0, 2**63 - 1)
+    await session.fetch(query("read_settled_events"), *everything)  # so that catalogues are read
+    plan = await explain(session, query("read_settled_events"), *everything)
+    assert plan.scans("attempts", today) == {
+        ("Index Scan", f"attempts_{today}", f"attempts_{today}_event_id_endpoint_id_attempt_idx")
+    }
     assert {relation for _, relation, _ in plan.scans("dead", today)} <= {f"dead_{today}"}
+    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_pkey"}
+    assert {index.split("_", 2)[2] for _, _, index in plan.scans("dead", today)} <= {"pkey"}
     assert "Seq Scan" not in plan.kinds()
-    assert plan.run_pages < 100
+    assert plan.run_pages < 500
+
+
+async def test_what_is_settled_is_read_from_one_day_by_range(session, today):
+    bounds = (id_of(today, 2000), id_of(today, 1000), 2000)
+    await session.fetch(query("read_settled"), *bounds)  # so that catalogues are read
+    plan = await explain(session, query("read_settled"), *bounds)
+    assert plan.scans("attempts", today) == {
+        ("Index Scan", f"attempts_{today}", f"attempts_{today}_event_id_endpoint_id_attempt_idx")
+    }
+    assert {index for _, _, index in plan.scans("backlog")} == {"backlog_pkey"}
+    assert {index.split("_", 2)[2] for _, _, index in plan.scans("dead", today)} <= {"pkey"}
+    assert not plan.kinds() & {"Seq Scan", "Sort"}
+    assert plan.run_pages < 150
 
 
 async def test_endpoints_of_a_page_are_found_by_their_sites(session):
     sites = [f"s{n * 7}" for n in range(50)]
-    plan = await explain(session, query("read_endpoints_of_sites"), sites, 16)
+    sql = query("read_endpoints_of_sites")
+    plan = await explain(session, sql, sites, 16, [0] * 50, [2**63 - 1] * 50, 500)
     assert plan.scans("endpoints") == {("Index Scan", "endpoints", "endpoints_of_site")}
-    assert "Seq Scan" not in plan.kinds()
+    assert not plan.kinds() & {"Seq Scan", "Sort"}
     assert plan.run_pages < 600
-    many = await explain(session, query("read_endpoints_of_sites"), [f"s{n}" for n in range(1000)], 16)
-    assert "Seq Scan" not in {kind for kind, _, _ in many.scans("endpoints")}
 
 
 async def test_endpoints_by_id_are_found_by_their_key(session):
     plan = await explain(session, query("read_endpoints"), list(range(1, ENDPOINTS, 1000)), 16)
-    assert "Seq Scan" not in plan.kinds()
+    assert plan.scans("endpoints") == {("Index Scan", "endpoints", "endpoints_pkey")}
     assert plan.run_pages < 1000
+
+
+async def test_plans_made_on_empty_tables_serve_many_endpoints_of_one_site(database):
+    """A generic plan is made once, right after the start: on a new database, of a table without rows."""
+    session = await postgres.connect(database, name="plans", settings=PLANS)
+    await session.execute(NO_AUTOVACUUM)
+    by_id, by_site = query("read_endpoints"), query("read_endpoints_of_sites")
+    await session.execute(f"prepare by_id as {by_id}")
+    await session.execute(f"prepare by_site as {by_site}")
+    ids = list(range(1, 5001))
+    calls = (
+        f"by_id({literal(ids[:500])}, 16)",
+        f"by_site(array['many'], 16, array[{ids[2000]}], array[{2**62}], 500)",
+    )
+    for call in calls:
+        await session.fetch(f"execute {call}")
+    await session.execute(
+        "insert into webhooks.sites (site_id, name, endpoints_max) values ('many', 'M', null)"
+    )
+    await session.execute(
+        "insert into webhooks.endpoints (site_id, url) select 'many', 'http://a/' from generate_series(1, 5000)"
+    )
+    for call, index in zip(calls, ("endpoints_pkey", "endpoints_of_site"), strict=True):
+        text = await session.fetchval(f"explain (analyze, buffers, format json) execute {call}")
+        plan = Plan(json.loads(text)[0])
+        assert plan.scans("endpoints") == {("Index Scan", "endpoints", index)}
+        assert plan.run_pages < 4 * 500
+        assert max(node.get("Rows Removed by Filter", 0) for node in plan.nodes) == 0
+    await session.close()
 
 
 # The backlog ----------------------------------------------------------------------------------------------------

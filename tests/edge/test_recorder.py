@@ -18,7 +18,7 @@ from pghookd.core.writes import Attempted, Kept
 from pghookd.edge.payloads import ANSWER_BYTES_MAX, load_payloads
 from pghookd.edge.positions import STORE_SHARE, PositionStore
 from pghookd.edge.postgres import DatabaseError, query
-from pghookd.edge.sessions import RECORDING, Sessions
+from pghookd.edge.sessions import HOT, Sessions
 from pghookd.loops.bell import LOCK_CLASS
 
 LEASE_S = 1.0
@@ -158,7 +158,7 @@ async def test_a_process_frozen_in_mid_answer_loses_its_locks(database, con, con
 async def _freeze_in_mid_answer(url):
     settings = settings_of(url, database={"lease_s": LEASE_S, "heartbeat_s": LEASE_S / 4})
     session = await Sessions(settings.database).record()
-    await session.prepare(*(query(name) for name in RECORDING))
+    await session.prepare(*(query(name) for name in HOT["record"]))
     await session.fetch(query("lock_shard"), 0)
     task = asyncio.create_task(session.fetch(query("read_due"), 0, 0, 0, PAGE))
     await asyncio.sleep(0)  # the statement is sent

@@ -5,6 +5,7 @@ Never here: plans, partitions, rights; each has a file of its own.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
@@ -586,6 +587,7 @@ async def test_changes_of_endpoints_are_told_to_the_daemon(con, database, connec
     await con.execute(
         "set webhooks.bell = off; update webhooks.endpoints set url = 'http://silent'; reset webhooks.bell"
     )
+    await con.execute("update webhooks.sites set endpoints_max = null")
     await con.execute(
         "insert into webhooks.endpoints (site_id, url) select 's', 'http://z' from generate_series(1, 300)"
     )
@@ -593,6 +595,52 @@ async def test_changes_of_endpoints_are_told_to_the_daemon(con, database, connec
     await con.execute("delete from webhooks.endpoints where endpoint_id = $1", endpoint_id)
     await until(lambda: len(heard) >= 3)
     assert heard == [f"endpoints:{endpoint_id}", "endpoints", f"endpoints:{endpoint_id}"]
+
+
+# How many endpoints a site may have ------------------------------------------------------------------------------
+
+ADD = "insert into webhooks.endpoints (site_id, url) select $1, 'http://z' from generate_series(1, $2::int)"
+
+
+async def test_a_site_has_at_most_as_many_endpoints_as_it_may(con):
+    await con.execute("insert into webhooks.sites (site_id, name) values ('new', 'N')")
+    await con.execute(ADD, "new", 100)
+    sentence = "^site new may have 100 endpoints: delete one, or raise sites.endpoints_max$"
+    with pytest.raises(asyncpg.ProgramLimitExceededError, match=sentence):
+        await con.execute(ADD, "new", 1)
+    await con.execute("update webhooks.sites set endpoints_max = 101 where site_id = 'new'")
+    await con.execute(ADD, "new", 1)
+    with pytest.raises(asyncpg.ProgramLimitExceededError):
+        await con.execute(ADD, "new", 1)
+    await con.execute("update webhooks.sites set endpoints_max = null where site_id = 'new'")
+    await con.execute(ADD, "new", 500)
+    await con.execute("alter table webhooks.sites alter column endpoints_max set default 1")
+    await con.execute("insert into webhooks.sites (site_id, name) values ('small', 'S')")
+    with pytest.raises(asyncpg.ProgramLimitExceededError):
+        await con.execute(ADD, "small", 2)
+
+
+async def test_an_endpoint_does_not_move_to_a_site_that_has_all_it_may(con):
+    await con.execute(
+        "insert into webhooks.sites (site_id, name, endpoints_max) values ('from', 'F', null), ('to', 'T', 2)"
+    )
+    await con.execute(ADD, "from", 3)
+    move = """update webhooks.endpoints set site_id = 'to' where endpoint_id in (
+      select endpoint_id from webhooks.endpoints where site_id = 'from' limit $1)"""
+    with pytest.raises(asyncpg.ProgramLimitExceededError, match="site to may have 2 endpoints"):
+        await con.execute(move, 3)
+    await con.execute(move, 2)
+
+
+async def test_two_who_add_at_once_do_not_pass_the_limit_together(con, database, connect):
+    await con.execute("insert into webhooks.sites (site_id, name, endpoints_max) values ('s2', 'S', 1)")
+    other = await connect(database)
+    await other.execute("begin")
+    await other.execute(ADD, "s2", 1)
+    adding = asyncio.create_task(con.execute(ADD, "s2", 1))
+    await other.execute("commit")
+    with pytest.raises(asyncpg.ProgramLimitExceededError):
+        await adding
 
 
 async def test_a_deleted_site_takes_its_endpoints_with_it(con, endpoint_id):

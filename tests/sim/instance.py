@@ -101,7 +101,6 @@ class Crew:
         loop, make = world.loop, world.make
         rng = world.rng
         common = {"logger": world.logger, "monotonic": loop.time}
-        room = asyncio.Event()
         self.lanes = make.get("lanes", Lanes)(
             concurrency=world.concurrency,
             endpoint_concurrency=4,
@@ -151,7 +150,6 @@ class Crew:
             **common,
             wall_us=world.database.now_us,
             random01=rng.random,
-            room=room,
             beat=lambda: None,
         )
         self.fan_out = make.get("fan_out", FanOut)(
@@ -163,14 +161,12 @@ class Crew:
             filters,
             shards=SHARDS,
             kick=self.deliverer.kick,
-            room=room,
             **common,
-            beat=lambda: None,
         )
         self.reader = make.get("reader", Reader)(
             sessions[0],
             log,
-            self.lanes,
+            self.order,
             self.fan_out,
             shards=SHARDS,
             monotonic=common["monotonic"],

@@ -277,12 +277,14 @@ class Database:
     def read_newest_event_id(self):
         return [(self.last_value,)]
 
-    def read_settled(self, first, last):
+    def read_settled(self, first, last, most):
         done = [(e, p) for (e, p, _), row in self.table["attempts"].items() if row["outcome"] == "delivered"]
-        return [k for k in (*done, *self.table["backlog"], *self.table["dead"]) if first <= k[0] <= last]
+        keys = (*done, *self.table["backlog"], *self.table["dead"])
+        return [key for key in keys if first <= key[0] <= last][:most]
 
-    def read_settled_events(self, event_ids, first, last):
-        return [key for key in self.read_settled(first, last) if key[0] in event_ids]
+    def read_settled_events(self, event_ids, first, last, after, upto):
+        found = self.read_settled(first, last, None)
+        return [key for key in found if key[0] in event_ids and after < key[1] <= upto]
 
     def read_events(self, event_ids, _first, _last):
         now_us = self.now_us()
@@ -297,8 +299,11 @@ class Database:
     def read_endpoints(self, ids, _shards):
         return [self._endpoint(self.endpoints[i]) for i in ids if i in self.endpoints]
 
-    def read_endpoints_of_sites(self, sites, _shards):
-        return [self._endpoint(row) for row in self.endpoints.values() if row["site_id"] in sites]
+    def read_endpoints_of_sites(self, sites, _shards, after, upto, most):
+        found = []
+        for span in zip(sites, after, upto, strict=True):
+            found += [row for row in self.endpoints.values() if _is_in(row, *span)][:most]
+        return [self._endpoint(row) for row in found]
 
     def _full(self, row):
         event = self.events.get(row["event_id"])
@@ -644,6 +649,10 @@ class Database:
             and key[0] <= replay["last_event_id"]
             and self.endpoints[key[1]]["enabled"]
         )
+
+
+def _is_in(row, site_id, after, upto):
+    return row["site_id"] == site_id and after < row["endpoint_id"] <= upto
 
 
 def visible(xid, snapshot):

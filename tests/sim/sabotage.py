@@ -85,23 +85,40 @@ class ReadsByGreatestId(Reader):
 class SkipsRunning(Reader):
     """Forgets what was running when it read last: new is only what began since."""
 
-    async def _page(self, rows, end, shards, difference, settled=None):
+    async def _page(self, rows, end, shards, difference):
         if not difference.again:
             events = self._session._database.events
             rows = [
                 row for row in rows if not visible(events[row[0]].xid, difference.since._replace(xips=()))
             ]
-        await super()._page(rows, end, shards, difference, settled)
+        await super()._page(rows, end, shards, difference)
 
 
 class ForgetsWhatWasLeft(Reader):
     """Takes what a site had too much of for read."""
 
     async def _take_aside(self):
-        found = self._aside.next()
-        if found is not None:
-            self._aside.taken(found[0], len(found[1].event_ids))
+        for site_id, parts in self._aside.turns(1):
+            self._aside.taken(site_id, len(parts[0].event_ids), None)
         return 0
+
+
+class ForgetsSlices(Reader):
+    """Takes an event for dealt with once the first of a site's endpoints have it."""
+
+    def _take(self, site_id, part, event_ids, rows, takers, *args):
+        if takers is not None:
+            takers.slice_end = None
+        return super()._take(site_id, part, event_ids, rows, takers, *args)
+
+
+class ClosesPagesEarly(Reader):
+    """Takes a page for settled while some of its events are still to be dealt with."""
+
+    async def _deal(self, rows, takers, page, difference):
+        await super()._deal(rows, takers, page, difference)
+        page.close()
+        page._tickets.clear()
 
 
 class SkipsEvents(Reader):
@@ -152,7 +169,7 @@ class TakesRowsEarly(Order):
 
     def _note_row(self, lot, line, delivery, *, was_in):
         super()._note_row(lot, line, delivery, was_in=was_in)
-        if not self.recovered and not delivery.in_backlog:
+        if not self._is_read(delivery.event.site_id) and not delivery.in_backlog:
             line.returning.discard(delivery.event.event_id)
 
 
@@ -259,6 +276,18 @@ class TakesTheDeadForNewer(DueRows):
         self._admission.__class__ = TakesAnyNewer
 
 
+class TakesRowsBeforeTheUnread(Order):
+    """Takes rows of a site while earlier events of it, that recovery has left in the log, are still unread."""
+
+    @property
+    def unread(self):
+        return set()
+
+    @unread.setter
+    def unread(self, _sites):
+        pass
+
+
 class ForgetsItsMails(Mailer):
     """Takes what was sent for what is still to be sent."""
 
@@ -305,6 +334,9 @@ SABOTAGES = {
     "lets lines run loose": ({"order": Disorder}, "out of order"),
     "has no fence": ({"recorder": HasNoFence}, "does not own"),
     "forgets what was left in the log": ({"reader": ForgetsWhatWasLeft}, "lost"),
+    "forgets slices": ({"reader": ForgetsSlices}, "lost"),
+    "closes pages early": ({"reader": ClosesPagesEarly}, "lost"),
+    "takes rows before what recovery has left": ({"order": TakesRowsBeforeTheUnread}, "out of order"),
     "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
     "waits after a probe that was not sent": ({"lanes": WaitsAfterNothing}, "waits again"),

@@ -17,6 +17,8 @@ from instance import SHARDS, Instance
 from memory_postgres import Database, Stored
 from virtual import VirtualLoop
 
+from pghookd.core import lanes as memory
+from pghookd.loops import fan_out
 from pghookd.loops import read as reading
 
 OF_INSTANCES = ("crash", "freeze", "session")
@@ -98,6 +100,7 @@ class World:
         self.batch_max = rng.choice((2, 5, 50))
         self.queue_bytes_max = rng.choice((20, 10**6))
         self.page = rng.choice((2, 5, 1000))
+        self.sizes = self._sizes(random.Random(seed + 2))
         self.stormy = rng.random()
         self.faults_end_s = rng.choice(FAULTS_END_S)
         self.timeout_s = rng.choice((4.0, 15.0))
@@ -110,6 +113,20 @@ class World:
         self._make_endpoints()
         count = instances or rng.choice((1, 1, 1, 2, 3))
         self.instances = [Instance(self, f"instance {n}") for n in range(count)]
+
+    def _sizes(self, rng):
+        """Return the daemon's bounds as this history has them: small enough that a few events and endpoints part."""
+        at_once = rng.choice((1, 3, memory.SITE_PAGE_MAX))
+        return [
+            (reading, "PAGE", self.page),
+            (reading, "PAUSE_MAX_S", IDLE_PAUSE_S),
+            (reading, "PAIRS_A_STEP", rng.choice((1, 3, reading.PAIRS_A_STEP))),
+            (reading, "SETTLED_MAX", rng.choice((1, reading.SETTLED_MAX))),
+            (reading, "SITES_A_READ", rng.choice((1, reading.SITES_A_READ))),
+            (fan_out, "SLICE", rng.choice((1, 2, fan_out.SLICE))),
+            (memory, "SITE_PAGE_MAX", at_once),
+            (memory, "REFILL_LEAST", min(at_once, memory.REFILL_LEAST)),
+        ]
 
     def now(self):
         return self.loop.time()
@@ -329,15 +346,17 @@ class World:
 
     def run(self):
         """Live the history; raise BrokenError, with the seed in it, where an invariant does not hold."""
-        paces = reading.PAGE, reading.PAUSE_MAX_S
-        reading.PAGE, reading.PAUSE_MAX_S = self.page, IDLE_PAUSE_S
+        sizes = [(module, name, getattr(module, name)) for module, name, _ in self.sizes]
+        for module, name, size in self.sizes:
+            setattr(module, name, size)
         try:
             self.loop.run_until_complete(self._history())
         except BaseException as error:
             error.add_note(f"PGHOOKD_TEST_SEED={self.seed}")
             raise
         finally:
-            reading.PAGE, reading.PAUSE_MAX_S = paces
+            for module, name, size in sizes:
+                setattr(module, name, size)
             with contextlib.suppress(Exception):
                 self._end()
             self.loop.close()

@@ -200,7 +200,7 @@ async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver
     async with app.sender_of(settings) as sender:
         deliverer = Deliverer(
             sender, lanes, gate, None, terms, logger=Diary().logger, monotonic=time.monotonic,
-            wall_us=lambda: time.time_ns() // 1000, random01=lambda: 0.5, room=asyncio.Event(), beat=beaten.set,
+            wall_us=lambda: time.time_ns() // 1000, random01=lambda: 0.5, beat=beaten.set,
         )  # fmt: skip
         running = asyncio.create_task(deliverer.run())
         await beaten.wait()

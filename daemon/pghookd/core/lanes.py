@@ -35,9 +35,15 @@ from pghookd.core.slots import Holder, Member, Slots
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
 STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
 QUEUE_MAX: Final = 20_000  # deliveries queued in all
-SITE_SHARE: Final = 4  # of memory one site may have that part, while others have work
-SITE_PAGE_MAX: Final = 500  # and so many deliveries of one page
-SITES_MIXED_S: Final = 60.0  # others have if any of theirs went out in so many seconds
+SITE_SHARE: Final = (
+    3  # a site may have a third of the memory that is free, which is a quarter of all for one alone
+)
+SITE_LEAST: Final = 20  # deliveries that it may have however much of it the others hold
+RESERVE: Final = 10  # a tenth of the memory is kept for these
+SITE_PAGE_MAX: Final = 500  # deliveries of one site made at once
+REFILL_LEAST: Final = (
+    250  # and so many at least of what was left in the log, where the site's part is large enough
+)
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
 IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
 TRAFFIC_S: Final = 600.0  # an endpoint has traffic if it had some in such a period, or the one before
@@ -96,7 +102,7 @@ class Site(Holder):
 
     Attributes:
         turns: lanes that may start something; while there are any, the site stands in the turns of sites.
-        queued: deliveries queued, in all of its lanes.
+        queued: deliveries queued, in all of its lanes, and in lines before them.
         queued_bytes: bytes of their payloads.
         loads: lanes whose next payload is to be loaded; while there are any, the site stands in the turns of loads.
         loaded_bytes: what its large payloads in memory count for.
@@ -235,7 +241,6 @@ class Lanes:
         patience_s: a lane whose head has waited for longer does not keep up.
         aboard: deliveries in memory that have a row in `backlog`, by event and endpoint: not due a second time.
         parked: endpoints that may have parked rows, or held ones that go out.
-        wanted: the lane that the reader waits for, if it waits.
         by_endpoint: an endpoint's lane.
     """
 
@@ -263,8 +268,6 @@ class Lanes:
         self._hosts: weakref.WeakValueDictionary[str, Host] = weakref.WeakValueDictionary()
         self._loads: deque[Site] = deque()
         self._turns: deque[Site] = deque()
-        self._latest: Site | None = None  # whose delivery was started last
-        self._mixed_at = -NEVER  # when that has changed last
         self._rests: list[tuple[float, int, Lane]] = []  # a heap: when, a running number, who
         self._numbers = itertools.count()
         self._reopened: dict[int, Breaker] = {}  # of endpoints that have no lane yet
@@ -279,7 +282,6 @@ class Lanes:
         self._active_before: set[str] = set()
         self.aboard = Aboard()
         self.parked = Parked()
-        self.wanted: Lane | None = None
 
     @property
     def flying(self) -> int:
@@ -401,14 +403,6 @@ class Lanes:
         """Whether memory has no room for another delivery, of whatever lane."""
         return self.queued >= self._queue_max or self.queued_bytes >= self._queue_bytes_max
 
-    def has_room(self, lane: Lane) -> bool:
-        """Whether a lane that was full has drained enough to be worth filling again."""
-        return not self.full and len(lane.queue) <= LANE_QUEUE_MAX // 2
-
-    def has_wanted_room(self) -> bool:
-        """Whether the reader waits and need wait no longer."""
-        return self.wanted is not None and self.has_room(self.wanted)
-
     @property
     def starving(self) -> bool:
         """Whether nothing that is queued may start: a reader that waits had better look again."""
@@ -425,19 +419,31 @@ class Lanes:
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.flying < self._slots.size and (self.starving or not fed)
 
-    def is_mixed(self, now: float) -> bool:
-        """Whether deliveries of several sites have gone out of late: one must not be in the way of others."""
-        return now - self._mixed_at < SITES_MIXED_S
-
     def room_for(self, site_id: str, endpoints: int) -> int:
-        """Return how many deliveries a site with so many endpoints may have besides, while others have work."""
+        """Return how many more deliveries of a site with so many endpoints memory takes at once; 0 or less if none.
+
+        A site may hold a third of what is free, whoever else has work: one alone has a quarter of the memory. A tenth
+        is nobody's share: from it a site gets the few that it may have however much the others hold.
+        """
+        most, queued = self._allowance(site_id, endpoints)
+        return min(most - queued, SITE_PAGE_MAX)
+
+    def refill_for(self, site_id: str, endpoints: int) -> int:
+        """Return the same where it is worth reading the log again for: REFILL_LEAST, or half of the site's part."""
+        most, queued = self._allowance(site_id, endpoints)
+        room = min(most - queued, SITE_PAGE_MAX)
+        return room if room >= min(REFILL_LEAST, most / 2) else 0
+
+    def _allowance(self, site_id: str, endpoints: int) -> tuple[int, int]:
+        """Return how many deliveries a site may have in memory, and how many it has."""
+        if self.full:
+            return 0, 0
         site = self._sites.get(site_id)
-        if site is None:
-            return SITE_PAGE_MAX
-        if SITE_SHARE * site.queued_bytes >= self._queue_bytes_max:
-            return 0
-        most = min(self._queue_max // SITE_SHARE, endpoints * LANE_QUEUE_MAX // 2)
-        return min(most - site.queued, SITE_PAGE_MAX)
+        queued, queued_bytes = (0, 0) if site is None else (site.queued, site.queued_bytes)
+        if queued and SITE_SHARE * queued_bytes >= self._queue_bytes_max - self.queued_bytes:
+            return 0, 0
+        free = self._queue_max - self._queue_max // RESERVE - self.queued
+        return max(SITE_LEAST, min(free // SITE_SHARE, endpoints * LANE_QUEUE_MAX // 2)), queued
 
     def measure(self, now: float) -> None:
         """Look how fast deliveries go out; call it a few times a second.
@@ -472,12 +478,12 @@ class Lanes:
         (lane.late if delivery.late else lane.queue).append(delivery)
         if delivery.event.payload is None:
             lane.unloaded += 1
-        self._count(lane.site, 1, delivery)
+        self.count(lane.site, 1, delivery)
         if not lane.in_turn and lane.flying < lane.allowed:
             self._line_up(lane)
 
-    def _count(self, site: Site, change: int, delivery: Delivery) -> None:
-        """Count a delivery that joins a queue (1) or leaves it (-1)."""
+    def count(self, site: Site, change: int, delivery: Delivery) -> None:
+        """Count a delivery that joins a queue (1) or leaves it (-1), or a line that stands before one (core/order)."""
         payload_bytes = change * len(delivery.event.payload or b"")
         self.queued += change
         self.queued_bytes += payload_bytes
@@ -530,19 +536,12 @@ class Lanes:
 
     def _start(self, lane: Lane, delivery: Delivery, now: float) -> None:
         site = lane.site
-        self._count(site, -1, delivery)
+        self.count(site, -1, delivery)
         delivery.flight = self._slots.start(lane, now)
         if lane.period != self._period:
             self._note_traffic(lane)
-        if site is not self._latest:
-            self._note_site(site, now)
         if (lane.queue or lane.late) and lane.flying < lane.allowed:
             self._line_up(lane)
-
-    def _note_site(self, site: Site, now: float) -> None:
-        if self._latest is not None:
-            self._mixed_at = now
-        self._latest = site
 
     def _queue_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
         """Say which queue of a lane is next; None, and let the lane rest, where it is too early."""
@@ -903,6 +902,21 @@ class Lanes:
                     break
         return shed
 
+    def shed_for(self, site_id: str, now: float) -> list[Delivery]:
+        """Take surplus of a site's lanes that do not keep up, where others of the same site have nothing queued.
+
+        The site has used up its part of the memory, and these would get nothing more. Where all lanes are stuck it
+        would buy nothing: what the log holds is as well off there.
+        """
+        lanes = [lane for lane in self._lanes.values() if lane.key.site_id == site_id]
+        stuck = [lane for lane in lanes if lane.queued > 2 * lane.limit and self._is_stuck(lane, now)]
+        if not stuck or self.flying >= self._slots.size or all(lane.queued for lane in lanes):
+            return []
+        shed: list[Delivery] = []
+        for lane in stuck:
+            shed += self._take(lane, max(2 * lane.limit, lane.queued - (SHED_MAX - len(shed))))
+        return shed
+
     def _is_stuck(self, lane: Lane, now: float) -> bool:
         """Whether it is the lane that its deliveries wait for: it may start no more, and answers too little."""
         if lane.curbed and lane.is_barred(now):
@@ -916,7 +930,7 @@ class Lanes:
         taken: list[Delivery] = []
         while lane.queued > keep:
             delivery = (lane.late or lane.queue).pop()
-            self._count(lane.site, -1, delivery)
+            self.count(lane.site, -1, delivery)
             if delivery.loaded is not None:
                 self._unload(lane, delivery)
             elif delivery.event.payload is None:

@@ -90,11 +90,14 @@ class DisabledReason(enum.StrEnum):
     RECEIVER = "receiver"
 
 
+def reserved_from(event_type: str) -> int:
+    """Return the least length of a prefix that may take a type: one of a reserved type must be reserved itself."""
+    return len(_RESERVED) if event_type.startswith(_RESERVED) else 0
+
+
 def _begins(event_type: str, prefix: str) -> bool:
-    """Whether a type begins so; a reserved one only where the prefix itself is of theirs."""
-    if event_type.startswith(_RESERVED) and not prefix.startswith(_RESERVED):
-        return False
-    return event_type.startswith(prefix)
+    """Return True if a prefix takes a type."""
+    return len(prefix) >= reserved_from(event_type) and event_type.startswith(prefix)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
+from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer, Site
 from pghookd.core.model import Delivery, Endpoint, Event, Line, Reason, State
 from pghookd.core.verdict import Dead, Disable, Retry
 from pghookd.core.writes import Attempted, Died, Kept, Write
@@ -49,6 +49,7 @@ class Lot:
         walk: its rows in `backlog` are to be looked through after this event_id; None: that is done.
         sorted: each of its rows has a line; until then none is taken.
         crowded: more lines have rows than are remembered: they are looked through again and again.
+        site: whose memory the deliveries take that wait in its lines; None if none ever did.
     """
 
     lines: dict[str, Line] = dataclasses.field(default_factory=dict)
@@ -56,6 +57,7 @@ class Lot:
     walk: int | None = 0
     sorted: bool = False
     crowded: bool = False
+    site: Site | None = None
 
     @property
     def unknown(self) -> bool:
@@ -92,12 +94,15 @@ class Order:
     Attributes:
         recovered: whether all that was unsettled before this epoch has been read: rows of later events may lie in
             `backlog` while earlier ones are still unread, so that no row is taken before.
+        unread: sites of which the recovery road has left events in the log: for these the same holds until those
+            events have found their place.
     """
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
         self._lots: dict[int, Lot] = {}
         self.recovered = False
+        self.unread: set[str] = set()
 
     def __contains__(self, endpoint_id: int) -> bool:
         return endpoint_id in self._lots
@@ -140,7 +145,7 @@ class Order:
             return Offer.BEHIND
         if self._lanes.full:
             return Offer.WAIT
-        self._follow(line, delivery)
+        self._follow(lane, line, delivery)
         return Offer.QUEUED
 
     def rejoin(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
@@ -148,7 +153,7 @@ class Order:
         line = self.assign(delivery)
         if line.head is None:
             return self._lead(lane, line, delivery, now)
-        self._follow(line, delivery)
+        self._follow(lane, line, delivery)
         return Offer.QUEUED
 
     def _lead(self, lane: Lane, line: Line, delivery: Delivery, now: float) -> Offer:
@@ -157,15 +162,17 @@ class Order:
             line.head, line.led_at = delivery, now
         return offer
 
-    def _follow(self, line: Line, delivery: Delivery) -> None:
+    def _follow(self, lane: Lane, line: Line, delivery: Delivery) -> None:
         line.ahead.append(delivery)
-        self._lanes.queued += 1
-        self._lanes.queued_bytes += len(delivery.event.payload or b"")
+        lot = self.lot(delivery.endpoint_id)
+        if lot.site is None:
+            lot.site = lane.site
+        self._lanes.count(lot.site, 1, delivery)
 
-    def _unfollow(self, line: Line) -> Delivery:
+    def _unfollow(self, lot: Lot, line: Line) -> Delivery:
         delivery = line.ahead.popleft()
-        self._lanes.queued -= 1
-        self._lanes.queued_bytes -= len(delivery.event.payload or b"")
+        if lot.site is not None:
+            self._lanes.count(lot.site, -1, delivery)
         return delivery
 
     def _is_slow(self, line: Line, now: float) -> bool:
@@ -189,7 +196,8 @@ class Order:
         leads = delivery is line.head
         if stays:
             # What recovery reads may come before rows that are there already: those wait as well.
-            self._note_row(lot, line, delivery, was_in=leads or delivery.in_backlog or not self.recovered)
+            was_in = leads or delivery.in_backlog or not self._is_read(delivery.event.site_id)
+            self._note_row(lot, line, delivery, was_in=was_in)
             line.blocked = line.blocked or _waits(write)
         more: list[Write] = []
         if leads and not _gives_up(write):  # else it leads until that is durable: see `settled`
@@ -200,6 +208,10 @@ class Order:
                 more = self._go_on(lot, line, delivery.endpoint_id, now)
         lot.tidy(line)
         return more
+
+    def _is_read(self, site_id: str) -> bool:
+        """Return True if all of a site's events from before this epoch have found their place."""
+        return self.recovered and site_id not in self.unread
 
     def _note_row(self, lot: Lot, line: Line, delivery: Delivery, *, was_in: bool) -> None:
         line.behind = True
@@ -216,7 +228,7 @@ class Order:
         lane = self._lanes.by_endpoint.get(endpoint_id)
         if lane is None or not lane.endpoint.enabled:
             return self._fall_behind(lot, line, Reason.DISABLED)
-        delivery = self._unfollow(line)
+        delivery = self._unfollow(lot, line)
         delivery.since = now
         offer = self._lead(lane, line, delivery, now)
         if offer is Offer.QUEUED:
@@ -231,7 +243,7 @@ class Order:
         state = State.HELD if reason is Reason.DISABLED else State.PARKED
         writes: list[Write] = []
         while line.ahead:
-            delivery = self._unfollow(line)
+            delivery = self._unfollow(lot, line)
             self._note_row(lot, line, delivery, was_in=True)
             writes.append(Kept(delivery, state, reason))
         return writes
@@ -326,6 +338,11 @@ class Order:
                 line.sure = True
                 yield line
 
+    def postpone(self, endpoint_id: int, line: Line) -> None:
+        """Look at a line's rows again later: events of its site that come before them may still be unread."""
+        if (lot := self._lots.get(endpoint_id)) is not None:
+            lot.ripen(line)
+
     def taken(self, endpoint_id: int, line: Line, *, all_of_it: bool, blocked: bool, again: bool) -> None:
         """Say what a look at a line's rows came to.
 
@@ -358,7 +375,7 @@ class Order:
         lot = self._lots.pop(endpoint_id, None)
         if lot is None:
             return []
-        left = [self._unfollow(line) for line in lot.lines.values() for _ in range(len(line.ahead))]
+        left = [self._unfollow(lot, line) for line in lot.lines.values() for _ in range(len(line.ahead))]
         for delivery in left:
             delivery.line = None
         return left

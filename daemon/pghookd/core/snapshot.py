@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 from collections import deque
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -140,19 +141,26 @@ class Ticket:
     """A page's part in one shard: its end, and the deliveries that must be settled before the shard may stand there.
 
     Attributes:
-        aside: events of the page that are left in the log for now.
+        open: deliveries of the page that are not settled.
+        unmade: events of the page whose deliveries are still to be made, and 1 while the page itself is gone through.
+            So the parts of a page, and of one event, are made one after another.
     """
 
     shard: ShardLog
     end: Position
     read_at: float
     open: set[Delivery] = dataclasses.field(default_factory=set)
-    aside: int = 0
+    unmade: int = 0
 
     @property
     def is_done(self) -> bool:
         """Whether nothing has to be waited for."""
-        return not (self.open or self.aside)
+        return not (self.open or self.unmade)
+
+    def advance(self) -> None:
+        """Let the shard go on if nothing has to be waited for."""
+        if self.is_done:
+            self.shard.advance()
 
 
 class ShardLog:
@@ -208,6 +216,38 @@ def _is_duplicate_perhaps(delivery: Delivery) -> bool:
     return options is not None and options.duplicate is not False
 
 
+class Page:
+    """The tickets of one page while it is gone through: none is done before the page is closed."""
+
+    def __init__(self, shards: Mapping[int, ShardLog], end: Position, now: float) -> None:
+        self._shards = shards
+        self._end = end
+        self._now = now
+        self._tickets: dict[int, Ticket] = {}
+
+    def __contains__(self, shard: int) -> bool:
+        """Return True if the page is read for a shard."""
+        return shard in self._shards
+
+    def ticket(self, shard: int) -> Ticket:
+        """Return the page's ticket of a shard."""
+        ticket = self._tickets.get(shard)
+        if ticket is None:
+            ticket = self._tickets[shard] = self._shards[shard].page(self._end, self._now)
+            ticket.unmade += 1
+        return ticket
+
+    def close(self) -> None:
+        """Every delivery of the page is on its ticket, or counted there as still to be made."""
+        for number, shard in self._shards.items():
+            ticket = self._tickets.get(number)
+            if ticket is None:
+                shard.skip(self._end)
+            else:
+                ticket.unmade -= 1
+                ticket.advance()
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class Log:
     """The log as this epoch sees it.
@@ -243,5 +283,4 @@ def settle(delivery: Delivery) -> None:
     if isinstance(ticket, Ticket):
         delivery.ticket = None
         ticket.open.discard(delivery)
-        if ticket.is_done:
-            ticket.shard.advance()
+        ticket.advance()

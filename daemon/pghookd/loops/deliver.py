@@ -99,7 +99,6 @@ class Deliverer:
         monotonic: Callable[[], float],
         wall_us: Callable[[], int],
         random01: Callable[[], float],
-        room: asyncio.Event,
         beat: Callable[[], None],
         suspects: Suspects | None = None,
     ) -> None:
@@ -111,7 +110,6 @@ class Deliverer:
         self._monotonic = monotonic
         self._wall_us = wall_us
         self._random01 = random01
-        self._room = room
         self._beat = beat
         self._suspects = suspects
         self._loader = PayloadLoader(
@@ -205,8 +203,6 @@ class Deliverer:
                 self._gate.put(write, now)
             else:
                 self._fail(lane, write, now)
-            if self._lanes.wanted is not None and (self._lanes.starving or self._lanes.has_wanted_room()):
-                self._room.set()
             taken = self._take(now)
             if taken is None:
                 self._rest()

@@ -1,7 +1,8 @@
-"""The fan-out: from a page of the log to deliveries in the lanes, one for each endpoint that takes an event.
+"""The fan-out: from events of the log to deliveries in the lanes, one for each endpoint that takes an event.
 
 What is not to go out, or not yet, is written down instead: duplicates, what has to wait, what a filter could not judge,
-what no lane has room for.
+what no lane has room for. Nobody waits here for a lane: what a lane has no room for, and is not to become a row, stays
+in the hand of its site. Until it has found its place the site gets nothing more, and all others do.
 
 Never here: reading the log, what is left there for a while (loops/read).
 """
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -21,20 +24,22 @@ from pghookd.core.keys import AGAIN_MAX, DedupeKey, dedupe_key_of
 from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.order import Order, is_ordered
-from pghookd.core.snapshot import Difference, Log, Position, ShardLog, Ticket, settle
+from pghookd.core.snapshot import Difference, Log, Ticket, settle
+from pghookd.core.takers import ENDPOINT_ID_MAX, Dealt, Pair, Span, Takers
+from pghookd.core.unwritten import Unwritten
 from pghookd.core.writes import Died, Kept, Write
-from pghookd.edge.filter import Filters
+from pghookd.edge.filter import Filters, filter_of
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import Session, columns, query
 from pghookd.edge.rows import EventRow, endpoint_of, event_of
 
-PARKED_AHEAD_MAX: Final = 125  # rows to be parked that wait to be written: while many do, nothing is sent
-ROOM_LOOK_S: Final = 0.1  # how often a reader that waits for room looks again
+SLICE: Final = 500  # endpoints of one site dealt with at once; those of a site with more come in slices
+YIELD_EVERY: Final = 500  # endpoints made of rows between two turns of the other tasks; some 3 us each
+HAND_FOR_S: Final = 60.0  # for so long a delivery waits for room in its lane; then it is parked
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
-CHANGED_MAX: Final = (
-    1000  # endpoints to look at again; with more of them all that have work are looked at instead
-)
+CHANGED_MAX: Final = 1000  # endpoints to look at again; with more of them all that have work are looked at
 ALL_EVERY_S: Final = 0.5  # between two looks at all of them
+REFRESH_PAGE: Final = 500  # endpoints looked at again between two reads
 
 
 class Outbox(Protocol):
@@ -67,10 +72,8 @@ class FanOut:
         *,
         shards: int,
         kick: Callable[[], None],
-        room: asyncio.Event,
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
-        beat: Callable[[], None],
     ) -> None:
         self._session = session
         self._log = log
@@ -80,70 +83,109 @@ class FanOut:
         self._filters = filters
         self._shards = shards
         self._kick = kick
-        self._room = room
         self._logger = logger
         self._monotonic = monotonic
-        self._beat = beat
-        self._has_dedupe_keys = False  # the page
-        self._filtering: set[int] = set()  # endpoints of the page that have a filter
+        self._has_dedupe_keys = False  # what is dealt with now
         self._unjudged: set[Delivery] = set()  # of ordered endpoints, whose filters took too long
+        self._unwritten = Unwritten()
+        self._hands: dict[str, deque[Pair]] = {}  # per site, what its lanes have no room for
         self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
+        self._stale: dict[int, None] = {}  # of those, what is not looked at yet
         self._refresh_at = monotonic() + REFRESH_EVERY_S
         self._all_at = 0.0  # all are looked at no earlier
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
-    async def endpoints(self, rows: Sequence[EventRow]) -> dict[str, list[Endpoint]]:
-        """Read the endpoints of a page's sites; after the page, so that none committed before an event is missed."""
-        sites = list({row[1] for row in rows})
+    async def takers(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
+        """Read the endpoints of at most SITES_A_READ sites, of each at most SLICE; a site without any is missing.
+
+        After the events: so that no endpoint is missed that was committed before one of them.
+        """
+        after = [span.after for span in spans.values()]
+        upto = [ENDPOINT_ID_MAX if span.upto is None else span.upto for span in spans.values()]
+        sql = query("read_endpoints_of_sites")
+        rows = await self._session.fetch(sql, list(spans), self._shards, after, upto, SLICE)
         found: dict[str, list[Endpoint]] = {}
-        for row in await self._session.fetch(query("read_endpoints_of_sites"), sites, self._shards):
+        for number, row in enumerate(rows, 1):
             endpoint = endpoint_of(row)
             found.setdefault(endpoint.site_id, []).append(endpoint)
-            if endpoint.options is not None and endpoint.options.filter is not None:
-                self._filtering.add(endpoint.endpoint_id)
-        return found
+            if number % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        return {
+            site_id: Takers(
+                of_site, spans[site_id].upto or (of_site[-1].endpoint_id if len(of_site) == SLICE else None)
+            )
+            for site_id, of_site in found.items()
+        }
 
-    def deliveries(
+    def room_for(self, site_id: str, endpoints: int) -> int:
+        """Return how many deliveries may be made of a site's events now; 0 or less if none."""
+        if site_id in self._hands:
+            return 0
+        return min(self._lanes.room_for(site_id, endpoints), self._unwritten.room_for(site_id))
+
+    def refill_for(self, site_id: str, endpoints: int) -> int:
+        """Return the same where it is worth reading the log again for."""
+        if site_id in self._hands:
+            return 0
+        return min(self._lanes.refill_for(site_id, endpoints), self._unwritten.room_for(site_id))
+
+    def parking_for(self, site_id: str) -> int:
+        """Return how many rows of a site may be parked now; 0 or less if none."""
+        if site_id in self._hands:
+            return 0
+        return self._unwritten.room_for(site_id)
+
+    def deal(
         self,
-        rows: Sequence[EventRow],
-        endpoints: dict[str, list[Endpoint]],
-        tickets: dict[int, Ticket],
-        end: Position,
-        shards: Mapping[int, ShardLog],
+        rows: Iterable[EventRow],
+        takers: Mapping[str, Takers],
+        room: dict[str, int],
+        ticket_of: Callable[[str], Ticket],
         settled: set[tuple[int, int]],
         now: float,
-    ) -> list[tuple[Endpoint, Delivery]]:
-        """Make a delivery for each endpoint that takes an event; every ticket is filled before anything is queued."""
-        takers: dict[tuple[str, str], list[Endpoint]] = {}
-        work: list[tuple[Endpoint, Delivery]] = []
+    ) -> Dealt:
+        """Make a delivery for each endpoint that takes an event, as long as the event's site has room.
+
+        Args:
+            rows: events, by ascending id within each site; the caller bounds their pairs.
+            takers: per site, its endpoints; events of other sites make nothing.
+            room: per site, how many deliveries it may have; what is made is taken off.
+            ticket_of: returns the ticket for a site's events.
+            settled: pairs of event and endpoint that need nothing.
+            now: monotonic seconds.
+        """
+        dealt = Dealt()
         for row in rows:
-            event_id, site_id, kind, created_at_us, only = row[:5]
-            of_site = endpoints.get(site_id)
+            event_id, site_id, kind, _, only = row[:5]
+            of_site = takers.get(site_id)
             if of_site is None:
                 continue
-            wanting = takers.get((site_id, kind))
-            if wanting is None:
-                wanting = takers[site_id, kind] = [e for e in of_site if e.takes(kind) and e.shard in shards]
-            if only is not None:
-                wanting = [e for e in of_site if e.endpoint_id == only and e.shard in shards]
-            event: Event | None = None
-            for endpoint in wanting:
-                if event_id <= endpoint.from_event_id or (
-                    settled and (event_id, endpoint.endpoint_id) in settled
-                ):
-                    continue
-                if event is None:
-                    event = event_of(row)
-                ticket = tickets.get(endpoint.shard)
-                if ticket is None:
-                    ticket = tickets[endpoint.shard] = self._log.shards[endpoint.shard].page(end, now)
-                delivery = Delivery(event, endpoint.endpoint_id, 0, now, ticket, age_from_us=created_at_us)
-                if event.options is not None:
-                    self._heed(delivery, event.options)
-                ticket.open.add(delivery)
-                work.append((endpoint, delivery))
-        return work
+            wanting = of_site.of(kind) if only is None else of_site.only(only)
+            if settled:
+                wanting = [each for each in wanting if (event_id, each.endpoint_id) not in settled]
+            if not wanting:
+                continue
+            if room[site_id] <= 0:
+                dealt.left.setdefault(site_id, []).append(event_id)
+                dealt.left_pairs[site_id] += len(wanting)
+                continue
+            room[site_id] -= len(wanting)
+            dealt.wanted[site_id] += len(wanting)
+            self._make(event_of(row), wanting, ticket_of(site_id), dealt.work, now)
+        return dealt
+
+    def _make(
+        self, event: Event, wanting: Iterable[Endpoint], ticket: Ticket, work: list[Pair], now: float
+    ) -> None:
+        for endpoint in wanting:
+            if event.event_id <= endpoint.from_event_id:
+                continue
+            delivery = Delivery(event, endpoint.endpoint_id, 0, now, ticket, age_from_us=event.created_at_us)
+            if event.options is not None:
+                self._heed(delivery, event.options)
+            ticket.open.add(delivery)
+            work.append((endpoint, delivery))
 
     def _heed(self, delivery: Delivery, options: EventOptions) -> None:
         delivery.age_from_us = max(delivery.age_from_us, options.deliver_after_us)
@@ -153,20 +195,24 @@ class FanOut:
 
     # Into the lanes -------------------------------------------------------------------------------------------
 
-    async def enter(
-        self, work: list[tuple[Endpoint, Delivery]], difference: Difference, *, may_wait: bool = True
-    ) -> None:
-        """Queue deliveries, but for duplicates and what filters leave out; where one may not wait it is parked."""
+    async def enter(self, work: list[Pair], difference: Difference, *, park: bool = False) -> None:
+        """Queue deliveries, but for duplicates and what filters leave out.
+
+        Args:
+            work: some thousand deliveries at most, each with its endpoint.
+            difference: in which their events were read.
+            park: what would be queued becomes a row instead.
+        """
         if self._has_dedupe_keys:
             work = await self._bury_duplicates(work, difference)
-        if self._filtering:
-            await self._offer_filtered(work, may_wait=may_wait)
+        filtered = [pair for pair in work if filter_of(pair[0]) is not None]
+        if filtered:
+            await self._offer_filtered(work, filtered, park=park)
         elif work:
-            await self._offer(work, may_wait=may_wait)
+            self._offer(work, park=park)
+        await self._outbox.room()
 
-    async def _bury_duplicates(
-        self, work: list[tuple[Endpoint, Delivery]], difference: Difference
-    ) -> list[tuple[Endpoint, Delivery]]:
+    async def _bury_duplicates(self, work: list[Pair], difference: Difference) -> list[Pair]:
         """Give up the deliveries of duplicates before anything is offered; return the others.
 
         Until its write is handed over no checkpoint gives a duplicate a row: see `ShardLog.overdue`.
@@ -177,12 +223,12 @@ class FanOut:
         for event, key in keys.items():
             if event.options is not None:
                 event.options.duplicate = firsts[key] != event.event_id
-        others: list[tuple[Endpoint, Delivery]] = []
+        others: list[Pair] = []
+        now = self._monotonic()
         for endpoint, delivery in work:
             options = delivery.event.options
             if options is not None and options.duplicate:
-                self._outbox.put(Died(delivery, Reason.DUPLICATE), self._monotonic())
-                await self._outbox.room(PARKED_AHEAD_MAX)
+                self._put(Died(delivery, Reason.DUPLICATE), now)
             else:
                 others.append((endpoint, delivery))
         return others
@@ -219,13 +265,12 @@ class FanOut:
             rows = await self._session.fetch(query("find_firsts"), *arguments)
         return dict.fromkeys(keys) | {keys[row["n"] - 1]: row["first_event_id"] for row in rows}
 
-    async def _offer_filtered(self, work: list[tuple[Endpoint, Delivery]], *, may_wait: bool) -> None:
+    async def _offer_filtered(self, work: list[Pair], filtered: list[Pair], *, park: bool) -> None:
         """Queue what no filter is asked of first: nobody else waits for filters."""
-        filtering, self._filtering = self._filtering, set()
-        if others := [(e, d) for e, d in work if e.endpoint_id not in filtering]:
-            await self._offer(others, may_wait=may_wait)
-        if kept := await self._sift([(e, d) for e, d in work if e.endpoint_id in filtering]):
-            await self._offer(kept, may_wait=may_wait)
+        if others := [pair for pair in work if filter_of(pair[0]) is None]:
+            self._offer(others, park=park)
+        if kept := await self._sift(filtered):
+            self._offer(kept, park=park)
         self._unjudged.clear()
 
     async def _sift(self, work: list[tuple[Endpoint, Delivery]]) -> list[tuple[Endpoint, Delivery]]:
@@ -242,8 +287,7 @@ class FanOut:
                 self._unjudged.add(delivery)  # parked when it is its turn
                 kept.append((endpoint, delivery))
             elif key in sifted.unknown:
-                self._outbox.put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
-                await self._outbox.room()
+                self._put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
             else:
                 kept.append((endpoint, delivery))
         return kept
@@ -261,7 +305,7 @@ class FanOut:
             self._log.keys.note(delivery)
         return None
 
-    async def _offer(self, work: list[tuple[Endpoint, Delivery]], *, may_wait: bool) -> None:
+    def _offer(self, work: list[Pair], *, park: bool) -> None:
         lanes = self._lanes
         known: dict[int, Lane] = {}
         now = self._monotonic()
@@ -273,19 +317,69 @@ class FanOut:
                 self._order.assign(delivery)
             if not valid_type(delivery.event.type):
                 self.die(delivery, Reason.INVALID, now)
-                await self._outbox.room()
             elif (write := self._instead(lane, delivery, now)) is not None:
-                self._outbox.put(write, now)
-                await self._outbox.room()
-            elif (offer := self._queue(lane, delivery, now)) is not Offer.QUEUED:
-                if may_wait:
-                    await self._overflow(lane, delivery)
-                else:
-                    self._park([delivery], PARKED_FOR[offer], now)
-                    await self._outbox.room(PARKED_AHEAD_MAX)
-                known.clear()
-                now = self._monotonic()
+                self._put(write, now)
+            elif park:
+                self._park(delivery, Reason.LANE_FULL if delivery.line is None else Reason.ORDERING, now)
+            else:
+                self._hand_over(endpoint, lane, delivery, now)
         self._kick()
+
+    def _hand_over(self, endpoint: Endpoint, lane: Lane, delivery: Delivery, now: float) -> None:
+        """Find a place for a delivery; in the hand of its site it waits for one, and for those before it."""
+        hand = self._hands.get(endpoint.site_id) if self._hands else None
+        if hand is not None:
+            hand.append((endpoint, delivery))
+        elif not self._find_place(lane, delivery, now):
+            self._hands[endpoint.site_id] = deque([(endpoint, delivery)])
+
+    def _put(self, write: Write, now: float) -> None:
+        self._outbox.put(write, now)
+        self._unwritten.note(write.delivery)
+
+    def _find_place(self, lane: Lane, delivery: Delivery, now: float) -> bool:
+        """Queue a delivery, or give it a row; return False if it is to wait for room in its lane."""
+        offer = self._queue(lane, delivery, now)
+        if offer is Offer.WAIT and now - delivery.since < HAND_FOR_S:
+            return False
+        if offer is not Offer.QUEUED:
+            self._park(delivery, PARKED_FOR[offer], now)
+        return True
+
+    def shed(self, site_id: str) -> None:
+        """Park the surplus of lanes that do not keep up, and keep others of the same site from having room."""
+        now = self._monotonic()
+        for delivery in self._lanes.shed_for(site_id, now):
+            self._park(delivery, Reason.LANE_FULL, now)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return True if a site has deliveries in its hand."""
+        return bool(self._hands)
+
+    def waits(self, site_id: str) -> bool:
+        """Return True if a site has."""
+        return site_id in self._hands
+
+    def place(self) -> int:
+        """Find a place for what sites have in their hands, as far as there is room; return how many found one."""
+        placed, now = 0, self._monotonic()
+        for site_id, hand in list(self._hands.items()):
+            while hand and self._place(*hand[0], now):
+                hand.popleft()
+                placed += 1
+            if not hand:
+                del self._hands[site_id]
+        if placed:
+            self._kick()
+        return placed
+
+    def _place(self, endpoint: Endpoint, delivery: Delivery, now: float) -> bool:
+        lane = self._lanes.by_endpoint.get(delivery.endpoint_id) or self._lanes.lane(endpoint)
+        if not lane.endpoint.enabled:
+            self._put(Kept(delivery, State.HELD, Reason.DISABLED), now)
+            return True
+        return self._find_place(lane, delivery, now)
 
     def _queue(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         if delivery.line is None:
@@ -301,53 +395,18 @@ class FanOut:
             site_id=delivery.event.site_id,
             reason=reason.value,
         )
-        self._outbox.put(Died(delivery, reason), now)
+        self._put(Died(delivery, reason), now)
 
-    async def _overflow(self, lane: Lane, delivery: Delivery) -> None:
-        """Wait for room, or park: whichever the lanes say, until the delivery has found its place."""
-        while True:
-            now = self._monotonic()
-            lane = self._lanes.by_endpoint.get(delivery.endpoint_id, lane)
-            if not lane.endpoint.enabled:
-                self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
-                return
-            offer = self._queue(lane, delivery, now)
-            if offer is Offer.QUEUED:
-                return
-            if offer is not Offer.WAIT:
-                self._park([delivery], PARKED_FOR[offer], now)
-                await self._outbox.room(PARKED_AHEAD_MAX)
-                return
-            self._kick()
-            self._park(self._lanes.shed(now), Reason.LANE_FULL, now)
-            for write in self._order.shed(now):
-                self._outbox.put(write, now)
-            await self._wait_for_room(lane)
-
-    def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
-        for delivery in deliveries:
-            if delivery.endpoint_id not in self._lanes.parked:
-                self._lanes.parked.add(delivery.endpoint_id)
-                self._logger.info(
-                    LogEvent.DELIVERY_PARKED,
-                    endpoint_id=delivery.endpoint_id,
-                    site_id=delivery.event.site_id,
-                    reason=reason.value,
-                )
-            self._outbox.put(Kept(delivery, State.PARKED, reason), now)
-
-    async def _wait_for_room(self, lane: Lane) -> None:
-        self._room.clear()
-        self._lanes.wanted = lane
-        try:
-            if not self._lanes.has_wanted_room():
-                async with asyncio.timeout(ROOM_LOOK_S):
-                    await self._room.wait()
-        except TimeoutError:
-            await self.attend()
-        finally:
-            self._lanes.wanted = None
-        self._beat()
+    def _park(self, delivery: Delivery, reason: Reason, now: float) -> None:
+        if delivery.endpoint_id not in self._lanes.parked:
+            self._lanes.parked.add(delivery.endpoint_id)
+            self._logger.info(
+                LogEvent.DELIVERY_PARKED,
+                endpoint_id=delivery.endpoint_id,
+                site_id=delivery.event.site_id,
+                reason=reason.value,
+            )
+        self._put(Kept(delivery, State.PARKED, reason), now)
 
     # Endpoints that change while work for them is queued ----------------------------------------------------
 
@@ -365,22 +424,27 @@ class FanOut:
             self._outbox.heal(ids)
 
     async def attend(self) -> None:
-        """Look again at endpoints that have changed, and every few seconds at all that have work."""
+        """Look again at a page of the endpoints that have changed, and at which rows are durable by now.
+
+        Every few seconds all endpoints that have work count as changed.
+        """
+        self._unwritten.sweep()
         now = self._monotonic()
         if now >= self._refresh_at:
             self._refresh_at = now + REFRESH_EVERY_S
             self._changed = None
-        if self._changed is None:
-            if now < self._all_at:
-                return
+        if self._changed is not None:
+            self._stale.update((i, None) for i in self._changed if i in self._lanes.by_endpoint)
+            self._changed = set()
+        elif now >= self._all_at:
             self._all_at = now + ALL_EVERY_S
-            ids = [lane.key.endpoint_id for lane in self._lanes.busy()]
-        elif self._changed:
-            ids = [i for i in self._changed if i in self._lanes.by_endpoint]
-        else:
-            return
-        self._changed = set()
-        if ids:
+            self._stale.update((lane.key.endpoint_id, None) for lane in self._lanes.busy())
+            self._stale.update((d.endpoint_id, None) for hand in self._hands.values() for _, d in hand)
+            self._changed = set()
+        if self._stale:
+            ids = list(itertools.islice(self._stale, REFRESH_PAGE))
+            for endpoint_id in ids:
+                del self._stale[endpoint_id]
             await self._refresh(ids)
 
     async def _refresh(self, ids: list[int]) -> None:
@@ -405,7 +469,12 @@ class FanOut:
         lane.endpoint = dataclasses.replace(
             lane.endpoint, enabled=False
         )  # the rest of a page must not go out
-        for delivery in [*self._lanes.forget(lane), *self._order.forget(lane.key.endpoint_id)]:
+        endpoint_id = lane.key.endpoint_id
+        waiting = self._lanes.forget(lane) + self._order.forget(endpoint_id)
+        if (hand := self._hands.get(lane.key.site_id)) is not None:
+            waiting += [delivery for _, delivery in hand if delivery.endpoint_id == endpoint_id]
+            self._hands[lane.key.site_id] = deque(pair for pair in hand if pair[1].endpoint_id != endpoint_id)
+        for delivery in waiting:
             if delivery.in_backlog:
                 self.die(delivery, Reason.NO_ENDPOINT, now)
             else:

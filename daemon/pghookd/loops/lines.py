@@ -54,6 +54,9 @@ class LineRows:
         page = PROBE_PAGE if probing else min(appetite, self.order.room(line)) + 1
         limit = page + len(line.ahead)
         rows = await step.session.fetch(query("read_line"), endpoint_id, line.name, limit)
+        if rows and rows[0]["site_id"] in self.order.unread:
+            self.order.postpone(endpoint_id, line)
+            return 0
         fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.lanes.aboard]
         due = list(itertools.takewhile(lambda row: row["due"], fresh))
         endpoints = await self.admission.read_endpoints(step.session, [endpoint_id]) if due else {}

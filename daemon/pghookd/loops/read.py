@@ -7,14 +7,15 @@ from there on each read is the difference to the one before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol, cast
 
-from pghookd.core.aside import Aside, Part
-from pghookd.core.lanes import Lanes
-from pghookd.core.model import Delivery, Endpoint
-from pghookd.core.order import is_ordered
-from pghookd.core.snapshot import Difference, Log, Marks, Position, ShardLog, Snapshot, Ticket
+from pghookd.core.aside import Aside, Part, ids_of
+from pghookd.core.order import Order
+from pghookd.core.snapshot import Difference, Log, Marks, Page, Position, ShardLog, Snapshot, Ticket
+from pghookd.core.takers import ENDPOINT_ID_MAX, SITES_A_READ, Dealt, Pair, Span, Takers
 from pghookd.edge.postgres import DatabaseAway, Row, Session, query
 from pghookd.edge.rows import EventRow
 
@@ -28,11 +29,22 @@ PAUSE_MAX_S: Final = (
 GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.016
 LULL_S: Final = 0.25  # without a row: go to sleep
-ASIDE_CHUNK: Final = 500  # deliveries of what was left in the log, between two reads
-ASIDE_FOR_S: Final = (
-    60.0  # for so long it waits for room; then it is parked, so that the stored position goes on
+PAIRS_A_STEP: Final = (
+    1000  # of an event and an endpoint, between two turns of the other tasks; some 10 us each
 )
-ASIDE_PARKED: Final = 200  # deliveries parked then, between two reads
+SETTLED_MAX: Final = (
+    2000  # settled deliveries read by the range of the events; with more of them, by their ids
+)
+SPARSE: Final = 20  # ids to an event: beyond, its range is not tried
+ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at what was left in the log takes
+ASIDE_LEAST: Final = 100  # with fewer than this a look waits until more sites have room, but not for long
+ASIDE_FOR_S: Final = (
+    60.0  # so long a site may have no room; then some of it is parked, so that the stored position goes on
+)
+STUCK_S: Final = 1.0  # so long a site may have no room before it is asked which of its lanes are to blame
+SHED_EVERY_S: Final = 0.05  # between two such questions: each looks at every lane
+ASIDE_LONG_S: Final = 900.0  # and so long an event may stay, room or not
+ASIDE_PARKED: Final = 200  # deliveries parked then in one look
 
 
 class Sleeper(Protocol):
@@ -46,32 +58,94 @@ class Sleeper(Protocol):
 class FanOut(Protocol):
     """What makes deliveries of events."""
 
-    async def endpoints(self, rows: Sequence[EventRow]) -> dict[str, list[Endpoint]]:
-        """Read the endpoints of a page's sites."""
+    @property
+    def is_waiting(self) -> bool:
+        """Return True if deliveries wait for room in their lanes."""
         ...
 
-    def deliveries(
+    def waits(self, site_id: str) -> bool:
+        """Return True if deliveries of a site do."""
+        ...
+
+    def place(self) -> int:
+        """Find a place for those; return how many found one."""
+        ...
+
+    async def takers(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
+        """Read the endpoints of some sites."""
+        ...
+
+    def room_for(self, site_id: str, endpoints: int) -> int:
+        """Return how many deliveries may be made of a site's events."""
+        ...
+
+    def refill_for(self, site_id: str, endpoints: int) -> int:
+        """Return the same where it is worth reading the log again for."""
+        ...
+
+    def parking_for(self, site_id: str) -> int:
+        """Return how many rows of a site may be parked."""
+        ...
+
+    def shed(self, site_id: str) -> None:
+        """Park what keeps others of the same site from having room."""
+        ...
+
+    def deal(
         self,
-        rows: Sequence[EventRow],
-        endpoints: dict[str, list[Endpoint]],
-        tickets: dict[int, Ticket],
-        end: Position,
-        shards: Mapping[int, ShardLog],
+        rows: Iterable[EventRow],
+        takers: Mapping[str, Takers],
+        room: dict[str, int],
+        ticket_of: Callable[[str], Ticket],
         settled: set[tuple[int, int]],
         now: float,
-    ) -> list[tuple[Endpoint, Delivery]]:
-        """Make a delivery for each endpoint that takes an event, all of them on their tickets."""
+    ) -> Dealt:
+        """Make a delivery for each endpoint that takes an event, as far as sites have room."""
         ...
 
-    async def enter(
-        self, work: list[tuple[Endpoint, Delivery]], difference: Difference, *, may_wait: bool = True
-    ) -> None:
+    async def enter(self, work: list[Pair], difference: Difference, *, park: bool = False) -> None:
         """Find each its place."""
         ...
 
     async def attend(self) -> None:
-        """Look at endpoints that have changed."""
+        """Look at endpoints that have changed, and at what has become durable."""
         ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """What is taken of one site that has left events in the log.
+
+    Attributes:
+        pieces: parts, oldest first, and the events of each.
+        room: for how many deliveries.
+        park: it has waited for too long: what finds no room in its lane becomes a row.
+    """
+
+    pieces: list[tuple[Part[Difference], list[int]]]
+    room: int
+    park: bool
+
+    @property
+    def event_ids(self) -> list[int]:
+        """All of its events."""
+        return [event_id for _, event_ids in self.pieces for event_id in event_ids]
+
+    @property
+    def pairs(self) -> int:
+        """How many deliveries that makes, about."""
+        return sum(len(event_ids) * part.weight for part, event_ids in self.pieces)
+
+    @property
+    def wide(self) -> bool:
+        """Return True if its site is dealt with slice by slice."""
+        return self.pieces[0][0].wide
+
+    @property
+    def span(self) -> Span:
+        """The endpoints that its events are for now."""
+        part = self.pieces[0][0]
+        return Span(part.after, part.slice_end)
 
 
 class Reader:
@@ -81,7 +155,7 @@ class Reader:
         self,
         session: Session,
         log: Log,
-        lanes: Lanes,
+        order: Order,
         fan_out: FanOut,
         *,
         shards: int,
@@ -90,25 +164,28 @@ class Reader:
     ) -> None:
         self._session = session
         self._log = log
-        self._lanes = lanes
+        self._order = order
         self._fan_out = fan_out
         self._shards = shards
         self._monotonic = monotonic
         self._beat = beat
         self._aside: Aside[Difference] = Aside()
+        self._look_at = 0.0  # when to look again for sites that have room
+        self._shed_at = 0.0  # when to look again for lanes to blame
+        self._patient_until = 0.0  # before, few events are not worth the statements
         self._upper = 0  # no event_id lies above this, as far as was seen
 
     async def begin(self) -> None:
         """Plan what stands between an event and its delivery, for the days in which the log is read and written now.
 
-        A statement is planned at its first use. What these two return is not used.
+        A statement is planned at its first use. What these return is not used.
         """
         session, since, marks = self._session, self._log.read, self._log.marks
         newest: int = await session.fetchval(query("read_newest_event_id"))
         self._upper = upper_end(newest + 1)  # the next id may be the first of its day
         for floor in {marks.floor(since), newest + 1}:
             await session.fetch(read_new_events(floor, self._upper), since, newest, newest, 1)
-        await session.fetch(query("read_endpoints_of_sites"), [], self._shards)
+        await self._fan_out.takers({"": Span()})
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
@@ -116,20 +193,34 @@ class Reader:
         """Read until cancelled: at once while there are many rows, then ever slower, then asleep."""
         idle_at, pause = self._monotonic(), PAUSE_MIN_S
         while True:
-            found = await self._take_aside()
-            if not self._aside.is_full:
-                found += await self.read()
+            taken = self._place() + await self._take_aside()
+            found = 0
+            if self._aside.is_full:
+                await self._fan_out.attend()
+            else:
+                found = await self.read()
             now = self._monotonic()
-            if found:
+            if taken or found:
                 idle_at, pause = now, PAUSE_MIN_S
-                if found < PAGE // 2:
+                if not taken and found < PAGE // 2:
                     await asyncio.sleep(min(PAUSE_MIN_S + found * GATHER_S, GATHER_MAX_S))
-            elif now - idle_at < LULL_S or self._aside:
+            elif now - idle_at < LULL_S or self._is_behind:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_MAX_S)
             else:
                 await bell.sleep(self.read)
                 idle_at, pause = self._monotonic(), PAUSE_MIN_S
+
+    def _place(self) -> int:
+        placed = self._fan_out.place() if self._fan_out.is_waiting else 0
+        if placed:
+            self._note_read()
+        return placed
+
+    @property
+    def _is_behind(self) -> bool:
+        """Return True if events that are read already still have to find their place."""
+        return bool(self._aside) or self._fan_out.is_waiting
 
     async def read(self) -> int:
         """Read what is new since the last read, queue it, and return how many events it was."""
@@ -186,19 +277,14 @@ class Reader:
             rows = await self._session.fetch(
                 query("read_events_page"), since, upto, last, newest, PAGE, only, self._shards
             )
-            settled: set[tuple[int, int]] = set()
-            if rows and shards is not None:
-                first, last_id = rows[0]["event_id"], rows[-1]["event_id"]
-                settled = {
-                    (e, p) for e, p in await self._session.fetch(query("read_settled"), first, last_id)
-                }
             full = len(rows) == PAGE
             end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
-            await self._page(cast("list[EventRow]", rows), end, logs, difference, settled)
+            await self._page(cast("list[EventRow]", rows), end, logs, difference)
             found += len(rows)
             while self._aside.is_full:
-                await self._take_aside()
-                self._beat()
+                self._place()
+                if not await self._take_aside():
+                    await asyncio.sleep(PAUSE_MAX_S)
             await self._fan_out.attend()
             self._beat()
             if not full:
@@ -213,99 +299,234 @@ class Reader:
         end: Position,
         shards: Mapping[int, ShardLog],
         difference: Difference,
-        settled: set[tuple[int, int]] | None = None,
     ) -> None:
-        work: list[tuple[Endpoint, Delivery]] = []
-        tickets: dict[int, Ticket] = {}
-        if rows:
-            self._log.rows += len(rows)
-            now = self._monotonic()
-            endpoints = await self._fan_out.endpoints(rows)
-            if self._aside or self._lanes.is_mixed(now):
-                rows = self._leave(rows, endpoints, tickets, end, shards, difference, now)
-            work = self._fan_out.deliveries(rows, endpoints, tickets, end, shards, settled or set(), now)
-        for number in shards:
-            if number not in tickets:
-                self._log.shards[number].skip(end)
-        await self._fan_out.enter(work, difference)
+        """Deal with a page, some sites after others; what a site has no room for is left in the log."""
+        page = Page(shards, end, self._monotonic())
+        self._log.rows += len(rows)
+        for group in _groups(rows):
+            takers = await self._fan_out.takers({row[1]: Span() for row in group})
+            ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
+            self._leave_wide(group, ours, page, difference)
+            for step in _steps(group, ours):
+                await self._deal(step, ours, page, difference)
+        page.close()
 
-    # What is left in the log for a while --------------------------------------------------------------------
+    async def _deal(
+        self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference
+    ) -> None:
+        settled: set[tuple[int, int]] = set()
+        if difference.again:
+            settled = await self._read_settled([row[0] for row in rows], Span())
+        now = self._monotonic()
+        room = {site_id: self._room_for(site_id, takers[site_id]) for site_id in {row[1] for row in rows}}
+        dealt = self._fan_out.deal(
+            rows, takers, room, lambda site_id: page.ticket(takers[site_id].shard), settled, now
+        )
+        for site_id, event_ids in dealt.left.items():
+            weight = -(-dealt.left_pairs[site_id] // len(event_ids))
+            self._leave(site_id, event_ids, weight, takers[site_id], page, difference, now)
+        await self._fan_out.enter(dealt.work, difference)
+        self._beat()
+        await asyncio.sleep(0)
+
+    def _leave_wide(
+        self, rows: Sequence[EventRow], takers: dict[str, Takers], page: Page, difference: Difference
+    ) -> None:
+        """Leave the events of sites that have more endpoints than a slice; take these sites out of the others."""
+        now = self._monotonic()
+        for site_id in [site_id for site_id, found in takers.items() if found.slice_end is not None]:
+            found = takers.pop(site_id)
+            event_ids = [row[0] for row in rows if row[1] == site_id]
+            self._leave(site_id, event_ids, len(found.endpoints), found, page, difference, now)
+
+    def _room_for(self, site_id: str, takers: Takers) -> int:
+        """Return how many deliveries of a step a site may have: none if it is behind."""
+        if site_id in self._aside:
+            return 0
+        return self._fan_out.room_for(site_id, len(takers.endpoints))
 
     def _leave(
         self,
-        rows: Sequence[EventRow],
-        endpoints: dict[str, list[Endpoint]],
-        tickets: dict[int, Ticket],
-        end: Position,
-        shards: Mapping[int, ShardLog],
+        site_id: str,
+        event_ids: list[int],
+        weight: int,
+        takers: Takers,
+        page: Page,
         difference: Difference,
         now: float,
-    ) -> list[EventRow]:
-        """Leave what a site has too much of in the log; return the rest of the page.
+    ) -> None:
+        part = Part(
+            page.ticket(takers.shard),
+            difference,
+            len(takers.endpoints),
+            weight,
+            now,
+            ids_of(event_ids),
+            recovering=difference.again,
+            wide=takers.slice_end is not None,
+        )
+        self._aside.put(site_id, part)
+        if part.recovering:
+            self._order.unread.add(site_id)
 
-        On the recovery road nothing of a site with ordered endpoints is left: rows that stand behind may be due.
-        """
-        room: dict[str, int] = {}
-        kept: list[EventRow] = []
-        left: dict[str, list[int]] = {}
-        for row in rows:
-            site_id = row[1]
-            of_site = endpoints.get(site_id)
-            if of_site is None:
-                continue  # nobody takes it
-            free = room.get(site_id)
-            if free is None:
-                free = self._free(site_id, of_site, difference, shards)
-            if free > 0:
-                kept.append(row)
-                room[site_id] = free - len(of_site)
-            else:
-                room[site_id] = free
-                left.setdefault(site_id, []).append(row[0])
-        for site_id, event_ids in left.items():
-            of_site = endpoints[site_id]
-            shard = of_site[0].shard
-            if shard not in tickets:
-                tickets[shard] = self._log.shards[shard].page(end, now)
-            self._aside.put(site_id, Part(tickets[shard], difference, len(of_site), now, event_ids))
-        return kept
+    async def _read_settled(self, event_ids: list[int], span: Span) -> set[tuple[int, int]]:
+        """Read which deliveries of some events are settled: by their range, by their ids where others fill that."""
+        first, last = min(event_ids), max(event_ids)
+        if last - first < SPARSE * len(event_ids):
+            rows = await self._session.fetch(query("read_settled"), first, last, SETTLED_MAX)
+            if len(rows) < SETTLED_MAX:
+                return {(event_id, endpoint_id) for event_id, endpoint_id in rows}
+        upto = ENDPOINT_ID_MAX if span.upto is None else span.upto
+        sql = query("read_settled_events")
+        rows = await self._session.fetch(sql, event_ids, first, last, span.after, upto)
+        return {(event_id, endpoint_id) for event_id, endpoint_id in rows}
 
-    def _free(
-        self, site_id: str, of_site: list[Endpoint], difference: Difference, shards: Mapping[int, ShardLog]
-    ) -> int:
-        """Return how many deliveries of a page a site may have at once."""
-        if site_id in self._aside:
-            return 0
-        if of_site[0].shard not in shards or (difference.again and any(map(is_ordered, of_site))):
-            return PAGE * len(of_site)
-        return self._lanes.room_for(site_id, len(of_site))
+    # What is left in the log for a while --------------------------------------------------------------------
 
     async def _take_aside(self) -> int:
-        """Read some of what was left, if there is room for it, or if it has waited for long; return how many events."""
-        found = self._aside.next()
-        if found is None:
+        """Take some of what was left in the log, of the sites that have room; return how many events."""
+        looks = self._looks(self._monotonic())
+        if not looks:
             return 0
-        site_id, part = found
-        now = self._monotonic()
-        room = min(self._lanes.room_for(site_id, part.endpoints), ASIDE_CHUNK)
-        if self._lanes.full or room <= 0:
-            if now - part.since < ASIDE_FOR_S and not self._aside.is_full:
-                return 0
-            room = ASIDE_PARKED
-        event_ids = list(part.event_ids[: max(1, room // part.endpoints)])
-        first, last = event_ids[0], event_ids[-1]
-        rows = await self._session.fetch(query("read_events"), event_ids, first, last)
-        done = await self._session.fetch(query("read_settled_events"), event_ids, first, last)
-        settled = {(event_id, endpoint_id) for event_id, endpoint_id in done}
-        events = cast("list[EventRow]", rows)
-        endpoints = await self._fan_out.endpoints(events) if events else {}
-        shard = part.ticket.shard
-        work = self._fan_out.deliveries(
-            events, endpoints, {shard.shard: part.ticket}, part.ticket.end, {shard.shard: shard}, settled, now
-        )
-        self._aside.taken(site_id, len(event_ids))
-        await self._fan_out.enter(work, part.context, may_wait=False)
+        event_ids = sorted(itertools.chain.from_iterable(look.event_ids for look in looks.values()))
+        rows = await self._session.fetch(query("read_events"), event_ids, event_ids[0], event_ids[-1])
+        events = {row[0]: row for row in cast("list[EventRow]", rows)}
+        takers = await self._fan_out.takers({site_id: look.span for site_id, look in looks.items()})
+        settled = await self._settled_of(looks.values())
+        for site_id, look in looks.items():
+            room = {site_id: look.room}
+            for part, ids in look.pieces:
+                some = [events[event_id] for event_id in ids if event_id in events]
+                dealt, is_whole = self._take(site_id, part, ids, some, takers.get(site_id), room, settled)
+                await self._fan_out.enter(dealt.work, part.context, park=look.park)
+                if not is_whole:
+                    break
+        self._note_read()
+        self._beat()
         return len(event_ids)
+
+    def _take(
+        self,
+        site_id: str,
+        part: Part[Difference],
+        event_ids: list[int],
+        rows: list[EventRow],
+        takers: Takers | None,
+        room: dict[str, int],
+        settled: set[tuple[int, int]],
+    ) -> tuple[Dealt, bool]:
+        """Make deliveries of the next events of a part; return them, and whether there was room for all."""
+        now = self._monotonic()
+        if takers is None:  # the endpoints are gone, those of the slice or all
+            self._aside.taken(site_id, len(event_ids), part.slice_end)
+            return Dealt(), True
+        dealt = self._fan_out.deal(rows, {site_id: takers}, room, lambda _: part.ticket, settled, now)
+        left = dealt.left.get(site_id)
+        count = len(event_ids) if left is None else event_ids.index(left[0])
+        if count:
+            part.weight = max(1, dealt.wanted.get(site_id, 0) // count)
+        self._aside.taken(site_id, count, takers.slice_end)
+        return dealt, left is None
+
+    async def _settled_of(self, looks: Iterable[Look]) -> set[tuple[int, int]]:
+        """Read what is settled of some events; of a site with very many endpoints for those of its slice alone."""
+        narrow = [event_id for look in looks if not look.wide for event_id in look.event_ids]
+        settled = await self._read_settled(narrow, Span()) if narrow else set()
+        for look in looks:
+            if look.wide:
+                settled |= await self._read_settled(look.event_ids, look.span)
+        return settled
+
+    def _looks(self, now: float) -> dict[str, Look]:
+        """Say what to take now, sites taking turns; nothing where it is too little to be worth the statements."""
+        if not self._aside or now < self._look_at:
+            return {}
+        looks: dict[str, Look] = {}
+        events = pairs = 0
+        for site_id, parts in self._aside.turns(SITES_A_READ):
+            if (look := self._look(site_id, parts, now)) is not None:
+                looks[site_id] = look
+                events += len(look.event_ids)
+                pairs += look.pairs
+                if events >= ASIDE_CHUNK or pairs >= PAIRS_A_STEP:
+                    break
+        if events < ASIDE_LEAST and now < self._patient_until:
+            self._look_at = now + PAUSE_MAX_S
+            return {}
+        self._patient_until = now + GATHER_MAX_S
+        return looks
+
+    def _look(self, site_id: str, parts: Iterable[Part[Difference]], now: float) -> Look | None:
+        """Say what to take of one site; None if it has no room."""
+        oldest = next(iter(parts))
+        room, park = self._fan_out.refill_for(site_id, oldest.endpoints), False
+        if room > 0:
+            self._aside.had_room(site_id, now)
+        else:
+            room, park = self._room_to_park(site_id, oldest, now), True
+            if room <= 0:
+                return None
+        pieces: list[tuple[Part[Difference], list[int]]] = []
+        free = room
+        for part in parts:
+            if pieces and (part.wide or free <= 0):
+                break
+            event_ids = part.first(max(1, min(free // part.weight, ASIDE_CHUNK)))
+            pieces.append((part, event_ids))
+            free -= len(event_ids) * part.weight
+            if part.wide or len(event_ids) < len(part.event_ids):
+                break
+        return Look(pieces, room, park)
+
+    def _room_to_park(self, site_id: str, oldest: Part[Difference], now: float) -> int:
+        """Return how much of a site without room becomes rows now; 0 or less if it can wait."""
+        waited_s = now - oldest.since
+        if waited_s >= STUCK_S and now >= self._shed_at:
+            self._shed_at = now + SHED_EVERY_S
+            self._fan_out.shed(site_id)
+        if waited_s >= ASIDE_FOR_S or now - oldest.ticket.read_at >= ASIDE_LONG_S or self._aside.is_full:
+            return min(self._fan_out.parking_for(site_id), ASIDE_PARKED)
+        return 0
+
+    def _note_read(self) -> None:
+        """Let go of the sites of which the recovery road has left nothing any more."""
+        if self._order.unread:
+            self._order.unread = {
+                site_id
+                for site_id in self._order.unread
+                if self._aside.is_recovering(site_id) or self._fan_out.waits(site_id)
+            }
+
+
+def _groups(rows: Sequence[EventRow]) -> Iterator[Sequence[EventRow]]:
+    """Yield the events of a page, of so many sites at a time as endpoints are read for at once."""
+    sites = list(dict.fromkeys(row[1] for row in rows))
+    if 0 < len(sites) <= SITES_A_READ:
+        yield rows
+        return
+    for start in range(0, len(sites), SITES_A_READ):
+        some = set(sites[start : start + SITES_A_READ])
+        yield [row for row in rows if row[1] in some]
+
+
+def _steps(rows: Iterable[EventRow], takers: Mapping[str, Takers]) -> Iterator[list[EventRow]]:
+    """Yield the events that somebody may take, in steps of bounded pairs."""
+    step: list[EventRow] = []
+    pairs = 0
+    for row in rows:
+        of_site = takers.get(row[1])
+        if of_site is None:
+            continue
+        wanting = len(of_site.of(row[2])) if row[4] is None else 1
+        if not wanting:
+            continue
+        step.append(row)
+        pairs += wanting
+        if pairs >= PAIRS_A_STEP:
+            yield step
+            step, pairs = [], 0
+    if step:
+        yield step
 
 
 def upper_end(newest: int) -> int:
