@@ -15,7 +15,7 @@ from crew import desk, settings_of
 from pghookd.core.model import Delivery, Event, Outcome, Reason, State
 from pghookd.core.verdict import Delivered
 from pghookd.core.writes import Attempted, Kept
-from pghookd.edge.payloads import ANSWER_BYTES_MAX, load_payloads
+from pghookd.edge.payload_pages import ANSWER_BYTES_MAX, load_payloads
 from pghookd.edge.positions import STORE_SHARE, PositionStore
 from pghookd.edge.postgres import DatabaseError, query
 from pghookd.edge.sessions import HOT, Sessions
