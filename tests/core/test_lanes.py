@@ -213,7 +213,7 @@ def test_however_many_sites_use_up_their_part_another_has_room():
 
 
 def test_the_log_is_read_again_for_a_site_only_where_much_of_its_part_is_free():
-    lanes = make(concurrency=100, endpoint_concurrency=100)
+    lanes = make(concurrency=400, endpoint_concurrency=100)
     fill(lanes, 1, LANE_QUEUE_MAX // 2 - 200, site="s").resize(100)
     assert (lanes.room_for("s", 1), lanes.refill_for("s", 1)) == (200, 0)
     start(lanes)

@@ -243,11 +243,11 @@ class NotesWhatHasToWait(FanOut):
 class NotesBeforeTheType(FanOut):
     """Takes an event for the newest of its supersede_key whatever its type."""
 
-    async def _offer(self, work, *, may_wait):
+    def _offer(self, work, *, park):
         for _, delivery in work:
             if delivery.event.options is not None and not delivery.event.options.wait_s:
                 self._log.keys.note(delivery)
-        await super()._offer(work, may_wait=may_wait)
+        super()._offer(work, park=park)
 
 
 class TakesAnyNewer(Admission):
