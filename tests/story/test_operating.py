@@ -81,6 +81,13 @@ async def test_add_makes_an_endpoint_and_shows_its_new_secret_once(pghookd, db, 
     assert json.loads(noted) == {"endpoint_id": row["endpoint_id"], "site_id": site}
 
 
+async def test_add_says_when_a_site_has_all_the_endpoints_it_may(pghookd, db, site):
+    await db.execute("update webhooks.sites set endpoints_max = 0")
+    done = await pghookd("endpoint", "add", site, "https://hooks.example/in", "--json")
+    assert done.status == 1
+    assert done.told["faults"][0].startswith(f"site {site} may have 0 endpoints: delete one, or raise")
+
+
 async def test_add_takes_a_profile_of_your_own_and_show_tells_it(pghookd, site):
     spec = {"header": "x-shop-signature", "algorithm": "sha256"}
     words = ("--profile", "custom", "--profile-spec", json.dumps(spec), "--success-statuses", "200", "--json")

@@ -405,7 +405,7 @@ class Lanes:
 
     @property
     def starving(self) -> bool:
-        """Whether nothing that is queued may start: a reader that waits had better look again."""
+        """Return True if nothing that is queued may start."""
         return not self._turns
 
     def _parking_buys_something(self, lane: Lane, now: float) -> bool:
