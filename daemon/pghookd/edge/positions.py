@@ -47,14 +47,14 @@ class PositionStore:
         self._next_at = now + max(STORE_EVERY_S, STORE_SHARE * (self._monotonic() - began))
         return True
 
-    async def store(self, now: float) -> None:
-        """Store each shard's position that has moved, and a mark.
+    async def store(self, now: float) -> bool:
+        """Store each shard's position that has moved, and a mark; return True if Postgres has answered.
 
         The newest id is read first, in a statement of its own: before the storing one has an xid.
         """
         moved = [s for s in self._log.shards.values() if self._stored.get(s.shard) is not s.settled]
         if not moved:
-            return
+            return False
         self._stored_at = now
         self._stored_rows = self._log.rows
         newest: int = await self._session.fetchval(query("read_newest_event_id"))
@@ -84,3 +84,4 @@ class PositionStore:
         self._stored.update(settled)
         marks.note(Mark(newest, xid))
         marks.forget(self._log.oldest())
+        return True

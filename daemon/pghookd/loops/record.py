@@ -207,7 +207,7 @@ class Recorder:
                 await asyncio.sleep(TEND_EVERY_S)
             await self._flush(self._terms.batch_max)
         await self._retry(NEVER, self._pending.endpoints_aside)
-        await self._positions.store(self._monotonic())
+        await self._unless_refused(self._positions.store(self._monotonic()))
 
     def _rest_others(self) -> None:
         """Leave other writes in their queue while a table that they need is locked."""
