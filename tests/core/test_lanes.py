@@ -802,7 +802,7 @@ def test_a_probe_that_is_taken_out_or_proves_nothing_is_none():
     assert lanes.probe_at(1) == 20.0  # not twice as long
 
 
-def test_a_probe_that_ended_without_a_request_moves_nothing_and_another_one_may_go():
+def test_a_probe_that_ended_without_a_request_moves_no_wait():
     lanes = make(policy=SOON)
     lane, _ = opened(lanes)
     lanes.parked.add(1)

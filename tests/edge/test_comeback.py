@@ -13,7 +13,10 @@ from pghookd.core.order import Order
 from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot
 from pghookd.edge import postgres
 from pghookd.edge.filter import Filters
+from pghookd.edge.postgres import query
+from pghookd.edge.rows import endpoint_of
 from pghookd.epoch import ID_CHARS_A_SECOND, Hears
+from pghookd.loops.lines import WALK_PAGE, WALKS_A_LOOK
 from pghookd.loops.retry import CHANGED_MAX, DUE_PAGE, ENDPOINTS_PAGE, DueRows, Terms
 
 IN_FRONT = 300  # rows that cannot be sent
@@ -284,7 +287,35 @@ async def test_endpoints_are_found_while_changes_are_heard_of_all_the_time(con, 
     assert len(bench.lanes.parked) == 3 * ENDPOINTS_PAGE
 
 
-async def test_due_rows_have_their_turn_while_others_are_said_to_be_due_all_the_time(con, session):
+async def test_a_change_of_any_endpoint_lets_an_open_breaker_ask_at_once(con, session):
+    """Too many were changed to name them; those that have rows are read, and only real changes count."""
+    await con.execute(
+        "insert into webhooks.endpoints (site_id, url) select 's', 'http://example.com/' || n"
+        " from generate_series(2, 3) n"
+    )
+    await many_parked(con, 3)
+    bench = Bench(session)
+    await bench.due.begin(session, 0.0)
+    for row in await session.fetch(query("read_endpoints"), [1, 2, 3], 1):
+        bench.lanes.lane(endpoint_of(row)).breaker.reopen(600.0)
+    await con.execute("update webhooks.endpoints set url = url || '/new' where endpoint_id = 2")
+    bench.due.endpoints_changed(None)
+    await bench.step()
+    assert [bench.lanes.by_endpoint[i].breaker.probe_at for i in (1, 2, 3)] == [600.0, 0.0, 600.0]
+
+
+async def test_lines_are_looked_through_while_changes_are_heard_of(con, session):
+    """A look through the rows of an ordered endpoint ends before the next one begins."""
+    await con.execute("update webhooks.endpoints set ordered = true")
+    await park(con, (WALKS_A_LOOK + 1) * WALK_PAGE)
+    bench = Bench(session)
+    for _ in range(10):
+        bench.due.endpoints_changed([1])
+        await bench.step()
+    assert bench.lanes.aboard
+
+
+async def test_all_due_rows_have_their_turn_during_a_flood_of_due(con, session):
     rows = 3 * DUE_PAGE
     await con.execute(
         "insert into webhooks.endpoints (site_id, url)"

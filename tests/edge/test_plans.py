@@ -418,7 +418,7 @@ async def test_endpoints_with_parked_rows_are_found_by_a_walk_with_a_step_for_ea
     assert {row["endpoint_id"] for row in rows if row["reason"] == "breaker_open"} == {7, 9}
 
 
-async def test_endpoints_that_have_rows_are_told_from_others_with_a_step_for_each(session):
+async def test_endpoints_with_rows_are_found_with_a_step_for_each_id(session):
     await session.execute(BACKLOG.format(rows=40_000))  # of a thousand endpoints
     ids = [*range(1, 11), *range(10**6, 10**6 + 990)]
     plan = await explain(session, query("find_endpoints_with_rows"), ids)

@@ -43,14 +43,18 @@ class LineRows:
         if self.order.is_clear(endpoint_id):
             self.admission.caught_up(endpoint_id)
             return
+        probing = self.lanes.probe_at(endpoint_id) is not None
         for looked, line in enumerate(self.order.ripe(endpoint_id), 1):
-            appetite -= await self._refill_line(step, endpoint_id, line, appetite)
+            taken = await self._refill_line(step, endpoint_id, line, appetite, probing=probing)
+            # A probe is still wanted after a line all of whose rows were buried.
+            appetite = self.lanes.appetite(endpoint_id, step.now) if probing else appetite - taken
             if looked >= LINES_A_LOOK or appetite <= 0 or step.is_over:
                 break
 
-    async def _refill_line(self, step: Step, endpoint_id: int, line: Line, appetite: int) -> int:
+    async def _refill_line(
+        self, step: Step, endpoint_id: int, line: Line, appetite: int, *, probing: bool
+    ) -> int:
         """Take what is next of one line, up to the first that has to wait; return how many were taken."""
-        probing = self.lanes.probe_at(endpoint_id) is not None
         page = PROBE_PAGE if probing else min(appetite, self.order.room(line)) + 1
         limit = page + len(line.ahead)
         rows = await step.session.fetch(query("read_line"), endpoint_id, line.name, limit)
