@@ -142,6 +142,7 @@ class App:
         self._reload_asked = asyncio.Event()
         self._world: epoch.World | None = None  # of the epoch that lives
         self._said = ""
+        self._was_ready = False
         self._away = False
 
     def stop(self) -> None:
@@ -157,7 +158,8 @@ class App:
     def reload(self) -> None:
         """Ask for the settings to be read again; several calls in a row are one."""
         if self._load is not None and not self._stopping.is_set():
-            self._notifier.reloading(time.monotonic_ns() // 1000)
+            if self._was_ready:  # the end of a reload is READY=1, which must not come before its time
+                self._notifier.reloading(time.monotonic_ns() // 1000)
             self._reload_asked.set()
 
     async def serve(self) -> int:
@@ -184,7 +186,8 @@ class App:
             await self._reload_asked.wait()
             self._reload_asked.clear()
             await self._reload()
-            self._notifier.ready(self._said)
+            if self._was_ready:
+                self._notifier.ready(self._said)
 
     async def _reload(self) -> None:
         """Put the settings in force as they are written now. Faulty ones change nothing.
@@ -337,6 +340,7 @@ class App:
         if self._away:
             self._away = False
             self._logger.info(LogEvent.DATABASE_RESTORED)
+        self._was_ready = True
         if status == self._said:
             return
         self._said = status

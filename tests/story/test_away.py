@@ -159,9 +159,9 @@ def _handles(pid, number):
     return bool((int(lines["SigCgt"], 16) | int(lines["SigIgn"], 16)) >> (number - 1) & 1)
 
 
-async def test_signals_in_the_first_moments_do_no_harm(database, start, until):
+async def test_signals_in_the_first_moments_do_no_harm(database, start, until, notify_socket):
     """Until it is ready a reload, and signals that mean nothing to it, come again and again."""
-    daemon = await start(database, ready="")
+    daemon = await start(database, ready="", environ={"NOTIFY_SOCKET": str(notify_socket.path)})
     await until(lambda: _handles(daemon.pid, signal.SIGHUP), 20)
     assert "uvloop" not in Path(f"/proc/{daemon.pid}/maps").read_text(), (
         "it was not ready for signals at once"
@@ -172,6 +172,8 @@ async def test_signals_in_the_first_moments_do_no_harm(database, start, until):
         await asyncio.sleep(0.02)
         assert daemon.running, daemon.told()
     await daemon.wait_for("settings.reloaded")
+    first = next(message for message in notify_socket.messages() if "READY=1" in message)
+    assert first[1].startswith("STATUS=reading the log")
     daemon.signal(signal.SIGUSR1)
     daemon.stop()
     assert await daemon.ended() == 0
