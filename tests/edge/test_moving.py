@@ -314,6 +314,14 @@ async def test_an_original_that_refuses_the_role_is_not_taken_for_gone(moved, re
     assert len(receiver.requests) == 3
 
 
+async def test_check_names_the_address_of_the_living_original(moved):
+    original, copied, copy = moved
+    await copy.execute("update webhooks.home set host = $1", machine.host_id())
+    found = await check.check(crew.settings_of(copied.url()))
+    [text] = [each.text for each in found if each.what == "home"]
+    assert f"the same database still takes events at {original.sockets}" in text
+
+
 async def test_a_living_original_is_not_adopted_away_automatically(moved, receiver):
     _, copied, _ = moved
     async with serving(copied.url(), host="ours", database={"adopt": "auto"}) as daemon:
