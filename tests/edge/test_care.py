@@ -797,6 +797,17 @@ async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):
     assert await house.session.fetchval("select count(*) from webhooks.incidents where state = 'shaky'") == 0
 
 
+async def test_a_storm_that_comes_and_goes_is_no_flood_of_mails(make_house):
+    """Somebody makes one every few minutes: the operator gets an email an hour at most."""
+    house = await make_house(mail=OPERATOR)
+    endpoints = await house.endpoints(25, 1)
+    flood = Flood(house, [e.number for e in endpoints], await house.events(25))
+    for n in range(30):
+        house.traffic = 80 if n % 3 else 1000
+        await flood.go_on((n + 1) * 4 * MINUTE, 4 * MINUTE, since=n * 4 * MINUTE)
+    assert 1 <= [kind for kind, _ in await kinds(house)].count("storm") <= 2
+
+
 async def test_what_is_dead_for_long_keeps_no_storm_alive(make_house):
     """Owners that were told are no evidence, nor is what began to fail six hours ago: a new failure is told in time."""
     house = await make_house(mail=OPERATOR)

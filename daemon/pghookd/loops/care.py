@@ -36,6 +36,7 @@ FOLD_AFTER_US: Final = (
     2 * 3600 * incident.SECOND_US
 )  # a mail unsent for so long gives way to the present state
 STORM_RECALL_US: Final = incident.DAY_US  # the operator is told again of a storm that goes on
+STORM_GAP_US: Final = 3600 * incident.SECOND_US  # and of a new one no sooner than this after the last email
 STORM_LOOKS: Final = 2  # looks in a row that must agree before a storm is believed
 NOBODY: Final = ""  # the owner of sites that name none: each of these is looked at by itself
 Whose: TypeAlias = tuple[str, str]  # an owner's address in lower case; the site, where that is NOBODY
@@ -94,6 +95,7 @@ class Care:
         self._beat = beat
         self._failed = asyncio.Event()
         self._storm_looks = 0
+        self._storm_told = False  # the present one
         self._storm_told_us: int | None = None
         self._looked_us: int | None = None
 
@@ -132,7 +134,7 @@ class Care:
     async def step(self, now_us: int) -> int:
         """Look at everything that is due; return how many mails went into the outbox."""
         in_storm = await self._storm(now_us)
-        await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
+        await self._withdraw(now_us)
         mails = 0
         while True:
             found = await self._session.fetch(query("find_due_owners"), now_us, OWNERS_PAGE)
@@ -142,6 +144,13 @@ class Care:
             due = [(row["owner_email"], row["site_id"]) for row in found]
             mails += await self._owners(due, now_us, storm=in_storm)
             self._beat()
+
+    async def _withdraw(self, now_us: int) -> None:
+        """Take back mails about sites that have another owner by now; what cannot be read keeps nobody waiting."""
+        try:
+            await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
+        except DatabaseError as error:
+            self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="withdraw_emails")
 
     # Storms -----------------------------------------------------------------------------------------------------------
 
@@ -155,7 +164,7 @@ class Care:
             if self._storm_looks:
                 was_one = self._storm_looks >= STORM_LOOKS
                 await self._session.execute(query("recall_incidents"), now_us, was_one, now_us - HOLD_MAX_US)
-            self._storm_looks, self._storm_told_us, self._looked_us = 0, None, now_us
+            self._storm_looks, self._storm_told, self._looked_us = 0, False, now_us
             return False
         self._storm_looks += 1
         if self._storm_looks < STORM_LOOKS:
@@ -164,8 +173,9 @@ class Care:
         if self._looked_us is not None:
             await self._session.execute(query("pause_disabling"), now_us - self._looked_us, HOLD_MAX_US)
         self._looked_us = now_us
-        if self._storm_told_us is None or now_us - self._storm_told_us >= STORM_RECALL_US:
-            self._storm_told_us = now_us
+        wait_us = STORM_RECALL_US if self._storm_told else STORM_GAP_US
+        if self._storm_told_us is None or now_us - self._storm_told_us >= wait_us:
+            self._storm_told, self._storm_told_us = True, now_us
             await self._tell_of_storm(found, now_us)
         return True
 
