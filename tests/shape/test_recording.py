@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tree import load
 
+from pghookd.edge.postgres import _queries
 from pghookd.edge.sessions import HOT
 
 # Whose statements run on the recorder's session.
@@ -33,3 +34,7 @@ def test_every_statement_of_the_recorders_session_is_prepared():
     }
     used = {name for module in MODULES for name in modules[module].texts()} & known
     assert used == set(HOT["record"])
+
+
+def test_every_statement_that_is_warmed_exists():
+    assert {name for hot in HOT.values() for name in hot} <= set(_queries())
