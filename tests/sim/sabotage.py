@@ -360,7 +360,7 @@ MAIL_SABOTAGES = {
 # These show in one of some hundred or thousand histories: where to begin.
 FIRST_SEED = {
     "has no fence": 1_100,
-    "takes rows before recovery has written": 600_300,
+    "takes rows before recovery has written": 3_300,
 }
 # How many it takes to notice; None: as the seed says.
 INSTANCES = {"has no fence": 2}
