@@ -300,6 +300,7 @@ class Desk:
         while self.reader._is_behind:
             self.reader._place()
             await self.reader._take_aside()
+            await self.reader._fan_out.attend()
             await asyncio.sleep(0.001)
 
     async def store(self):
