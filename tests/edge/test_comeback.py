@@ -178,7 +178,7 @@ async def test_a_retry_that_comes_due_on_a_full_lane_goes_before_later_events(da
 async def test_updates_of_other_endpoints_do_not_delay_one_that_is_switched_on(
     database, con, receiver, until
 ):
-    await con.execute("insert into webhooks.sites (site_id, name) values ('many', 'M')")
+    await con.execute("insert into webhooks.sites (site_id, name, endpoints_max) values ('many', 'M', null)")
     await con.execute(
         "insert into webhooks.endpoints (site_id, url) select 'many', 'http://example.com/' || n"
         " from generate_series(1, 3000) n"
