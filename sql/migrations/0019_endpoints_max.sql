@@ -45,3 +45,5 @@ create trigger endpoints_max_moved after update of site_id on webhooks.endpoints
 
 drop index webhooks.endpoints_of_site;
 create index endpoints_of_site on webhooks.endpoints (site_id, endpoint_id);
+
+revoke all on function webhooks.check_endpoints_max, webhooks.check_moved_endpoint from public;

@@ -318,7 +318,7 @@ class Desk:
             self.recorder.put(
                 Attempted(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered()), self.clock()
             )
-        while self.recorder.unrecorded:
+        while self.recorder.waiting:
             await self.recorder._flush(500)
 
     def settle(self, delivery):

@@ -21,6 +21,7 @@ Never here: which lane is next (core/lanes), a clock.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import OrderedDict, deque
 from typing import Final
 
@@ -117,12 +118,12 @@ class Slots:
     def resize(self, size: int) -> None:
         """Have another number of slots from now on; requests beyond it end as they began."""
         self.size = size
-        self.site_max = max(1, int(size * SITE_SHARE))
-        self.host_max = max(1, int(size * HOST_SHARE))
-        self.host_limit = max(1, int(size * HOST_LIMIT))
+        self.site_max = math.ceil(size * SITE_SHARE)
+        self.host_max = math.ceil(size * HOST_SHARE)
+        self.host_limit = math.ceil(size * HOST_LIMIT)
         self.plenty = self.site_max // 2
-        self._unhurried = max(1, int(size * UNHURRIED))
-        self._reserved = max(1, int(size * RESERVED))
+        self._unhurried = math.ceil(size * UNHURRIED)
+        self._reserved = math.ceil(size * RESERVED)
 
     def admits(self, member: Member) -> bool:
         """Return True if a lane may take a slot now; otherwise it waits until `end` or `age` returns it."""
