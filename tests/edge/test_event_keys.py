@@ -126,9 +126,9 @@ async def test_a_duplicate_stays_one_through_a_checkpoint_and_a_crash(database, 
     scarce = {"concurrency": 2, "queue_bytes_max": 20_000}
     async with living(database, clock=clock, delivery=scarce) as life:
         async with con.transaction():
+            await emit(con, "u")
             for _ in range(14):
                 await emit(con, "s", f'"{"x" * 10_000}"')
-            await emit(con, "u")
             first, second = [await emit(con, "t", dedupe_key="'k'") for _ in range(2)]
         await receiver.wait_for(2)
         await until(state_of(con, second, "dead", "duplicate"))
