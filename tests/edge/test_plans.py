@@ -552,7 +552,7 @@ async def test_care_touches_the_failures_of_an_incident_and_no_others(session, t
         "update webhooks.sites set owner_email = site_id || '@shop.example' where site_id < 's1'"
     )
     owners = [row[0] for row in await session.fetch(query("find_due_owners"), 4_000_000_000_000_000, 100)]
-    assert owners == [""]
+    assert set(owners) == {""}  # sites without an owner are looked at one by one
     await session.execute(
         "update webhooks.sites set owner_email = 'one@shop.example' where site_id in ('s1', 's2')"
     )
