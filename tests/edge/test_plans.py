@@ -556,7 +556,9 @@ async def test_care_touches_the_failures_of_an_incident_and_no_others(session, t
     await session.execute(
         "update webhooks.sites set owner_email = 'one@shop.example' where site_id in ('s1', 's2')"
     )
-    cases = await explain(session, query("read_cases"), ["one@shop.example"], "2100-01-01")
+    cases = await explain(
+        session, query("read_cases"), ["one@shop.example"], "2100-01-01", ["none"], ["port"]
+    )
     assert {kind for kind, _, _ in cases.scans("attempts")} == {"Index Scan"}
     assert {index.split("_", 2)[2] for _, _, index in cases.scans("attempts")} == {"endpoint_id_event_id_idx"}
     assert len({table for _, table, _ in cases.scans("attempts")}) <= 42

@@ -135,7 +135,9 @@ def test_a_secret_that_cannot_be_opened_is_our_fault_and_signs_nothing():
 @pytest.fixture
 async def con(database, connect):
     connection = await connect(database)
-    await connection.execute("insert into webhooks.sites (site_id, name) values ('s', 'A shop')")
+    await connection.execute(
+        "insert into webhooks.sites (site_id, name, endpoints_max) values ('s', 'A shop', null)"
+    )
     return connection
 
 
