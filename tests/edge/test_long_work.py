@@ -68,7 +68,12 @@ async def test_the_watchdog_is_fed_while_a_long_statement_runs(
     beats = []
     task = asyncio.create_task(
         maintain.maintain(
-            tend, maintain.Duties, logger=Diary().logger, beat=lambda: beats.append(time.monotonic())
+            tend,
+            maintain.Duties,
+            logger=Diary().logger,
+            beat=lambda: beats.append(time.monotonic()),
+            wall_us=lambda: time.time_ns() // 1000,
+            monotonic=time.monotonic,
         )
     )
     await until(lambda: session.fetchval(WAITS, "pghookd/tend"))
