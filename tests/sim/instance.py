@@ -7,8 +7,10 @@ is on its way), is decided here. It must never know what has to hold.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextvars
 import dataclasses
+import math
 import re
 
 from memory_postgres import MemorySession, snapshot_of
@@ -64,16 +66,32 @@ class Receivers:
     def __init__(self, instance):
         self._instance = instance
         self._world = instance.world
+        self._holding = collections.Counter()  # requests in flight of this life, by site and by host
 
     def aim(self, url):
         return url
 
     async def post(self, target, head, _body, timeout_s):
-        world = self._world
         match = _HEAD.search(head)
         key = (envelope.event_id_of(match[1].decode()), int(target.rpartition("/")[2]))
         self._instance.sends(key)
-        arriving = self._arrive(self._instance.life, key, int(match[2]))
+        holders = self._world.database.endpoints[key[1]]["site_id"], target.rpartition("/")[0]
+        self._holding.update(holders)
+        self._check_shares(*holders)
+        try:
+            return await self._answer(key, int(match[2]), timeout_s)
+        finally:
+            self._holding.subtract(holders)
+
+    def _check_shares(self, site, host):
+        """A site holds half of the slots at most, a host three quarters."""
+        slots = self._world.concurrency
+        if self._holding[site] > math.ceil(slots / 2) or self._holding[host] > math.ceil(slots * 3 / 4):
+            self._world.logger.broken.append(f"more than its share of {slots} slots: {self._holding}")
+
+    async def _answer(self, key, attempt, timeout_s):
+        world = self._world
+        arriving = self._arrive(self._instance.life, key, attempt)
         task = world.loop.create_task(arriving, context=world.context)
         status, retry_after = await asyncio.shield(task)
         if status == 0:

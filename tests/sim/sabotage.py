@@ -182,6 +182,14 @@ class WaitsAfterNothing(Lanes):
         super().unsent(lane, delivery)
 
 
+class SharesNoSlots(Lanes):
+    """Gives whoever comes first all slots that there are."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._slots.admits = lambda _member: True
+
+
 class ForgetsTheDifference(FanOut):
     """Takes the least id of a dedupe_key for the first, whatever was read before."""
 
@@ -340,6 +348,7 @@ SABOTAGES = {
     "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
     "waits after a probe that was not sent": ({"lanes": WaitsAfterNothing}, "waits again"),
+    "shares no slots": ({"lanes": SharesNoSlots}, "more than its share"),
     "forgets what came before a difference": ({"fan_out": ForgetsTheDifference}, "duplicates of|nothing of"),
     "forgets what was decided about keys": ({"fan_out": ForgetsWhatWasDecided}, "duplicates of|nothing of"),
     "decides about keys by page": ({"fan_out": DecidesByPage}, "duplicates of"),

@@ -24,6 +24,7 @@ from pghookd.loops import read as reading
 OF_INSTANCES = ("crash", "freeze", "session")
 FAULTS = (*OF_INSTANCES, "restart", "slow", "refuse", "mood", "replay", "cancel", "switch", "switch")
 HEARD = 0.9  # of notifications
+HOSTS = ("even.example", "odd.example")  # of receivers
 FATES = ("fine", "fine", "fine", "invalid", "expired", "later")  # of events with keys
 MOODS = ("good", "flaky", "hangs", "busy", "down", "gone")
 FAULTS_END_S = (8.0, 14.0, 14.0, 40.0)  # then everything heals
@@ -137,7 +138,7 @@ class World:
             self.database.endpoints[endpoint_id] = {
                 "endpoint_id": endpoint_id,
                 "site_id": f"s{self.rng.randrange(2)}",
-                "url": f"http://receiver.example/{endpoint_id}",
+                "url": f"http://{HOSTS[endpoint_id % 2]}/{endpoint_id}",
                 "event_types": ["*"],
                 "enabled": self.rng.random() > 0.1,
                 "from_event_id": 0,
