@@ -11,7 +11,7 @@ import pytest
 from crew import living
 
 EVENT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}') returning event_id"
-COLD_MS = 10.0  # what the first events may take longer than those in a steady state
+COLD_MS = 10.0  # what the first events may take longer than nine in ten of those in a steady state
 STARTS = 4  # of which the best counts: a shared machine may stand still by itself
 PARSED = re.compile(r"^pghookd/(read|record)\|.* parse __asyncpg_stmt_\w+: (.*)", re.MULTILINE)
 
@@ -64,6 +64,6 @@ async def test_the_first_events_after_a_start_are_as_quick_as_later_ones(databas
         async with living(database) as life:
             first = [await arrival_ms(session, receiver) for _ in range(3)]
             steady = [await arrival_ms(session, receiver) for _ in range(40)]
-            late.append(max(first) - statistics.median(steady))
+            late.append(max(first) - statistics.quantiles(steady, n=10)[-1])
             await life.stop()
     assert min(late) < COLD_MS, late
