@@ -122,7 +122,7 @@ async def test_a_pod_without_a_machine_id_restarts_behind_a_local_proxy(
             writer.transport.abort()
 
     async with receiving(visit) as proxy:
-        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres"
+        url = server.tcp_url().replace(f":{server.port}/", f":{proxy.port}/")
         for number in range(1, 4):
             pod = await start_on(f"pod-{number}", url)
             await shop.execute(EVENTS, 20)
