@@ -12,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 from collections.abc import AsyncIterator, Callable
 
 import asyncpg
+from hostile_receiver import ADDRESSES
 
 ATTACKS: dict[str, Attack] = {}
 
@@ -124,6 +126,23 @@ async def dead_names(tenant):
 
 
 @attack
+async def token_endpoints_that_hang(tenant):
+    auth = {"oauth2": {"token_url": tenant.silent + "/token", "client_id": "me", "client_secret": "s"}}
+    await tenant.endpoints("/ok", 300, auth=json.dumps(auth))
+    yield
+    await tenant.events(20)
+
+
+@attack
+async def connections_to_many_hosts(tenant):
+    port = tenant.base.rpartition(":")[2]
+    for address in ADDRESSES:
+        await tenant.endpoints("/ok", 1, base=f"http://{address}:{port}")
+    yield
+    await tenant.again(0.5, lambda: tenant.events(5))
+
+
+@attack
 async def slow_successes_on_the_neighbours_host(tenant):
     await tenant.endpoints("/slow", 200, base=tenant.neighbour, timeout_s=30.0, concurrency=1000)
     yield
@@ -150,6 +169,21 @@ async def redirects(tenant):
     await tenant.endpoints("/status/302", 100)
     yield
     await tenant.events(50)
+
+
+@attack
+async def endpoints_beyond_the_limit(tenant):
+    await tenant.endpoints("/ok", 100)
+    await tenant.session.execute("update webhooks.sites set endpoints_max = 100 where site_id = 'evil'")
+    yield
+
+    async def add_more():
+        with contextlib.suppress(asyncpg.ProgramLimitExceededError):
+            await tenant.endpoints("/ok", 1000)
+            raise AssertionError("the limit does not stand")
+        await tenant.events(10)
+
+    await tenant.again(0.01, add_more)
 
 
 # The log and memory ---------------------------------------------------------------------------------------------------
@@ -310,6 +344,40 @@ async def filters(tenant):
     yield
     numbers = "json_build_object('a', (select json_agg(i) from generate_series(1, 2000) i))"
     await tenant.events(500, payload=numbers)
+
+
+@attack
+async def filters_by_regular_expressions(tenant):
+    await tenant.endpoints("/ok", 100, filter='$ ? (@.a like_regex "^(a*)*(a*)*(a*)*b$")')
+    yield
+    await tenant.events(500, payload="json_build_object('a', repeat('a', 2000))")
+
+
+@attack
+async def tests_without_end(tenant):
+    await tenant.endpoints("/ok", 20)
+    yield
+    await tenant.again(
+        0.01,
+        lambda: tenant.session.execute(
+            "select webhooks.send_test(endpoint_id) from webhooks.endpoints, generate_series(1, 10)"
+            " where site_id = 'evil'"
+        ),
+    )
+
+
+@attack
+async def replays_without_end(tenant):
+    await tenant.endpoints("/ok", 10)
+    await tenant.events(2000)
+    yield
+    await tenant.again(
+        0.1,
+        lambda: tenant.session.execute(
+            "select webhooks.replay(site_id => 'evil', states => '{dead,delivered,missed}',"
+            " rate_per_s => 1000, dry_run => false)"
+        ),
+    )
 
 
 @attack

@@ -8,7 +8,8 @@
     /huge           a body of 99 GB, as much of it   /chunks         chunks of one byte
                     as is taken
 
-`python hostile_receiver.py` prints two ports: HTTP, and one that accepts connections and never says a word (for TLS).
+`python hostile_receiver.py` prints two ports: HTTP, on ADDRESSES too, and one that accepts connections and never
+says a word (for TLS).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import signal
 
 import uvloop
 
+ADDRESSES = [
+    f"127.1.{n // 250}.{n % 250 + 1}" for n in range(700)
+]  # each is a host of its own for the daemon
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 slow = asyncio.Event()
 
@@ -124,11 +128,15 @@ async def _silent(reader, writer):
 
 async def main():
     answering = await asyncio.start_server(_serve, "127.0.0.1", 0, backlog=2048, limit=2**24)
+    port = answering.sockets[0].getsockname()[1]
+    elsewhere = await asyncio.start_server(_serve, ADDRESSES, port, limit=2**24)
     silent = await asyncio.start_server(_silent, "127.0.0.1", 0, backlog=2048)
-    print(*(server.sockets[0].getsockname()[1] for server in (answering, silent)), flush=True)
+    print(port, silent.sockets[0].getsockname()[1], flush=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
+    for server in (answering, elsewhere, silent):
+        server.close()
 
 
 if __name__ == "__main__":

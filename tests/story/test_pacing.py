@@ -6,6 +6,8 @@ Seconds here; a minute of it is measured by tests/bench/pacing.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import time
 from email.utils import formatdate
 
@@ -18,7 +20,7 @@ from pghookd.core.lanes import Lanes, Offer
 from pghookd.core.manner import Defaults
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.writes import Kept
-from pghookd.loops.deliver import Deliverer, Terms
+from pghookd.loops.deliver import STARTS_A_TURN, Deliverer, Terms
 
 RATE = 50.0
 LIMIT = 4
@@ -192,28 +194,60 @@ class Gate:
         self.writes.append(write)
 
 
-async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver, until):
+@contextlib.asynccontextmanager
+async def delivering(lanes, gate):
+    """Run a deliverer that sends what these lanes hold; yields it."""
     settings, beaten = settings_of(""), asyncio.Event()
-    lanes, gate = Lanes(concurrency=8, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
-    lane = lanes.lane(Endpoint(1, "s", 0, receiver.url("/hook"), ("*",), enabled=True, from_event_id=0))
-    terms = Terms(8, 8, 1000, Defaults.of(settings), 0)
     async with app.sender_of(settings) as sender:
         deliverer = Deliverer(
-            sender, lanes, gate, None, terms, logger=Diary().logger, monotonic=time.monotonic,
-            wall_us=lambda: time.time_ns() // 1000, random01=lambda: 0.5, beat=beaten.set,
+            sender, lanes, gate, None, Terms(512, 8, 1000, Defaults.of(settings), 0), logger=Diary().logger,
+            monotonic=time.monotonic, wall_us=lambda: time.time_ns() // 1000, random01=lambda: 0.5, beat=beaten.set,
         )  # fmt: skip
         running = asyncio.create_task(deliverer.run())
         await beaten.wait()
-        delivery = Delivery(Event(1, "s", "a", 0, b"{}"), 1, 0, time.monotonic())
-        assert lanes.offer(lane, delivery, time.monotonic()) is Offer.QUEUED
+        yield deliverer
+        running.cancel()
+
+
+def lane_of(lanes, endpoint_id, url):
+    return lanes.lane(Endpoint(endpoint_id, "s", 0, url, ("*",), enabled=True, from_event_id=0))
+
+
+def queue(lanes, lane):
+    """Queue an event for a lane and return the delivery."""
+    delivery = Delivery(Event(1, "s", "a", 0, b"{}"), lane.key.endpoint_id, 0, time.monotonic())
+    assert lanes.offer(lane, delivery, time.monotonic()) is Offer.QUEUED
+    return delivery
+
+
+async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver, until):
+    lanes, gate = Lanes(concurrency=8, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
+    lane = lane_of(lanes, 1, receiver.url("/hook"))
+    async with delivering(lanes, gate) as deliverer:
+        delivery = queue(lanes, lane)
         deliverer.kick()
         gate.shut = True  # it is taken, and looks at the gate once more before it leaves
         await asyncio.sleep(0)
         lanes.pause(lane, 60.0, time.monotonic())
         gate.shut = False
         await until(lambda: gate.writes)
-        running.cancel()
     (write,) = gate.writes
     assert isinstance(write, Kept)
     assert (write.delivery, write.state, write.reason) == (delivery, State.PARKED, Reason.PAUSED)
     assert (lanes.flying, lane.allowed, lanes.parked, receiver.requests) == (0, 2, {1}, [])
+
+
+async def test_a_turn_of_the_event_loop_begins_a_few_requests_only(receiver, until):
+    """Else each step towards another site's request waits for all that a site with fast receivers may have."""
+    lanes, gate = Lanes(concurrency=512, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
+    for endpoint_id in range(1, 201):
+        queue(lanes, lane_of(lanes, endpoint_id, receiver.url("/hook")))
+    async with delivering(lanes, gate) as deliverer:
+        deliverer.kick()
+        begun = [0]
+        while begun[-1] < 200:
+            begun.append(lanes.flying + len(gate.writes))
+            await asyncio.sleep(0)
+        await until(lambda: len(gate.writes) == 200)
+    most = max(after - before for before, after in itertools.pairwise(begun))
+    assert most <= 2 * STARTS_A_TURN  # the end of one turn, and the beginning of the next

@@ -88,6 +88,7 @@ async def alone(session, receiver):
 async def test_others_go_on_under(name, database, db, hostile, healthy, record_property):
     await db.execute("insert into webhooks.sites (site_id, name) values ('good', 'Good'), ('evil', 'Evil')")
     await db.execute("update webhooks.sites set owner_email = site_id || '@shops.example'")
+    await db.execute("update webhooks.sites set endpoints_max = null where site_id = 'evil'")
     await db.execute(
         "insert into webhooks.endpoints (site_id, url) values ('good', $1)", healthy.url("/good")
     )
