@@ -94,7 +94,7 @@ async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session
     await session.execute("update webhooks.endpoints set event_types = '{none}' where url like '%:9/2'")
     async with desk(database) as it:
         nothing_goes_out(it)
-        it.lanes.flying = 512
+        it.lanes._slots.flying = 512
         async with asyncio.timeout(20):
             for _ in range(4):
                 await emit(session, "flood", PAGE)
@@ -105,7 +105,7 @@ async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session
             others = await emit(session, "other")
             await it.reader.read()
         assert queued_of(it, "other") == others
-        it.lanes.flying = 0
+        it.lanes._slots.flying = 0
 
 
 # A page and an event are parted ---------------------------------------------------------------------------------

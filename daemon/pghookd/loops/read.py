@@ -25,6 +25,7 @@ PAUSE_MIN_S: Final = 0.001
 PAUSE_MAX_S: Final = (
     0.002  # a read that finds nothing takes 0.1 ms; 4 ms here makes the median latency 2.6 ms, not 1.6
 )
+BEHIND_PAUSE_MAX_S: Final = 0.016  # while a site is in arrears: reading every 2 ms takes a tenth of its speed
 # After rows let some gather, the longer the more there were: reading at once takes a tenth of the producers' speed.
 GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.016
@@ -36,6 +37,9 @@ SETTLED_MAX: Final = (
     2000  # settled deliveries read by the range of the events; with more of them, by their ids
 )
 SPARSE: Final = 20  # ids to an event: beyond, its range is not tried
+BARE_SITES_MAX: Final = (
+    16  # sites in arrears whose events are read without payload; each is compared with each row
+)
 ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at what was left in the log takes
 ASIDE_LEAST: Final = 100  # with fewer than this a look waits until more sites have room, but not for long
 ASIDE_FOR_S: Final = (
@@ -137,6 +141,11 @@ class Look:
         return sum(len(event_ids) * part.weight for part, event_ids in self.pieces)
 
     @property
+    def recovering(self) -> bool:
+        """Return True if the recovery road has read some of its events."""
+        return any(part.recovering for part, _ in self.pieces)
+
+    @property
     def wide(self) -> bool:
         """Return True if its site is dealt with slice by slice."""
         return self.pieces[0][0].wide
@@ -191,25 +200,33 @@ class Reader:
 
     async def run(self, bell: Sleeper) -> None:
         """Read until cancelled: at once while there are many rows, then ever slower, then asleep."""
-        idle_at, pause = self._monotonic(), PAUSE_MIN_S
+        idle_at, read_at, pause = self._monotonic(), 0.0, PAUSE_MIN_S
         while True:
             taken = self._place() + await self._take_aside()
-            found = 0
-            if self._aside.is_full:
-                await self._fan_out.attend()
-            else:
-                found = await self.read()
+            found, is_due = 0, self._monotonic() >= read_at
+            if is_due:
+                found = await self._read_unless_full()
             now = self._monotonic()
             if taken or found:
-                idle_at, pause = now, PAUSE_MIN_S
-                if not taken and found < PAGE // 2:
-                    await asyncio.sleep(min(PAUSE_MIN_S + found * GATHER_S, GATHER_MAX_S))
-            elif now - idle_at < LULL_S or self._is_behind:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, PAUSE_MAX_S)
-            else:
+                idle_at = now
+            if found:
+                pause = PAUSE_MIN_S
+                gather_s = min(PAUSE_MIN_S + found * GATHER_S, GATHER_MAX_S)
+                read_at = now + (gather_s if found < PAGE // 2 else 0.0)
+            elif is_due:
+                read_at = now + pause
+                pause = min(pause * 2, BEHIND_PAUSE_MAX_S if self._is_behind else PAUSE_MAX_S)
+            if now - idle_at >= LULL_S and not self._is_behind:
                 await bell.sleep(self.read)
-                idle_at, pause = self._monotonic(), PAUSE_MIN_S
+                idle_at, read_at, pause = self._monotonic(), 0.0, PAUSE_MIN_S
+            elif not taken and read_at > now:
+                await asyncio.sleep(min(read_at - now, PAUSE_MAX_S) if self._is_behind else read_at - now)
+
+    async def _read_unless_full(self) -> int:
+        if not self._aside.is_full:
+            return await self.read()
+        await self._fan_out.attend()
+        return 0
 
     def _place(self) -> int:
         placed = self._fan_out.place() if self._fan_out.is_waiting else 0
@@ -275,7 +292,15 @@ class Reader:
         found = 0
         while True:
             rows = await self._session.fetch(
-                query("read_events_page"), since, upto, last, newest, PAGE, only, self._shards
+                query("read_events_page"),
+                since,
+                upto,
+                last,
+                newest,
+                PAGE,
+                only,
+                self._shards,
+                self._aside.largest(BARE_SITES_MAX),  # these have no room in this page whatever comes
             )
             full = len(rows) == PAGE
             end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
@@ -315,8 +340,8 @@ class Reader:
         self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference
     ) -> None:
         settled: set[tuple[int, int]] = set()
-        if difference.again:
-            settled = await self._read_settled([row[0] for row in rows], Span())
+        if difference.again and (roomy := [row[0] for row in rows if row[1] not in self._aside]):
+            settled = await self._read_settled(roomy, Span())
         now = self._monotonic()
         room = {site_id: self._room_for(site_id, takers[site_id]) for site_id in {row[1] for row in rows}}
         dealt = self._fan_out.deal(
@@ -429,7 +454,11 @@ class Reader:
         return dealt, left is None
 
     async def _settled_of(self, looks: Iterable[Look]) -> set[tuple[int, int]]:
-        """Read what is settled of some events; of a site with very many endpoints for those of its slice alone."""
+        """Read what is settled of some events; of a site with very many endpoints for those of its slice alone.
+
+        Nothing can be where the recovery road has read none of them.
+        """
+        looks = [look for look in looks if look.recovering]
         narrow = [event_id for look in looks if not look.wide for event_id in look.event_ids]
         settled = await self._read_settled(narrow, Span()) if narrow else set()
         for look in looks:
