@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol, cast
 
@@ -331,7 +332,7 @@ class Reader:
         for group in _groups(rows):
             takers = await self._fan_out.takers({row[1]: Span() for row in group})
             ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
-            self._leave_wide(group, ours, page, difference)
+            self._leave_at_once(group, ours, page, difference)
             for step in _steps(group, ours):
                 await self._deal(step, ours, page, difference)
         page.close()
@@ -354,15 +355,35 @@ class Reader:
         self._beat()
         await asyncio.sleep(0)
 
-    def _leave_wide(
+    def _leave_at_once(
         self, rows: Sequence[EventRow], takers: dict[str, Takers], page: Page, difference: Difference
     ) -> None:
-        """Leave the events of sites that have more endpoints than a slice; take these sites out of the others."""
+        """Leave the events of sites that are behind or wide; take these sites out of the others.
+
+        No deliveries are weighed one by one here: in arrears every event comes this way once more.
+        """
         now = self._monotonic()
-        for site_id in [site_id for site_id, found in takers.items() if found.slice_end is not None]:
-            found = takers.pop(site_id)
-            event_ids = [row[0] for row in rows if row[1] == site_id]
-            self._leave(site_id, event_ids, len(found.endpoints), found, page, difference, now)
+        at_once = {
+            site_id: takers.pop(site_id)
+            for site_id, found in list(takers.items())
+            if found.slice_end is not None or site_id in self._aside
+        }
+        left: dict[str, list[int]] = {}
+        pairs: Counter[str] = Counter()
+        for event_id, site_id, kind, _, only, *_ in rows if at_once else ():
+            found = at_once.get(site_id)
+            if found is None:
+                continue
+            if found.slice_end is not None:
+                wanting = len(found.endpoints)
+            else:
+                wanting = len(found.of(kind)) if only is None else 1
+            if wanting:
+                left.setdefault(site_id, []).append(event_id)
+                pairs[site_id] += wanting
+        for site_id, event_ids in left.items():
+            weight = -(-pairs[site_id] // len(event_ids))
+            self._leave(site_id, event_ids, weight, at_once[site_id], page, difference, now)
 
     def _room_for(self, site_id: str, takers: Takers) -> int:
         """Return how many deliveries of a step a site may have: none if it is behind."""
