@@ -224,7 +224,16 @@ async def test_a_burst_since_the_last_analyze_changes_no_plan(session, today):
     assert plan.run_pages < 100
     upto = (newest + 1, newest + 1, [])
     page = await explain(
-        session, query("read_events_page"), since, upto, (today + 4) * DAY, (today + 5) * DAY, 1000, None, 16
+        session,
+        query("read_events_page"),
+        since,
+        upto,
+        (today + 4) * DAY,
+        (today + 5) * DAY,
+        1000,
+        None,
+        16,
+        ["behind"],
     )
     assert page.scans("events", today + 4) == {
         ("Index Scan", f"events_{today + 4}", f"events_{today + 4}_pkey")
@@ -236,7 +245,9 @@ async def test_a_burst_since_the_last_analyze_changes_no_plan(session, today):
 async def test_a_page_walks_the_primary_key_and_stops(session, today, shards):
     """From the beginning of the log: a page of all shards reads a page of rows, of one shard sixteen times that."""
     since, upto = (1, 1, []), (LAST_XID + 1, LAST_XID + 1, [])
-    plan = await explain(session, query("read_events_page"), since, upto, 0, id_of(today, 0), 200, shards, 16)
+    plan = await explain(
+        session, query("read_events_page"), since, upto, 0, id_of(today, 0), 200, shards, 16, ["behind"]
+    )
     scans = plan.scans("events", today)
     assert {kind for kind, _, _ in scans} == {"Index Scan"}
     assert {index.split("_", 2)[2] for _, _, index in scans} == {"pkey"}
@@ -257,7 +268,16 @@ async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, to
     at = await session.fetchval(begin, since, upto, id_of(today, 31_000), id_of(today, 20_500))
     assert at == id_of(today, 30_000) - 1
     plan = await explain(
-        session, query("read_events_page"), since, upto, id_of(today, 20_500), id_of(today, 0), 1000, None, 16
+        session,
+        query("read_events_page"),
+        since,
+        upto,
+        id_of(today, 20_500),
+        id_of(today, 0),
+        1000,
+        None,
+        16,
+        ["behind"],
     )
     assert plan.scans("events", today) == {("Index Scan", f"events_{today}", f"events_{today}_pkey")}
     assert plan.run_pages < 120

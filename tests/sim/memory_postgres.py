@@ -258,9 +258,13 @@ class Database:
         ]
         return found or [NewEvent((*head, *[None] * 7))]
 
-    def read_events_page(self, since, upto, last, newest, page, only, _shards):
+    def read_events_page(self, since, upto, last, newest, page, only, _shards, bare):
         found = [
-            PageEvent(event.columns(self.now_us()))
+            PageEvent(
+                (*event.columns(self.now_us())[:5], None, None)
+                if event.site_id in bare
+                else event.columns(self.now_us())
+            )
             for event in self.events.values()
             if last < event.event_id <= newest
             and visible(event.xid, upto)

@@ -9,6 +9,7 @@ Never here: SQL, a clock, deliveries.
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import itertools
 from array import array
 from collections import Counter, OrderedDict, deque
@@ -93,6 +94,10 @@ class Aside(Generic[C]):
         for site_id in list(itertools.islice(self._parts, most)):
             self._parts.move_to_end(site_id)
             yield site_id, self._parts[site_id]
+
+    def largest(self, most: int) -> list[str]:
+        """Return up to so many sites, those that have left most pages."""
+        return heapq.nlargest(most, self._parts, key=lambda site_id: len(self._parts[site_id]))
 
     def is_recovering(self, site_id: str) -> bool:
         """Return True if the recovery road has left events of a site that are not taken yet."""

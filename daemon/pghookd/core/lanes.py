@@ -502,7 +502,8 @@ class Lanes:
 
     def next(self, now: float) -> tuple[Lane, Delivery] | None:
         """Take the next delivery to send, lanes with work taking turns; None when there is none or no slot."""
-        if self._slots.flying >= self._slots.size:
+        slots = self._slots
+        if slots.flying >= slots.size:
             return None
         if self._rests and self._rests[0][0] <= now:
             self._rouse(now)
@@ -512,19 +513,24 @@ class Lanes:
             lane.in_turn = False
             if site.turns:
                 self._turns.append(site)
-            if not self._may_start(lane):
+            if lane.flying >= lane.allowed or not (lane.queue or lane.late):
+                continue
+            if (lane.unloaded or slots.flying >= slots.plenty) and not self._may_start(lane):
                 continue
             queue = self._queue_of(lane, now) if lane.late or lane.curbed else lane.queue
             if queue:
                 delivery = queue.popleft()
-                self._start(lane, delivery, now)
+                self.count(site, -1, delivery)
+                delivery.flight = slots.start(lane, now)
+                if lane.period != self._period:
+                    self._note_traffic(lane)
+                if (lane.queue or lane.late) and lane.flying < lane.allowed:
+                    self._line_up(lane)
                 return lane, delivery
         return None
 
     def _may_start(self, lane: Lane) -> bool:
-        """Return True if a lane has work, and room for it in its width, its payload and a slot of its share."""
-        if lane.flying >= lane.allowed or not (lane.queue or lane.late):
-            return False
+        """Return True if a lane has the payload of its next delivery, and a slot of its share is free."""
         if lane.unloaded and self._wants_payload(lane):
             lane.in_turn = True  # until it is loaded
             return False
@@ -533,15 +539,6 @@ class Lanes:
             lane.in_turn = True  # until its share has room
             return False
         return True
-
-    def _start(self, lane: Lane, delivery: Delivery, now: float) -> None:
-        site = lane.site
-        self.count(site, -1, delivery)
-        delivery.flight = self._slots.start(lane, now)
-        if lane.period != self._period:
-            self._note_traffic(lane)
-        if (lane.queue or lane.late) and lane.flying < lane.allowed:
-            self._line_up(lane)
 
     def _queue_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
         """Say which queue of a lane is next; None, and let the lane rest, where it is too early."""

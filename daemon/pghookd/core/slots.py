@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import Final
 
 SITE_SHARE: Final = 0.5  # of all slots
@@ -31,7 +32,7 @@ HOST_LIMIT: Final = 0.75  # with sites that have nothing else in flight
 UNHURRIED: Final = 0.75  # of all slots; beyond, slow holders start nothing
 RESERVED: Final = 0.875  # of all slots; beyond, only sites with nothing in flight start anything
 LONG_S: Final = 1.0  # a request in flight for longer counts twice
-WAKES: Final = 2  # lanes woken for each request that ends, of its site, of its host and of others
+WAKES: Final = 2  # lanes woken at most for each request that ends, of its site, of its host and of others
 LOOKS: Final = 20  # holders woken in one look, and lanes of each
 
 
@@ -158,7 +159,7 @@ class Slots:
         self._flights.append(flight)
         return flight
 
-    def end(self, member: Member, flight: Flight | None) -> list[Member]:
+    def end(self, member: Member, flight: Flight | None) -> Sequence[Member]:
         """Give a slot back; return the lanes that are to be looked at again."""
         site, host = member.site, member.host if flight is None else flight.host
         self.flying -= 1
@@ -167,33 +168,45 @@ class Slots:
         host.flying -= 1
         if flight is not None:
             flight.landed = True
+            while self._flights and self._flights[0].landed:
+                self._flights.popleft()
             if flight.is_long:
                 member.long -= 1
                 site.long -= 1
                 host.long -= 1
-        if not self._blocked:
-            return []
-        return [*self._wake(site, WAKES), *self._wake(host, WAKES), *self._wake_others()]
+        return self._wake_after(site, host) if self._blocked else ()
 
-    def _wake(self, holder: Holder, most: int) -> list[Member]:
-        """Take lanes out of a holder's waiting ones, those that have waited longest first."""
+    def _wake_after(self, site: Holder, host: Holder) -> list[Member]:
+        """Wake what may take the slot that a request of a site to a host has given back."""
         woken: list[Member] = []
-        while holder.waiting and len(woken) < most:
-            member, _ = holder.waiting.popitem(last=False)
-            member.waits_for = None
-            woken.append(member)
-        if not holder.waiting:
-            self._blocked.pop(holder, None)
+        others = len(self._blocked)
+        if site.waiting:
+            others -= 1
+            self._wake(site, min(WAKES, self.site_max - site.flying), woken)
+        if host.waiting:
+            others -= 1
+            self._wake(host, min(WAKES, self.host_limit - host.flying), woken)
+        if others:
+            self._wake_others(site, host, woken)
         return woken
 
-    def _wake_others(self) -> list[Member]:
+    def _wake(self, holder: Holder, most: int, woken: list[Member]) -> None:
+        """Take up to so many lanes out of a holder's waiting ones, those that have waited longest first."""
+        waiting = holder.waiting
+        for _ in range(min(most, len(waiting))):
+            member, _ = waiting.popitem(last=False)
+            member.waits_for = None
+            woken.append(member)
+        if not waiting:
+            self._blocked.pop(holder, None)
+
+    def _wake_others(self, site: Holder, host: Holder, woken: list[Member]) -> None:
         """Wake lanes of other holders, which take turns: they may have waited for any slot to be free."""
-        woken: list[Member] = []
         for _ in range(min(WAKES, len(self._blocked)) if self.flying < self._reserved else 0):
             holder = next(iter(self._blocked))
             self._blocked.move_to_end(holder)
-            woken += self._wake(holder, 1)
-        return woken
+            if holder is not site and holder is not host:
+                self._wake(holder, 1, woken)
 
     def forget(self, member: Member) -> None:
         """Take a lane that has no work any more out of those that wait."""
@@ -221,5 +234,5 @@ class Slots:
         for _ in range(min(LOOKS, len(self._blocked))):
             holder = next(iter(self._blocked))
             self._blocked.move_to_end(holder)
-            woken += self._wake(holder, LOOKS)
+            self._wake(holder, LOOKS, woken)
         return woken

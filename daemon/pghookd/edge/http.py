@@ -139,8 +139,8 @@ class _Wire(ResponseHandler):
         self._room = 0  # bytes still welcome; between requests none are
         self.deadline = _NEVER  # monotonic seconds
         self.used = 0  # requests begun
-        self.key: ConnectionKey | None = None  # of the origin
-        self.begun_at = _NEVER  # monotonic seconds, of the request under way
+        self.key: ConnectionKey | None = None  # of the origin, once a request has begun
+        self.begun_at = _NEVER  # monotonic seconds, of the first request
         self.idle_at = _NEVER  # monotonic seconds, since it is kept without a request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -163,10 +163,10 @@ class _Wire(ResponseHandler):
         """
         self.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=4 * self._budget)
 
-    def begin(self, key: ConnectionKey, now: float, deadline: float) -> None:
+    def begin(self, deadline: float) -> None:
         """Expect one response."""
-        self.key, self.begun_at, self.idle_at = key, now, _NEVER
         self.deadline = deadline
+        self.idle_at = _NEVER
         self.used += 1
         self._room = self._budget
 
@@ -420,52 +420,49 @@ class Sender:
         Returns:
             A Reply as soon as a final head was received, whatever then became of the body; else a Fault.
         """
+        deadline = self._monotonic() + timeout_s
         if not self.in_flight:
             self._idle.clear()
         self.in_flight += 1
         try:
-            return await self._exchange(target, head, body, timeout_s, kept_bytes)
+            try:
+                connection = await self._connect(target, timeout_s)
+            except NoTunnel as exc:
+                return exc.fault
+            except Exception as exc:  # noqa: BLE001 -- foreign exceptions end here, each with a name
+                return _connect_fault(exc)
+            wire = cast("_Wire", connection.protocol)
+            whole = False
+            try:
+                wire.begin(deadline)
+                if wire.used == 1:
+                    wire.key, wire.begun_at = target.request.connection_key, self._monotonic()
+                _write(wire, target.prefix + head, body)
+                message, payload = await wire.read()
+                while message.code in _INTERIM:
+                    message, payload = await wire.read()
+                text = await _read_body(payload)
+                reply = _reply(
+                    message, text[: self._response_bytes_max if kept_bytes is None else kept_bytes]
+                )
+                whole = payload.is_eof() and payload.exception() is None
+            except Exception as exc:  # noqa: BLE001 -- as above
+                return _exchange_fault(exc, wire)
+            finally:
+                self._finish(connection, wire, whole=whole)
+            return reply
         finally:
-            self.in_flight -= 1
-            if not self.in_flight:
-                self._idle.set()
+            self._land()
+
+    def _land(self) -> None:
+        """Count a request that has ended."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
 
     async def idle(self) -> None:
         """Return once no request is in flight."""
         await self._idle.wait()
-
-    async def _exchange(
-        self,
-        target: Target,
-        head: bytes,
-        body: bytes,
-        timeout_s: float,
-        kept_bytes: int | None,
-    ) -> Answer:
-        deadline = self._monotonic() + timeout_s
-        key = target.request.connection_key
-        try:
-            connection = await self._connect(target, timeout_s)
-        except NoTunnel as exc:
-            return exc.fault
-        except Exception as exc:  # noqa: BLE001 -- foreign exceptions end here, each with a name
-            return _connect_fault(exc)
-        wire = cast("_Wire", connection.protocol)
-        whole = False
-        try:
-            wire.begin(key, self._monotonic(), deadline)
-            _write(wire, target.prefix + head, body)
-            message, payload = await wire.read()
-            while message.code in _INTERIM:
-                message, payload = await wire.read()
-            text = await _read_body(payload)
-            reply = _reply(message, text[: self._response_bytes_max if kept_bytes is None else kept_bytes])
-            whole = payload.is_eof() and payload.exception() is None
-        except Exception as exc:  # noqa: BLE001 -- as above
-            return _exchange_fault(exc, wire)
-        finally:
-            self._finish(connection, wire, whole=whole)
-        return reply
 
     async def _connect(self, target: Target, timeout_s: float) -> Connection:
         timeout = self._timeouts.get(timeout_s) or self._timeout(timeout_s)

@@ -229,7 +229,7 @@ class Deliverer:
                 self._rest()
                 break
             lane, delivery = taken
-            if self._lanes.flying < self._terms.concurrency:
+            if not self._lanes.starving:
                 self.kick()  # slow start: one success makes room for more than this worker
         if self._stopping and not self._lanes.flying:
             self._idle.set()

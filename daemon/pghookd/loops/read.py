@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol, cast
 
@@ -25,6 +26,7 @@ PAUSE_MIN_S: Final = 0.001
 PAUSE_MAX_S: Final = (
     0.002  # a read that finds nothing takes 0.1 ms; 4 ms here makes the median latency 2.6 ms, not 1.6
 )
+BEHIND_PAUSE_MAX_S: Final = 0.016  # while a site is in arrears: reading every 2 ms takes a tenth of its speed
 # After rows let some gather, the longer the more there were: reading at once takes a tenth of the producers' speed.
 GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.016
@@ -36,6 +38,9 @@ SETTLED_MAX: Final = (
     2000  # settled deliveries read by the range of the events; with more of them, by their ids
 )
 SPARSE: Final = 20  # ids to an event: beyond, its range is not tried
+BARE_SITES_MAX: Final = (
+    16  # sites in arrears whose events are read without payload; each is compared with each row
+)
 ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at what was left in the log takes
 ASIDE_LEAST: Final = 100  # with fewer than this a look waits until more sites have room, but not for long
 ASIDE_FOR_S: Final = (
@@ -137,6 +142,11 @@ class Look:
         return sum(len(event_ids) * part.weight for part, event_ids in self.pieces)
 
     @property
+    def recovering(self) -> bool:
+        """Return True if the recovery road has read some of its events."""
+        return any(part.recovering for part, _ in self.pieces)
+
+    @property
     def wide(self) -> bool:
         """Return True if its site is dealt with slice by slice."""
         return self.pieces[0][0].wide
@@ -191,25 +201,33 @@ class Reader:
 
     async def run(self, bell: Sleeper) -> None:
         """Read until cancelled: at once while there are many rows, then ever slower, then asleep."""
-        idle_at, pause = self._monotonic(), PAUSE_MIN_S
+        idle_at, read_at, pause = self._monotonic(), 0.0, PAUSE_MIN_S
         while True:
             taken = self._place() + await self._take_aside()
-            found = 0
-            if self._aside.is_full:
-                await self._fan_out.attend()
-            else:
-                found = await self.read()
+            found, is_due = 0, self._monotonic() >= read_at
+            if is_due:
+                found = await self._read_unless_full()
             now = self._monotonic()
             if taken or found:
-                idle_at, pause = now, PAUSE_MIN_S
-                if not taken and found < PAGE // 2:
-                    await asyncio.sleep(min(PAUSE_MIN_S + found * GATHER_S, GATHER_MAX_S))
-            elif now - idle_at < LULL_S or self._is_behind:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, PAUSE_MAX_S)
-            else:
+                idle_at = now
+            if found:
+                pause = PAUSE_MIN_S
+                gather_s = min(PAUSE_MIN_S + found * GATHER_S, GATHER_MAX_S)
+                read_at = now + (gather_s if found < PAGE // 2 else 0.0)
+            elif is_due:
+                read_at = now + pause
+                pause = min(pause * 2, BEHIND_PAUSE_MAX_S if self._is_behind else PAUSE_MAX_S)
+            if now - idle_at >= LULL_S and not self._is_behind:
                 await bell.sleep(self.read)
-                idle_at, pause = self._monotonic(), PAUSE_MIN_S
+                idle_at, read_at, pause = self._monotonic(), 0.0, PAUSE_MIN_S
+            elif not taken and read_at > now:
+                await asyncio.sleep(min(read_at - now, PAUSE_MAX_S) if self._is_behind else read_at - now)
+
+    async def _read_unless_full(self) -> int:
+        if not self._aside.is_full:
+            return await self.read()
+        await self._fan_out.attend()
+        return 0
 
     def _place(self) -> int:
         placed = self._fan_out.place() if self._fan_out.is_waiting else 0
@@ -275,7 +293,15 @@ class Reader:
         found = 0
         while True:
             rows = await self._session.fetch(
-                query("read_events_page"), since, upto, last, newest, PAGE, only, self._shards
+                query("read_events_page"),
+                since,
+                upto,
+                last,
+                newest,
+                PAGE,
+                only,
+                self._shards,
+                self._aside.largest(BARE_SITES_MAX),  # these have no room in this page whatever comes
             )
             full = len(rows) == PAGE
             end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
@@ -306,7 +332,7 @@ class Reader:
         for group in _groups(rows):
             takers = await self._fan_out.takers({row[1]: Span() for row in group})
             ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
-            self._leave_wide(group, ours, page, difference)
+            self._leave_at_once(group, ours, page, difference)
             for step in _steps(group, ours):
                 await self._deal(step, ours, page, difference)
         page.close()
@@ -315,8 +341,8 @@ class Reader:
         self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference
     ) -> None:
         settled: set[tuple[int, int]] = set()
-        if difference.again:
-            settled = await self._read_settled([row[0] for row in rows], Span())
+        if difference.again and (roomy := [row[0] for row in rows if row[1] not in self._aside]):
+            settled = await self._read_settled(roomy, Span())
         now = self._monotonic()
         room = {site_id: self._room_for(site_id, takers[site_id]) for site_id in {row[1] for row in rows}}
         dealt = self._fan_out.deal(
@@ -329,15 +355,35 @@ class Reader:
         self._beat()
         await asyncio.sleep(0)
 
-    def _leave_wide(
+    def _leave_at_once(
         self, rows: Sequence[EventRow], takers: dict[str, Takers], page: Page, difference: Difference
     ) -> None:
-        """Leave the events of sites that have more endpoints than a slice; take these sites out of the others."""
+        """Leave the events of sites that are behind or wide; take these sites out of the others.
+
+        No deliveries are weighed one by one here: in arrears every event comes this way once more.
+        """
         now = self._monotonic()
-        for site_id in [site_id for site_id, found in takers.items() if found.slice_end is not None]:
-            found = takers.pop(site_id)
-            event_ids = [row[0] for row in rows if row[1] == site_id]
-            self._leave(site_id, event_ids, len(found.endpoints), found, page, difference, now)
+        at_once = {
+            site_id: takers.pop(site_id)
+            for site_id, found in list(takers.items())
+            if found.slice_end is not None or site_id in self._aside
+        }
+        left: dict[str, list[int]] = {}
+        pairs: Counter[str] = Counter()
+        for event_id, site_id, kind, _, only, *_ in rows if at_once else ():
+            found = at_once.get(site_id)
+            if found is None:
+                continue
+            if found.slice_end is not None:
+                wanting = len(found.endpoints)
+            else:
+                wanting = len(found.of(kind)) if only is None else 1
+            if wanting:
+                left.setdefault(site_id, []).append(event_id)
+                pairs[site_id] += wanting
+        for site_id, event_ids in left.items():
+            weight = -(-pairs[site_id] // len(event_ids))
+            self._leave(site_id, event_ids, weight, at_once[site_id], page, difference, now)
 
     def _room_for(self, site_id: str, takers: Takers) -> int:
         """Return how many deliveries of a step a site may have: none if it is behind."""
@@ -429,7 +475,11 @@ class Reader:
         return dealt, left is None
 
     async def _settled_of(self, looks: Iterable[Look]) -> set[tuple[int, int]]:
-        """Read what is settled of some events; of a site with very many endpoints for those of its slice alone."""
+        """Read what is settled of some events; of a site with very many endpoints for those of its slice alone.
+
+        Nothing can be where the recovery road has read none of them.
+        """
+        looks = [look for look in looks if look.recovering]
         narrow = [event_id for look in looks if not look.wide for event_id in look.event_ids]
         settled = await self._read_settled(narrow, Span()) if narrow else set()
         for look in looks:

@@ -117,8 +117,7 @@ class Recorder:
 
     def apply(self, *, batch_max: int, batch_wait_s: float) -> None:
         """Gather the next batches by other bounds."""
-        self._batch_max = batch_max
-        self._batch_wait_s = batch_wait_s
+        self._terms = dataclasses.replace(self._terms, batch_max=batch_max, batch_wait_s=batch_wait_s)
 
     # What others may ask and say ------------------------------------------------------------------------------------
 
@@ -165,7 +164,7 @@ class Recorder:
         since = self._pending.oldest_outcome_at if self._outcome_since is None else self._outcome_since
         if since is not None and now - since > OUTCOME_MAX_AGE_S:
             return "unrecorded"
-        return "delayed" if self._pending.is_full else None
+        return "delayed" if self._pending.aside and self._pending.is_full else None
 
     def heal(self, endpoint_ids: Iterable[int] | None) -> None:
         """Endpoints have changed: rows of those that are off are held, those of others go out; None: any of them."""
