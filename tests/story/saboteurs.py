@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from pghookd import app, epoch
+from pghookd import app, epoch, mailing
 from pghookd.core.model import Reply
 from pghookd.core.signing import signer_of
 from pghookd.core.snapshot import settle
@@ -140,12 +140,12 @@ class StoresTooEarly(Recorder):
     """Stores the position before the batch commits, and is killed in between."""
 
     async def _flush(self, rows):
-        tickets = [write.delivery.ticket for write in self._pending[:rows] if write.delivery.ticket]
-        for write in self._pending[:rows]:
-            settle(write.delivery)
+        deliveries = list(self._pending.deliveries())
+        tickets = [delivery.ticket for delivery in deliveries if delivery.ticket]
+        for delivery in deliveries:
+            settle(delivery)
         if any(not ticket.open for ticket in tickets):
-            self._stored_rows, self._stored_at = -1, -100.0
-            await self._store(self._monotonic())
+            await self._positions.store(self._monotonic())
             os.kill(os.getpid(), signal.SIGKILL)
         await super()._flush(rows)
 
@@ -240,7 +240,7 @@ SABOTAGES = {
     "follows redirects": _caught(FollowsRedirects, "redirected", "destinations"),
 }
 # Where each part is wired.
-PLACES = {Sender: (app, "Sender"), Post: (epoch, "Post"), Bell: (epoch, "Bell")}
+PLACES = {Sender: (app, "Sender"), Post: (mailing, "Post"), Bell: (epoch, "Bell")}
 PLACES |= {part: (epoch, part.__name__) for part in (Reader, Recorder, Deliverer)}
 
 
