@@ -86,7 +86,7 @@ async def rate(own: Server, receiver: Nginx, shape: Shape, deliveries: int) -> f
     if not shape.live:
         await _insert(connection, shape, events, events)
     await connection.execute("checkpoint")
-    settings = {"delivery_concurrency": IN_FLIGHT, "delivery_endpoint_concurrency": IN_FLIGHT}
+    settings = {"delivery_concurrency": 4 * IN_FLIGHT, "delivery_endpoint_concurrency": IN_FLIGHT}
     async with running(url, **settings) as daemon:
         began = datetime.fromisoformat(str(daemon.log[-1]["timestamp"]))
         if shape.live:

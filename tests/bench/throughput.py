@@ -45,7 +45,7 @@ async def ours(own: Server, receiver: Nginx, events: int) -> tuple[float, float]
     connection = await asyncpg.connect(url)
     await fill(connection, receiver.url, events)
     before = receiver.arrived()
-    settings = {"delivery_concurrency": IN_FLIGHT, "delivery_endpoint_concurrency": IN_FLIGHT}
+    settings = {"delivery_concurrency": 4 * IN_FLIGHT, "delivery_endpoint_concurrency": IN_FLIGHT}
     async with running(url, **settings) as daemon:
         ready = datetime.fromisoformat(str(daemon.log[-1]["timestamp"]))
         async with asyncio.timeout(600):

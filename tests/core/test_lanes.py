@@ -235,9 +235,9 @@ def test_lanes_that_do_not_keep_up_give_way_to_others_of_their_site():
     fill(lanes, 1, 90, site="s")
     fill(lanes, 2, 90, site="other")
     start(lanes)
-    assert lanes.shed_for("s", 5.0) == []  # the site has no lane that waits for room
+    assert lanes.shed_for("s", 1, 5.0) == []  # the site has no lane that waits for room
     lanes.lane(endpoint(3, site="s"))
-    shed = lanes.shed_for("s", 5.0)
+    shed = lanes.shed_for("s", 1, 5.0)
     assert len(shed) == 84
     assert lanes.by_endpoint[1].queued == 4
     assert lanes.by_endpoint[2].queued == 88

@@ -368,8 +368,8 @@ MAIL_SABOTAGES = {
 
 # These show in one of some hundred or thousand histories: where to begin.
 FIRST_SEED = {
-    "has no fence": 700,
-    "takes rows before recovery has written": 2_150,
+    "has no fence": 600,
+    "takes rows before recovery has written": 3_400,
 }
 # How many it takes to notice; None: as the seed says.
 INSTANCES = {"has no fence": 2}

@@ -899,15 +899,16 @@ class Lanes:
                     break
         return shed
 
-    def shed_for(self, site_id: str, now: float) -> list[Delivery]:
-        """Take surplus of a site's lanes that do not keep up, where others of the same site have nothing queued.
+    def shed_for(self, site_id: str, endpoints: int, now: float) -> list[Delivery]:
+        """Take surplus of a site's lanes that do not keep up, where others of its endpoints have nothing queued.
 
         The site has used up its part of the memory, and these would get nothing more. Where all lanes are stuck it
         would buy nothing: what the log holds is as well off there.
         """
         lanes = [lane for lane in self._lanes.values() if lane.key.site_id == site_id]
         stuck = [lane for lane in lanes if lane.queued > 2 * lane.limit and self._is_stuck(lane, now)]
-        if not stuck or self.flying >= self._slots.size or all(lane.queued for lane in lanes):
+        busy = sum(1 for lane in lanes if lane.queued)
+        if not stuck or self.flying >= self._slots.size or busy >= max(endpoints, len(lanes)):
             return []
         shed: list[Delivery] = []
         for lane in stuck:

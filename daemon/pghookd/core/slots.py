@@ -10,8 +10,9 @@
     a site that has any      nothing of the last eighth      likewise
     a site that has none     all there is                    lanes wait for any slot
 
-A holder is slow if half of its requests or more are long. A lane that answers well goes on up to a half of all slots
-although other lanes of its site hang. No answer is waited for to decide this: what is in flight counts while it is.
+A holder is slow if half of its requests or more are long. For a lane that answers well the long requests of its site
+count once like all others, and for one that has nothing in flight one and a half times, so that neither waits for
+lanes of its site that hang. No answer is waited for to decide this: what is in flight counts while it is.
 
 The bounds hold on a quiet platform too: a slot that a slow receiver holds cannot be taken back when others come.
 
@@ -98,6 +99,15 @@ class Flight:
         self.landed = False
 
 
+def _weight(member: Member) -> float:
+    """Return how much a long request of its site counts besides, where a lane wants a slot."""
+    if member.long:
+        return 1.0
+    if member.proved:
+        return 0.0
+    return 1.0 if member.flying else 0.5
+
+
 class Slots:
     """All slots.
 
@@ -129,8 +139,7 @@ class Slots:
     def admits(self, member: Member) -> bool:
         """Return True if a lane may take a slot now; otherwise it waits until `end` or `age` returns it."""
         site, host, flying = member.site, member.host, self.flying
-        held = site.flying if member.proved and not member.long else site.flying + site.long
-        if held >= self.site_max:
+        if site.flying + _weight(member) * site.long >= self.site_max:
             self._block(member, site)
         elif host.flying >= (self.host_max if site.flying else self.host_limit):
             self._block(member, host)

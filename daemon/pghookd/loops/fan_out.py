@@ -346,10 +346,10 @@ class FanOut:
             self._park(delivery, PARKED_FOR[offer], now)
         return True
 
-    def shed(self, site_id: str) -> None:
+    def shed(self, site_id: str, endpoints: int) -> None:
         """Park the surplus of lanes that do not keep up, and keep others of the same site from having room."""
         now = self._monotonic()
-        for delivery in self._lanes.shed_for(site_id, now):
+        for delivery in self._lanes.shed_for(site_id, endpoints, now):
             self._park(delivery, Reason.LANE_FULL, now)
 
     @property

@@ -92,7 +92,7 @@ class FanOut(Protocol):
         """Return how many rows of a site may be parked."""
         ...
 
-    def shed(self, site_id: str) -> None:
+    def shed(self, site_id: str, endpoints: int) -> None:
         """Park what keeps others of the same site from having room."""
         ...
 
@@ -533,7 +533,7 @@ class Reader:
         waited_s = now - oldest.since
         if waited_s >= STUCK_S and now >= self._shed_at:
             self._shed_at = now + SHED_EVERY_S
-            self._fan_out.shed(site_id)
+            self._fan_out.shed(site_id, oldest.endpoints)
         if waited_s >= ASIDE_FOR_S or now - oldest.ticket.read_at >= ASIDE_LONG_S or self._aside.is_full:
             return min(self._fan_out.parking_for(site_id), ASIDE_PARKED)
         return 0
