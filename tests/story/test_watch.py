@@ -221,10 +221,16 @@ async def test_every_session_is_asked_even_while_all_sleeps(database, db, start,
 
 @pytest.mark.parametrize("name", ["record", "bell"])
 async def test_one_backend_that_hangs_is_noticed(own_server, direct, network, start, receiving, until, name):
-    """Its connection is open, its server lives, and it answers nothing, perhaps in the middle of a statement."""
-    daemon = await start(own_server.url(), **SETTINGS)
-    await direct.execute(EVENTS, 2000)
-    await until(lambda: len(receiving.entries()) > 300)
+    """Its connection is open, its server lives, and it answers nothing, perhaps in the middle of a statement.
+
+    The bell's is stopped while the daemon sleeps: while it asks for its key it may wait for a producer for hours.
+    """
+    daemon = await start(own_server.url(), log_level="debug", **SETTINGS)
+    if name == "bell":
+        await daemon.wait_for("bell.slept")
+    else:
+        await direct.execute(EVENTS, 2000)
+        await until(lambda: len(receiving.entries()) > 300)
     pid = await direct.fetchval(
         "select pid from pg_stat_activity where application_name = $1", f"pghookd/{name}"
     )
@@ -234,5 +240,7 @@ async def test_one_backend_that_hangs_is_noticed(own_server, direct, network, st
     finally:
         os.kill(pid, signal.SIGCONT)
     await daemon.wait_for("database.restored")
+    if name == "bell":
+        await direct.execute(EVENTS, 2000)
     await until(lambda: _delivered(direct, 2000), 40)
     await checker.check(direct, receiving.entries(), repeats_max=CONCURRENCY + BATCH_MAX)

@@ -23,6 +23,9 @@ DROWSY_MAX_S: Final = 0.05
 GIVE_UP_AFTER_S: Final = 1.0  # rows that keep coming this long: be awake, ask again after the next lull
 STREAK_ENDS_AFTER_S: Final = 0.25
 LOOK_MAX_S: Final = 1.0  # a sleeper says that it lives at least this often, however rarely it polls
+ANSWER_WITHIN_S: Final = (
+    10.0  # to what waits for nobody; the session itself has no limit, since asking may take hours
+)
 NO_KEEPER_S: Final = 0.005  # who does not keep the bell stays awake
 
 _TRY_KEEP: Final = f"select pg_try_advisory_lock({LOCK_CLASS}, -2)"
@@ -73,7 +76,7 @@ class Bell:
             await asyncio.sleep(NO_KEEPER_S)
             return
         if not self._keeps:
-            self._keeps = bool(await self.session.fetchval(_TRY_KEEP))
+            self._keeps = bool(await self.session.fetchval(_TRY_KEEP, timeout_s=ANSWER_WITHIN_S))
             if not self._keeps:
                 await asyncio.sleep(NO_KEEPER_S)
                 return
@@ -92,7 +95,7 @@ class Bell:
             return
         if not await read():
             await self._asleep(read)
-        await self.session.fetchval(_RELEASE)
+        await self.session.fetchval(_RELEASE, timeout_s=ANSWER_WITHIN_S)
 
     async def _drowse(self, ask: asyncio.Future[Any], read: Read) -> bool:
         """Read on, slowly, until the key is granted; False where rows keep coming."""
