@@ -369,7 +369,7 @@ MAIL_SABOTAGES = {
 # These show in one of some hundred or thousand histories: where to begin.
 FIRST_SEED = {
     "has no fence": 600,
-    "takes rows before recovery has written": 3_400,
+    "takes rows before recovery has written": 3_460,
 }
 # How many it takes to notice; None: as the seed says.
-INSTANCES = {"has no fence": 2}
+INSTANCES = {"has no fence": 2, "takes rows before recovery has written": None}

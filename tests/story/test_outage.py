@@ -72,7 +72,7 @@ class Day:
             self.plan(self.now + EVERY_S, self.arrive, first + AT_ONCE)
 
     def offer(self, event_id, attempts, *, late=False):
-        event = Event(event_id, "s", "a", 0, None)
+        event = Event(event_id, "s", "a", 0, b"{}")
         each = Delivery(event, 1, attempts, self.now, in_backlog=late, late=late)
         if self.lanes.offer(self.lane, each, self.now) is Offer.QUEUED:
             return True
