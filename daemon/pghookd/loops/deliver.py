@@ -150,11 +150,15 @@ class Deliverer:
 
         Called whenever there is more work or more room.
         """
-        if self._group is None:
-            return
-        while (taken := self._take(self._monotonic())) is not None:
-            self._group.create_task(self._work(*taken))
-        self._rest()
+        while self._group is not None and (taken := self._take(self._monotonic())) is not None:
+            work = self._work(*taken)
+            try:
+                self._group.create_task(work)
+            except RuntimeError:  # the group is ending, and the epoch with it
+                work.close()
+                self._group = None
+        if self._group is not None:
+            self._rest()
 
     def _rest(self) -> None:
         """See to what lanes wait for: a time, or a payload."""
