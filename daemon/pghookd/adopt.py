@@ -24,7 +24,7 @@ from pghookd.edge.rows import server_of, shard_of
 
 LOOKS: Final = 20  # for the shards' locks, which a daemon that holds still has for moments
 LOOK_AGAIN_S: Final = 0.1
-WAIT_S: Final = 60.0  # for transactions that were open before; then the operator is told
+WAIT_S: Final = 60.0  # for transactions that were open before; then adopt reports one that is still open
 
 _LOCK: Final = "select pg_try_advisory_lock(1885825131, s + 1) from generate_series(0, $1::int - 1) s"
 _FREE: Final = "select pg_advisory_unlock_all()"

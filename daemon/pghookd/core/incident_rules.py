@@ -1,4 +1,4 @@
-"""The life of a failing endpoint, as its owner is told of it: one table of transitions, and the facts they test.
+"""The life of a failing endpoint, as its owner reads of it: one table of transitions, and the facts they test.
 
     healthy         -                                   no mail, ever
     shaky           an attempt failed, or what was not tried; the owner's window opens if none is open
@@ -27,7 +27,9 @@ from pghookd.core.model import DisabledReason
 FAILURES_MIN: Final = 3  # failed attempts since the last 2xx that make an endpoint a failing one
 FLAPS_MIN: Final = 3  # failing and recovered pairs in a day that make it a flapping one
 DRAINED_WITHIN: Final = 4  # times recovered_after_s: then it has recovered, whatever is left in the backlog
-EXPIRY_NOTICE_US: Final = 2 * DAY_US  # held events are told of this long before they are dropped
+EXPIRY_NOTICE_US: Final = (
+    2 * DAY_US
+)  # owners get an email about held events this long before they are dropped
 QUIET_US: Final = 30 * DAY_US  # an incident in which nothing has happened for this long is over
 HELD_UP_US: Final = 60 * SECOND_US  # a filter may be asked together with a slow one; that is over before this
 _BY_PEOPLE: Final = frozenset({DisabledReason.OWNER.value, DisabledReason.OPERATOR.value})
@@ -35,7 +37,7 @@ _BY_RECEIVER: Final = frozenset({DisabledReason.GONE.value, DisabledReason.RECEI
 
 
 def is_failing(case: Case) -> bool:
-    """Whether an endpoint that nobody was told of is a failing one."""
+    """Return True if an endpoint fails that no email has named yet."""
     incident, facts = case.incident, case.facts
     if not facts.enabled and facts.disabled_reason in _BY_RECEIVER:
         return True

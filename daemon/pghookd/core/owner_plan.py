@@ -34,7 +34,7 @@ from pghookd.core.storm import holds_clock, holds_mail
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Owner:
-    """Whom a mail would go to.
+    """The address that a mail would go to.
 
     Attributes:
         mails: when mails were made for them within a day, latest last; superseded and failed ones apart.
