@@ -27,9 +27,7 @@ from pghookd.core.model import DisabledReason
 FAILURES_MIN: Final = 3  # failed attempts since the last 2xx that make an endpoint a failing one
 FLAPS_MIN: Final = 3  # failing and recovered pairs in a day that make it a flapping one
 DRAINED_WITHIN: Final = 4  # times recovered_after_s: then it has recovered, whatever is left in the backlog
-EXPIRY_NOTICE_US: Final = (
-    2 * DAY_US
-)  # owners get an email about held events this long before they are dropped
+EXPIRY_NOTICE_US: Final = 2 * DAY_US  # held events are in an email this long before they are dropped
 QUIET_US: Final = 30 * DAY_US  # an incident in which nothing has happened for this long is over
 HELD_UP_US: Final = 60 * SECOND_US  # a filter may be asked together with a slow one; that is over before this
 _BY_PEOPLE: Final = frozenset({DisabledReason.OWNER.value, DisabledReason.OPERATOR.value})
