@@ -25,6 +25,7 @@ from pghookd.core.settings import Settings
 from pghookd.core.snapshot import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
 from pghookd.core.suspects import Arrival, Stay
 from pghookd.edge import former
+from pghookd.edge.endpoints import Endpoints
 from pghookd.edge.filter import Filters
 from pghookd.edge.http import Sender
 from pghookd.edge.journal import LogEvent
@@ -402,12 +403,14 @@ class Crew:
         self.mailing = self._make_mailing()
         self.care = self._make_care()
         self.deliverer = self._make_deliverer()
-        fan_out = self._make_fan_out()
+        endpoints = Endpoints(sessions["read"], shards=len(stored), monotonic=world.monotonic)
+        fan_out = self._make_fan_out(endpoints)
         self.reader = Reader(
             sessions["read"],
             log,
             self._order,
             fan_out,
+            endpoints,
             shards=len(stored),
             monotonic=world.monotonic,
             beat=world.beats.of("read"),
@@ -507,7 +510,7 @@ class Crew:
             suspects=self._suspects if self._wary else None,
         )
 
-    def _make_fan_out(self) -> FanOut:
+    def _make_fan_out(self, endpoints: Endpoints) -> FanOut:
         return FanOut(
             self._sessions["read"],
             self._log,
@@ -515,6 +518,7 @@ class Crew:
             self._order,
             self.recorder,
             self._filters,
+            endpoints,
             shards=len(self._stored),
             kick=self.deliverer.kick,
             logger=self._world.logger,

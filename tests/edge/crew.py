@@ -27,6 +27,7 @@ from pghookd.core.snapshot import Log, Snapshot, settle
 from pghookd.core.verdict import Delivered
 from pghookd.core.writes import Attempted
 from pghookd.edge import embedded, postgres
+from pghookd.edge.endpoints import Endpoints
 from pghookd.edge.filter import Filters
 from pghookd.edge.machine import host_id
 from pghookd.edge.postgres import query
@@ -264,6 +265,7 @@ class Desk:
             recorded=lambda: None,
             beat=lambda: None,
         )
+        endpoints = Endpoints(read, shards=shards, monotonic=self.clock)
         fan_out = FanOut(
             read,
             log,
@@ -271,13 +273,14 @@ class Desk:
             self.order,
             self.recorder,
             Filters(logger=Diary().logger, monotonic=self.clock),
+            endpoints,
             shards=shards,
             kick=self._deliver,
             logger=Diary().logger,
             monotonic=self.clock,
         )
         self.reader = Reader(
-            read, log, self.order, fan_out, shards=shards, monotonic=self.clock, beat=lambda: None
+            read, log, self.order, fan_out, endpoints, shards=shards, monotonic=self.clock, beat=lambda: None
         )
 
     def _deliver(self):

@@ -256,6 +256,16 @@ async def test_a_page_walks_the_primary_key_and_stops(session, today, shards):
     assert plan.run_pages < (30 if shards is None else 400)
 
 
+async def test_what_is_left_in_the_log_is_skimmed_along_the_primary_key(session, today):
+    since, upto = (1, 1, []), (LAST_XID + 1, LAST_XID + 1, [])
+    sites = [f"s{n}" for n in range(16)]
+    plan = await explain(session, query("skim_events"), since, upto, 0, id_of(today, 0), 200, None, 16, sites)
+    scans = plan.scans("events", today)
+    assert {(kind, index.split("_", 2)[2]) for kind, _, index in scans} == {("Index Scan", "pkey")}
+    assert not plan.kinds() & {"Sort", "Incremental Sort", "Seq Scan", "Bitmap Heap Scan"}
+    assert plan.run_pages < 30
+
+
 async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, today):
     running = list(range(LAST_XID - 30_000, LAST_XID - 29_000, 2))
     since, upto = (running[0], LAST_XID - 20_000, running), (LAST_XID + 1, LAST_XID + 1, [])

@@ -8,8 +8,9 @@ import pytest
 from crew import desk, living
 
 from pghookd.core.unwritten import UNWRITTEN_MAX
+from pghookd.edge.endpoints import SLICE
 from pghookd.edge.postgres import query
-from pghookd.loops.fan_out import REFRESH_EVERY_S, REFRESH_PAGE, SLICE
+from pghookd.loops.fan_out import REFRESH_EVERY_S, REFRESH_PAGE
 from pghookd.loops.read import PAGE, PAIRS_A_STEP
 
 EMIT = """insert into webhooks.events (site_id, type, payload, ordering_key)
@@ -106,6 +107,24 @@ async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session
             await it.reader.read()
         assert queued_of(it, "other") == others
         it.lanes._slots.flying = 0
+
+
+async def test_a_long_transaction_is_skimmed_up_to_the_first_event_of_others(database, session):
+    await add(session, "flood")
+    async with desk(database) as it:
+        nothing_goes_out(it)
+        async with session.transaction():
+            flood = await emit(session, "flood", 20 * PAGE)
+            others = await emit(session, "other")
+            flood += await emit(session, "flood", 20 * PAGE)
+        said = spy_on(it.reader._session)
+        await it.reader.read()
+        assert queued_of(it, "other") == others
+        left = [i for part in it.reader._aside._parts["flood"] for i in part.event_ids]
+        assert queued_of(it, "flood") + left == flood
+        skims = [rows for sql, _, rows in said if sql == query("skim_events")]
+        assert sum(len(row["event_ids"]) for rows in skims for row in rows) > 30 * PAGE
+        assert len(said) < 30
 
 
 # A page and an event are parted ---------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from pghookd.core.manner import Defaults
 from pghookd.core.model import Fault, Outcome, Reply
 from pghookd.core.order import Order
 from pghookd.core.snapshot import Log
+from pghookd.edge.endpoints import Endpoints
 from pghookd.edge.filter import Filters
 from pghookd.edge.postgres import DatabaseAway, DatabaseError, query
 from pghookd.edge.rows import shard_of
@@ -170,6 +171,7 @@ class Crew:
             random01=rng.random,
             beat=lambda: None,
         )
+        endpoints = Endpoints(sessions[0], shards=SHARDS, monotonic=common["monotonic"])
         self.fan_out = make.get("fan_out", FanOut)(
             sessions[0],
             log,
@@ -177,6 +179,7 @@ class Crew:
             self.order,
             self.recorder,
             filters,
+            endpoints,
             shards=SHARDS,
             kick=self.deliverer.kick,
             **common,
@@ -186,6 +189,7 @@ class Crew:
             log,
             self.order,
             self.fan_out,
+            endpoints,
             shards=SHARDS,
             monotonic=common["monotonic"],
             beat=lambda: None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 
 import orjson
 
@@ -37,6 +38,7 @@ READS = frozenset(
     {
         "read_new_events",
         "read_events_page",
+        "skim_events",
         "find_first_event",
         "read_newest_event_id",
         "read_settled",
@@ -272,6 +274,16 @@ class Database:
             and (only is None or self.shard_of(event.site_id) in only)
         ]
         return sorted(found)[:page]
+
+    def skim_events(self, since, upto, last, newest, page, only, shards, behind):
+        run = itertools.takewhile(
+            lambda event: event[1] in behind,
+            self.read_events_page(since, upto, last, newest, page, only, shards, ()),
+        )
+        groups = {}
+        for event_id, site_id, kind, _, endpoint_id, *_ in run:
+            groups.setdefault((site_id, kind, endpoint_id), []).append(event_id)
+        return [(*key, event_ids) for key, event_ids in groups.items()]
 
     def find_first_event(self, since, upto, floor, front):
         ended = set(since.xips) - set(upto.xips)

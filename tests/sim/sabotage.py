@@ -121,6 +121,15 @@ class ClosesPagesEarly(Reader):
         page._tickets.clear()
 
 
+class SkimsTooFar(Reader):
+    """Passes one event more than it has left in the log."""
+
+    async def _skim(self, walk, behind):
+        count = await super()._skim(walk, behind)
+        walk.last_event_id += count > 0
+        return count
+
+
 class SkipsEvents(Reader):
     """Leaves an event in so many out."""
 
@@ -336,6 +345,7 @@ SABOTAGES = {
     "reads by the greatest id": ({"reader": ReadsByGreatestId}, "lost"),
     "forgets what was running": ({"reader": SkipsRunning}, "lost"),
     "skips events": ({"reader": SkipsEvents}, "lost"),
+    "skims too far": ({"reader": SkimsTooFar}, "lost"),
     "sends twice": ({"sender": SendsTwice}, "twice"),
     "takes it for sent before it is": ({"sender": NeverSends}, "phantom"),
     "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),

@@ -18,7 +18,7 @@ from memory_postgres import Database, Stored
 from virtual import VirtualLoop
 
 from pghookd.core import lanes as memory
-from pghookd.loops import fan_out
+from pghookd.edge import endpoints
 from pghookd.loops import read as reading
 
 OF_INSTANCES = ("crash", "freeze", "session")
@@ -120,11 +120,12 @@ class World:
         at_once = rng.choice((1, 3, memory.SITE_PAGE_MAX))
         return [
             (reading, "PAGE", self.page),
+            (reading, "SKIM", 3 * self.page),
             (reading, "PAUSE_MAX_S", IDLE_PAUSE_S),
             (reading, "PAIRS_A_STEP", rng.choice((1, 3, reading.PAIRS_A_STEP))),
             (reading, "SETTLED_MAX", rng.choice((1, reading.SETTLED_MAX))),
             (reading, "SITES_A_READ", rng.choice((1, reading.SITES_A_READ))),
-            (fan_out, "SLICE", rng.choice((1, 2, fan_out.SLICE))),
+            (endpoints, "SLICE", rng.choice((1, 2, endpoints.SLICE))),
             (memory, "SITE_PAGE_MAX", at_once),
             (memory, "REFILL_LEAST", min(at_once, memory.REFILL_LEAST)),
         ]

@@ -229,9 +229,7 @@ async def many_endpoints_and_events(tenant):
 async def ordered_keys(tenant):
     await tenant.endpoints("/slow/20", 1, ordered=True)
     yield
-    # One transaction of them all delays what is committed just after it (daemon/README.md).
-    for _ in range(4):
-        await tenant.events(50_000, ordering_key="'key' || n")
+    await tenant.events(200_000, ordering_key="'key' || n")
 
 
 @attack

@@ -13,7 +13,7 @@ import heapq
 import itertools
 from array import array
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, KeysView, Sequence
 from typing import Final, Generic, TypeVar
 
 from pghookd.core.snapshot import Ticket
@@ -76,6 +76,10 @@ class Aside(Generic[C]):
 
     def __contains__(self, site_id: str) -> bool:
         return site_id in self._parts
+
+    def keys(self) -> KeysView[str]:
+        """Return the sites that have left events."""
+        return self._parts.keys()
 
     @property
     def is_full(self) -> bool:

@@ -19,7 +19,7 @@ import heapq
 import itertools
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, cast
 
 from pghookd.core import breaker
@@ -308,6 +308,9 @@ class Lanes:
 
     def lane(self, endpoint: Endpoint) -> Lane:
         """Return the endpoint's lane, made when it is new, brought up to date when the endpoint has changed."""
+        lane = self.by_endpoint.get(endpoint.endpoint_id)
+        if lane is not None and lane.endpoint is endpoint:
+            return lane
         key = LaneKey(endpoint.site_id, endpoint.endpoint_id)
         lane = self._lanes.get(key)
         if lane is None:
@@ -419,31 +422,42 @@ class Lanes:
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.flying < self._slots.size and (self.starving or not fed)
 
-    def room_for(self, site_id: str, endpoints: int) -> int:
-        """Return how many more deliveries of a site with so many endpoints memory takes at once; 0 or less if none.
+    def rooms_for(self, endpoints: Mapping[str, int]) -> dict[str, int]:
+        """Return how many more deliveries memory takes at once of each of some sites; 0 or less if none.
 
         A site may hold a third of what is free, whoever else has work: one alone has a quarter of the memory. A tenth
         is nobody's share: from it a site gets the few that it may have however much the others hold.
+
+        Args:
+            endpoints: how many endpoints each of the sites has.
         """
-        most, queued = self._allowance(site_id, endpoints)
-        return min(most - queued, SITE_PAGE_MAX)
+        rooms: dict[str, int] = {}
+        for site_id, count in endpoints.items():
+            most, queued = self._allowance(site_id, count)
+            room = most - queued
+            rooms[site_id] = min(SITE_PAGE_MAX, room)
+        return rooms
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
-        """Return the same where it is worth reading the log again for: REFILL_LEAST, or half of the site's part."""
+        """Return the same of one site, where it is worth reading the log for: REFILL_LEAST, or half of its part."""
         most, queued = self._allowance(site_id, endpoints)
         room = min(most - queued, SITE_PAGE_MAX)
         return room if room >= min(REFILL_LEAST, most / 2) else 0
 
     def _allowance(self, site_id: str, endpoints: int) -> tuple[int, int]:
         """Return how many deliveries a site may have in memory, and how many it has."""
-        if self.full:
+        total, total_bytes = self.queued, self.queued_bytes
+        if total >= self._queue_max or total_bytes >= self._queue_bytes_max:
             return 0, 0
-        site = self._sites.get(site_id)
-        queued, queued_bytes = (0, 0) if site is None else (site.queued, site.queued_bytes)
-        if queued and SITE_SHARE * queued_bytes >= self._queue_bytes_max - self.queued_bytes:
-            return 0, 0
-        free = self._queue_max - self._queue_max // RESERVE - self.queued
-        return max(SITE_LEAST, min(free // SITE_SHARE, endpoints * LANE_QUEUE_MAX // 2)), queued
+        queued = 0
+        if (site := self._sites.get(site_id)) is not None:
+            queued = site.queued
+            if queued and SITE_SHARE * site.queued_bytes >= self._queue_bytes_max - total_bytes:
+                return 0, 0
+        most = (self._queue_max - self._queue_max // RESERVE - total) // SITE_SHARE
+        least = endpoints * LANE_QUEUE_MAX // 2
+        most = min(most, least)
+        return (max(SITE_LEAST, most)), queued
 
     def measure(self, now: float) -> None:
         """Look how fast deliveries go out; call it a few times a second.

@@ -27,6 +27,9 @@ class Span:
     upto: int | None = None
 
 
+WHOLE: Final = Span()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dealt:
     """What some events came to.
@@ -49,11 +52,13 @@ class Takers:
 
     Attributes:
         endpoints: all of the slice, at least one.
+        shard: of the site.
         slice_end: the last endpoint id of the slice; None if no endpoint comes after it.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], slice_end: int | None = None) -> None:
         self.endpoints = endpoints
+        self.shard = endpoints[0].shard
         self.slice_end = slice_end
         self._exact: dict[str, list[Endpoint]] = {}
         self._prefixed: dict[str, list[Endpoint]] = {}
@@ -65,11 +70,6 @@ class Takers:
                 else:
                     self._exact.setdefault(wanted, []).append(endpoint)
         self._lengths = sorted({len(prefix) for prefix in self._prefixed})
-
-    @property
-    def shard(self) -> int:
-        """The shard of the site."""
-        return self.endpoints[0].shard
 
     def of(self, event_type: str) -> list[Endpoint]:
         """Return the endpoints that take a type, each once, by ascending id; as Endpoint.takes decides."""

@@ -23,6 +23,10 @@ class Unwritten:
         self._deliveries: list[Delivery] = []
         self._of_site: Counter[str] = Counter()
 
+    def __bool__(self) -> bool:
+        """Return False if no site has less room than memory gives it at once."""
+        return bool(self._deliveries)
+
     def note(self, delivery: Delivery) -> None:
         """Count a row that the recorder has been given; its ticket says when it is durable."""
         self._deliveries.append(delivery)

@@ -52,6 +52,7 @@ HOT: Final = {
         "find_first_event",
         "read_newest_event_id",
         "read_events_page",
+        "skim_events",
         "read_settled",
         "read_endpoints_of_sites",
         "read_endpoints",

@@ -9,7 +9,6 @@ Never here: reading the log, what is left there for a while (loops/read).
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import itertools
 from collections import deque
@@ -25,16 +24,15 @@ from pghookd.core.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.core.model import Delivery, Endpoint, Event, Reason, State
 from pghookd.core.order import Order, is_ordered
 from pghookd.core.snapshot import Difference, Log, Ticket, settle
-from pghookd.core.takers import ENDPOINT_ID_MAX, Dealt, Pair, Span, Takers
+from pghookd.core.takers import Dealt, Pair, Takers
 from pghookd.core.unwritten import Unwritten
 from pghookd.core.writes import Died, Kept, Write
+from pghookd.edge.endpoints import Endpoints
 from pghookd.edge.filter import Filters, filter_of
 from pghookd.edge.journal import LogEvent
 from pghookd.edge.postgres import Session, columns, query
 from pghookd.edge.rows import EventRow, endpoint_of, event_of
 
-SLICE: Final = 500  # endpoints of one site dealt with at once; those of a site with more come in slices
-YIELD_EVERY: Final = 500  # endpoints made of rows between two turns of the other tasks; some 3 us each
 HAND_FOR_S: Final = 60.0  # for so long a delivery waits for room in its lane; then it is parked
 REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
 CHANGED_MAX: Final = 1000  # endpoints to look at again; with more of them all that have work are looked at
@@ -69,6 +67,7 @@ class FanOut:
         order: Order,
         outbox: Outbox,
         filters: Filters,
+        endpoints: Endpoints,
         *,
         shards: int,
         kick: Callable[[], None],
@@ -81,6 +80,7 @@ class FanOut:
         self._order = order
         self._outbox = outbox
         self._filters = filters
+        self._endpoints = endpoints
         self._shards = shards
         self._kick = kick
         self._logger = logger
@@ -96,36 +96,17 @@ class FanOut:
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
-    async def takers(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
-        """Read the endpoints of at most SITES_A_READ sites, of each at most SLICE; a site without any is missing.
-
-        After the events: so that no endpoint is missed that was committed before one of them.
-        """
-        after = [span.after for span in spans.values()]
-        upto = [ENDPOINT_ID_MAX if span.upto is None else span.upto for span in spans.values()]
-        sql = query("read_endpoints_of_sites")
-        rows = await self._session.fetch(sql, list(spans), self._shards, after, upto, SLICE)
-        found: dict[str, list[Endpoint]] = {}
-        for number, row in enumerate(rows, 1):
-            endpoint = endpoint_of(row)
-            found.setdefault(endpoint.site_id, []).append(endpoint)
-            if number % YIELD_EVERY == 0:
-                await asyncio.sleep(0)
-        return {
-            site_id: Takers(
-                of_site, spans[site_id].upto or (of_site[-1].endpoint_id if len(of_site) == SLICE else None)
-            )
-            for site_id, of_site in found.items()
-        }
-
-    def room_for(self, site_id: str, endpoints: int) -> int:
-        """Return how many deliveries may be made of a site's events now; 0 or less if none."""
-        if site_id in self._hands:
-            return 0
-        return min(self._lanes.room_for(site_id, endpoints), self._unwritten.room_for(site_id))
+    def rooms_for(self, endpoints: Mapping[str, int]) -> dict[str, int]:
+        """Return how many deliveries may be made of the events of sites with so many endpoints; 0 or less: none."""
+        rooms = self._lanes.rooms_for(endpoints)
+        if self._unwritten:
+            rooms = {site_id: min(room, self._unwritten.room_for(site_id)) for site_id, room in rooms.items()}
+        for site_id in self._hands.keys() & rooms.keys() if self._hands else ():
+            rooms[site_id] = 0
+        return rooms
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
-        """Return the same where it is worth reading the log again for."""
+        """Return the same of one site where it is worth reading the log again for."""
         if site_id in self._hands:
             return 0
         return min(self._lanes.refill_for(site_id, endpoints), self._unwritten.room_for(site_id))
@@ -141,7 +122,7 @@ class FanOut:
         rows: Iterable[EventRow],
         takers: Mapping[str, Takers],
         room: dict[str, int],
-        ticket_of: Callable[[str], Ticket],
+        ticket_of: Callable[[int], Ticket],
         settled: set[tuple[int, int]],
         now: float,
     ) -> Dealt:
@@ -150,8 +131,8 @@ class FanOut:
         Args:
             rows: events, by ascending id within each site; the caller bounds their pairs.
             takers: per site, its endpoints; events of other sites make nothing.
-            room: per site, how many deliveries it may have; what is made is taken off.
-            ticket_of: returns the ticket for a site's events.
+            room: per site, how many deliveries it may have, if any; what is made is taken off.
+            ticket_of: returns the ticket for the events of a shard.
             settled: pairs of event and endpoint that need nothing.
             now: monotonic seconds.
         """
@@ -166,13 +147,13 @@ class FanOut:
                 wanting = [each for each in wanting if (event_id, each.endpoint_id) not in settled]
             if not wanting:
                 continue
-            if room[site_id] <= 0:
+            if room.get(site_id, 0) <= 0:
                 dealt.left.setdefault(site_id, []).append(event_id)
                 dealt.left_pairs[site_id] += len(wanting)
                 continue
             room[site_id] -= len(wanting)
             dealt.wanted[site_id] += len(wanting)
-            self._make(event_of(row), wanting, ticket_of(site_id), dealt.work, now)
+            self._make(event_of(row), wanting, ticket_of(of_site.shard), dealt.work, now)
         return dealt
 
     def _make(
@@ -412,6 +393,7 @@ class FanOut:
 
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
         """Look at endpoints again before long; None: at all that have work."""
+        self._endpoints.ask_again()
         if endpoint_ids is None:
             self._changed = None
             self._outbox.heal(None)
@@ -448,6 +430,7 @@ class FanOut:
             await self._refresh(ids)
 
     async def _refresh(self, ids: list[int]) -> None:
+        self._endpoints.ask_again()  # nothing older is to come after what is read now
         rows = await self._session.fetch(query("read_endpoints"), ids, self._shards)
         found = {row["endpoint_id"]: endpoint_of(row) for row in rows}
         now = self._monotonic()

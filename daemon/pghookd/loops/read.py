@@ -10,17 +10,20 @@ import asyncio
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final, Protocol, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias, cast
 
 from pghookd.core.aside import Aside, Part, ids_of
 from pghookd.core.order import Order
 from pghookd.core.snapshot import Difference, Log, Marks, Page, Position, ShardLog, Snapshot, Ticket
-from pghookd.core.takers import ENDPOINT_ID_MAX, SITES_A_READ, Dealt, Pair, Span, Takers
+from pghookd.core.takers import ENDPOINT_ID_MAX, SITES_A_READ, WHOLE, Dealt, Pair, Span, Takers
+from pghookd.edge.endpoints import Endpoints
 from pghookd.edge.postgres import DatabaseAway, Row, Session, query
 from pghookd.edge.rows import EventRow
 
 PAGE: Final = 1000  # events
+SKIM: Final = 5000  # events of sites that are behind, taken by their ids alone
+SKIM_FROM: Final = 0.9  # part of a page that is theirs; then the next events are taken so
 DAY_IDS: Final = 2**32  # event ids of a day, and of a partition
 PAUSE_MIN_S: Final = 0.001
 PAUSE_MAX_S: Final = (
@@ -31,6 +34,9 @@ BEHIND_PAUSE_MAX_S: Final = 0.016  # while a site is in arrears: reading every 2
 GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.016
 LULL_S: Final = 0.25  # without a row: go to sleep
+ENDPOINTS_AT_ONCE: Final = (
+    5000  # with so many of them the sites of a page are dealt with, and then the others
+)
 PAIRS_A_STEP: Final = (
     1000  # of an event and an endpoint, between two turns of the other tasks; some 10 us each
 )
@@ -50,6 +56,10 @@ STUCK_S: Final = 1.0  # so long a site may have no room before it is asked which
 SHED_EVERY_S: Final = 0.05  # between two such questions: each looks at every lane
 ASIDE_LONG_S: Final = 900.0  # and so long an event may stay, room or not
 ASIDE_PARKED: Final = 200  # deliveries parked then in one look
+
+
+# Event ids, ascending, of each site, type and only endpoint.
+Groups: TypeAlias = dict[tuple[str, str, int | None], list[int]]
 
 
 class Sleeper(Protocol):
@@ -76,16 +86,12 @@ class FanOut(Protocol):
         """Find a place for those; return how many found one."""
         ...
 
-    async def takers(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
-        """Read the endpoints of some sites."""
-        ...
-
-    def room_for(self, site_id: str, endpoints: int) -> int:
-        """Return how many deliveries may be made of a site's events."""
+    def rooms_for(self, endpoints: Mapping[str, int]) -> dict[str, int]:
+        """Return how many deliveries may be made of the events of some sites."""
         ...
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
-        """Return the same where it is worth reading the log again for."""
+        """Return the same of one site where it is worth reading the log again for."""
         ...
 
     def parking_for(self, site_id: str) -> int:
@@ -101,7 +107,7 @@ class FanOut(Protocol):
         rows: Iterable[EventRow],
         takers: Mapping[str, Takers],
         room: dict[str, int],
-        ticket_of: Callable[[str], Ticket],
+        ticket_of: Callable[[int], Ticket],
         settled: set[tuple[int, int]],
         now: float,
     ) -> Dealt:
@@ -158,6 +164,33 @@ class Look:
         return Span(part.after, part.slice_end)
 
 
+@dataclasses.dataclass(slots=True)
+class Walk:
+    """A long difference on its way through the log.
+
+    Attributes:
+        difference: what is walked.
+        logs: the shards that it is walked for.
+        only: their numbers; None: all shards there are.
+        newest: no event of it has a higher id.
+        last_event_id: up to here its events are taken.
+        ended: all are.
+    """
+
+    difference: Difference
+    logs: Mapping[int, ShardLog]
+    only: list[int] | None
+    newest: int
+    last_event_id: int
+    ended: bool = False
+
+    @property
+    def end(self) -> Position:
+        """The place in the log up to which its events are taken."""
+        upto = self.difference.upto
+        return Position(upto) if self.ended else Position(self.difference.since, upto, self.last_event_id)
+
+
 class Reader:
     """Reads differences, and leaves what a site has too much of in the log for a while."""
 
@@ -167,6 +200,7 @@ class Reader:
         log: Log,
         order: Order,
         fan_out: FanOut,
+        endpoints: Endpoints,
         *,
         shards: int,
         monotonic: Callable[[], float],
@@ -176,6 +210,7 @@ class Reader:
         self._log = log
         self._order = order
         self._fan_out = fan_out
+        self._endpoints = endpoints
         self._shards = shards
         self._monotonic = monotonic
         self._beat = beat
@@ -195,7 +230,7 @@ class Reader:
         self._upper = upper_end(newest + 1)  # the next id may be the first of its day
         for floor in {marks.floor(since), newest + 1}:
             await session.fetch(read_new_events(floor, self._upper), since, newest, newest, 1)
-        await self._fan_out.takers({"": Span()})
+        await self._endpoints.of_sites({"": WHOLE})
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
@@ -244,6 +279,7 @@ class Reader:
         """Read what is new since the last read, queue it, and return how many events it was."""
         log, marks = self._log, self._log.marks
         rows = await self._difference(log.read)
+        self._endpoints.ask_again()
         now = Snapshot(*rows[0]["snapshot"])
         if len(rows) > PAGE:
             found = await self._pages(Position(log.read, now, 0), now, marks)
@@ -289,33 +325,51 @@ class Reader:
         newest = await self._session.fetchval(query("read_newest_event_id"))
         logs = self._log.shards if shards is None else {s: self._log.shards[s] for s in shards}
         only = None if shards is None or len(shards) == self._shards else list(shards)
-        difference = Difference(since, upto, again=shards is not None)
-        found = 0
-        while True:
-            rows = await self._session.fetch(
-                query("read_events_page"),
-                since,
-                upto,
-                last,
-                newest,
-                PAGE,
-                only,
-                self._shards,
-                self._aside.largest(BARE_SITES_MAX),  # these have no room in this page whatever comes
-            )
-            full = len(rows) == PAGE
-            end = Position(since, upto, rows[-1]["event_id"]) if full else Position(upto)
-            await self._page(cast("list[EventRow]", rows), end, logs, difference)
-            found += len(rows)
+        walk = Walk(Difference(since, upto, again=shards is not None), logs, only, newest, last)
+        found = taken = behind = 0
+        while not walk.ended:
+            # These have no room in the next page whatever comes. Where most of the last one was theirs much more is.
+            sites = self._aside.largest(BARE_SITES_MAX)
+            is_run = taken >= PAGE and behind >= SKIM_FROM * taken
+            behind = taken = await self._skim(walk, sites) if is_run and sites else 0
+            if not taken:
+                taken, behind = await self._read_page(walk, set(sites))
+            found += taken
             while self._aside.is_full:
                 self._place()
                 if not await self._take_aside():
                     await asyncio.sleep(PAUSE_MAX_S)
             await self._fan_out.attend()
             self._beat()
-            if not full:
-                return found
-            last = rows[-1]["event_id"]
+        return found
+
+    async def _read_page(self, walk: Walk, behind: set[str]) -> tuple[int, int]:
+        """Take the next page; return how many events it has, and how many of them are of sites that are behind."""
+        since, upto = walk.difference.since, walk.difference.upto
+        where = (since, upto, walk.last_event_id, walk.newest, PAGE, walk.only, self._shards, list(behind))
+        rows = cast("list[EventRow]", await self._session.fetch(query("read_events_page"), *where))
+        walk.ended = len(rows) < PAGE
+        walk.last_event_id = rows[-1][0] if rows else walk.last_event_id
+        await self._page(rows, walk.end, walk.logs, walk.difference)
+        return len(rows), sum(1 for row in rows if row[1] in behind)
+
+    async def _skim(self, walk: Walk, behind: list[str]) -> int:
+        """Leave the events up to the first of a site that is not behind, by their ids alone; return how many."""
+        since, upto = walk.difference.since, walk.difference.upto
+        where = (since, upto, walk.last_event_id, walk.newest, SKIM, walk.only, self._shards, behind)
+        rows = await self._session.fetch(query("skim_events"), *where)
+        groups: Groups = {(site_id, kind, only): event_ids for site_id, kind, only, event_ids in rows}
+        if not groups:
+            return 0
+        count = sum(map(len, groups.values()))
+        walk.last_event_id = max(event_ids[-1] for event_ids in groups.values())
+        takers = await self._endpoints.of_sites({site_id: WHOLE for site_id, _, _ in groups})
+        page = Page(walk.logs, walk.end, self._monotonic())
+        self._log.rows += count
+        ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
+        self._leave_groups(groups, ours, page, walk.difference)
+        page.close()
+        return count
 
     # One page -----------------------------------------------------------------------------------------------
 
@@ -329,25 +383,42 @@ class Reader:
         """Deal with a page, some sites after others; what a site has no room for is left in the log."""
         page = Page(shards, end, self._monotonic())
         self._log.rows += len(rows)
-        for group in _groups(rows):
-            takers = await self._fan_out.takers({row[1]: Span() for row in group})
+        async for group, takers in self._groups(rows):
             ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
             self._leave_at_once(group, ours, page, difference)
             for step in _steps(group, ours):
                 await self._deal(step, ours, page, difference)
         page.close()
 
+    async def _groups(
+        self, rows: Sequence[EventRow]
+    ) -> AsyncIterator[tuple[Sequence[EventRow], dict[str, Takers]]]:
+        """Yield the events of a page with the endpoints of their sites: of as many sites as have not too many."""
+        sites = list(dict.fromkeys(row[1] for row in rows))
+        takers: dict[str, Takers] = {}
+        is_first, endpoints = True, 0
+        for start in range(0, len(sites), SITES_A_READ):
+            some = sites[start : start + SITES_A_READ]
+            found = await self._endpoints.of_sites(dict.fromkeys(some, WHOLE))
+            takers |= found
+            endpoints += sum(len(of_site.endpoints) for of_site in found.values())
+            is_last = start + SITES_A_READ >= len(sites)
+            if is_last or endpoints >= ENDPOINTS_AT_ONCE:
+                yield (rows if is_first and is_last else [row for row in rows if row[1] in takers]), takers
+                takers, is_first, endpoints = {}, False, 0
+
     async def _deal(
         self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference
     ) -> None:
         settled: set[tuple[int, int]] = set()
         if difference.again and (roomy := [row[0] for row in rows if row[1] not in self._aside]):
-            settled = await self._read_settled(roomy, Span())
+            settled = await self._read_settled(roomy, WHOLE)
         now = self._monotonic()
-        room = {site_id: self._room_for(site_id, takers[site_id]) for site_id in {row[1] for row in rows}}
-        dealt = self._fan_out.deal(
-            rows, takers, room, lambda site_id: page.ticket(takers[site_id].shard), settled, now
-        )
+        sites = {row[1] for row in rows}
+        if self._aside:
+            sites -= self._aside.keys()
+        room = self._fan_out.rooms_for({site_id: len(takers[site_id].endpoints) for site_id in sites})
+        dealt = self._fan_out.deal(rows, takers, room, page.ticket, settled, now)
         for site_id, event_ids in dealt.left.items():
             weight = -(-dealt.left_pairs[site_id] // len(event_ids))
             self._leave(site_id, event_ids, weight, takers[site_id], page, difference, now)
@@ -362,16 +433,26 @@ class Reader:
 
         No deliveries are weighed one by one here: in arrears every event comes this way once more.
         """
-        now = self._monotonic()
         at_once = {
             site_id: takers.pop(site_id)
             for site_id, found in list(takers.items())
             if found.slice_end is not None or site_id in self._aside
         }
+        groups: Groups = {}
+        for event_id, site_id, kind, _, only, *_ in rows if at_once else ():
+            if site_id in at_once:
+                groups.setdefault((site_id, kind, only), []).append(event_id)
+        self._leave_groups(groups, at_once, page, difference)
+
+    def _leave_groups(
+        self, groups: Groups, takers: Mapping[str, Takers], page: Page, difference: Difference
+    ) -> None:
+        """Leave the events that somebody takes."""
+        now = self._monotonic()
         left: dict[str, list[int]] = {}
         pairs: Counter[str] = Counter()
-        for event_id, site_id, kind, _, only, *_ in rows if at_once else ():
-            found = at_once.get(site_id)
+        for (site_id, kind, only), event_ids in groups.items():
+            found = takers.get(site_id)
             if found is None:
                 continue
             if found.slice_end is not None:
@@ -379,17 +460,11 @@ class Reader:
             else:
                 wanting = len(found.of(kind)) if only is None else 1
             if wanting:
-                left.setdefault(site_id, []).append(event_id)
-                pairs[site_id] += wanting
+                left.setdefault(site_id, []).extend(event_ids)
+                pairs[site_id] += wanting * len(event_ids)
         for site_id, event_ids in left.items():
             weight = -(-pairs[site_id] // len(event_ids))
-            self._leave(site_id, event_ids, weight, at_once[site_id], page, difference, now)
-
-    def _room_for(self, site_id: str, takers: Takers) -> int:
-        """Return how many deliveries of a step a site may have: none if it is behind."""
-        if site_id in self._aside:
-            return 0
-        return self._fan_out.room_for(site_id, len(takers.endpoints))
+            self._leave(site_id, sorted(event_ids), weight, takers[site_id], page, difference, now)
 
     def _leave(
         self,
@@ -437,7 +512,7 @@ class Reader:
         event_ids = sorted(itertools.chain.from_iterable(look.event_ids for look in looks.values()))
         rows = await self._session.fetch(query("read_events"), event_ids, event_ids[0], event_ids[-1])
         events = {row[0]: row for row in cast("list[EventRow]", rows)}
-        takers = await self._fan_out.takers({site_id: look.span for site_id, look in looks.items()})
+        takers = await self._endpoints.of_sites({site_id: look.span for site_id, look in looks.items()})
         settled = await self._settled_of(looks.values())
         for site_id, look in looks.items():
             room = {site_id: look.room}
@@ -481,7 +556,7 @@ class Reader:
         """
         looks = [look for look in looks if look.recovering]
         narrow = [event_id for look in looks if not look.wide for event_id in look.event_ids]
-        settled = await self._read_settled(narrow, Span()) if narrow else set()
+        settled = await self._read_settled(narrow, WHOLE) if narrow else set()
         for look in looks:
             if look.wide:
                 settled |= await self._read_settled(look.event_ids, look.span)
@@ -546,17 +621,6 @@ class Reader:
                 for site_id in self._order.unread
                 if self._aside.is_recovering(site_id) or self._fan_out.waits(site_id)
             }
-
-
-def _groups(rows: Sequence[EventRow]) -> Iterator[Sequence[EventRow]]:
-    """Yield the events of a page, of so many sites at a time as endpoints are read for at once."""
-    sites = list(dict.fromkeys(row[1] for row in rows))
-    if 0 < len(sites) <= SITES_A_READ:
-        yield rows
-        return
-    for start in range(0, len(sites), SITES_A_READ):
-        some = set(sites[start : start + SITES_A_READ])
-        yield [row for row in rows if row[1] in some]
 
 
 def _steps(rows: Iterable[EventRow], takers: Mapping[str, Takers]) -> Iterator[list[EventRow]]:
