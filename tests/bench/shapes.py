@@ -20,7 +20,7 @@ from common import SECRET, Nginx, fresh, keep, running, server, spread
 from pghookd.edge.embedded import Server
 
 IN_FLIGHT = 64
-DELIVERIES, ROUNDS = 20_000, 5
+DELIVERIES, ROUNDS = 20_000, 2
 CHUNK = 200  # events that a producer of a live shape inserts in one transaction
 SITES = """insert into webhooks.sites (site_id, name, url)
 select 's' || n, 'S', 'https://shop.example' from generate_series(0, $1::int - 1) n"""
@@ -122,7 +122,8 @@ async def main(names: list[str], *, quick: bool) -> None:
                     print(f"{time.strftime('%X')} {line}", flush=True)
     finally:
         receiver.stop()
-    keep("shapes", {name: spread(found, 2) for name, found in ratios.items()}, quick=quick or bool(names))
+    if 0:
+        keep("shapes", {name: spread(found, 2) for name, found in ratios.items()}, quick=quick or bool(names))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from typing import Final
 
 from pghookd.core.lanes import Lanes
-from pghookd.core.model import Line
+from pghookd.core.model import Endpoint, Line
 from pghookd.core.order import Order
 from pghookd.edge.postgres import query
 from pghookd.loops.admission import Admission, Step
@@ -44,15 +45,26 @@ class LineRows:
             self.admission.caught_up(endpoint_id)
             return
         probing = self.lanes.probe_at(endpoint_id) is not None
+        endpoints = await self.admission.read_endpoints(step.session, [endpoint_id])
         for looked, line in enumerate(self.order.ripe(endpoint_id), 1):
-            taken = await self._refill_line(step, endpoint_id, line, appetite, probing=probing)
+            taken = await self._refill_line(step, endpoints, endpoint_id, line, appetite, probing=probing)
             # A probe is still wanted after a line all of whose rows were buried.
             appetite = self.lanes.appetite(endpoint_id, step.now) if probing else appetite - taken
-            if looked >= LINES_A_LOOK or appetite <= 0 or step.is_over:
+            if appetite <= 0 or step.is_over:
+                break
+            if looked >= LINES_A_LOOK:
+                self.lanes.parked.look(endpoint_id, step.now)  # after the others whose time has come
                 break
 
     async def _refill_line(
-        self, step: Step, endpoint_id: int, line: Line, appetite: int, *, probing: bool
+        self,
+        step: Step,
+        endpoints: Mapping[int, Endpoint],
+        endpoint_id: int,
+        line: Line,
+        appetite: int,
+        *,
+        probing: bool,
     ) -> int:
         """Take what is next of one line, up to the first that has to wait; return how many were taken."""
         page = PROBE_PAGE if probing else min(appetite, self.order.room(line)) + 1
@@ -63,7 +75,6 @@ class LineRows:
             return 0
         fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.lanes.aboard]
         due = list(itertools.takewhile(lambda row: row["due"], fresh))
-        endpoints = await self.admission.read_endpoints(step.session, [endpoint_id]) if due else {}
         if not all(endpoint.enabled for endpoint in endpoints.values()):
             due = []  # until it is switched on: then all its rows are looked through again
         most = 1 if probing else None

@@ -30,15 +30,20 @@ class ParkedRows:
     admission: Admission
     lines: LineRows
 
-    async def step(self, step: Step) -> None:
-        """Look at endpoints whose time has come, at one at least; at none while memory is full."""
+    async def step(self, step: Step) -> bool:
+        """Look at endpoints whose time has come, at one at least; at none while memory is full.
+
+        Returns:
+            Whether there may be others: the step was over before all had been looked at.
+        """
         while not self.lanes.full:
             endpoint_id = self.lanes.parked.take(step.now, step.now + LOOK_EVERY_S)
             if endpoint_id is None:
-                return
+                break
             await self._look(step, endpoint_id)
             if step.is_over:
-                return
+                return True
+        return False
 
     async def _look(self, step: Step, endpoint_id: int) -> None:
         appetite = self.lanes.appetite(endpoint_id, step.now)

@@ -49,8 +49,12 @@ _PAUSE_S: Final = {Aside.LOCKED: LOCKED_PAUSE_S, Aside.REFUSED: REFUSED_PAUSE_S}
 class Due(Protocol):
     """What takes due rows back into memory, between two batches."""
 
-    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[None]:
-        """Take a bounded page if there is one to take; `put` takes what is to be written instead."""
+    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
+        """Take a bounded page if there is one to take; `put` takes what is to be written instead.
+
+        Returns:
+            Whether there is more to take at once.
+        """
         ...
 
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
@@ -92,6 +96,7 @@ class Recorder:
         self._lanes = lanes
         self._order = order
         self._due = due
+        self._more_is_due = False
         self._terms = terms
         self._logger = logger
         self._monotonic = monotonic
@@ -215,6 +220,8 @@ class Recorder:
     async def _gather(self) -> None:
         pending = self._pending
         self._rest_others()
+        if self._more_is_due:
+            return
         if not pending.takeable:
             self._wake.clear()
             try:
@@ -345,7 +352,8 @@ class Recorder:
             self._answered_at = now
 
     async def _take_due(self, now: float) -> bool:
-        await self._due.step(self._session, now, self.put)
+        self._more_is_due = False
+        self._more_is_due = await self._due.step(self._session, now, self.put)
         return True
 
     async def _unless_refused(self, chore: Awaitable[bool]) -> bool:

@@ -30,7 +30,7 @@ REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
 class Due(Protocol):
     """What takes due rows into memory."""
 
-    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[None]:
+    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
         """Take a page if it is time."""
         ...
 
@@ -65,14 +65,14 @@ class Replays:
         """Say it to those whom it concerns."""
         self._due.endpoints_changed(endpoint_ids)
 
-    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> None:
-        """Take pages of replays if it is time, then due rows."""
+    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
+        """Take pages of replays if it is time, then due rows; return whether there is more of these."""
         try:
             await self._replay(session, now)
         except DatabaseError as error:
             self._look_at = self._page_at = now + REFUSED_AGAIN_S
             self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
-        await self._due.step(session, now, put)
+        return await self._due.step(session, now, put)
 
     async def _replay(self, session: Session, now: float) -> None:
         if now >= self._look_at:

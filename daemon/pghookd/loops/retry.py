@@ -134,10 +134,13 @@ class DueRows:
                 if row["enabled"] and Reason.BREAKER_OPEN.value in {row["reason"], row["newest_reason"]}:
                     self._lanes.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
 
-    async def step(self, session: Session, now: float, put: Put) -> None:
+    async def step(self, session: Session, now: float, put: Put) -> bool:
         """Take a page of due rows if it is time, refill lanes that have parked rows and room, and tend held rows.
 
         Each part does a page at least, and no more than that once the step has used up its time.
+
+        Returns:
+            Whether there is more to take at once.
         """
         step = Step(session, now, put, self._monotonic)
         self._lanes.measure(now)
@@ -153,9 +156,10 @@ class DueRows:
             self._begin_walk(thorough=True)
         if self._walk is not None:
             await self._go_on_walking(step)
-        await self._parked.step(step)
+        more = await self._parked.step(step)
         await self._held.step(step)
         self._log_deaths(step)
+        return more
 
     def _look_again(self, now: float) -> None:
         self._look_again_at = now + LOOK_AGAIN_EVERY_S

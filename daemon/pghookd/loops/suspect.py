@@ -27,8 +27,8 @@ OTHERS_FIRST_S: Final = 5.0  # then they are not waited for any longer: perhaps 
 class Due(Protocol):
     """What takes due rows into memory."""
 
-    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[None]:
-        """Take a page if it is time."""
+    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
+        """Take a page if it is time; return whether there is more to take at once."""
         ...
 
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
@@ -103,13 +103,13 @@ class Suspects:
 
     # For the recorder -------------------------------------------------------------------------------------------------
 
-    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> None:
+    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
         """Write the names if they have changed, then take due rows."""
         self._forget(now)
         if self._written.awaited:
             with self._written:
                 await self._write(session)
-        await self._due.step(session, now, put)
+        return await self._due.step(session, now, put)
 
     def _forget(self, now: float) -> None:
         """Leave out whose outcome is durable: it was put before the batch that has just been written."""
