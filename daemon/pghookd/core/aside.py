@@ -39,6 +39,8 @@ class Part(Generic[C]):
         since: monotonic seconds at which the events were read, or the site last had room.
         event_ids: the events that are not done for all endpoints.
         recovering: the recovery road has read them: rows of later events may lie in `backlog` already.
+        ordered: some of its endpoints are: it waits until the recovery road has read everything, since rows of later
+            events may lie in `backlog`.
         wide: the site has more endpoints than a slice holds.
         after: endpoints up to this id have all of the events.
         slice_end: the last endpoint id of the slice that is being dealt with; None if it is not begun.
@@ -52,6 +54,7 @@ class Part(Generic[C]):
     since: float
     event_ids: array[int]
     recovering: bool = False
+    ordered: bool = False
     wide: bool = False
     after: int = 0
     slice_end: int | None = None

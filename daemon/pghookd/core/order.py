@@ -133,12 +133,15 @@ class Order:
         """Queue a delivery that comes from the log, or say why not.
 
         Returns:
-            BEHIND: rows of its line come first, or memory holds enough of it; else what Lanes.offer says. Whatever is
-            written of the delivery then is told to `note`.
+            BEHIND: rows of its line come first, or memory holds enough of it; WAIT: whether there are any is known in a
+            moment; else what Lanes.offer says. Whatever is written of the delivery then is told to `note`.
         """
         line = self.assign(delivery)
-        if line.behind or self.lot(delivery.endpoint_id).unknown:
+        if line.behind:
             return Offer.BEHIND
+        lot = self.lot(delivery.endpoint_id)
+        if lot.unknown:
+            return Offer.WAIT if self._is_looked_at_next(lot, lane) else Offer.BEHIND
         if line.head is None:
             return self._lead(lane, line, delivery, now)
         if len(line.ahead) >= AHEAD_MAX or self._is_slow(line, now):
@@ -147,6 +150,11 @@ class Order:
             return Offer.WAIT
         self._follow(lane, line, delivery)
         return Offer.QUEUED
+
+    def _is_looked_at_next(self, lot: Lot, lane: Lane) -> bool:
+        """Return True if the first look through an endpoint's rows is still to come, and nothing puts it off."""
+        first = lot.walk == 0 and not lot.crowded
+        return first and self.recovered and not lane.breaker.is_open and not lane.paused_until
 
     def rejoin(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         """Queue a delivery of a `sure` line that comes from `backlog`, the first of it that is not in memory."""

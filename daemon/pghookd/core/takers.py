@@ -53,12 +53,14 @@ class Takers:
     Attributes:
         endpoints: all of the slice, at least one.
         shard: of the site.
+        has_ordered: one of them is ordered.
         slice_end: the last endpoint id of the slice; None if no endpoint comes after it.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], slice_end: int | None = None) -> None:
         self.endpoints = endpoints
         self.shard = endpoints[0].shard
+        self.has_ordered = any(each.options is not None and each.options.ordered for each in endpoints)
         self.slice_end = slice_end
         self._exact: dict[str, list[Endpoint]] = {}
         self._prefixed: dict[str, list[Endpoint]] = {}

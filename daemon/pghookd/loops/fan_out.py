@@ -51,6 +51,10 @@ class Outbox(Protocol):
         """Wait until it has room, or until fewer writes than so many are waiting."""
         ...
 
+    def hurry(self) -> None:
+        """Go on at once with what is done between two batches."""
+        ...
+
     def heal(self, endpoint_ids: Iterable[int] | None) -> None:
         """Endpoints have changed; None: any of them."""
         ...
@@ -313,6 +317,7 @@ class FanOut:
             hand.append((endpoint, delivery))
         elif not self._find_place(lane, delivery, now):
             self._hands[endpoint.site_id] = deque([(endpoint, delivery)])
+            self._outbox.hurry()  # a look at rows may be what it waits for
 
     def _put(self, write: Write, now: float) -> None:
         self._outbox.put(write, now)

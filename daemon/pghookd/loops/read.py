@@ -433,10 +433,11 @@ class Reader:
 
         No deliveries are weighed one by one here: in arrears every event comes this way once more.
         """
+        is_early = difference.again and not self._order.recovered
         at_once = {
             site_id: takers.pop(site_id)
             for site_id, found in list(takers.items())
-            if found.slice_end is not None or site_id in self._aside
+            if found.slice_end is not None or site_id in self._aside or (is_early and found.has_ordered)
         }
         groups: Groups = {}
         for event_id, site_id, kind, _, only, *_ in rows if at_once else ():
@@ -484,6 +485,7 @@ class Reader:
             now,
             ids_of(event_ids),
             recovering=difference.again,
+            ordered=takers.has_ordered,
             wide=takers.slice_end is not None,
         )
         self._aside.put(site_id, part)
@@ -584,7 +586,8 @@ class Reader:
     def _look(self, site_id: str, parts: Iterable[Part[Difference]], now: float) -> Look | None:
         """Say what to take of one site; None if it has no room."""
         oldest = next(iter(parts))
-        room, park = self._fan_out.refill_for(site_id, oldest.endpoints), False
+        is_early = oldest.recovering and oldest.ordered and not self._order.recovered
+        room, park = 0 if is_early else self._fan_out.refill_for(site_id, oldest.endpoints), False
         if room > 0:
             self._aside.had_room(site_id, now)
         else:
