@@ -77,6 +77,10 @@ class Aside(Generic[C]):
     def __bool__(self) -> bool:
         return bool(self._parts)
 
+    def __len__(self) -> int:
+        """Return how many sites have left events."""
+        return len(self._parts)
+
     def __contains__(self, site_id: str) -> bool:
         return site_id in self._parts
 

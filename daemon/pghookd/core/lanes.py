@@ -431,33 +431,31 @@ class Lanes:
         Args:
             endpoints: how many endpoints each of the sites has.
         """
+        if self.full:
+            return dict.fromkeys(endpoints, 0)
+        part, bytes_left = max(SITE_LEAST, self._part()), self._queue_bytes_max - self.queued_bytes
+        site_of = self._sites.get
         rooms: dict[str, int] = {}
-        for site_id, count in endpoints.items():
-            most, queued = self._allowance(site_id, count)
-            room = most - queued
-            rooms[site_id] = min(SITE_PAGE_MAX, room)
+        for (
+            site_id,
+            count,
+        ) in endpoints.items():  # of a thousand sites for each page: nothing is called that need not be
+            most = min(part, count * LANE_QUEUE_MAX // 2)
+            site = site_of(site_id)
+            if site is not None and site.queued:
+                most = most - site.queued if SITE_SHARE * site.queued_bytes < bytes_left else 0
+            rooms[site_id] = min(most, SITE_PAGE_MAX)
         return rooms
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
         """Return the same of one site, where it is worth reading the log for: REFILL_LEAST, or half of its part."""
-        most, queued = self._allowance(site_id, endpoints)
-        room = min(most - queued, SITE_PAGE_MAX)
+        room = self.rooms_for({site_id: endpoints})[site_id]
+        most = min(max(SITE_LEAST, self._part()), endpoints * LANE_QUEUE_MAX // 2)
         return room if room >= min(REFILL_LEAST, most / 2) else 0
 
-    def _allowance(self, site_id: str, endpoints: int) -> tuple[int, int]:
-        """Return how many deliveries a site may have in memory, and how many it has."""
-        total, total_bytes = self.queued, self.queued_bytes
-        if total >= self._queue_max or total_bytes >= self._queue_bytes_max:
-            return 0, 0
-        queued = 0
-        if (site := self._sites.get(site_id)) is not None:
-            queued = site.queued
-            if queued and SITE_SHARE * site.queued_bytes >= self._queue_bytes_max - total_bytes:
-                return 0, 0
-        most = (self._queue_max - self._queue_max // RESERVE - total) // SITE_SHARE
-        least = endpoints * LANE_QUEUE_MAX // 2
-        most = min(most, least)
-        return (max(SITE_LEAST, most)), queued
+    def _part(self) -> int:
+        """Return how many deliveries one site may have in memory, by what the others have."""
+        return (self._queue_max - self._queue_max // RESERVE - self.queued) // SITE_SHARE
 
     def measure(self, now: float) -> None:
         """Look how fast deliveries go out; call it a few times a second.

@@ -27,7 +27,7 @@ class Span:
     upto: int | None = None
 
 
-WHOLE: Final = Span()
+WHOLE: Final = Span()  # all of them; known by identity
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

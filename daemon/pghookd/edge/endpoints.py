@@ -58,7 +58,7 @@ class Endpoints:
         unread: dict[str, Span] = {}
         for site_id, span in spans.items():
             known = self._known.get(site_id)
-            if known is not None and known.asked == self._asked and span == WHOLE:
+            if known is not None and known.asked == self._asked and span is WHOLE:
                 found[site_id] = known.takers
             else:
                 unread[site_id] = span
@@ -80,7 +80,7 @@ class Endpoints:
         made = 0
         for site_id, some in of_site.items():
             known = self._known.get(site_id)
-            if known is not None and known.rows == some and spans[site_id] == WHOLE:
+            if known is not None and known.rows == some and spans[site_id] is WHOLE:
                 takers = known.takers
             else:
                 takers = _takers_of(some, spans[site_id])
@@ -94,7 +94,7 @@ class Endpoints:
 
     def _remember(self, site_id: str, known: Known, span: Span) -> None:
         self._forget((site_id,))
-        if span != WHOLE or known.takers.slice_end is not None:
+        if span is not WHOLE or known.takers.slice_end is not None:
             return
         self._known[site_id] = known
         self._count += len(known.rows)

@@ -338,22 +338,25 @@ class FanOut:
         for delivery in self._lanes.shed_for(site_id, endpoints, now):
             self._park(delivery, Reason.LANE_FULL, now)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Return True if a site has deliveries in its hand."""
-        return bool(self._hands)
-
     def waits(self, site_id: str) -> bool:
         """Return True if a site has."""
         return site_id in self._hands
 
-    def place(self) -> int:
-        """Find a place for what sites have in their hands, as far as there is room; return how many found one."""
-        placed, now = 0, self._monotonic()
+    @property
+    def hands(self) -> int:
+        """How many sites have deliveries in their hands."""
+        return len(self._hands)
+
+    def place(self) -> list[str]:
+        """Find a place for what sites have in their hands, as far as there is room; return the sites that it helped."""
+        placed: list[str] = []
+        now = self._monotonic()
         for site_id, hand in list(self._hands.items()):
+            before = len(hand)
             while hand and self._place(*hand[0], now):
                 hand.popleft()
-                placed += 1
+            if len(hand) < before:
+                placed.append(site_id)
             if not hand:
                 del self._hands[site_id]
         if placed:

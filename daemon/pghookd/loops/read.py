@@ -53,7 +53,8 @@ ASIDE_FOR_S: Final = (
     60.0  # so long a site may have no room; then some of it is parked, so that the stored position goes on
 )
 STUCK_S: Final = 1.0  # so long a site may have no room before it is asked which of its lanes are to blame
-SHED_EVERY_S: Final = 0.05  # between two such questions: each looks at every lane
+SHED_EVERY_S: Final = 0.2  # between two such questions: each looks at every lane
+LOOK_S: Final = 80e-6  # a pause for each site that had no room, which took some 2 us to see
 ASIDE_LONG_S: Final = 900.0  # and so long an event may stay, room or not
 ASIDE_PARKED: Final = 200  # deliveries parked then in one look
 
@@ -74,16 +75,16 @@ class FanOut(Protocol):
     """What makes deliveries of events."""
 
     @property
-    def is_waiting(self) -> bool:
-        """Return True if deliveries wait for room in their lanes."""
+    def hands(self) -> int:
+        """How many sites have deliveries that wait for room in their lanes."""
         ...
 
     def waits(self, site_id: str) -> bool:
         """Return True if deliveries of a site do."""
         ...
 
-    def place(self) -> int:
-        """Find a place for those; return how many found one."""
+    def place(self) -> list[str]:
+        """Find a place for those; return the sites that it helped."""
         ...
 
     def rooms_for(self, endpoints: Mapping[str, int]) -> dict[str, int]:
@@ -161,7 +162,7 @@ class Look:
     def span(self) -> Span:
         """The endpoints that its events are for now."""
         part = self.pieces[0][0]
-        return Span(part.after, part.slice_end)
+        return Span(part.after, part.slice_end) if part.wide else WHOLE
 
 
 @dataclasses.dataclass(slots=True)
@@ -215,6 +216,7 @@ class Reader:
         self._monotonic = monotonic
         self._beat = beat
         self._aside: Aside[Difference] = Aside()
+        self._place_at = 0.0  # when to try again to find room for what waits
         self._look_at = 0.0  # when to look again for sites that have room
         self._shed_at = 0.0  # when to look again for lanes to blame
         self._patient_until = 0.0  # before, few events are not worth the statements
@@ -265,15 +267,19 @@ class Reader:
         return 0
 
     def _place(self) -> int:
-        placed = self._fan_out.place() if self._fan_out.is_waiting else 0
-        if placed:
-            self._note_read()
-        return placed
+        now = self._monotonic()
+        if not self._fan_out.hands or now < self._place_at:
+            return 0
+        placed = self._fan_out.place()
+        self._note_read(placed)
+        if not placed:
+            self._place_at = now + self._fan_out.hands * LOOK_S
+        return len(placed)
 
     @property
     def _is_behind(self) -> bool:
         """Return True if events that are read already still have to find their place."""
-        return bool(self._aside) or self._fan_out.is_waiting
+        return bool(self._aside or self._fan_out.hands)
 
     async def read(self) -> int:
         """Read what is new since the last read, queue it, and return how many events it was."""
@@ -524,7 +530,7 @@ class Reader:
                 await self._fan_out.enter(dealt.work, part.context, park=look.park)
                 if not is_whole:
                     break
-        self._note_read()
+        self._note_read(looks)
         self._beat()
         return len(event_ids)
 
@@ -577,8 +583,8 @@ class Reader:
                 pairs += look.pairs
                 if events >= ASIDE_CHUNK or pairs >= PAIRS_A_STEP:
                     break
-        if events < ASIDE_LEAST and now < self._patient_until:
-            self._look_at = now + PAUSE_MAX_S
+        if not looks or (events < ASIDE_LEAST and now < self._patient_until):
+            self._look_at = now + max(PAUSE_MAX_S, min(len(self._aside), SITES_A_READ) * LOOK_S)
             return {}
         self._patient_until = now + GATHER_MAX_S
         return looks
@@ -616,14 +622,11 @@ class Reader:
             return min(self._fan_out.parking_for(site_id), ASIDE_PARKED)
         return 0
 
-    def _note_read(self) -> None:
-        """Let go of the sites of which the recovery road has left nothing any more."""
-        if self._order.unread:
-            self._order.unread = {
-                site_id
-                for site_id in self._order.unread
-                if self._aside.is_recovering(site_id) or self._fan_out.waits(site_id)
-            }
+    def _note_read(self, site_ids: Iterable[str]) -> None:
+        """Let go of those sites of which the recovery road has left nothing any more."""
+        for site_id in self._order.unread.intersection(site_ids):
+            if not self._aside.is_recovering(site_id) and not self._fan_out.waits(site_id):
+                self._order.unread.discard(site_id)
 
 
 def _steps(rows: Iterable[EventRow], takers: Mapping[str, Takers]) -> Iterator[list[EventRow]]:
