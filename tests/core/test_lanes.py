@@ -413,6 +413,15 @@ def test_in_a_long_pause_nothing_is_in_memory_and_what_was_parked_comes_back_at_
     assert [each.late for _, each in start(lanes, 60.0)] == [False, True]
 
 
+def test_after_a_pause_that_nobody_asked_for_a_lane_goes_on_at_full_speed():
+    lanes = make()
+    lane = fill(lanes, 1, 5)
+    lanes.pause(lane, 60.0, 0.0, asked=False)
+    lanes.parked.add(1)
+    assert lanes.next(60.0) is None
+    assert (lane.paused_until, lane.pace) == (0.0, None)
+
+
 def test_a_lane_that_waits_out_a_short_pause_does_not_keep_up():
     lanes = make()
     lane = fill(lanes, 1, STUCK_QUEUE_MAX)

@@ -304,14 +304,14 @@ MATRIX = (
     Row(
         "D11",
         "a migration holds a lock, while running or at the start; statements are cancelled, by hand or by a "
-        "timeout (57014); a deadlock (40P01)",
+        "timeout (57014); locks that cross those of a batch (55P03, 40P01)",
         "statements are tried again, nothing lost; a lock on incidents at the start has events sent at each try",
         "within 5 s of the release",
         (
             "test_fault_postgres::test_a_migration_holds_a_lock_while_running",
             "test_fault_postgres::test_a_migration_holds_a_lock_at_the_start",
             "test_fault_postgres::test_statements_are_cancelled",
-            "test_fault_changes::test_the_recorder_is_the_victim_of_a_deadlock",
+            "test_fault_changes::test_locks_that_cross_those_of_a_batch",
         ),
         why="serialization failures (40001): the daemon's transactions are READ COMMITTED, which has none",
     ),

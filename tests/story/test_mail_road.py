@@ -98,6 +98,7 @@ async def test_an_owner_is_told_of_a_slow_filter_and_that_a_simpler_one_works(
         await shop.emit(payload=json.dumps({"a": list(range(3000)), "total": 101}))
     parked = "select count(*) from webhooks.backlog where reason = 'filter_slow' having count(*) = 5"
     await until(lambda: db.fetchval(parked), 10)
+    await until(lambda: db.fetchval("select exists (select from webhooks.incidents)"))
     # The minute in which it may be another's fault has passed.
     await db.execute(
         "update webhooks.incidents set next_look_at = now(), first_failure_at = first_failure_at - interval '1 minute'"

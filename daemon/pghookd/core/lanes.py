@@ -152,6 +152,7 @@ class Lane(Member):
         curbed: has a rate or is paused; to be looked at before anything starts.
         rate: how fast requests may start; None: as fast as the width allows.
         paused_until: nothing starts before, monotonic seconds; 0: it is not paused.
+        asked_to_pause: its receiver has asked for that, so that it goes on gently.
         hangs: timeouts in a row while it has not proved itself.
         smooth_s: how long answers take, smoothed.
         best_s: the least of late.
@@ -179,6 +180,7 @@ class Lane(Member):
     curbed: bool = False
     rate: Rate | None = None
     paused_until: float = 0.0
+    asked_to_pause: bool = False
     hangs: int = 0
     smooth_s: float = 0.0
     best_s: float = NEVER
@@ -807,11 +809,18 @@ class Lanes:
 
     # Pauses -----------------------------------------------------------------------------------------------------------
 
-    def pause(self, lane: Lane, wait_s: float, now: float) -> list[Delivery]:
-        """Start nothing for so many seconds, as its receiver asks; what is to be parked, if that is long.
+    def pause(self, lane: Lane, wait_s: float, now: float, *, asked: bool = True) -> list[Delivery]:
+        """Start nothing for so many seconds; return what is to be parked, if that is long.
 
         What is in flight comes back in its own time, and a success does not end the pause: the endpoint's change does.
+
+        Args:
+            lane: which.
+            wait_s: seconds.
+            now: monotonic seconds.
+            asked: its receiver has asked for it: afterwards it goes on gently.
         """
+        lane.asked_to_pause = lane.asked_to_pause or asked
         lane.paused_until = max(lane.paused_until, now + wait_s)
         lane.curb()
         self._rest(lane, lane.paused_until)
@@ -824,10 +833,11 @@ class Lanes:
         return lane.paused_until > 0
 
     def _end_pause(self, lane: Lane) -> None:
-        """Let it go on, at a pace where much has gathered."""
+        """Let it go on, at a pace where much has gathered for a receiver that asked for the pause."""
+        asked, lane.asked_to_pause = lane.asked_to_pause, False
         lane.paused_until = 0.0
         lane.curb()
-        if lane.key.endpoint_id in self.parked:
+        if asked and lane.key.endpoint_id in self.parked:
             self.catch_up(lane, 0.0)
 
     # Breakers and late work -------------------------------------------------------------------------------------------
@@ -892,7 +902,7 @@ class Lanes:
     def forget(self, lane: Lane) -> list[Delivery]:
         """Take everything out of a lane's queues, and remember nothing of it: its endpoint was deleted."""
         lane.breaker.close()
-        lane.paused_until = 0.0
+        lane.paused_until, lane.asked_to_pause = 0.0, False
         lane.curb()
         return self._take(lane, 0)
 

@@ -302,7 +302,7 @@ class Recorder:
         lane = self._lanes.by_endpoint.get(endpoint_id)
         if lane is None or not self._pending.is_aside(endpoint_id):
             return
-        for delivery in self._lanes.pause(lane, _PAUSE_S[reason], now):
+        for delivery in self._lanes.pause(lane, _PAUSE_S[reason], now, asked=False):
             self._lanes.parked.add(endpoint_id)
             self.put(Kept(delivery, State.PARKED, Reason.PAUSED), now)
 

@@ -21,7 +21,7 @@ from pghookd.core.snapshot import Log
 from pghookd.core.writes import Kept
 from pghookd.edge.filter import Filters, filter_of
 from pghookd.edge.journal import LogEvent
-from pghookd.edge.postgres import Row, Session, query
+from pghookd.edge.postgres import DatabaseError, Row, Session, query
 from pghookd.loops.admission import Admission, Put, Step
 from pghookd.loops.held import HeldRows
 from pghookd.loops.lines import LineRows
@@ -199,7 +199,11 @@ class DueRows:
         if rows:
             last = rows[-1]
             self._cursor = (last["next_attempt_at"], last["event_id"], last["endpoint_id"])
-            await self._admission.place(step, rows)
+            try:
+                await self._admission.place(step, rows)
+            except DatabaseError:  # the others first: it may be about one of these rows
+                self._rung = True
+                raise
 
     # Which endpoints have rows, and are they on? ------------------------------------------------------------
 
