@@ -134,8 +134,7 @@ async def main(names: list[str], *, quick: bool) -> None:
                     print(f"{time.strftime('%X')} {line}", flush=True)
     finally:
         receiver.stop()
-    if 0:
-        keep("shapes", {name: spread(found, 2) for name, found in ratios.items()}, quick=quick or bool(names))
+    keep("shapes", {name: spread(found, 2) for name, found in ratios.items()}, quick=quick or bool(names))
 
 
 if __name__ == "__main__":

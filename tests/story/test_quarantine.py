@@ -83,7 +83,7 @@ async def test_what_takes_the_daemon_down_is_held_and_the_log_moves_on(
     assert 5 <= ends <= ENDS_MAX
     print(f"held after {ends} ends")
     assert tuple(await db.fetchrow(STATE, culprit)) == ("held", "quarantined", 0)
-    [line] = daemon.said("row.quarantined")
+    line = await daemon.wait_for("row.quarantined")
     assert line["event_id"] == culprit
     assert line["unclean_ends"] == ends
     later = await insert(db, sites, 6)
