@@ -226,6 +226,28 @@ def test_what_is_unknown_falls_in_behind():
     assert not order.is_clear(1)
 
 
+def test_what_is_looked_at_next_waits_for_that_look():
+    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    order, lane = Order(lanes), lanes.lane(ENDPOINT)
+    order.recovered = True
+    assert offer(order, lane, delivery_of(1)) is Offer.WAIT
+    order.walked(1, ["a"], None)
+    assert offer(order, lane, delivery_of(2, "a")) is Offer.BEHIND
+    assert offer(order, lane, delivery_of(3, "b")) is Offer.QUEUED
+
+
+def test_nothing_waits_for_a_look_that_is_put_off_or_is_one_of_many():
+    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    order, lane = Order(lanes), lanes.lane(ENDPOINT)
+    order.recovered = True
+    lanes.pause(lane, 60.0, 0.0)
+    assert offer(order, lane, delivery_of(1)) is Offer.BEHIND
+    lanes.forget(lane)
+    order.walked(1, [str(n) for n in range(LINES_MAX + 1)], None)
+    assert order.lot(1).walk == 0
+    assert offer(order, lane, delivery_of(2, "new")) is Offer.BEHIND
+
+
 def test_of_more_lines_than_are_remembered_each_is_looked_at():
     order, _, _ = quiet()
     order.restart(1)

@@ -18,6 +18,7 @@ from pghookd.core.snapshot import Log, Marks, Position, ShardLog, Snapshot
 from pghookd.edge import postgres
 from pghookd.edge.filter import Filters
 from pghookd.edge.postgres import query
+from pghookd.loops.lines import LINES_A_LOOK
 from pghookd.loops.retry import DueRows, Terms
 
 KEYS = "abcd"
@@ -217,6 +218,26 @@ class Counting:
         return await self._session.fetchval(sql, *values)
 
 
+def scheduler():
+    """Return a scheduler whose clock stands still, with its lanes and lines."""
+    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    order = Order(lanes)
+    logger = crew.Diary().logger
+    due = DueRows(
+        lanes,
+        order,
+        Log(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, Marks()),
+        Filters(logger=logger, monotonic=lambda: 0.0),
+        shards=1,
+        terms=Terms(),
+        logger=logger,
+        monotonic=lambda: 0.0,
+        wall_us=lambda: 0,
+        random01=lambda: 0.5,
+    )
+    return due, lanes, order
+
+
 async def test_lines_of_a_disabled_endpoint_are_not_looked_at_again_and_again(database, con):
     ids = [await emit(con, key, 0) for key in KEYS]
     await con.executemany(
@@ -226,23 +247,7 @@ async def test_lines_of_a_disabled_endpoint_are_not_looked_at_again_and_again(da
     )
     await con.execute("update webhooks.endpoints set enabled = false")
     session = Counting(await postgres.connect(database, name="record"))
-    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
-    order = Order(lanes)
-    logger = crew.Diary().logger
-    log = Log(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, Marks())
-    filters = Filters(logger=logger, monotonic=lambda: 0.0)
-    due = DueRows(
-        lanes,
-        order,
-        log,
-        filters,
-        shards=1,
-        terms=Terms(),
-        logger=logger,
-        monotonic=lambda: 0.0,
-        wall_us=lambda: 0,
-        random01=lambda: 0.5,
-    )
+    due, lanes, order = scheduler()
     order.recovered = True
     endpoint_id = await con.fetchval("select endpoint_id from webhooks.endpoints")
     due.endpoints_changed([endpoint_id])
@@ -337,3 +342,24 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
 
         await until(all_delivered, 60)
     assert seen(receiver) == {key: list(range(n)) for key, n in numbers.items()}
+
+
+async def test_lines_that_wait_for_the_log_are_looked_at_a_few_at_a_time(database, con):
+    """Nothing of them can be taken: the recorder does not go on at once."""
+    names = [f"k{n}" for n in range(5 * LINES_A_LOOK)]
+    for name in names:
+        await con.execute(
+            "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, line)"
+            " select $1, endpoint_id, 's', 'parked', 'ordering', $2 from webhooks.endpoints",
+            await emit(con, name, 0),
+            name,
+        )
+    session = Counting(await postgres.connect(database, name="record"))
+    due, lanes, order = scheduler()
+    order.recovered, order.unread = True, {"s"}
+    order.restart(await con.fetchval("select endpoint_id from webhooks.endpoints"))
+    assert not await due.step(session, 1.0, lambda _write, _now: None)
+    assert session.asked["read_line"] == LINES_A_LOOK
+    order.unread = set()
+    await due.step(session, 2.0, lambda _write, _now: None)
+    assert len(lanes.aboard) >= LINES_A_LOOK

@@ -438,10 +438,7 @@ class Lanes:
         part, bytes_left = max(SITE_LEAST, self._part()), self._queue_bytes_max - self.queued_bytes
         site_of = self._sites.get
         rooms: dict[str, int] = {}
-        for (
-            site_id,
-            count,
-        ) in endpoints.items():  # of a thousand sites for each page: nothing is called that need not be
+        for site_id, count in endpoints.items():
             most = min(part, count * LANE_QUEUE_MAX // 2)
             site = site_of(site_id)
             if site is not None and site.queued:

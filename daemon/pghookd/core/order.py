@@ -133,8 +133,8 @@ class Order:
         """Queue a delivery that comes from the log, or say why not.
 
         Returns:
-            BEHIND: rows of its line come first, or memory holds enough of it; WAIT: whether there are any is known in a
-            moment; else what Lanes.offer says. Whatever is written of the delivery then is told to `note`.
+            BEHIND if rows of its line come first, or memory holds enough of it. WAIT if the look that finds such rows
+            comes in a moment. Otherwise the answer of Lanes.offer. The caller passes what it then writes to `note`.
         """
         line = self.assign(delivery)
         if line.behind:
@@ -153,7 +153,7 @@ class Order:
 
     def _is_looked_at_next(self, lot: Lot, lane: Lane) -> bool:
         """Return True if the first look through an endpoint's rows is still to come, and nothing puts it off."""
-        first = lot.walk == 0 and not lot.crowded
+        first = lot.walk == 0 and not lot.sorted
         return first and self.recovered and not lane.breaker.is_open and not lane.paused_until
 
     def rejoin(self, lane: Lane, delivery: Delivery, now: float) -> Offer:

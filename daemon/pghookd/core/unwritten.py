@@ -24,7 +24,7 @@ class Unwritten:
         self._of_site: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
-        """Return False if no site has less room than memory gives it at once."""
+        """Return True if rows are on their way: without any, each site has more room than memory gives it at once."""
         return bool(self._deliveries)
 
     def note(self, delivery: Delivery) -> None:

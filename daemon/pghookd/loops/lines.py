@@ -44,16 +44,25 @@ class LineRows:
         if self.order.is_clear(endpoint_id):
             self.admission.caught_up(endpoint_id)
             return
+        await self._refill_lines(step, endpoint_id, appetite)
+
+    async def _refill_lines(self, step: Step, endpoint_id: int, appetite: int) -> None:
+        """Take rows of a few lines that may have some; look again at once if there are more lines."""
         probing = self.lanes.probe_at(endpoint_id) is not None
-        endpoints = await self.admission.read_endpoints(step.session, [endpoint_id])
+        endpoints: dict[int, Endpoint] | None = None
+        taken = 0
         for looked, line in enumerate(self.order.ripe(endpoint_id), 1):
-            taken = await self._refill_line(step, endpoints, endpoint_id, line, appetite, probing=probing)
+            if endpoints is None:
+                endpoints = await self.admission.read_endpoints(step.session, [endpoint_id])
+            found = await self._refill_line(step, endpoints, endpoint_id, line, appetite, probing=probing)
+            taken += found
             # A probe is still wanted after a line all of whose rows were buried.
-            appetite = self.lanes.appetite(endpoint_id, step.now) if probing else appetite - taken
+            appetite = self.lanes.appetite(endpoint_id, step.now) if probing else appetite - found
             if appetite <= 0 or step.is_over:
                 break
             if looked >= LINES_A_LOOK:
-                self.lanes.parked.look(endpoint_id, step.now)  # after the others whose time has come
+                if taken:  # otherwise all of them may wait for the same thing, which takes its time
+                    self.lanes.parked.look(endpoint_id, step.now)  # after the others whose time has come
                 break
 
     async def _refill_line(

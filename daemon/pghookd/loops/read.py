@@ -59,7 +59,7 @@ ASIDE_LONG_S: Final = 900.0  # and so long an event may stay, room or not
 ASIDE_PARKED: Final = 200  # deliveries parked then in one look
 
 
-# Event ids, ascending, of each site, type and only endpoint.
+# Event ids of each site, type and only endpoint.
 Groups: TypeAlias = dict[tuple[str, str, int | None], list[int]]
 
 
@@ -368,7 +368,7 @@ class Reader:
         if not groups:
             return 0
         count = sum(map(len, groups.values()))
-        walk.last_event_id = max(event_ids[-1] for event_ids in groups.values())
+        walk.last_event_id = max(map(max, groups.values()))
         takers = await self._endpoints.of_sites({site_id: WHOLE for site_id, _, _ in groups})
         page = Page(walk.logs, walk.end, self._monotonic())
         self._log.rows += count
@@ -435,7 +435,7 @@ class Reader:
     def _leave_at_once(
         self, rows: Sequence[EventRow], takers: dict[str, Takers], page: Page, difference: Difference
     ) -> None:
-        """Leave the events of sites that are behind or wide; take these sites out of the others.
+        """Leave the events of sites that are behind, wide or too early; take these sites out of the others.
 
         No deliveries are weighed one by one here: in arrears every event comes this way once more.
         """
