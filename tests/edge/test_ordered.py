@@ -354,7 +354,8 @@ async def test_lines_that_wait_for_the_log_are_looked_at_a_few_at_a_time(databas
             await emit(con, name, 0),
             name,
         )
-    session = Counting(await postgres.connect(database, name="record"))
+    opened = await postgres.connect(database, name="record")
+    session = Counting(opened)
     due, lanes, order = scheduler()
     order.recovered, order.unread = True, {"s"}
     order.restart(await con.fetchval("select endpoint_id from webhooks.endpoints"))
@@ -363,3 +364,4 @@ async def test_lines_that_wait_for_the_log_are_looked_at_a_few_at_a_time(databas
     order.unread = set()
     await due.step(session, 2.0, lambda _write, _now: None)
     assert len(lanes.aboard) >= LINES_A_LOOK
+    await opened.close()
