@@ -4,6 +4,7 @@ From the first second on, before any breaker opens. Pairs in turn: the 80 health
 events already in the table, as many for each endpoint, what the healthy ones are delivered in so many seconds; they
 answer after 100 ms, so that it is the slots that are short, and once more at once, where it is the machine (a parked
 event costs it most of what a delivery does). Latency: a steady stream to all, from commit to arrival at the healthy.
+Those that hang have a port of their own, and once more that of the healthy ones, whose share of the slots they hold.
 
 usage: neighbours.py [--quick]
 """
@@ -40,19 +41,20 @@ class Slow(asyncio.Protocol):
             self._later(0.1, self._write, b"HTTP/1.1 204 No Content\r\n\r\n")
 
 
-async def _be_slow(port: int) -> None:
-    await (
-        await asyncio.get_running_loop().create_server(Slow, "127.0.0.1", port, backlog=1024)
-    ).serve_forever()
+async def _be_slow(ports: list[int]) -> None:
+    loop = asyncio.get_running_loop()
+    for port in ports:
+        await loop.create_server(Slow, "127.0.0.1", port, backlog=1024)
+    await loop.create_future()
 
 
 @contextmanager
-def slow() -> Iterator[str]:
-    """Run that receiver as a process of its own; yields its URL."""
-    port = free_port()
-    process = subprocess.Popen([sys.executable, __file__, "--slow", str(port)], env=dict(os.environ))
+def slow() -> Iterator[tuple[str, str]]:
+    """Run that receiver as a process of its own; yields the URLs of its two ports."""
+    ports = free_port(), free_port()
+    process = subprocess.Popen([sys.executable, __file__, "--slow", *map(str, ports)], env=dict(os.environ))
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
     finally:
         process.kill()
         process.wait()
@@ -157,14 +159,15 @@ async def main(*, quick: bool) -> None:
     counter = await asyncio.get_running_loop().create_server(Receiver, "127.0.0.1", 0)
     watched = f"http://127.0.0.1:{counter.sockets[0].getsockname()[1]}/"
     try:
-        with server(max_wal_size="8GB") as own, slow() as host:
-            mute = f"{host}/mute"
+        with server(max_wal_size="8GB") as own, slow() as (host, other):
+            hook, mute = f"{host}/hook", f"{other}/mute"
             for n in range(pairs):
-                await pair(figures, "from the first second", own, (f"{host}/hook", mute), short, 6_000)
+                await pair(figures, "from the first second", own, (hook, mute), short, 6_000)
+                await pair(figures, "at one port", own, (hook, f"{host}/mute"), short, 6_000)
                 await pair(figures, "answered at once", own, (nginx.url, mute), short, 30_000)
                 await waits(figures, own, (watched, mute), short)
                 if n % 3 == 0:
-                    await pair(figures, "over a minute", own, (f"{host}/hook", mute), minute, 6_000)
+                    await pair(figures, "over a minute", own, (hook, mute), minute, 6_000)
     finally:
         nginx.stop()
         counter.close()
@@ -174,6 +177,6 @@ async def main(*, quick: bool) -> None:
 
 if __name__ == "__main__":
     if "--slow" in sys.argv:
-        uvloop.run(_be_slow(int(sys.argv[-1])))
+        uvloop.run(_be_slow([int(port) for port in sys.argv[2:]]))
     else:
         uvloop.run(main(quick="--quick" in sys.argv))

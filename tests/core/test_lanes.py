@@ -186,7 +186,7 @@ def test_sites_take_turns_and_within_a_site_its_lanes():
 
 def room_for(lanes, site, endpoints):
     """Return how many more deliveries memory takes at once of a site."""
-    return lanes.rooms_for({site: endpoints})[site]
+    return lanes.rooms_for([(site, endpoints)])[site]
 
 
 def use_up(lanes, site, endpoints=9):

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +28,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 URL_LENGTH_MAX = 2048  # characters; the schema's CHECK says the same
+ORIGINS_MAX = 4096  # origins remembered; some 0.5 KB each
 PORTS = (
     "80,443,1024-65535,!1433,!1521,!2049,!2375,!2376,!2379,!3306,!3389,!5432,!5672,!5900,!6379,!6443,!9042,"
     "!9092,!9200,!9300,!10250,!11211,!27017"
@@ -224,6 +226,9 @@ class Destination:
     named: bool = False
 
 
+JudgeOrigin: TypeAlias = Callable[[str, str], Destination | Refusal]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Proxy:
     """Where requests leave through: an HTTP proxy that is the operator's own.
@@ -314,8 +319,13 @@ def parse_places(texts: Iterable[str]) -> Places:
     return Places(tuple(networks), frozenset(names), frozenset(parents))
 
 
-def parse(url: str, policy: Policy) -> Destination | Refusal:  # noqa: PLR0911 -- guards, one after another
+def parse(url: str, policy: Policy) -> Destination | Refusal:
     """Decide about a URL as it stands in `endpoints.url`. Never raises, whatever the text; asks no DNS."""
+    return parse_by(functools.partial(judge_origin, policy=policy), url)
+
+
+def parse_by(judge: JudgeOrigin, url: str) -> Destination | Refusal:
+    """Do the same where origins may have been judged before: many endpoints share a few."""
     if len(url) > URL_LENGTH_MAX:
         return Refusal("url", f"it is longer than {URL_LENGTH_MAX} characters")
     if not url.isprintable() or " " in url or "\\" in url:
@@ -326,28 +336,53 @@ def parse(url: str, policy: Policy) -> Destination | Refusal:  # noqa: PLR0911 -
     kind = scheme[1].lower()
     if kind not in {"http", "https"}:
         return Refusal("scheme", "only http and https are spoken")
-    if policy.https_only and kind != "https":
-        return Refusal("scheme", "only https is allowed")
     authority = _AUTHORITY.match(url, scheme.end())
-    if authority is None or not authority[1]:
+    origin = judge(kind, "" if authority is None else authority[1])
+    if authority is None or isinstance(origin, Refusal):
+        return origin
+    target = _target(url[authority.end() :])
+    return origin if target == origin.target else dataclasses.replace(origin, target=target)
+
+
+def judge_origin(scheme: str, authority: str, policy: Policy) -> Destination | Refusal:
+    """Decide about what stands before a URL's path.
+
+    Args:
+        scheme: http or https.
+        authority: host and port, as they were written.
+        policy: the operator's word.
+
+    Returns:
+        The destination whose path is `/`.
+    """
+    if policy.https_only and scheme != "https":
+        return Refusal("scheme", "only https is allowed")
+    if not authority:
         return Refusal("url", "it names no host")
-    where = _split_authority(authority[1], 443 if kind == "https" else 80)
+    where = _split_authority(authority, 443 if scheme == "https" else 80)
     if isinstance(where, Refusal):
         return where
     host, port = where
     if port not in policy.ports:
         return Refusal("port", "this port is not among those allowed")
-    return _aim(kind, host, port, _target(url[authority.end() :]), policy)
+    return _aim(scheme, host, port, policy)
 
 
 def host_and_port(url: str) -> str:
     """Return `host:port` of a URL, lower case, for counting; the URL itself if it does not parse. Decides nothing."""
+    scheme, colon, rest = url.partition(":")
+    authority = _AUTHORITY.match(rest)
+    return url if authority is None or not colon else _counted_as(scheme, authority[1]) or url
+
+
+@functools.lru_cache(maxsize=ORIGINS_MAX)
+def _counted_as(scheme: str, authority: str) -> str:
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(f"{scheme}://{authority}")
         port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        return url
-    return f"{parts.hostname or url}:{port}"
+        return ""
+    return f"{parts.hostname}:{port}" if parts.hostname else ""
 
 
 def judge_address(address: str, policy: Policy, *, named: bool = False) -> Refusal | None:
@@ -484,14 +519,14 @@ def _target(rest: str) -> str:
 
 
 def _aim(  # noqa: PLR0911 -- guards, one after another
-    scheme: str, host: str, port: int, target: str, policy: Policy
+    scheme: str, host: str, port: int, policy: Policy
 ) -> Destination | Refusal:
     shown_port = "" if port == (443 if scheme == "https" else 80) else f":{port}"
     if host.startswith("["):
         literal = _literal_v6(host)
         if literal is None or judge_address(literal, policy) is not None:
             return _REFUSED_LITERAL
-        return Destination(scheme, literal, port, target, f"[{literal}]{shown_port}", literal)
+        return Destination(scheme, literal, port, "/", f"[{literal}]{shown_port}", literal)
     name = _normalise(host)
     if name is None:
         return _REFUSED_NAME
@@ -499,10 +534,10 @@ def _aim(  # noqa: PLR0911 -- guards, one after another
         # Whatever resolvers make of 2130706433, 0x7f.1 or 127.0.0.1. : only the plain form is taken.
         if not _DOTTED_QUAD.fullmatch(host) or judge_address(host, policy) is not None:
             return _REFUSED_LITERAL
-        return Destination(scheme, host, port, target, host + shown_port, host)
+        return Destination(scheme, host, port, "/", host + shown_port, host)
     if not _is_fit(name, policy):
         return _REFUSED_NAME
-    return Destination(scheme, name, port, target, name + shown_port, named=policy.names(name))
+    return Destination(scheme, name, port, "/", name + shown_port, named=policy.names(name))
 
 
 def _literal_v6(bracketed: str) -> str | None:

@@ -19,7 +19,7 @@ import heapq
 import itertools
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, cast
 
 from pghookd.core import breaker
@@ -424,21 +424,21 @@ class Lanes:
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.flying < self._slots.size and (self.starving or not fed)
 
-    def rooms_for(self, endpoints: Mapping[str, int]) -> dict[str, int]:
+    def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
         """Return how many more deliveries memory takes at once of each of some sites; 0 or less if none.
 
         A site may hold a third of what is free, whoever else has work: one alone has a quarter of the memory. A tenth
         is nobody's share: from it a site gets the few that it may have however much the others hold.
 
         Args:
-            endpoints: how many endpoints each of the sites has.
+            sites: each with how many endpoints it has.
         """
         if self.full:
-            return dict.fromkeys(endpoints, 0)
+            return {site_id: 0 for site_id, _ in sites}
         part, bytes_left = max(SITE_LEAST, self._part()), self._queue_bytes_max - self.queued_bytes
         site_of = self._sites.get
         rooms: dict[str, int] = {}
-        for site_id, count in endpoints.items():
+        for site_id, count in sites:
             most = min(part, count * LANE_QUEUE_MAX // 2)
             site = site_of(site_id)
             if site is not None and site.queued:
@@ -448,7 +448,7 @@ class Lanes:
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
         """Return the same of one site, where it is worth reading the log for: REFILL_LEAST, or half of its part."""
-        room = self.rooms_for({site_id: endpoints})[site_id]
+        room = self.rooms_for([(site_id, endpoints)])[site_id]
         most = min(max(SITE_LEAST, self._part()), endpoints * LANE_QUEUE_MAX // 2)
         return room if room >= min(REFILL_LEAST, most / 2) else 0
 

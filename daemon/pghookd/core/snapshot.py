@@ -225,10 +225,6 @@ class Page:
         self._now = now
         self._tickets: dict[int, Ticket] = {}
 
-    def __contains__(self, shard: int) -> bool:
-        """Return True if the page is read for a shard."""
-        return shard in self._shards
-
     def ticket(self, shard: int) -> Ticket:
         """Return the page's ticket of a shard."""
         ticket = self._tickets.get(shard)

@@ -30,7 +30,7 @@ class Span:
 WHOLE: Final = Span()  # all of them; known by identity
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Dealt:
     """What some events came to.
 
@@ -38,13 +38,13 @@ class Dealt:
         work: deliveries to be offered, each with its endpoint.
         left: per site, the events for which it had no room, by ascending id.
         left_pairs: per site, how many deliveries those make.
-        wanted: per site, how many deliveries its other events make.
+        pairs: how many deliveries the other events make.
     """
 
     work: list[Pair] = dataclasses.field(default_factory=list)
     left: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     left_pairs: Counter[str] = dataclasses.field(default_factory=Counter)
-    wanted: Counter[str] = dataclasses.field(default_factory=Counter)
+    pairs: int = 0
 
 
 class Takers:
@@ -52,6 +52,7 @@ class Takers:
 
     Attributes:
         endpoints: all of the slice, at least one.
+        count: how many those are.
         shard: of the site.
         has_ordered: one of them is ordered.
         slice_end: the last endpoint id of the slice; None if no endpoint comes after it.
@@ -59,6 +60,7 @@ class Takers:
 
     def __init__(self, endpoints: Sequence[Endpoint], slice_end: int | None = None) -> None:
         self.endpoints = endpoints
+        self.count = len(endpoints)
         self.shard = endpoints[0].shard
         self.has_ordered = any(each.options is not None and each.options.ordered for each in endpoints)
         self.slice_end = slice_end

@@ -48,20 +48,23 @@ class Endpoints:
         """A new snapshot of the log was taken, or endpoints have changed: what was read before may be too old."""
         self._asked += 1
 
-    async def of_sites(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
-        """Return the endpoints of at most SITES_A_READ sites, of each at most SLICE; a site without any is missing."""
+    def known(self, site_ids: Iterable[str]) -> dict[str, Takers]:
+        """Return the endpoints of those sites that need not be asked for."""
         now = self._monotonic()
         if now >= self._fresh_until:
             self.ask_again()
             self._fresh_until = now + FRESH_FOR_S
-        found: dict[str, Takers] = {}
-        unread: dict[str, Span] = {}
-        for site_id, span in spans.items():
-            known = self._known.get(site_id)
-            if known is not None and known.asked == self._asked and span is WHOLE:
-                found[site_id] = known.takers
-            else:
-                unread[site_id] = span
+        asked, known = self._asked, self._known.get
+        return {
+            site_id: found.takers
+            for site_id in site_ids
+            if (found := known(site_id)) is not None and found.asked == asked
+        }
+
+    async def of_sites(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
+        """Return the endpoints of at most SITES_A_READ sites, of each at most SLICE; a site without any is missing."""
+        found = self.known(site_id for site_id, span in spans.items() if span is WHOLE)
+        unread = {site_id: span for site_id, span in spans.items() if site_id not in found}
         if unread:
             found |= await self._read(unread)
         return found

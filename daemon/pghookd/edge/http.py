@@ -53,7 +53,15 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from multidict import istr
 
 from pghookd.core.auth import ClientCertificate
-from pghookd.core.destination import Policy, Proxy, Refusal, judge_address, parse
+from pghookd.core.destination import (
+    ORIGINS_MAX,
+    Policy,
+    Proxy,
+    Refusal,
+    judge_address,
+    judge_origin,
+    parse_by,
+)
 from pghookd.core.model import Answer, Fault, Outcome, Reply
 from pghookd.edge.client_certificates import ClientContexts, Unusable, identity_of
 from pghookd.edge.proxy import NoTunnel, Tunnels
@@ -348,6 +356,7 @@ class Sender:
         proxy: Proxy | None = None,
     ) -> None:
         self._policy = policy
+        self._judge = functools.lru_cache(ORIGINS_MAX)(functools.partial(judge_origin, policy=policy))
         self._proxy = proxy
         self._connections_max = connections_max
         self._connect_timeout_s = connect_timeout_s
@@ -384,7 +393,7 @@ class Sender:
             url: the endpoint's.
             certificate: shown in the handshake. No connection is shared with a target that has not the same one.
         """
-        aimed = parse(url, self._policy)
+        aimed = parse_by(self._judge, url)
         if isinstance(aimed, Refusal):
             return Fault(Outcome.BLOCKED, aimed.name)
         prefix = f"POST {aimed.target} HTTP/1.1\r\nhost: {aimed.host_header}\r\n".encode("ascii")

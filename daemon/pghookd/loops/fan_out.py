@@ -100,9 +100,9 @@ class FanOut:
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
-    def rooms_for(self, endpoints: Mapping[str, int]) -> dict[str, int]:
+    def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
         """Return how many deliveries may be made of the events of sites with so many endpoints; 0 or less: none."""
-        rooms = self._lanes.rooms_for(endpoints)
+        rooms = self._lanes.rooms_for(sites)
         if self._unwritten:
             rooms = {site_id: min(room, self._unwritten.room_for(site_id)) for site_id, room in rooms.items()}
         for site_id in self._hands.keys() & rooms.keys() if self._hands else ():
@@ -156,7 +156,7 @@ class FanOut:
                 dealt.left_pairs[site_id] += len(wanting)
                 continue
             room[site_id] -= len(wanting)
-            dealt.wanted[site_id] += len(wanting)
+            dealt.pairs += len(wanting)
             self._make(event_of(row), wanting, ticket_of(of_site.shard), dealt.work, now)
         return dealt
 

@@ -54,7 +54,7 @@ ASIDE_FOR_S: Final = (
 )
 STUCK_S: Final = 1.0  # so long a site may have no room before it is asked which of its lanes are to blame
 SHED_EVERY_S: Final = 0.2  # between two such questions: each looks at every lane
-LOOK_S: Final = 80e-6  # a pause for each site that had no room, which took some 2 us to see
+LOOK_S: Final = 250e-6  # a pause for each site that had no room, which took some 2 to 6 us to see
 ASIDE_LONG_S: Final = 900.0  # and so long an event may stay, room or not
 ASIDE_PARKED: Final = 200  # deliveries parked then in one look
 
@@ -87,8 +87,8 @@ class FanOut(Protocol):
         """Find a place for those; return the sites that it helped."""
         ...
 
-    def rooms_for(self, endpoints: Mapping[str, int]) -> dict[str, int]:
-        """Return how many deliveries may be made of the events of some sites."""
+    def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
+        """Return how many deliveries may be made of the events of sites with so many endpoints."""
         ...
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
@@ -372,7 +372,7 @@ class Reader:
         takers = await self._endpoints.of_sites({site_id: WHOLE for site_id, _, _ in groups})
         page = Page(walk.logs, walk.end, self._monotonic())
         self._log.rows += count
-        ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
+        ours = {site_id: found for site_id, found in takers.items() if found.shard in walk.logs}
         self._leave_groups(groups, ours, page, walk.difference)
         page.close()
         return count
@@ -390,7 +390,7 @@ class Reader:
         page = Page(shards, end, self._monotonic())
         self._log.rows += len(rows)
         async for group, takers in self._groups(rows):
-            ours = {site_id: found for site_id, found in takers.items() if found.shard in page}
+            ours = {site_id: found for site_id, found in takers.items() if found.shard in shards}
             self._leave_at_once(group, ours, page, difference)
             for step in _steps(group, ours):
                 await self._deal(step, ours, page, difference)
@@ -400,30 +400,28 @@ class Reader:
         self, rows: Sequence[EventRow]
     ) -> AsyncIterator[tuple[Sequence[EventRow], dict[str, Takers]]]:
         """Yield the events of a page with the endpoints of their sites: of as many sites as have not too many."""
-        sites = list(dict.fromkeys(row[1] for row in rows))
-        takers: dict[str, Takers] = {}
+        sites = dict.fromkeys(row[1] for row in rows)
+        takers = self._endpoints.known(sites)
+        unread = [site_id for site_id in sites if site_id not in takers]
         is_first, endpoints = True, 0
-        for start in range(0, len(sites), SITES_A_READ):
-            some = sites[start : start + SITES_A_READ]
-            found = await self._endpoints.of_sites(dict.fromkeys(some, WHOLE))
-            takers |= found
-            endpoints += sum(len(of_site.endpoints) for of_site in found.values())
-            is_last = start + SITES_A_READ >= len(sites)
-            if is_last or endpoints >= ENDPOINTS_AT_ONCE:
-                yield (rows if is_first and is_last else [row for row in rows if row[1] in takers]), takers
+        for start in range(0, len(unread), SITES_A_READ):
+            if endpoints >= ENDPOINTS_AT_ONCE:
+                yield [row for row in rows if row[1] in takers], takers
                 takers, is_first, endpoints = {}, False, 0
+            found = await self._endpoints.of_sites(dict.fromkeys(unread[start : start + SITES_A_READ], WHOLE))
+            takers |= found
+            endpoints += sum(of_site.count for of_site in found.values())
+        yield (rows if is_first else [row for row in rows if row[1] in takers]), takers
 
     async def _deal(
         self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference
     ) -> None:
         settled: set[tuple[int, int]] = set()
-        if difference.again and (roomy := [row[0] for row in rows if row[1] not in self._aside]):
+        sites = takers.keys() & {row[1] for row in rows} - self._aside.keys()
+        if difference.again and (roomy := [row[0] for row in rows if row[1] in sites]):
             settled = await self._read_settled(roomy, WHOLE)
         now = self._monotonic()
-        sites = {row[1] for row in rows}
-        if self._aside:
-            sites -= self._aside.keys()
-        room = self._fan_out.rooms_for({site_id: len(takers[site_id].endpoints) for site_id in sites})
+        room = self._fan_out.rooms_for((site_id, takers[site_id].count) for site_id in sites)
         dealt = self._fan_out.deal(rows, takers, room, page.ticket, settled, now)
         for site_id, event_ids in dealt.left.items():
             weight = -(-dealt.left_pairs[site_id] // len(event_ids))
@@ -440,13 +438,18 @@ class Reader:
         No deliveries are weighed one by one here: in arrears every event comes this way once more.
         """
         is_early = difference.again and not self._order.recovered
+        left = self._aside.keys()
         at_once = {
-            site_id: takers.pop(site_id)
-            for site_id, found in list(takers.items())
-            if found.slice_end is not None or site_id in self._aside or (is_early and found.has_ordered)
+            site_id: found
+            for site_id, found in takers.items()
+            if site_id in left or found.slice_end is not None or (is_early and found.has_ordered)
         }
+        if not at_once:
+            return
+        for site_id in at_once:
+            del takers[site_id]
         groups: Groups = {}
-        for event_id, site_id, kind, _, only, *_ in rows if at_once else ():
+        for event_id, site_id, kind, _, only, *_ in rows:
             if site_id in at_once:
                 groups.setdefault((site_id, kind, only), []).append(event_id)
         self._leave_groups(groups, at_once, page, difference)
@@ -522,14 +525,22 @@ class Reader:
         events = {row[0]: row for row in cast("list[EventRow]", rows)}
         takers = await self._endpoints.of_sites({site_id: look.span for site_id, look in looks.items()})
         settled = await self._settled_of(looks.values())
+        work: list[Pair] = []
+        entered: tuple[Difference, bool] | None = None  # as what they enter, which is the same for most
         for site_id, look in looks.items():
             room = {site_id: look.room}
             for part, ids in look.pieces:
+                if entered is not None and entered != (part.context, look.park):
+                    await self._fan_out.enter(work, entered[0], park=entered[1])
+                    work = []
+                entered = part.context, look.park
                 some = [events[event_id] for event_id in ids if event_id in events]
                 dealt, is_whole = self._take(site_id, part, ids, some, takers.get(site_id), room, settled)
-                await self._fan_out.enter(dealt.work, part.context, park=look.park)
+                work += dealt.work
                 if not is_whole:
                     break
+        if entered is not None:
+            await self._fan_out.enter(work, entered[0], park=entered[1])
         self._note_read(looks)
         self._beat()
         return len(event_ids)
@@ -553,7 +564,7 @@ class Reader:
         left = dealt.left.get(site_id)
         count = len(event_ids) if left is None else event_ids.index(left[0])
         if count:
-            part.weight = max(1, dealt.wanted.get(site_id, 0) // count)
+            part.weight = max(1, dealt.pairs // count)
         self._aside.taken(site_id, count, takers.slice_end)
         return dealt, left is None
 
@@ -629,8 +640,13 @@ class Reader:
                 self._order.unread.discard(site_id)
 
 
-def _steps(rows: Iterable[EventRow], takers: Mapping[str, Takers]) -> Iterator[list[EventRow]]:
+def _steps(rows: Sequence[EventRow], takers: Mapping[str, Takers]) -> Iterator[Sequence[EventRow]]:
     """Yield the events that somebody may take, in steps of bounded pairs."""
+    if not takers:
+        return
+    if len(rows) * max(of_site.count for of_site in takers.values()) <= PAIRS_A_STEP:
+        yield rows
+        return
     step: list[EventRow] = []
     pairs = 0
     for row in rows:
