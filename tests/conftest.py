@@ -19,12 +19,12 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent / "edge"))
+sys.path.insert(0, str(Path(__file__).parent / "component"))
 
 from receiver import Receiver
 
-from pghookd import migrate
-from pghookd.edge import embedded
+from pghookd.cli.devtools import embedded_postgres
+from pghookd.postgres import migrate
 
 FOR_TESTS = {"max_connections": "200", "max_prepared_transactions": "10"}
 
@@ -56,7 +56,7 @@ def _sweep():
         try:
             os.kill(int(owner.read_text()), 0)
         except (ProcessLookupError, ValueError):
-            embedded.remove(embedded.Server(owner.parent))
+            embedded_postgres.remove(embedded_postgres.Server(owner.parent))
         except (PermissionError, FileNotFoundError):
             continue  # somebody else's, or just ended
 
@@ -76,10 +76,10 @@ def server():
         yield None
         return
     _sweep()
-    made = embedded.Server(_folder(), options={**FOR_TESTS, **embedded.FAST_AND_LOOSE})
+    made = embedded_postgres.Server(_folder(), options={**FOR_TESTS, **embedded_postgres.FAST_AND_LOOSE})
     made.start()
     yield made
-    embedded.remove(made)
+    embedded_postgres.remove(made)
 
 
 @pytest.fixture(scope="session")
@@ -146,18 +146,18 @@ async def connect():
 def make_server():
     """Return `make_server(**options)`: servers of the test's own, durable, started; deleted with the test.
 
-    It may be stopped (`stop("immediate")` is a crash), started again, copied; see edge/embedded.py.
+    It may be stopped (`stop("immediate")` is a crash), started again, copied; see cli/devtools/embedded_postgres.py.
     """
     made = []
 
     def make(*, tcp_port=None, **options):
-        made.append(embedded.Server(_folder(), options={**FOR_TESTS, **options}, tcp_port=tcp_port))
+        made.append(embedded_postgres.Server(_folder(), options={**FOR_TESTS, **options}, tcp_port=tcp_port))
         made[-1].start()
         return made[-1]
 
     yield make
     for each in made:
-        embedded.remove(each)
+        embedded_postgres.remove(each)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def own_server(make_server):
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def receiver():
-    """Return a running HTTP receiver on 127.0.0.1; see tests/edge/receiver.py."""
+    """Return a running HTTP receiver on 127.0.0.1; see tests/component/receiver.py."""
     async with Receiver() as running:
         yield running
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from pghookd.edge import signals
+from pghookd.process import signals
 
 
 def main() -> None:
     """Run the command line."""
     if sys.argv[1:2] == ["run"]:
         signals.hold()
-    from pghookd import cli  # noqa: PLC0415 - a second of imports, during which signals come
+    from pghookd.cli.main import main as command_line  # noqa: PLC0415 - a second of imports, during which signals come
 
-    cli.main()
+    command_line()
 
 
 if __name__ == "__main__":

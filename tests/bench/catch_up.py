@@ -12,7 +12,7 @@ import sys
 from common import Nginx, keep, server, spread
 from throughput import ours
 
-from pghookd.edge.embedded import Server
+from pghookd.cli.devtools.embedded_postgres import Server
 
 
 async def main(*, quick: bool) -> None:

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import asyncpg
 
-from pghookd import migrate
-from pghookd.edge import embedded
+from pghookd.cli.devtools import embedded_postgres
+from pghookd.postgres import migrate
 
 HERE = Path(__file__).parent
 BASELINE = HERE / "baseline.json"
@@ -33,18 +33,18 @@ SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
 
 
 @contextlib.contextmanager
-def server(**options: str) -> Iterator[embedded.Server]:
+def server(**options: str) -> Iterator[embedded_postgres.Server]:
     """A durable Postgres of its own from the embedded wheel."""
     options = {"max_connections": "200", "shared_buffers": "512MB"} | options
-    own = embedded.Server(Path(tempfile.mkdtemp(prefix="pghookd-bench-")), options=options)
+    own = embedded_postgres.Server(Path(tempfile.mkdtemp(prefix="pghookd-bench-")), options=options)
     own.start()
     try:
         yield own
     finally:
-        embedded.remove(own)
+        embedded_postgres.remove(own)
 
 
-async def fresh(own: embedded.Server, name: str) -> str:
+async def fresh(own: embedded_postgres.Server, name: str) -> str:
     """Make a migrated database; return its URL."""
     connection = await asyncpg.connect(own.url())
     await connection.execute(f"drop database if exists {name} with (force)")

@@ -19,7 +19,7 @@ import uvloop
 from common import SECRET, Nginx, fresh, keep, percentile, running, server, spread
 from latency import Receiver
 
-from pghookd.edge.embedded import Server
+from pghookd.cli.devtools.embedded_postgres import Server
 
 SITES, PER_S, BESIDE_PER_S = 20, 100, 15
 SLOW_S = 4.0

@@ -17,7 +17,7 @@ import uvloop
 from common import SECRET, Nginx, fresh, keep, percentile, running, server, spread
 from latency import Receiver
 
-from pghookd.edge.embedded import Server
+from pghookd.cli.devtools.embedded_postgres import Server
 
 SITES, PER_S, SLICE_S, ROUNDS = 20, 100, 10.0, 5
 ENDPOINTS, FLOOD = 20, 20_000

@@ -14,11 +14,11 @@ import time
 import asyncpg
 from common import fresh, keep, server, spread
 
-from pghookd.core.snapshot import BEGINNING, Marks, Snapshot
-from pghookd.edge.embedded import Server
-from pghookd.edge.postgres import Session, connect, query
-from pghookd.edge.sessions import PLANS
-from pghookd.loops.read import read_new_events, upper_end
+from pghookd.cli.devtools.embedded_postgres import Server
+from pghookd.event_log.position import BEGINNING, Marks, Snapshot
+from pghookd.event_log.reader import read_new_events, upper_end
+from pghookd.postgres.client import Session, connect, query
+from pghookd.runtime.sessions import PLANS
 
 PAGE = 1000
 BUSY = 200  # events in a busy read

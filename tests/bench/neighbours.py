@@ -24,7 +24,7 @@ import uvloop
 from common import SECRET, Nginx, free_port, fresh, keep, percentile, running, server, spread
 from latency import Receiver
 
-from pghookd.edge.embedded import Server
+from pghookd.cli.devtools.embedded_postgres import Server
 
 ENDPOINTS, HANGING = 100, 20
 

@@ -18,7 +18,7 @@ from datetime import datetime
 import asyncpg
 from common import SECRET, Nginx, fresh, keep, running, server, spread
 
-from pghookd.edge.embedded import Server
+from pghookd.cli.devtools.embedded_postgres import Server
 
 IN_FLIGHT = 64
 DELIVERIES, ONE_BY_ONE, ROUNDS = 20_000, 2_000, 5

@@ -1,6 +1,6 @@
 """Figure 5, second half: 5,000 sleep cycles under hostile producers, the fallback poll off: none lost, none read late.
 
-usage: sleep_cycles.py [--quick]      runs tests/edge/test_doorbell.py's own attack for that many cycles
+usage: sleep_cycles.py [--quick]      runs tests/component/test_doorbell.py's own attack for that many cycles
 
 Four daemons on four servers share them: a cycle is mostly a wait, and one after the other they take half an hour.
 """

@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 from common import HERE, SECRET, Nginx, fresh, keep, running, server, spread
 
-from pghookd.edge.embedded import Server
+from pghookd.cli.devtools.embedded_postgres import Server
 
 IN_FLIGHT = 64
 

@@ -13,13 +13,13 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-STORY = Path(__file__).parent.parent / "story"
+STORY = Path(__file__).parent.parent / "process"
 sys.path.insert(0, str(STORY))
 
 from daemon import ReceiverProcess  # noqa: E402 - found by the path above
 from network import Network  # noqa: E402 - found by the path above
 
-from pghookd import migrate  # noqa: E402 - as those above
+from pghookd.postgres import migrate  # noqa: E402 - as those above
 
 
 def _conftest_of_the_stories():

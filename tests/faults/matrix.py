@@ -728,15 +728,15 @@ Each fault below is provoked for real, on one machine: daemons, Postgres, pooler
 processes or servers of the tests, killed, frozen, starved, partitioned and filled up. In none of them is an event lost.
 
 Where deliveries can be held against a receiver's own log, which is written before it answers, one checker
-(`tests/story/checker.py`) does so afterwards: every event and endpoint is in exactly one state; what counts as
+(`tests/process/checker.py`) does so afterwards: every event and endpoint is in exactly one state; what counts as
 delivered was answered 2xx; attempts are numbered without a gap and none is invented; repeats carry the same id and the
 same bytes, and are no more than the fault explains; where owners are told, no delivery is told of twice, and none that
-was given up is passed over. The checker is checked itself (`tests/story/test_checker.py`).
+was given up is passed over. The checker is checked itself (`tests/process/test_checker.py`).
 
 `pytest tests/faults` runs the tests of this folder (some fifteen minutes, most of them waiting); with `-m short` it
 runs those that CI runs, one or more of each kind (three to four minutes). What a machine lacks is skipped with a
 reason: PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named
-`test_fault_*` are here, the others in `tests/story`, `tests/edge` and `tests/core`.
+`test_fault_*` are here, the others in `tests/process`, `tests/component` and `tests/unit`.
 
 This file is made of `matrix.py`: `python tests/faults/matrix.py > tests/faults/README.md`. Limits in seconds are those
 of the tests on a busy machine; a heartbeat of 2 s and a lease of 10 s, where tests have 0.5 and 4, add as much.

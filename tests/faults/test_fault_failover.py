@@ -9,7 +9,7 @@ import checker
 import crew
 import pytest
 
-from pghookd import migrate
+from pghookd.postgres import migrate
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

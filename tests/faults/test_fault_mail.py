@@ -12,7 +12,7 @@ import pytest_asyncio
 from mail_server import DROP, Mailbox
 from receiver import Receiver, read_log
 
-from pghookd import migrate
+from pghookd.postgres import migrate
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload)

@@ -13,8 +13,8 @@ import asyncpg
 import checker
 import pytest
 
-from pghookd import migrate
-from pghookd.edge import embedded
+from pghookd.cli.devtools import embedded_postgres
+from pghookd.postgres import migrate
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
@@ -209,7 +209,7 @@ def small_disk():
 @pytest.fixture
 def server_on_small_disk(small_disk):
     options = {"max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0", "max_connections": "30"}
-    made = embedded.Server(small_disk / "server", options=options)
+    made = embedded_postgres.Server(small_disk / "server", options=options)
     made.start()
     yield made
     made.stop("immediate")

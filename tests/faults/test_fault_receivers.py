@@ -15,10 +15,10 @@ from fault_server import receiving as listening
 from mail_server import Mailbox
 from network import WayOut
 
-from pghookd.core.destination import Policy, parse_places
-from pghookd.core.model import Fault, Outcome, Reply
-from pghookd.edge.http import Sender
-from pghookd.edge.resolver import GuardedResolver
+from pghookd.egress.resolver import GuardedResolver
+from pghookd.egress.sender import Sender
+from pghookd.model.delivery import Fault, Outcome, Reply
+from pghookd.settings.network import Policy, parse_places
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload)

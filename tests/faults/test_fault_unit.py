@@ -25,7 +25,7 @@ import pytest_asyncio
 from fault_server import Certificates
 from receiver import Response, read_log
 
-from pghookd import migrate
+from pghookd.postgres import migrate
 
 REFUSAL = booted.refusal()
 pytestmark = pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL or "-")

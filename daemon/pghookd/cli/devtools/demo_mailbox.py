@@ -1,0 +1,91 @@
+"""The demo's mail server: takes the mails to owners on this machine, and keeps each as files that can be looked at.
+
+A real SMTP server, since what the demo shows is what production does; it passes nothing on.
+
+Never here: how a mail is made or sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import email.policy
+import time
+from collections.abc import Callable
+from email.message import EmailMessage
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiosmtpd.smtp import SMTP, Envelope
+
+from pghookd.cli.devtools.demo_view import Mail
+
+_ENDINGS: Final = (".eml", ".html")
+
+
+class Mailbox:
+    """An SMTP server on a free port of 127.0.0.1; an async context manager.
+
+    Args:
+        folder: where mails are kept; those of the last time are deleted.
+        kept: told of every mail.
+    """
+
+    def __init__(self, folder: Path, kept: Callable[[Mail], None]) -> None:
+        self._folder = folder
+        self._kept = kept
+        self._count = 0
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> Self:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        for old in self._folder.glob("[0-9][0-9][0-9]-*"):
+            if old.suffix in _ENDINGS:
+                old.unlink()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: SMTP(self, hostname="demo.example"), "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        if self._server is None:
+            raise RuntimeError("not listening yet")
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def handle_DATA(self, _server: SMTP, _session: object, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
+        """Keep a mail; return the answer."""
+        content = envelope.original_content or b""
+        message: Any = email.message_from_bytes(content, policy=email.policy.default)
+        self._count += 1
+        kind = str(message.get("X-Pghookd-Kind", ""))
+        stem = f"{self._count:03}-{kind if kind.isascii() and kind.isidentifier() else 'mail'}"
+        file = self._write(stem, content, message)
+        recipient = ", ".join(envelope.rcpt_tos)
+        self._kept(
+            Mail(
+                time.strftime("%H:%M:%S"),
+                recipient,
+                str(message["Subject"]).strip(),
+                f"{self._folder.name}/{file}",
+            )
+        )
+        return f"250 OK kept as {self._count}"
+
+    def _write(self, stem: str, content: bytes, message: EmailMessage) -> str:
+        """Write the mail, and its HTML for a browser; return the name of the latter, or of the former."""
+        (self._folder / f"{stem}.eml").write_bytes(content)
+        page = message.get_body(("html",))
+        if page is None:
+            return f"{stem}.eml"
+        (self._folder / f"{stem}.html").write_text(page.get_content(), encoding="utf-8")
+        return f"{stem}.html"

@@ -1,0 +1,98 @@
+"""The commands about events: `event why` and `event show`.
+
+Never here: work. A command loads the settings, calls one function of endpoints.py and prints what it returned.
+"""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run, see cli.py
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pghookd.cli.terminal import (
+    DONE,
+    NO,
+    Group,
+    event_id_of,
+    expected_faults,
+    fail,
+    json_of,
+    load,
+    say,
+    wanted,
+    with_config,
+    with_json,
+)
+
+
+@click.group(cls=Group)
+def event() -> None:
+    """What became of events."""
+
+
+@event.command("why")
+@click.argument("identity", metavar="ID")
+@with_config
+@with_json
+def event_why(identity: str, config: Path | None, *, as_json: bool) -> None:
+    """Say why an event went to each endpoint of its site, or did not. ID is an event_id or a webhook-id."""
+    event_id = event_id_of(identity)
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd.operations import endpoints
+
+        steps = asyncio.run(endpoints.explain(settings, event_id, identity))
+        if as_json:
+            click.echo(json_of({"event_id": event_id, "steps": steps}))
+        else:
+            for step in steps:
+                whom = "event" if step["endpoint_id"] is None else f"endpoint {step['endpoint_id']}"
+                text = "  ".join(filter(None, (step["at"], f"{whom}: {step['detail']}")))
+                say(text, style="bold", label=step["what"])
+        sys.exit(NO if steps[0]["what"] == "unknown" else DONE)
+
+
+@event.command("show")
+@click.argument("identity", metavar="ID")
+@click.option("--payload", is_flag=True, help="With its payload, which may hold personal data.")
+@with_config
+@with_json
+def event_show(identity: str, config: Path | None, *, payload: bool, as_json: bool) -> None:
+    """Show an event, where its deliveries stand, and every attempt. ID is an event_id or a webhook-id."""
+    event_id = event_id_of(identity)
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd.operations import endpoints
+
+        told = asyncio.run(endpoints.show_event(settings, event_id, identity, payload=payload))
+        if isinstance(told, str):
+            fail(NO, told, [told], as_json=as_json)
+        elif as_json:
+            click.echo(json_of(told))
+        else:
+            _tell(told)
+
+
+def _tell(told: dict[str, Any]) -> None:
+    deliveries, attempts = told.pop("deliveries"), told.pop("attempts")
+    payload = told.pop("payload", None)
+    for line in wanted(told):
+        say(line)
+    if payload is not None:
+        say(f"payload: {json_of(payload)}")
+    for each in deliveries:
+        again = f", next attempt at {each['next_attempt_at']}" if each["next_attempt_at"] else ""
+        reason = f" ({each['reason']})" if each["reason"] else ""
+        text = f"endpoint {each['endpoint_id']}{reason}, {each['attempts']} attempts{again}"
+        say(text, style="bold", label=each["state"])
+    for each in attempts:
+        answer = " ".join(str(x) for x in (each["outcome"], each["status"], each["error"]) if x is not None)
+        say(
+            f"{each['attempted_at']}  endpoint {each['endpoint_id']}, attempt {each['attempt']}:"
+            f" {answer}, {each['duration_ms']:g} ms"
+        )

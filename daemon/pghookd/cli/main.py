@@ -1,0 +1,339 @@
+"""The commands: what an operator types, what is printed, and the exit status.
+
+Everything dear is imported by the command that needs it, so that `--version` and completion are quick. Commands
+about endpoints, events, replays, and for receivers' developers have files of their own (commands/); what all share is
+in cli/terminal.py.
+
+Never here: work. A command loads the settings, calls one function and prints what it returned.
+"""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run, see above
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from pghookd import __version__
+from pghookd.cli.endpoints import endpoint, secret
+from pghookd.cli.events import event
+from pghookd.cli.receivers import receive, send, show_received
+from pghookd.cli.replays import replay
+from pghookd.cli.terminal import (
+    DONE,
+    NO,
+    Group,
+    expected_faults,
+    json_of,
+    load,
+    say,
+    warn,
+    with_config,
+    with_json,
+)
+
+if TYPE_CHECKING:
+    from pghookd.egress.destination import Destination, Refusal
+    from pghookd.owner_mail.samples import Preview
+    from pghookd.settings.schema import Settings
+
+_STYLES: Final = {"fine": "green", "warning": "yellow", "fault": "red", "blocked": "red", "settings": "red"}
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="pghookd %(version)s")
+def cli() -> None:
+    """Deliver webhooks from a Postgres table: signed, retried, recorded."""
+
+
+for _command in (endpoint, secret, event, replay, send, receive):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="pghookd")
+
+
+# The daemon -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--sink", "into_sink", is_flag=True, help="Show all requests here; send nothing anywhere else.")
+@with_config
+def run(config: Path | None, *, into_sink: bool) -> None:
+    """Run the daemon until SIGTERM or SIGINT."""
+    with expected_faults():
+        settings = load(config)
+        from pghookd.runtime import app
+
+        if into_sink:
+            sys.exit(_run_into_sink(settings, config))
+        sys.exit(app.run(settings, reload=lambda: load(config)))
+
+
+def _run_into_sink(settings: Settings, config: Path | None) -> int:
+    from pghookd.cli.devtools import sink
+    from pghookd.runtime import app
+
+    warn(
+        "SINK: every event counts as delivered, and none is sent: requests go to a receiver in this process,"
+        " no name is looked up, and there are no mails."
+    )
+    return app.run(
+        sink.without_mails(settings),
+        reload=lambda: sink.without_mails(load(config)),
+        make_sender=lambda current: sink.Sink(current, show_received),
+    )
+
+
+@cli.command()
+@click.option(
+    "--events", type=click.IntRange(min=1), metavar="N", help="Send N events, then end with a summary."
+)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the data goes.",
+)
+@with_config
+def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
+    """Watch events travel: an embedded Postgres, the daemon and a receiver, all on this machine."""
+    with expected_faults():
+        if config is not None:
+            load(config)
+        from pghookd.cli.devtools import demo
+
+        sys.exit(demo.main(events, folder))
+
+
+# The schema -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be applied; change nothing.")
+@click.option(
+    "--sql", "as_sql", is_flag=True, help="Print all migrations for other tools; needs no database."
+)
+@click.option("--roles", is_flag=True, help="Make the roles and their rights as well (repeatable).")
+@with_config
+@with_json
+def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as_json: bool) -> None:
+    """Bring the schema webhooks up to date."""
+    if as_sql and dry_run:
+        raise click.UsageError("--sql and --dry-run exclude each other.")
+    with expected_faults(as_json=as_json):
+        from pghookd.postgres import migrate as migrating
+
+        if as_sql:
+            text = migrating.script(roles=roles)
+            click.echo(json_of({"sql": text}) if as_json else text)
+            return
+        url = load(config).database.url.get_secret_value()
+        report = asyncio.run(migrating.migrate(url, dry_run=dry_run, roles=roles, say=warn))
+        if as_json:
+            done = [{"version": each.version, "name": each.name} for each in report.applied]
+            rest = {"version": report.version, "newer": report.newer, "roles": roles, "dry_run": dry_run}
+            click.echo(json_of({"applied": done, **rest}))
+            return
+        verb = "would apply" if dry_run else "applied"
+        for each in report.applied:
+            say(f"{verb} {each.version:04}_{each.name}")
+        state = "would be" if dry_run and report.applied else "is"
+        say(f"the schema webhooks {state} at migration {max(report.version, *report.newer, 0):04}")
+        if roles:
+            say("the roles would be made" if dry_run else "the roles are made")
+
+
+@cli.command()
+@with_config
+@with_json
+def check(config: Path | None, *, as_json: bool) -> None:
+    """Look for everything that would keep the daemon from working."""
+    from pghookd.operations.check import Finding, Grade, exit_status
+    from pghookd.operations.check import check as look
+    from pghookd.settings.load import SettingsError, exposed
+
+    findings: list[Finding] = []
+    settings: Settings | None
+    try:
+        settings = load(config)
+    except SettingsError as error:
+        settings = error.rest
+        findings += [Finding(Grade.SETTINGS, "settings", fault) for fault in error.faults]
+    else:
+        findings.append(Finding(Grade.FINE, "settings", "in order"))
+    for variable in exposed(os.environ):
+        text = f"{variable} carries a secret, which every child process inherits: a credential file does not"
+        findings.append(Finding(Grade.WARNING, "settings", text))
+    if settings is not None:
+        findings += asyncio.run(look(settings))
+    status = exit_status(findings)
+    if as_json:
+        told = [{"grade": each.grade, "what": each.what, "text": each.text} for each in findings]
+        click.echo(json_of({"status": status, "findings": told}))
+    else:
+        for each in findings:
+            say(f"{each.what}: {each.text}", style=_STYLES[each.grade], label=each.grade)
+    sys.exit(status)
+
+
+@cli.command()
+@click.option("--skip-backlog", is_flag=True, help="Deliver nothing of what is not settled yet.")
+@with_config
+@with_json
+def adopt(*, skip_backlog: bool, config: Path | None, as_json: bool) -> None:
+    """Take a restored or copied database for the daemon's own and go on there."""
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd.runtime import adopt as adopting
+
+        result = asyncio.run(adopting.adopt(settings, skip_backlog=skip_backlog))
+        if as_json:
+            click.echo(json_of(result))
+            return
+        for key, value in result.items():
+            say(f"{key.replace('_', ' ')}: {value}")
+
+
+# Destinations -----------------------------------------------------------------------------------------------
+
+
+@cli.group(cls=Group)
+def url() -> None:
+    """Where requests may go."""
+
+
+@url.command("check")
+@click.argument("address_of_endpoint", metavar="URL")
+@click.option("--address", "addresses", multiple=True, metavar="IP", help="Judge this address; asks no DNS.")
+@with_config
+@with_json
+def url_check(
+    address_of_endpoint: str, addresses: tuple[str, ...], config: Path | None, *, as_json: bool
+) -> None:
+    """Say whether a URL may be delivered to, and if not, why."""
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        told = asyncio.run(_judge(settings, address_of_endpoint, addresses))
+        if as_json:
+            click.echo(json_of({"url": address_of_endpoint, **told}))
+        else:
+            _tell_judgement(told)
+        sys.exit(DONE if told["verdict"] == "allowed" else NO)
+
+
+async def _judge(settings: Settings, url: str, addresses: tuple[str, ...]) -> dict[str, Any]:
+    from pghookd.egress.destination import Refusal, judge_address, parse
+
+    policy = settings.egress.policy()
+    aim = parse(url, policy)
+    if isinstance(aim, Refusal):
+        return _blocked(aim)
+    if not addresses:
+        return await _resolve(settings, aim)
+    for address in addresses:
+        refusal = judge_address(address, policy, named=aim.named)
+        if refusal is not None:
+            return {**_blocked(refusal), "address": address}
+    return {"verdict": "allowed", "addresses": list(addresses)}
+
+
+def _blocked(refusal: Refusal) -> dict[str, Any]:
+    return {"verdict": "blocked", "reason": refusal.name, "why": refusal.why}
+
+
+async def _resolve(settings: Settings, aim: Destination) -> dict[str, Any]:
+    if aim.address is not None:
+        return {"verdict": "allowed", "addresses": [aim.address]}
+    from pghookd.egress.resolver import AddressRefused, GuardedResolver, NameUnknown
+
+    resolver = GuardedResolver(settings.egress.policy())
+    try:
+        answers = await resolver.resolve(aim.host, aim.port)
+    except AddressRefused as error:
+        return _blocked(error.refusal)
+    except NameUnknown as error:
+        return {"verdict": "unreachable", "reason": "dns", "why": error.strerror}
+    finally:
+        await resolver.close()
+    return {"verdict": "allowed", "addresses": [answer["host"] for answer in answers]}
+
+
+def _tell_judgement(told: dict[str, Any]) -> None:
+    if told["verdict"] == "allowed":
+        say(", ".join(told["addresses"]), style="green", label="allowed")
+    else:
+        where = f"{told['address']}: " if "address" in told else ""
+        say(f"{where}{told['reason']}: {told['why']}", style="red", label=told["verdict"])
+
+
+# Mails ------------------------------------------------------------------------------------------------------
+
+
+@cli.group(cls=Group)
+def email() -> None:
+    """The mails that owners get."""
+
+
+@email.command("preview")
+@click.option("--kind", metavar="K", help="Only this one: failing, reminder, warning, disabled, ...")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write files KIND.LANGUAGE.txt, .html and .eml there instead of showing the text.",
+)
+@click.option("--language", metavar="L", help="Only this language; the terminal shows English otherwise.")
+@with_config
+@with_json
+def email_preview(
+    *, kind: str | None, folder: Path | None, language: str | None, config: Path | None, as_json: bool
+) -> None:
+    """Render mails of every kind with made-up failures, in your templates and words where you have some."""
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd.owner_mail import samples
+
+        _choice("--kind", kind, samples.NAMES)
+        kinds = (kind,) if kind else samples.NAMES
+        try:
+            shown, faults = samples.preview(settings, kinds, language or (None if folder else "en"))
+        except KeyError:
+            raise click.BadParameter(f"there are no words for {language}.", param_hint="--language") from None
+        written = _written(shown, folder) if folder else []
+        if as_json:
+            told = [
+                {"kind": x.name, "language": x.language, "subject": x.subject, "text": x.text} for x in shown
+            ]
+            click.echo(json_of({"letters": told, "files": written, "faults": faults}))
+            sys.exit(NO if faults else DONE)
+        for file in written:
+            say(file)
+        for each in shown if folder is None else ():
+            say(f"{each.subject}\n", style="bold", label=each.name)
+            say(f"{each.text}\n")
+        for fault in faults:
+            warn(fault)
+        sys.exit(NO if faults else DONE)
+
+
+def _choice(option: str, value: str | None, known: Sequence[str]) -> None:
+    if value is not None and value not in known:
+        raise click.BadParameter(f"must be one of {', '.join(known)}.", param_hint=option)
+
+
+def _written(shown: Iterable[Preview], folder: Path) -> list[str]:
+    try:
+        return [str(file) for each in shown for file in each.write(folder)]
+    except OSError as error:
+        raise click.BadParameter(f"cannot be written to: {error.strerror}.", param_hint="--to") from None

@@ -1,0 +1,236 @@
+"""The commands for who writes a receiver: `send` and `receive`; no database is needed.
+
+Never here: work. `send` calls sample_requests.py, `receive` calls receive.py.
+"""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run, see cli.py
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+
+from pghookd.cli.terminal import (
+    DONE,
+    NO,
+    expected_faults,
+    fail,
+    json_line_of,
+    json_of,
+    load,
+    say,
+    secret_of,
+    warn,
+    with_config,
+    with_json,
+)
+
+if TYPE_CHECKING:
+    from pghookd.cli.devtools.printing_receiver import Received
+    from pghookd.cli.devtools.sample_requests import Judged, Sample, Way
+    from pghookd.settings.network import Policy
+    from pghookd.settings.schema import Settings
+
+LOOPBACK: Final = ("127.0.0.0/8", "::1/128", "localhost")
+ATTEMPTS_MAX: Final = 100
+
+
+# Sending ----------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("url", metavar="URL")
+@click.option("--type", "event_type", default="order_created", metavar="T", help="The event's type.")
+@click.option("--secret", "given", metavar="S", help="Sign with it; - reads it from standard input.")
+@click.option(
+    "--payload", type=click.File("rb"), metavar="FILE", help="JSON of your own instead of a sample."
+)
+@click.option("--twice", is_flag=True, help="The same event twice: both should be answered with 2xx.")
+@click.option("--tamper", is_flag=True, help="Then one changed after it was signed: should be refused, 4xx.")
+@click.option("--stale", is_flag=True, help="Then one signed 15 minutes ago: should be refused, 4xx.")
+@click.option("--retry", type=click.IntRange(1, ATTEMPTS_MAX), metavar="N", help="N attempts of one event.")
+@click.option(
+    "--allow", multiple=True, metavar="CIDR", help="Networks and names to open; loopback if left out."
+)
+@with_config
+@with_json
+def send(
+    *,
+    url: str,
+    event_type: str,
+    given: str | None,
+    payload: IO[bytes] | None,
+    twice: bool,
+    tamper: bool,
+    stale: bool,
+    retry: int | None,
+    allow: tuple[str, ...],
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Send a signed sample and say whether the receiver answered as it should."""
+    way = _way(twice=twice, tamper=tamper, stale=stale, retry=retry is not None)
+    sample = _sample(event_type, secret_of(given), payload)
+    if sample.sign is None and way in {"tamper", "stale"}:
+        raise click.UsageError(f"--{way} needs --secret: without a signature nothing shows.")
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        policy = _policy(settings, allow or LOOPBACK)
+        if not allow and not as_json:
+            warn(f"This machine may be reached ({', '.join(LOOPBACK)}); --allow names other places instead.")
+        answers: list[Judged] = []
+        told = answers.append if as_json else _tell_answer
+        from pghookd.cli.devtools import sample_requests as sampling
+
+        right = asyncio.run(sampling.send(settings, policy, url, sample, way, retry or 1, told=told))
+        if as_json:
+            click.echo(json_of({"right": right, "requests": [_json_of_answer(each) for each in answers]}))
+        sys.exit(DONE if right else NO)
+
+
+def _way(*, twice: bool, tamper: bool, stale: bool, retry: bool) -> Way:
+    from pghookd.cli.devtools.sample_requests import Way
+
+    asked = [Way.TWICE] * twice + [Way.TAMPER] * tamper + [Way.STALE] * stale + [Way.RETRY] * retry
+    if len(asked) > 1:
+        raise click.UsageError("--twice, --tamper, --stale and --retry exclude each other.")
+    return asked[0] if asked else Way.ONCE
+
+
+def _sample(event_type: str, secret: str | None, payload: IO[bytes] | None) -> Sample:
+    import orjson
+
+    from pghookd.cli.devtools import sample_requests
+    from pghookd.model.event_type import valid_type
+    from pghookd.webhook.signing import signer_of
+
+    if not valid_type(event_type):
+        raise click.BadParameter(
+            "is identifiers joined by dots, at most 128 characters.", param_hint="--type"
+        )
+    text = sample_requests.payload_of(event_type) if payload is None else payload.read()
+    try:
+        orjson.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"is no JSON: {error}.", param_hint="--payload") from None
+    try:
+        sign = None if secret is None else signer_of(secret)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", param_hint="--secret") from None
+    return sample_requests.Sample(event_type, text, sign)
+
+
+def _policy(settings: Settings, allow: tuple[str, ...]) -> Policy:
+    from pghookd.settings.network import parse_places
+
+    try:
+        places = parse_places((*settings.egress.allow, *allow))
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.", param_hint="--allow") from None
+    return dataclasses.replace(settings.egress.policy(), allow=places)
+
+
+def _tell_answer(judged: Judged) -> None:
+    answer = judged.error or str(judged.status)
+    text = f"{judged.case.what}: expected {judged.case.expected}, got {answer} in {judged.duration_ms:g} ms"
+    say(text, style="green" if judged.right else "red", label="right" if judged.right else "wrong")
+
+
+def _json_of_answer(judged: Judged) -> dict[str, Any]:
+    told = {name: getattr(judged, name) for name in ("webhook_id", "status", "error", "duration_ms", "right")}
+    case = judged.case
+    return {"what": case.what, "attempt": case.attempt, "expected": case.expected, **told}
+
+
+# Receiving --------------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("port", type=click.IntRange(0, 65535), metavar="PORT")
+@click.option(
+    "--secret", "given", multiple=True, metavar="S", help="Verify with it (several: any); - reads one."
+)
+@click.option("--status", type=click.IntRange(200, 599), default=200, metavar="N", help="Answer this.")
+@with_config
+@with_json
+def receive(port: int, given: tuple[str, ...], status: int, config: Path | None, *, as_json: bool) -> None:
+    """Receive on 127.0.0.1, verify and print each delivery until Ctrl-C. With --json a line for each."""
+    with expected_faults(as_json=as_json):
+        if config is not None:
+            load(config)
+        secrets = tuple(_verifiable(each) for each in given)
+        from pghookd.cli.devtools.printing_receiver import Printer, listen
+
+        printer = Printer(
+            _show_as_json if as_json else show_received, secrets=secrets, port=port, status=status
+        )
+        try:
+            asyncio.run(listen(printer, _tell_where(secrets, warn if as_json else say)))
+        except OSError as error:
+            text = f"port {port} is not to be had: {error.strerror or error}"
+            fail(NO, text, [text], as_json=as_json)
+
+
+def _verifiable(given: str) -> str:
+    secret = secret_of(given) or ""
+    if secret.startswith(("whsk_", "whpk_")):
+        raise click.BadParameter("is of a kind that is not verified here.", param_hint="--secret")
+    try:
+        base64.b64decode(secret.removeprefix("whsec_") if secret.startswith("whsec_") else "", validate=True)
+    except ValueError:
+        raise click.BadParameter("is not base64 after whsec_.", param_hint="--secret") from None
+    return secret
+
+
+def _tell_where(secrets: tuple[str, ...], tell: Callable[[str], None]) -> Callable[[str], None]:
+    def told(url: str) -> None:
+        tell(f"receiving at {url} (Ctrl-C ends it)")
+        if not secrets:
+            warn("nothing is verified: there is no --secret")
+
+    return told
+
+
+def show_received(received: Received) -> None:
+    """Print one delivery: a line, and its body."""
+    label, style = _belief(received)
+    at = datetime.fromtimestamp(received.at_s, UTC).strftime("%H:%M:%S")
+    headers = received.headers
+    attempt = headers.get("x-webhook-attempt", "?")
+    again = ", seen before" if received.repeated else ""
+    text = f"{at}  {received.event_type}  {headers.get('webhook-id', '?')}, attempt {attempt}{again}"
+    why = f" ({received.refuted})" if received.refuted else ""
+    say(f"{text}: answered {received.status}{why}", style=style, label=label)
+    say(f"{'':<9} to {received.host}{received.path}")
+    say(f"{'':<9} body {received.body.decode('utf-8', 'replace')}")
+
+
+def _belief(received: Received) -> tuple[str, str]:
+    if received.refuted is not None:
+        return "refused", "red"
+    if received.verified:
+        return "verified", "green"
+    return ("signed", "") if received.signed else ("unsigned", "yellow")
+
+
+def _show_as_json(received: Received) -> None:
+    told = {
+        "at": datetime.fromtimestamp(received.at_s, UTC).isoformat(timespec="milliseconds"),
+        "verdict": _belief(received)[0],
+        "why": received.refuted,
+        "repeated": received.repeated,
+        "status": received.status,
+        "host": received.host,
+        "path": received.path,
+        "headers": dict(received.headers),
+        "body": received.body.decode("utf-8", "replace"),
+    }
+    click.echo(json_line_of(told))

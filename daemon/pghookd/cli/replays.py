@@ -1,0 +1,160 @@
+"""The commands about replays: `replay`, a dry run unless told to go, and `replay pause | resume | cancel`.
+
+Never here: work. A command loads the settings, calls functions of replays.py and prints what they returned.
+"""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run, see cli.py
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pghookd.cli.terminal import (
+    Group,
+    event_id_of,
+    expected_faults,
+    json_of,
+    load,
+    say,
+    with_config,
+    with_json,
+)
+
+if TYPE_CHECKING:
+    from pghookd.settings.schema import Settings
+
+
+@click.group(cls=Group, invoke_without_command=True)
+@click.option("--event", "events", multiple=True, metavar="ID", help="This event: event_id or webhook-id.")
+@click.option("--endpoint", "endpoint_id", type=int, metavar="ID", help="Only to this endpoint.")
+@click.option("--site", "site_id", metavar="S", help="Only of this site.")
+@click.option("--type", "types", multiple=True, metavar="T", help="Only of this type.")
+@click.option("--since", metavar="T", help="Events from this time on, UTC, or how long ago: 2h, 3d.")
+@click.option("--until", metavar="T", help="Events before this time, in the same words.")
+@click.option("--state", "states", multiple=True, metavar="S", help="dead (the default), delivered, missed.")
+@click.option("--rate", "rate_per_s", type=float, metavar="N", help="Deliveries a second; 100 without it.")
+@click.option("--go", is_flag=True, help="Do it. Without: only count.")
+@with_config
+@with_json
+@click.pass_context
+def replay(
+    context: click.Context,
+    /,
+    *,
+    events: tuple[str, ...],
+    go: bool,
+    config: Path | None,
+    as_json: bool,
+    **conditions: Any,  # noqa: ANN401 - the options of the same names
+) -> None:
+    """Deliver once more what is dead or delivered, or what a new endpoint has missed; only count without --go."""
+    given = bool(events) or go or any(value not in (None, ()) for value in conditions.values())
+    if context.invoked_subcommand is not None:
+        if given:
+            raise click.UsageError(f"{context.invoked_subcommand} takes a replay's ID and no conditions.")
+        return
+    with expected_faults(as_json=as_json):
+        told, settings = _begin([event_id_of(each) for each in events], conditions, config, go=go)
+        if as_json:
+            click.echo(json_of(told))
+            return
+        duration = f"{told['duration_s']:.0f} s at {told['rate_per_s']:g} a second"
+        whom = "1 endpoint" if told["endpoints"] == 1 else f"{told['endpoints']} endpoints"
+        say(f"{told['deliveries']} deliveries to {whom}, {duration}")
+        if "replay_id" in told:
+            _watch(settings, told)
+        elif told["deliveries"]:
+            say("This was a dry run: --go does it.")
+
+
+def _begin(
+    event_ids: list[int], conditions: dict[str, Any], config: Path | None, *, go: bool
+) -> tuple[dict[str, Any], Settings]:
+    settings = load(config)
+    from pghookd.operations import replays
+
+    wish = replays.Wish(event_ids=event_ids, **conditions)
+    with _senseless_is_usage():
+        told = asyncio.run(replays.plan(settings, wish))
+        if go and told["deliveries"]:
+            told["replay_id"] = asyncio.run(replays.start(settings, wish))
+    return told, settings
+
+
+@contextlib.contextmanager
+def _senseless_is_usage() -> Iterator[None]:
+    """Take what the database cannot make sense of (class 22) for a fault of usage."""
+    from pghookd.postgres.client import DatabaseError
+
+    try:
+        yield
+    except DatabaseError as error:
+        if error.sqlstate.startswith("22"):
+            raise click.UsageError(str(error)) from None
+        raise
+
+
+def _watch(settings: Settings, told: dict[str, Any]) -> None:
+    """Show a bar until the replay runs no more; Ctrl-C leaves it running."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pghookd.operations import replays
+
+    number = told["replay_id"]
+    parts = (TextColumn(f"replay {number}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    last: dict[str, Any] = {}
+    try:
+        with Progress(*parts) as bar:
+            task = bar.add_task("", total=told["deliveries"])
+
+            def show(row: dict[str, Any]) -> None:
+                bar.update(task, completed=row.get("done", 0))
+
+            last = asyncio.run(replays.follow(settings, number, show))
+    except KeyboardInterrupt:
+        say(f"replay {number} goes on; pghookd replay pause {number} halts it")
+        return
+    say(f"replay {number} is {last['state']}: {last.get('done', 0)} deliveries put on their way")
+
+
+def _act(what: str, replay_id: int, config: Path | None, *, as_json: bool) -> None:
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd.operations import replays
+
+        asyncio.run(replays.act(settings, what, replay_id))
+        if as_json:
+            click.echo(json_of({"replay_id": replay_id, "what": what}))
+
+
+@replay.command("pause")
+@click.argument("replay_id", type=int, metavar="ID")
+@with_config
+@with_json
+def replay_pause(replay_id: int, config: Path | None, *, as_json: bool) -> None:
+    """Put no more deliveries on their way until it is resumed."""
+    _act("pause", replay_id, config, as_json=as_json)
+
+
+@replay.command("resume")
+@click.argument("replay_id", type=int, metavar="ID")
+@with_config
+@with_json
+def replay_resume(replay_id: int, config: Path | None, *, as_json: bool) -> None:
+    """Go on where it stood."""
+    _act("resume", replay_id, config, as_json=as_json)
+
+
+@replay.command("cancel")
+@click.argument("replay_id", type=int, metavar="ID")
+@with_config
+@with_json
+def replay_cancel(replay_id: int, config: Path | None, *, as_json: bool) -> None:
+    """End it for good; what is on its way goes on."""
+    _act("cancel", replay_id, config, as_json=as_json)

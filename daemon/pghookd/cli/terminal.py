@@ -1,0 +1,189 @@
+"""How commands talk: the options they share, how faults become statuses, and the one way to print.
+
+Expected faults end in one message and a status: 1 the answer is no, 2 usage, 3 no usable database or schema,
+78 settings.
+
+Never here: a command, and anything dear at import: `--version` and completion are quick.
+"""
+
+# ruff: noqa: PLC0415 - what is dear is imported when it is needed, see above
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pghookd.settings.schema import Settings
+
+DONE: Final = 0
+NO: Final = 1
+NO_DATABASE: Final = 3
+SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
+
+_NOT_ASCII: Final = re.compile(r"[^\x00-\x7e]+")
+_MISSING_SCHEMA: Final = frozenset({"3F000", "42P01", "42883", "42703"})
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Group(click.Group):
+    """A group whose groups answer to their plural too: `events why` is `event why`."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command by its name or, if it is a group, by its plural."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name.endswith("s"):
+            singular = super().get_command(ctx, cmd_name[:-1])
+            return singular if isinstance(singular, click.Group) else None
+        return found
+
+
+def with_config(command: _Command) -> _Command:
+    """Let a command take --config."""
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Settings in TOML. The environment (PGHOOKD_SECTION_NAME) and credentials win over it.",
+    )(command)
+
+
+def with_json(command: _Command) -> _Command:
+    """Let a command take --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
+
+
+# Settings, faults, words ------------------------------------------------------------------------------------
+
+
+def load(config: Path | None) -> Settings:
+    """Load the settings from the environment, credentials and a file.
+
+    Raises:
+        SettingsError: with every fault at once.
+    """
+    from pghookd.settings import load
+
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return load.load(config, os.environ, Path(folder) if folder else None)
+
+
+@contextlib.contextmanager
+def expected_faults(*, as_json: bool = False) -> Iterator[None]:
+    """Turn faults that an operator can meet into a message and a status; others are bugs and show as such."""
+    from pghookd.postgres.client import DatabaseAway, DatabaseError, Unfit
+    from pghookd.postgres.migrate import SchemaFault
+    from pghookd.settings.load import SettingsError
+
+    try:
+        yield
+    except SettingsError as error:
+        fail(SETTINGS, str(error), list(error.faults), as_json=as_json)
+    except Unfit as error:
+        fail(SETTINGS, str(error), [str(error)], as_json=as_json)
+    except SchemaFault as error:
+        fail(NO_DATABASE, str(error), list(error.faults), as_json=as_json)
+    except DatabaseAway as error:
+        text = f"the database cannot be reached: {error}"
+        fail(NO_DATABASE, text, [text], as_json=as_json)
+    except DatabaseError as error:
+        missing = error.sqlstate in _MISSING_SCHEMA
+        text = f"{error}: is the schema there? pghookd migrate makes it" if missing else str(error)
+        fail(NO_DATABASE if missing else NO, text, [text], as_json=as_json)
+
+
+def fail(status: int, text: str, faults: list[str], *, as_json: bool) -> NoReturn:
+    """End with a message and a status."""
+    if as_json:
+        click.echo(json_of({"status": status, "faults": faults}))
+    else:
+        _console(stderr=True).print(_harmless(text), style="red", markup=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def json_of(value: object) -> str:
+    """Return a value as JSON for people and programs alike, indented."""
+    import orjson
+
+    return _without_controls(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def json_line_of(value: object) -> str:
+    """Return a value as JSON in one line."""
+    import orjson
+
+    return _without_controls(orjson.dumps(value).decode())
+
+
+def _without_controls(text: str) -> str:
+    """Escape what acts on a terminal, such as U+202E: JSON escapes only C0 of itself. All of it is in strings."""
+    return _NOT_ASCII.sub(lambda run: "".join(c if c.isprintable() else _escaped(c) for c in run[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1]
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Return the one way by which colour gets out: rich honours NO_COLOR and pipes, click does not."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str, *, style: str = "", label: str = "") -> None:
+    """Print a line to standard output, behind a label in a colour."""
+    from rich.text import Text
+
+    line = Text.assemble((f"{label:<9} ", style), _harmless(text)) if label else Text(_harmless(text))
+    _console().print(line, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print a line to standard error."""
+    _console(stderr=True).print(_harmless(text), style="yellow", soft_wrap=True)
+
+
+def _harmless(text: str) -> str:
+    """Show what was in the database or on the command line without letting it act on the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def event_id_of(identity: str) -> int:
+    """Read an event's ID, either form of it."""
+    from pghookd.webhook import envelope
+
+    if identity.isascii() and identity.isdecimal() and len(identity) <= len(str(2**63)):
+        return min(int(identity), 2**63 - 1)
+    try:
+        return envelope.event_id_of(identity)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, or a number: an event_id.", param_hint="ID") from None
+
+
+def secret_of(text: str | None) -> str | None:
+    """Take a secret as it was given; `-` reads it from standard input, which leaves it out of `ps`."""
+    found = sys.stdin.readline().strip() if text == "-" else text
+    if found == "":
+        raise click.BadParameter("is empty.", param_hint="--secret")
+    return found
+
+
+def wanted(told: dict[str, Any]) -> Iterator[str]:
+    """Make lines `name: value` of what is set."""
+    for name, value in told.items():
+        if value is None or value is False or value == []:
+            continue
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        yield f"{name.replace('_', ' ')}: {'yes' if shown is True else shown}"

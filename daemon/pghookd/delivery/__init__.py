@@ -1,0 +1,1 @@
+"""From a lane to a request, and its outcome into rows."""

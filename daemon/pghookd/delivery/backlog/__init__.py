@@ -1,0 +1,1 @@
+"""Rows of `backlog` that come back into memory."""

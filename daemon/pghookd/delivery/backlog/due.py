@@ -1,0 +1,295 @@
+"""Takes rows of `backlog` back into the lanes, in bounded pages: due ones, parked ones, held ones that are free again.
+
+It has no session and no loop of its own: the recorder calls it between two batches. On another session rows that had
+just been recorded as delivered were sent again. Its parts: admission (what becomes of a row), parked, lines (rows of
+ordered endpoints), held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.delivery.backlog.admission import Admission, Put, Step
+from pghookd.delivery.backlog.held import HeldRows
+from pghookd.delivery.backlog.lines import LineRows
+from pghookd.delivery.backlog.parked import ParkedRows
+from pghookd.event_log.payload_filter import Filters, filter_of
+from pghookd.event_log.position import Log
+from pghookd.model.delivery import Endpoint, Reason, State
+from pghookd.model.outcome import Kept
+from pghookd.postgres.client import DatabaseError, Row, Session, query
+from pghookd.process.logs import LogEvent
+from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.ordering import Order, is_ordered
+from pghookd.scheduling.parked import FIRST
+
+DUE_PAGE: Final = 200
+LOOK_EVERY_S: Final = 0.5
+LOOK_AGAIN_EVERY_S: Final = (
+    60.0  # from the beginning: a clock may have been set back, a notification silenced
+)
+SHED_EVERY_S: Final = 0.05
+ENDPOINTS_PAGE: Final = 1000
+CHANGED_MAX: Final = 1000  # endpoints to look at; with more of them all that have rows are looked at instead
+CHANGED_EVERY_S: Final = 0.1  # between two looks at endpoints that have changed
+WALK_REST: Final = 10  # times as long as a look at all endpoints took is the rest before the next one
+WALK_EVERY_S: Final = 0.5  # and it is no shorter than this
+_BEGINNING: Final = (0, 0, 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terms:
+    """The settings of the backlog.
+
+    Attributes:
+        probe_s: after a restart, probes of open breakers are spread over so many seconds.
+        held_days: held rows older than this are dead, `expired`.
+        payload_bytes_max: a larger payload is never sent.
+    """
+
+    probe_s: float = 30.0
+    held_days: float = 14.0
+    payload_bytes_max: int = 1 << 20
+
+
+class DueRows:
+    """The scheduler: remembers how far it has looked, and asks from there."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        order: Order,
+        log: Log,
+        filters: Filters,
+        *,
+        shards: int,
+        terms: Terms,
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+        wall_us: Callable[[], int],
+        random01: Callable[[], float],
+    ) -> None:
+        self._lanes = lanes
+        self._order = order
+        self._log = log
+        self._filters = filters
+        self._shards = shards
+        self._terms = terms
+        self._logger = logger
+        self._monotonic = monotonic
+        self._random01 = random01
+        self._admission = Admission(
+            lanes, order, log, filters, shards, terms.payload_bytes_max, wall_us, logger
+        )
+        self._parked = ParkedRows(
+            lanes, order, filters, self._admission, LineRows(lanes, order, self._admission)
+        )
+        self._held = HeldRows(order, held_days=terms.held_days, logger=logger)
+        self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
+        self._in_pass = False  # there are due rows behind the cursor
+        self._rung = False  # the next pass over due rows begins with the first
+        self._look_at = 0.0
+        self._look_again_at = 0.0
+        self._shed_at = 0.0
+        self._walk: int | None = 0  # endpoints with rows are looked for, those after this one; None: found
+        self._walk_is_thorough = False  # each of them is reviewed
+        self._walked_s = 0.0  # what this walk has taken so far
+        self._walk_at = 0.0  # the next thorough one begins no earlier
+        self._changed: set[int] = set()  # endpoints to review, CHANGED_MAX of them at the most
+        self._changed_at = 0.0
+        self._all_changed = False  # there were more: review all that have rows
+
+    def apply(self, terms: Terms) -> None:
+        """Go on with other settings."""
+        self._terms = terms
+        self._admission.payload_bytes_max = terms.payload_bytes_max
+        self._held.held_days = terms.held_days
+
+    def ring(self) -> None:
+        """Somebody else has made rows due, perhaps earlier ones than were looked at."""
+        self._rung = True
+        self._look_at = 0.0
+
+    def hurry(self) -> None:
+        """Rows have been made due on this session: later than all that were looked at."""
+        self._look_at = 0.0
+
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Review endpoints that may have changed; None: any of them. Anyone may say so, and as often as they like."""
+        if endpoint_ids is not None and not self._all_changed:
+            self._changed.update(endpoint_ids)
+        if endpoint_ids is None or len(self._changed) > CHANGED_MAX:
+            self._all_changed = True
+            self._changed.clear()
+
+    async def begin(self, session: Session, now: float) -> None:
+        """Learn what was parked and held before this epoch; breakers that were open are open again."""
+        self._look_again_at = now + LOOK_AGAIN_EVERY_S
+        while self._walk is not None:
+            for row in await self._find(session):
+                if row["enabled"] and Reason.BREAKER_OPEN.value in {row["reason"], row["newest_reason"]}:
+                    self._lanes.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
+
+    async def step(self, session: Session, now: float, put: Put) -> bool:
+        """Take a page of due rows if it is time, refill lanes that have parked rows and room, and tend held rows.
+
+        Each part does a page at least, and no more than that once the step has used up its time.
+
+        Returns:
+            Whether there is more to take at once.
+        """
+        step = Step(session, now, put, self._monotonic)
+        self._lanes.measure(now)
+        if now >= self._look_again_at:
+            self._look_again(now)
+        if self._lanes.full and now >= self._shed_at:  # by those that do not keep up, while others have rows
+            self._shed(step)
+        if now >= self._look_at and not self._lanes.full:
+            await self._due(step)
+        if self._changed and now >= self._changed_at:
+            await self._review_changed(step)
+        if self._all_changed and self._walk is None and now >= self._walk_at:
+            self._begin_walk(thorough=True)
+        if self._walk is not None:
+            await self._go_on_walking(step)
+        more = await self._parked.step(step)
+        await self._held.step(step)
+        self._log_deaths(step)
+        return more
+
+    def _look_again(self, now: float) -> None:
+        self._look_again_at = now + LOOK_AGAIN_EVERY_S
+        self._rung = True
+        if self._walk is None:
+            self._begin_walk(thorough=False)
+        self._lanes.parked.rewind_all()
+        self._order.look_again()
+
+    def _shed(self, step: Step) -> None:
+        self._shed_at = step.now + SHED_EVERY_S
+        for delivery in self._lanes.shed(step.now):
+            step.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), step.now)
+        for write in self._order.shed(step.now):
+            step.put(write, step.now)
+
+    def _log_deaths(self, step: Step) -> None:
+        for (endpoint_id, site_id, reason), deliveries in step.deaths.items():
+            self._logger.warning(
+                LogEvent.DELIVERY_DIED,
+                endpoint_id=endpoint_id,
+                site_id=site_id,
+                reason=reason.value,
+                deliveries=deliveries,
+            )
+
+    # Due ----------------------------------------------------------------------------------------------------
+
+    async def _due(self, step: Step) -> None:
+        """Take the next page of due rows; a pass is never cut short, so that each of them has its turn."""
+        if self._rung and not self._in_pass:
+            self._cursor, self._rung = _BEGINNING, False
+        rows = await step.session.fetch(query("read_due"), *self._cursor, DUE_PAGE)
+        self._in_pass = len(rows) == DUE_PAGE
+        if not self._in_pass and not self._rung:
+            self._look_at = step.now + LOOK_EVERY_S
+        if rows:
+            last = rows[-1]
+            self._cursor = (last["next_attempt_at"], last["event_id"], last["endpoint_id"])
+            try:
+                await self._admission.place(step, rows)
+            except DatabaseError:  # the others first: it may be about one of these rows
+                self._rung = True
+                raise
+
+    # Which endpoints have rows, and are they on? ------------------------------------------------------------
+
+    def _begin_walk(self, *, thorough: bool) -> None:
+        """Look for endpoints with rows; a thorough walk stands for any number of changes, and is followed by a rest."""
+        self._walk, self._walked_s = 0, 0.0
+        self._walk_is_thorough = thorough
+        if thorough:
+            self._all_changed = False
+            self._held.look_again()  # so that those that are off are looked through again
+
+    async def _go_on_walking(self, step: Step) -> None:
+        began = self._monotonic()
+        while self._walk is not None:
+            rows = await self._find(step.session)
+            if self._walk_is_thorough:
+                await self._review(step, {row["endpoint_id"] for row in rows})
+            if step.is_over:
+                break
+        self._walked_s += self._monotonic() - began
+        if self._walk is None:
+            self._walk_at = step.now + max(WALK_EVERY_S, WALK_REST * self._walked_s)
+
+    async def _find(self, session: Session) -> list[Row]:
+        """Look at a page of the endpoints that have rows; return those of our shards."""
+        rows = await session.fetch(query("find_parked_endpoints"), self._walk, ENDPOINTS_PAGE, self._shards)
+        self._walk = rows[-1]["endpoint_id"] if len(rows) == ENDPOINTS_PAGE else None
+        ours = [row for row in rows if row["shard"] is None or row["shard"] in self._log.shards]
+        for row in ours:
+            aside = row["reason"] is not None
+            self._sort(row["endpoint_id"], enabled=row["enabled"], aside=aside)
+            if row["ordered"] and aside and self._is_overlooked(row["endpoint_id"]):
+                self._order.restart(row["endpoint_id"])
+        return ours
+
+    def _is_overlooked(self, endpoint_id: int) -> bool:
+        """Return True if an ordered endpoint has rows of which its lines do not know."""
+        return endpoint_id not in self._order or self._order.is_clear(endpoint_id)
+
+    def _sort(self, endpoint_id: int, *, enabled: bool | None, aside: bool) -> None:
+        """Take an endpoint for one whose rows go out, or are held; those of one that is gone (None) are read too."""
+        if enabled is False:
+            self._admission.paced.discard(endpoint_id)
+            self._held.switched_off(endpoint_id)
+            return
+        was_off = self._held.switched_on(endpoint_id)
+        if aside:
+            self._lanes.parked.add(endpoint_id)
+        if was_off:
+            self._lanes.parked.look(endpoint_id, FIRST)
+
+    # Endpoints that were perhaps changed ----------------------------------------------------------------------
+
+    async def _review_changed(self, step: Step) -> None:
+        """Review those that have rows, or that memory knows as if they had."""
+        self._changed_at = step.now + CHANGED_EVERY_S
+        changed, self._changed = self._changed, set()
+        rows = await step.session.fetch(query("find_endpoints_with_rows"), list(changed))
+        known = {i for i in changed if i in self._lanes.parked or i in self._held or i in self._order}
+        await self._review(step, known | {row["endpoint_id"] for row in rows})
+
+    async def _review(self, step: Step, endpoint_ids: set[int]) -> None:
+        """Take what has changed of endpoints; one that has not is looked at when it is its turn, and no earlier."""
+        if not endpoint_ids:
+            return
+        endpoints = await self._admission.read_endpoints(step.session, endpoint_ids)
+        for endpoint_id in endpoint_ids:
+            endpoint = endpoints.get(endpoint_id)
+            if endpoint is not None and endpoint.shard not in self._log.shards:
+                continue
+            if endpoint is not None and endpoint_id in self._lanes.by_endpoint:
+                self._lanes.lane(endpoint)  # so that an open breaker may be asked at once
+            if endpoint is None or not endpoint.enabled:
+                self._held.look_again(endpoint_id)
+            self._sort(endpoint_id, enabled=None if endpoint is None else endpoint.enabled, aside=True)
+            if self._filters.renew(endpoint_id, None if endpoint is None else filter_of(endpoint)):
+                self._lanes.parked.look(endpoint_id, FIRST)
+            self._reorder(step, endpoint_id, endpoint)
+
+    def _reorder(self, step: Step, endpoint_id: int, endpoint: Endpoint | None) -> None:
+        """Look through the rows of an ordered endpoint; let go of one that is ordered no more."""
+        if endpoint is None or not is_ordered(endpoint):
+            for delivery in self._order.forget(endpoint_id):
+                step.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), step.now)
+        elif self._order.is_walking(endpoint_id):
+            self.endpoints_changed([endpoint_id])  # once that is done: else it might never be
+        else:
+            self._order.restart(endpoint_id)
+            self._lanes.parked.hasten(endpoint_id, step.now)

@@ -1,0 +1,101 @@
+"""Takes the next rows of ordered endpoints' lines back into memory; each line's up to the first that has to wait."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Final
+
+from pghookd.delivery.backlog.admission import Admission, Step
+from pghookd.model.delivery import Endpoint, Line
+from pghookd.postgres.client import query
+from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.ordering import Order
+
+WALK_PAGE: Final = 1000  # rows of an ordered endpoint looked through in one statement
+WALKS_A_LOOK: Final = 8
+LINES_A_LOOK: Final = 8
+PROBE_PAGE: Final = (
+    50  # rows of a line read for a probe, beside those in memory: some may have to be buried first
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LineRows:
+    """Refills the lines of ordered endpoints."""
+
+    lanes: Lanes
+    order: Order
+    admission: Admission
+
+    async def refill(self, step: Step, endpoint_id: int, appetite: int) -> None:
+        """Take the next rows of an ordered endpoint's lines."""
+        lot = self.order.lot(endpoint_id)
+        if not self.order.recovered:
+            return
+        for _ in range(WALKS_A_LOOK):
+            if lot.walk is None or (lot.sorted and lot.ripe):
+                break
+            rows = await step.session.fetch(query("walk_lines"), endpoint_id, lot.walk, WALK_PAGE)
+            self.order.walked(endpoint_id, rows[0]["lines"], rows[0]["last_event_id"])
+        if not lot.sorted:
+            return
+        if self.order.is_clear(endpoint_id):
+            self.admission.caught_up(endpoint_id)
+            return
+        await self._refill_lines(step, endpoint_id, appetite)
+
+    async def _refill_lines(self, step: Step, endpoint_id: int, appetite: int) -> None:
+        """Take rows of a few lines that may have some; look again at once if there are more lines."""
+        probing = self.lanes.probe_at(endpoint_id) is not None
+        endpoints: dict[int, Endpoint] | None = None
+        taken = 0
+        for looked, line in enumerate(self.order.ripe(endpoint_id), 1):
+            if endpoints is None:
+                endpoints = await self.admission.read_endpoints(step.session, [endpoint_id])
+            found = await self._refill_line(step, endpoints, endpoint_id, line, appetite, probing=probing)
+            taken += found
+            # A probe is still wanted after a line all of whose rows were buried.
+            appetite = self.lanes.appetite(endpoint_id, step.now) if probing else appetite - found
+            if appetite <= 0 or step.is_over:
+                break
+            if looked >= LINES_A_LOOK:
+                if taken:  # otherwise all of them may wait for the same thing, which takes its time
+                    self.lanes.parked.look(endpoint_id, step.now)  # after the others whose time has come
+                break
+
+    async def _refill_line(
+        self,
+        step: Step,
+        endpoints: Mapping[int, Endpoint],
+        endpoint_id: int,
+        line: Line,
+        appetite: int,
+        *,
+        probing: bool,
+    ) -> int:
+        """Take what is next of one line, up to the first that has to wait; return how many were taken."""
+        page = PROBE_PAGE if probing else min(appetite, self.order.room(line)) + 1
+        limit = page + len(line.ahead)
+        rows = await step.session.fetch(query("read_line"), endpoint_id, line.name, limit)
+        if rows and rows[0]["site_id"] in self.order.unread:
+            self.order.postpone(endpoint_id, line)
+            return 0
+        fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.lanes.aboard]
+        due = list(itertools.takewhile(lambda row: row["due"], fresh))
+        if not all(endpoint.enabled for endpoint in endpoints.values()):
+            due = []  # until it is switched on: then all its rows are looked through again
+        most = 1 if probing else None
+        taken = (
+            await self.admission.enter(step.session, due, endpoints, step.now, step.put, most) if due else 0
+        )
+        full = len(rows) == limit
+        self.order.taken(
+            endpoint_id,
+            line,
+            all_of_it=taken == len(fresh) and not full,
+            blocked=taken == len(due) < len(fresh),
+            again=full or taken < len(due),
+        )
+        return taken

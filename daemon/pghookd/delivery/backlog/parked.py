@@ -1,0 +1,92 @@
+"""Takes parked rows, and held ones that are free again, back into the lanes, while there is time and room.
+
+An endpoint whose breaker is open gets a single delivery, the probe: the first of its rows that can be sent. Those in
+front of it are buried by the page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from pghookd.delivery.backlog.admission import Admission, Step
+from pghookd.delivery.backlog.lines import LineRows
+from pghookd.event_log.payload_filter import Filters
+from pghookd.postgres.client import query
+from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.ordering import Order
+
+LOOK_EVERY_S: Final = 0.1  # at one endpoint's rows
+PROBE_PAGE: Final = 200  # rows read at once for a probe: those that cannot be sent are buried together
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ParkedRows:
+    """Looks at the rows of one endpoint after the other."""
+
+    lanes: Lanes
+    order: Order
+    filters: Filters
+    admission: Admission
+    lines: LineRows
+
+    async def step(self, step: Step) -> bool:
+        """Look at endpoints whose time has come, at one at least; at none while memory is full.
+
+        Returns:
+            Whether there may be others: the step was over before all had been looked at.
+        """
+        while not self.lanes.full:
+            endpoint_id = self.lanes.parked.take(step.now, step.now + LOOK_EVERY_S)
+            if endpoint_id is None:
+                break
+            await self._look(step, endpoint_id)
+            if step.is_over:
+                return True
+        return False
+
+    async def _look(self, step: Step, endpoint_id: int) -> None:
+        appetite = self.lanes.appetite(endpoint_id, step.now)
+        if appetite and endpoint_id in self.order:
+            await self.lines.refill(step, endpoint_id, appetite)
+        elif appetite and self.lanes.probe_at(endpoint_id) is not None:
+            await self._find_probe(step, endpoint_id)
+        elif appetite:
+            await self._refill(step, endpoint_id, appetite)
+        not_before = max(self.lanes.probe_at(endpoint_id) or 0.0, self.filters.rests_until(endpoint_id))
+        if not_before > step.now + LOOK_EVERY_S:
+            self.lanes.parked.look(endpoint_id, not_before)
+
+    async def _refill(self, step: Step, endpoint_id: int, page: int) -> None:
+        """Take the next page of an endpoint's rows; behind the last one begin again before they count as gone."""
+        parked = self.lanes.parked
+        after = parked.after(endpoint_id)
+        rows = await step.session.fetch(query("read_parked"), endpoint_id, after, page)
+        if rows:
+            await self.admission.place(step, rows)
+            if not self.lanes.full:  # else some of them may have found no room
+                parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))
+        elif after:
+            parked.rewind(endpoint_id)
+        elif not self.lanes.aboard.count(endpoint_id):
+            self.admission.caught_up(endpoint_id)
+
+    async def _find_probe(self, step: Step, endpoint_id: int) -> None:
+        """Offer pages of rows until one of them is the probe; what cannot be sent is buried on the way.
+
+        Payloads that have to be loaded come last in their page: whether they are too large shows only then.
+        """
+        parked = self.lanes.parked
+        while self.lanes.appetite(endpoint_id, step.now) and endpoint_id not in self.order:
+            after = parked.after(endpoint_id)
+            rows = await step.session.fetch(query("read_parked"), endpoint_id, after, PROBE_PAGE)
+            await self.admission.place(step, sorted(rows, key=lambda row: row["payload"] is None))
+            if len(rows) < PROBE_PAGE:
+                parked.rewind(endpoint_id)
+                if not rows and not after and not self.lanes.aboard.count(endpoint_id):
+                    self.admission.caught_up(endpoint_id)
+                return
+            parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))
+            if step.is_over:
+                return
+        parked.rewind(endpoint_id)  # what was in front of the probe goes out first, once it is answered

@@ -1,0 +1,517 @@
+"""Delivers: takes what is next, signs it, POSTs it, takes the verdict, hands the outcome to the recorder.
+
+A worker goes on with the next delivery as long as there is one and a slot for it; there is no task per delivery and
+no timer per request. One boundary stands around each delivery, so that a poisoned row harms nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.delivery.oauth_tokens import Tokens
+from pghookd.delivery.payloads import PayloadLoader
+from pghookd.egress.sender import Sender, Target
+from pghookd.event_log.supersede import is_superseded, note_sent
+from pghookd.model import verdict
+from pghookd.model.delivery import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
+from pghookd.model.event_options import EventOptions
+from pghookd.model.outcome import Attempted, Died, Kept, Write
+from pghookd.postgres.client import Session
+from pghookd.process.logs import LogEvent
+from pghookd.scheduling.lanes import Lane, Lanes
+from pghookd.webhook import envelope, judge
+from pghookd.webhook.auth import ClientCredentials
+from pghookd.webhook.oauth import Granted
+from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.profile import ProfileHead
+
+TIMER_LEAST_S: Final = (
+    0.005  # where the time has come and something else holds the lane back, look now and then
+)
+STARTS_A_TURN: Final = 16  # requests begun in one turn of the event loop; 0.15 to 0.5 ms each
+HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet looks again
+_TRACED: Final = re.compile(rb"^traceparent:", re.IGNORECASE | re.MULTILINE)
+
+
+class Gate(Protocol):
+    """What the recorder says about starting requests."""
+
+    @property
+    def unrecorded(self) -> int:
+        """Outcomes that are not durable yet."""
+        ...
+
+    def closed(self, now: float) -> str | None:
+        """Say why nothing may start now, if so."""
+        ...
+
+    def put(self, write: Write, now: float) -> None:
+        """Take an outcome."""
+        ...
+
+
+class Suspects(Protocol):
+    """What names deliveries before they go out, after ends that nobody can explain."""
+
+    def named(self, delivery: Delivery) -> AbstractAsyncContextManager[None]:
+        """Return what is around a delivery while it is on its way."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terms:
+    """The settings that a delivery needs, ready for use."""
+
+    concurrency: int
+    batch_max: int
+    payload_bytes_max: int
+    defaults: Defaults  # of what an endpoint may say otherwise
+    successes: int  # log one in so many; 0 none
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Aim:
+    """What is prepared once for an endpoint; kept on its lane until the endpoint or the terms change."""
+
+    terms: Terms  # that it was prepared by
+    target: Target | Fault
+    manner: Manner
+    tokens: Tokens | None = None  # where OAuth2 is asked for
+
+
+class Deliverer:
+    """Runs the requests in flight."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        lanes: Lanes,
+        gate: Gate,
+        loader: Session,
+        terms: Terms,
+        *,
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+        wall_us: Callable[[], int],
+        random01: Callable[[], float],
+        beat: Callable[[], None],
+        suspects: Suspects | None = None,
+    ) -> None:
+        self._sender = sender
+        self._lanes = lanes
+        self._gate = gate
+        self._terms = terms
+        self._logger = logger
+        self._monotonic = monotonic
+        self._wall_us = wall_us
+        self._random01 = random01
+        self._beat = beat
+        self._suspects = suspects
+        self._loader = PayloadLoader(
+            loader, lanes, payload_bytes_max=terms.payload_bytes_max, loaded=self.kick
+        )
+        self._group: asyncio.TaskGroup | None = None
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._sampled = 0
+        self._starts = 0  # in this turn of the event loop
+        self._timer: asyncio.TimerHandle | None = None  # for lanes that wait for a time
+        self._timer_at = 0.0
+
+    def apply(self, sender: Sender, terms: Terms) -> None:
+        """Begin no request any more but with this sender and by these terms."""
+        self._sender = sender
+        self._terms = terms
+        self._loader.payload_bytes_max = terms.payload_bytes_max
+
+    async def run(self) -> None:
+        """Hold the workers until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                group.create_task(self._loader.run())
+                while True:
+                    self.kick()
+                    self._beat()
+                    await asyncio.sleep(1.0)
+        finally:
+            self._group = None  # what is called back later starts nothing in a group that has ended
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def kick(self) -> None:
+        """Start workers for what may start now; the next turn of the event loop goes on if that is too much for one.
+
+        Called whenever there is more work or more room.
+        """
+        while self._group is not None and (taken := self._take(self._monotonic())) is not None:
+            work = self._work(*taken)
+            try:
+                self._group.create_task(work)
+            except RuntimeError:  # the group is ending, and the epoch with it
+                work.close()
+                self._group = None
+        if self._group is not None:
+            self._rest()
+
+    def _rest(self) -> None:
+        """See to what lanes wait for: a time, or a payload."""
+        if self._lanes.wants_payloads:
+            self._loader.wake()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Look again when the first lane with a pace, a rate or a pause may go on: one timer for all of them."""
+        at = self._lanes.rests_until
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        wait_s = max(TIMER_LEAST_S, at - self._monotonic())
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self.kick()
+
+    async def drain(self, grace_s: float) -> bool:
+        """Start nothing any more and wait for what is in flight; whether all of it ended in time."""
+        self._stopping = True
+        if not self._lanes.flying:
+            return True
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _take(self, now: float) -> tuple[Lane, Delivery] | None:
+        terms = self._terms
+        if self._stopping or self._starts >= STARTS_A_TURN or self._gate.closed(now):
+            return None
+        if self._lanes.flying + self._gate.unrecorded >= terms.concurrency + terms.batch_max:
+            return None
+        taken = self._lanes.next(now)
+        if taken is not None:
+            if not self._starts:
+                asyncio.get_running_loop().call_soon(self._begin_turn)
+            self._starts += 1
+        return taken
+
+    def _begin_turn(self) -> None:
+        """Allow more starts, and go on with what the last turn has left.
+
+        Else a site with fast receivers fills each turn with its requests, and every step towards another site's
+        request waits for all of them.
+        """
+        is_more = self._starts >= STARTS_A_TURN
+        self._starts = 0
+        if is_more:
+            self.kick()
+
+    async def _work(self, lane: Lane, delivery: Delivery) -> None:
+        while True:
+            write = await self._deliver(lane, delivery)
+            now = self._monotonic()
+            if isinstance(write, Attempted) and write.outcome is Outcome.DELIVERED:
+                if self._lanes.succeeded(lane, delivery, now, write.duration_ms / 1e3):
+                    self._log_breaker(LogEvent.BREAKER_CLOSED, lane)
+                self._gate.put(write, now)
+            else:
+                self._fail(lane, write, now)
+            taken = self._take(now)
+            if taken is None:
+                self._rest()
+                break
+            lane, delivery = taken
+            if not self._lanes.starving:
+                self.kick()  # slow start: one success makes room for more than this worker
+        if self._stopping and not self._lanes.flying:
+            self._idle.set()
+
+    def _fail(self, lane: Lane, write: Write, now: float) -> None:
+        """Take a failure back; what its lane must not keep is parked or held."""
+        if not isinstance(write, Attempted):
+            self._leave_unsent(lane, write, now)
+            return
+        counts = write.outcome not in {Outcome.FAILED, Outcome.BLOCKED}
+        hung = write.outcome is Outcome.TIMEOUT
+        opened = self._lanes.failed(lane, write.delivery, now, self._random01(), counts=counts, hung=hung)
+        self._gate.put(write, now)
+        if opened is not None:
+            self._log_breaker(LogEvent.BREAKER_OPENED, lane, probe_s=round(lane.breaker.probe_at - now, 1))
+            self._park(opened, Reason.BREAKER_OPEN, now)
+        self._log(write)
+        if isinstance(write.verdict, verdict.Disable):
+            lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
+            for queued in self._lanes.empty(lane):
+                self._gate.put(Kept(queued, State.HELD, Reason.DISABLED), now)
+        if isinstance(write.verdict, verdict.Dead):
+            self._log_death(write.delivery, write.verdict.reason)
+
+    def _leave_unsent(self, lane: Lane, write: Kept | Died, now: float) -> None:
+        """Take back what ended without a request: no reason to slow down, and no word on the endpoint."""
+        self._lanes.unsent(lane, write.delivery)
+        self._gate.put(write, now)
+        if isinstance(write, Died) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
+            self._log_death(write.delivery, write.reason)
+
+    def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
+        for delivery in deliveries:
+            self._lanes.parked.add(delivery.endpoint_id)
+            self._gate.put(Kept(delivery, State.PARKED, reason), now)
+
+    def _heed(self, lane: Lane, reply: Reply, policy: judge.Policy) -> None:
+        """Leave a receiver alone for as long as it asks; what waits for it is parked where that is long."""
+        wait_s = judge.pause_s(reply, policy, self._wall_us() / 1e6)
+        if wait_s <= 0:
+            return
+        now = self._monotonic()
+        queued = self._lanes.pause(lane, wait_s, now)
+        if queued:
+            self._logger.info(
+                LogEvent.DELIVERY_PARKED,
+                endpoint_id=lane.key.endpoint_id,
+                site_id=lane.key.site_id,
+                reason=Reason.PAUSED.value,
+                for_s=round(wait_s, 1),
+            )
+        self._park(queued, Reason.PAUSED, now)
+
+    # One delivery -----------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, lane: Lane, delivery: Delivery) -> Write:
+        if self._suspects is None:
+            return await self._send(lane, delivery)
+        async with self._suspects.named(delivery):
+            return await self._send(lane, delivery)
+
+    async def _send(self, lane: Lane, delivery: Delivery) -> Write:
+        try:
+            payload, loaded = delivery.event.payload, delivery.loaded
+            if loaded is not None:
+                payload = loaded.payload
+            if payload is None:
+                return Died(delivery, (loaded and loaded.died) or Reason.TOO_LARGE)
+            return await self._attempt(lane, delivery, payload)
+        except Exception as error:
+            self._logger.exception(LogEvent.DELIVERY_BROKEN, event_id=delivery.event.event_id)
+            fault = Fault(Outcome.FAILED, type(error).__name__)
+            return self._attempted(delivery, fault, self._monotonic(), self._terms.defaults.retry)
+
+    async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
+        aim = self._ready(lane, delivery, payload)
+        if not isinstance(aim, Aim):
+            return aim
+        event, manner, target = delivery.event, aim.manner, aim.target
+        token: Granted | None = None
+        if isinstance(target, Fault):
+            return self._attempted(delivery, target, self._monotonic(), manner.policy)
+        if aim.tokens is not None:
+            started = self._monotonic()
+            found = await aim.tokens.token()
+            if isinstance(found, Fault):
+                return self._attempted(delivery, found, started, manner.policy)
+            token = found
+        if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
+            await self._held_back()
+        if aim.terms is not self._terms:  # a reload meanwhile: its sender may be closed
+            return await self._attempt(lane, delivery, payload)
+        body = _body(event, payload, manner.profile)
+        head = self._head(manner, delivery, body, token)
+        started = self._monotonic()
+        if lane.paused_until > started:  # since it was taken
+            self._lanes.parked.add(delivery.endpoint_id)
+            return Kept(delivery, State.PARKED, Reason.PAUSED)
+        answer = await self._sender.post(target, head, body, manner.timeout_s)
+        if isinstance(answer, Reply) and answer.retry_after is not None:
+            self._heed(lane, answer, manner.policy)
+        if token is not None and aim.tokens is not None:
+            aim.tokens.heed(token, answer)
+        return self._attempted(delivery, answer, started, manner.policy)
+
+    def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> Aim | Died:
+        """Return what is prepared for the endpoint, unless the delivery must not be attempted."""
+        event = delivery.event
+        if event.options is not None and (reason := self._unwanted(delivery, event.options)) is not None:
+            return Died(delivery, reason)
+        if len(payload) > self._terms.payload_bytes_max:
+            return Died(delivery, Reason.TOO_LARGE)
+        aim = lane.cache
+        if not isinstance(aim, Aim) or aim.terms is not self._terms:
+            made = self._aim(lane)
+            if made is None:
+                return Died(delivery, Reason.INVALID)
+            aim = lane.cache = made
+        return aim
+
+    def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
+        """Say why a delivery must not be attempted any more, if so."""
+        now_us = self._wall_us()
+        if is_superseded(delivery, now_us):
+            return Reason.SUPERSEDED
+        if options.has_expired(now_us):
+            return Reason.EXPIRED
+        note_sent(delivery)
+        return None
+
+    async def _held_back(self) -> None:
+        while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens
+            await asyncio.sleep(HELD_BACK_S)
+
+    def _aim(self, lane: Lane) -> Aim | None:
+        terms = self._terms
+        try:
+            manner = Manner.of(lane.endpoint, terms.defaults)
+        except ValueError:
+            return None
+        if manner.auth is None or manner.fault is not None:
+            return Aim(terms, manner.fault or self._sender.aim(lane.endpoint.url), manner)
+        asked, tokens = manner.auth.scheme, None
+        if isinstance(asked, ClientCredentials) and self._sender.diverted_to is None:
+            tokens = Tokens(self._sender, asked, terms.defaults.user_agent, self._monotonic)
+        return Aim(terms, self._sender.aim(lane.endpoint.url, manner.auth.certificate), manner, tokens)
+
+    def _head(self, manner: Manner, delivery: Delivery, body: bytes, token: Granted | None) -> bytes:
+        event = delivery.event
+        webhook_id = event.webhook_id
+        timestamp_s = self._wall_us() // 1_000_000
+        more = _more_lines(manner, delivery, timestamp_s, body)
+        return manner.head.head(
+            webhook_id=webhook_id,
+            timestamp_s=timestamp_s,
+            signature=None if manner.sign is None else manner.sign(webhook_id, timestamp_s, body),
+            event_type=event.type,
+            attempt=delivery.attempts + 1,
+            triggered_at=event.triggered_at,
+            body_bytes=len(body),
+            more=more if token is None else more + token.line,
+        )
+
+    def _attempted(
+        self, delivery: Delivery, answer: Answer, started: float, policy: judge.Policy
+    ) -> Attempted:
+        took_s = self._monotonic() - started
+        now_us = self._wall_us()
+        record = judge.record(answer, policy.successes)
+        judged = judge.judge(
+            answer,
+            delivery.attempts + 1 - delivery.attempts_before,
+            policy,
+            now_s=now_us / 1e6,
+            age_from_s=delivery.age_from_us / 1e6,
+            random01=self._random01(),
+            spared=delivery.attempts_before,
+        )
+        response = answer.body or None if isinstance(answer, Reply) else None
+        if self._terms.successes and record.outcome is Outcome.DELIVERED:
+            self._log_success(delivery, record.status, took_s)
+        return Attempted(
+            delivery,
+            record.outcome,
+            record.status,
+            record.error,
+            response,
+            now_us - int(took_s * 1e6),
+            took_s * 1e3,
+            judged,
+        )
+
+    # Log lines --------------------------------------------------------------------------------------------------------
+
+    def _log(self, write: Attempted) -> None:
+        self._logger.info(
+            LogEvent.DELIVERY_ATTEMPTED,
+            event_id=write.delivery.event.event_id,
+            endpoint_id=write.delivery.endpoint_id,
+            site_id=write.delivery.event.site_id,
+            attempt=write.delivery.attempts + 1,
+            outcome=write.outcome.value,
+            status=write.status,
+            error=write.error,
+            duration_ms=round(write.duration_ms, 1),
+        )
+
+    def _log_success(self, delivery: Delivery, status: int | None, took_s: float) -> None:
+        self._sampled += 1
+        if self._sampled % self._terms.successes == 0:
+            self._logger.info(
+                LogEvent.DELIVERY_ATTEMPTED,
+                event_id=delivery.event.event_id,
+                endpoint_id=delivery.endpoint_id,
+                site_id=delivery.event.site_id,
+                attempt=delivery.attempts + 1,
+                outcome=Outcome.DELIVERED.value,
+                status=status,
+                duration_ms=round(took_s * 1e3, 1),
+            )
+
+    def _log_breaker(self, event: LogEvent, lane: Lane, **more: object) -> None:
+        self._logger.warning(event, endpoint_id=lane.key.endpoint_id, site_id=lane.key.site_id, **more)
+
+    def _log_death(self, delivery: Delivery, reason: Reason) -> None:
+        self._logger.warning(
+            LogEvent.DELIVERY_DIED,
+            event_id=delivery.event.event_id,
+            endpoint_id=delivery.endpoint_id,
+            site_id=delivery.event.site_id,
+            reason=reason.value,
+        )
+
+
+def _more_lines(manner: Manner, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:
+    """Return the lines of a profile and of the event's trace; an endpoint's own `traceparent` stands in its place."""
+    profile, options = manner.profile, delivery.event.options
+    lines = b"" if profile is None else _profile_lines(profile, delivery, timestamp_s, body)
+    if options is not None and options.trace_line and not _TRACED.search(manner.head.later + lines):
+        lines += options.trace_line
+    return lines
+
+
+def _profile_lines(profile: ProfileHead, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:
+    event = delivery.event
+    return profile.head(
+        webhook_id=event.webhook_id,
+        timestamp_s=timestamp_s,
+        event_type=event.type,
+        attempt=delivery.attempts + 1,
+        triggered_at=event.triggered_at,
+        body=body,
+    )
+
+
+def _name(event: Event) -> None:
+    event.webhook_id = envelope.webhook_id(event.event_id, event.created_at_us)
+    event.triggered_at = envelope.timestamp_text(event.created_at_us)
+
+
+def _body(event: Event, payload: bytes, profile: ProfileHead | None) -> bytes:
+    if profile is not None and profile.is_bare:
+        return _bare(event, payload)
+    return event.body or _wrap(event, payload)
+
+
+def _bare(event: Event, payload: bytes) -> bytes:
+    """Return the payload as the body; the head needs the event's names all the same."""
+    if not event.webhook_id:
+        _name(event)
+    return payload
+
+
+def _wrap(event: Event, payload: bytes) -> bytes:
+    """Make the body, and keep it for the event's other deliveries unless it is large."""
+    _name(event)
+    body = envelope.wrap(event.webhook_id, event.type, event.triggered_at, payload)
+    if event.payload is not None:
+        event.body = body
+    return body

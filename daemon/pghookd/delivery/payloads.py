@@ -1,0 +1,60 @@
+"""Loads large payloads for the lanes that come to them next, before they take a request slot.
+
+One statement at a time, on a session of its own. Sites take turns, and each has a share of the bytes
+(scheduling/payload_budget): a site whose share is used up waits until its requests have ended, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from pghookd.model.delivery import Delivery, Loaded, Reason
+from pghookd.postgres.client import Session, query
+from pghookd.scheduling.lanes import Lane, Lanes
+
+
+class PayloadLoader:
+    """Runs until cancelled; `wake` it when lanes want payloads or bytes have become free.
+
+    Attributes:
+        payload_bytes_max: a larger payload is not loaded.
+    """
+
+    def __init__(
+        self, session: Session, lanes: Lanes, *, payload_bytes_max: int, loaded: Callable[[], None]
+    ) -> None:
+        self._session = session
+        self._lanes = lanes
+        self.payload_bytes_max = payload_bytes_max
+        self._loaded = loaded
+        self._wanted = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look whether a payload may be loaded now."""
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Load what is wanted and has room."""
+        while True:
+            self._wanted.clear()
+            while (wanted := self._lanes.next_load()) is not None:
+                await self._load(*wanted)
+                self._loaded()
+            await self._wanted.wait()
+
+    async def _load(self, lane: Lane, delivery: Delivery, room: int) -> None:
+        """Load one payload, or find out how much room it takes."""
+        largest = self.payload_bytes_max
+        allowed = largest if room >= self._lanes.cost_of(largest) else min(room, largest)
+        row = await self._session.fetchrow(query("load_payload"), delivery.event.event_id, allowed)
+        if row is None:  # its day is gone
+            self._lanes.loaded(lane, delivery, Loaded(None, Reason.EXPIRED))
+        elif row["bytes"] > largest:
+            self._lanes.loaded(lane, delivery, Loaded(None, Reason.TOO_LARGE))
+        elif row["payload"] is None:
+            self._lanes.put_load_back(lane, self._lanes.cost_of(row["bytes"]))
+        else:
+            self._lanes.loaded(
+                lane, delivery, Loaded(row["payload"], None, self._lanes.cost_of(row["bytes"]))
+            )

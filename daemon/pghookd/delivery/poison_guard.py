@@ -1,0 +1,175 @@
+"""Names deliveries in the database before they go out, after ends of the daemon that nobody can explain.
+
+What is decided stands in delivery/poison.py. Naming is done on the recorder's session between two batches, for the
+reason that due rows are read there: who does not own the shards names nobody. Where nothing is suspected a delivery
+meets none of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+from pghookd.delivery import poison
+from pghookd.delivery.poison import Arrival
+from pghookd.model import suspect
+from pghookd.model.delivery import Delivery
+from pghookd.model.outcome import Write
+from pghookd.model.suspect import Suspect
+from pghookd.postgres.client import Session, query
+
+LOOK_S: Final = 0.05
+OTHERS_FIRST_S: Final = 5.0  # then they are not waited for any longer: perhaps they are not due
+
+
+class Due(Protocol):
+    """What takes due rows into memory."""
+
+    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
+        """Take a page if it is time; return whether there is more to take at once."""
+        ...
+
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Look at endpoints that were perhaps switched; None: at all."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """The row of `home` that is ours."""
+
+    host: str
+    server: str
+    run: str | None
+
+
+class Suspects:
+    """What the recorder does between two batches, names first; and the gate that named deliveries go through."""
+
+    def __init__(self, due: Due, place: Place, arrival: Arrival, *, monotonic: Callable[[], float]) -> None:
+        self._due = due
+        self._place = place
+        self._ends = arrival.unclean_ends
+        self._tried = {suspect.key: suspect for suspect in arrival.suspects}
+        self._monotonic = monotonic
+        now = monotonic()
+        self._named_until = now + arrival.named_for_s
+        self._calm_at = now + max(arrival.named_for_s, poison.CALM_AFTER_S)
+        self._turns = asyncio.Semaphore(poison.NAMED_AT_ONCE)
+        self._alone = asyncio.Semaphore(1)
+        self._flights: Final = itertools.count()
+        self._flying: dict[int, Suspect] = {}
+        self._ended: set[int] = set()  # flights whose outcomes are with the recorder
+        self._recorded: set[int] = set()  # and were, one step ago
+        self._written: Final = _Written()
+        self.hurry: Callable[[], None] = lambda: None
+
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Say it to those whom it concerns."""
+        self._due.endpoints_changed(endpoint_ids)
+
+    # For the deliverer ------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def named(self, delivery: Delivery) -> AsyncIterator[None]:
+        """Go on once the delivery is named where it has to be; within, it is on its way."""
+        key = delivery.event.event_id, delivery.endpoint_id
+        suspect = self._tried.get(key)
+        if suspect is None and self._monotonic() >= self._named_until:
+            yield
+            return
+        if suspect is not None:
+            await self._after_others(suspect)
+        await (self._turns if suspect is None else self._alone).acquire()  # until the outcome is durable
+        flight = next(self._flights)
+        self._flying[flight] = dataclasses.replace(suspect or Suspect(*key), flying=True)
+        written = self._written.next()
+        self.hurry()
+        try:
+            await written
+            yield
+        finally:
+            self._ended.add(flight)
+            self.hurry()
+
+    async def _after_others(self, suspect: Suspect) -> None:
+        """Let those go first that were there at fewer ends: if it was none of them, they are out of it by the next."""
+        for _ in range(int(OTHERS_FIRST_S / LOOK_S)):
+            if all(other.ends >= suspect.ends for other in self._tried.values()):
+                return
+            await asyncio.sleep(LOOK_S)
+
+    # For the recorder -------------------------------------------------------------------------------------------------
+
+    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
+        """Write the names if they have changed, then take due rows."""
+        self._forget(now)
+        if self._written.awaited:
+            with self._written:
+                await self._write(session)
+        return await self._due.step(session, now, put)
+
+    def _forget(self, now: float) -> None:
+        """Leave out whose outcome is durable: it was put before the batch that has just been written."""
+        for flight in self._recorded:
+            suspect = self._flying.pop(flight)
+            self._tried.pop(suspect.key, None)
+            (self._alone if suspect.ends else self._turns).release()
+        changed = bool(self._recorded)
+        self._recorded, self._ended = self._ended, set()
+        if self._ends and now >= self._calm_at:
+            self._ends, changed = 0, True
+            self._tried.clear()
+        if changed:
+            self._written.next()
+
+    async def enter(self, session: Session) -> None:
+        """Say that this run lives here now; only what is suspected is kept of what was named before."""
+        await self._write(session)
+
+    async def leave(self, session: Session) -> None:
+        """Say that this run ends in order: nothing that is on its way is to blame."""
+        self._place = dataclasses.replace(self._place, run=None)
+        await self._write(session)
+
+    async def _write(self, session: Session) -> None:
+        flying = {suspect.key: suspect for suspect in self._flying.values()}
+        text = suspect.write({**self._tried, **flying}.values())
+        await session.execute(query("enter_home"), *dataclasses.astuple(self._place), self._ends, text)
+
+
+class _Written:
+    """Those who wait until what they have changed is written; a context around the write.
+
+    Where the write is refused they wait for the next one.
+    """
+
+    def __init__(self) -> None:
+        self._next: list[asyncio.Future[None]] = []
+        self._current: list[asyncio.Future[None]] = []
+
+    @property
+    def awaited(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self._next)
+
+    def next(self) -> asyncio.Future[None]:
+        """Return what is done with the next write that begins."""
+        if not self._next:
+            self._next.append(asyncio.get_running_loop().create_future())
+        return self._next[-1]
+
+    def __enter__(self) -> None:
+        self._current, self._next = self._next, []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._next = [*self._current, *self._next]
+            return
+        for written in self._current:
+            if not written.done():
+                written.set_result(None)

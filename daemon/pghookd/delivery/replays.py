@@ -1,0 +1,106 @@
+"""Puts replays on their way: page by page, at their rate, on the recorder's session before it takes due rows.
+
+What is to be replayed, and how far that is, stands in the database: nothing is lost with this process, and a page is
+one transaction. It has no loop and no session of its own, for the reason that due rows have none; live traffic goes
+first, since rows that are replayed join their lane's late ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.model.outcome import Write
+from pghookd.postgres.client import DatabaseError, Session, query
+from pghookd.process.logs import LogEvent
+from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.meter import Meter
+
+LOOK_EVERY_S: Final = 5.0  # for replays whose notification was silenced
+PAGE_EVERY_S: Final = 0.1
+PAGE: Final = 200  # deliveries
+LOOKS: Final = 1000  # events, or dead deliveries, looked at for a page
+STEP_S: Final = 0.02  # for further pages, where few of those that are looked at are taken
+PAGES_A_STEP: Final = 16
+REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
+
+
+class Due(Protocol):
+    """What takes due rows into memory."""
+
+    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
+        """Take a page if it is time."""
+        ...
+
+    def hurry(self) -> None:
+        """Take it to be time."""
+        ...
+
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Look at endpoints that were perhaps switched; None: at all."""
+        ...
+
+
+class Replays:
+    """What the recorder does between two batches: replays first, then what is due."""
+
+    def __init__(
+        self, due: Due, lanes: Lanes, *, logger: FilteringBoundLogger, monotonic: Callable[[], float]
+    ) -> None:
+        self._due = due
+        self._lanes = lanes
+        self._logger = logger
+        self._monotonic = monotonic
+        self._meters: dict[int, Meter] = {}  # of the replays that run
+        self._look_at = 0.0
+        self._page_at = 0.0
+
+    def ring(self) -> None:
+        """Somebody has started, paused, resumed or cancelled one."""
+        self._look_at = 0.0
+
+    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
+        """Say it to those whom it concerns."""
+        self._due.endpoints_changed(endpoint_ids)
+
+    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
+        """Take pages of replays if it is time, then due rows; return whether there is more of these."""
+        try:
+            await self._replay(session, now)
+        except DatabaseError as error:
+            self._look_at = self._page_at = now + REFUSED_AGAIN_S
+            self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
+        return await self._due.step(session, now, put)
+
+    async def _replay(self, session: Session, now: float) -> None:
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            rows = await session.fetch(query("find_replays"))
+            meters = {row["replay_id"]: Meter(row["rate_per_s"], now) for row in rows}
+            self._meters = {number: self._meters.get(number) or meters[number] for number in meters}
+        if self._meters and now >= self._page_at and not self._lanes.full:
+            self._page_at = now + PAGE_EVERY_S
+            for replay_id, meter in list(self._meters.items()):
+                await self._advance(session, replay_id, meter, now)
+
+    async def _advance(self, session: Session, replay_id: int, meter: Meter, now: float) -> None:
+        """Take what one replay may have now, and look no further than the bound."""
+        for _ in range(PAGES_A_STEP):
+            most = min(meter.due(now), PAGE)
+            if most <= 0:
+                return
+            row = await session.fetchrow(query("advance_replay"), replay_id, LOOKS, most)
+            if row is None or row["ended"]:
+                del self._meters[replay_id]
+            if row is None:
+                return
+            meter.taken += row["taken"]
+            if row["taken"]:
+                self._due.hurry()
+            if row["ended"]:
+                return
+            if self._monotonic() - now > STEP_S:
+                break
+        self._page_at = now  # there is more to look at

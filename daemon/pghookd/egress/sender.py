@@ -1,0 +1,698 @@
+"""Sends requests: one POST, one answer, never an exception but cancellation.
+
+It speaks to aiohttp's connector and response parser directly and leaves its client session out: cookies,
+redirects, proxies of the environment, decompression and header merging do not exist at that level, and
+a request costs a third.
+
+What it leans on that aiohttp does not promise (hence `aiohttp < 4`; tests/component/test_http.py pins it):
+
+- `TCPConnector.connect(req, traces, timeout)` reads of the request only what `_Request` has, and takes
+  a connection from its pool without giving up the loop;
+- connections are shared by `ConnectionKey` alone, of which `proxy_headers_hash` is any number (ours: of a client
+  certificate) where there is no proxy that aiohttp knows of;
+- `connector._create_connection` opens a connection where the pool has none, and may be another's work (with
+  a proxy it is); `_resolve_host` asks the resolver, through the cache; `_get_ssl_context` says how TLS is to be, and
+  takes the request's own context where it has one;
+- `connector._factory` makes the protocol of each connection; the argument of `socket_factory` ends in the
+  sockaddr about to be dialled;
+- `ResponseHandler`: `set_response_params` makes the parser, which may go on to the next response; its
+  `feed_eof()` says None exactly when it stands between two (of the parser in Python: `_tail` and `_lines` are
+  empty); `read()` gives queued messages before the exception; `_payload` is the body being received;
+  `should_close`, `abort()`, `set_exception`;
+- `StreamReader`: `wait_eof` ends with the body, `_buffer` holds what came of it;
+- where several addresses failed, the connector raises an OSError that only quotes their errors.
+
+Never here: what an answer means (webhook/judge.py), what may be reached (egress/destination.py), signing,
+retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import errno
+import functools
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self, cast
+
+import aiohttp
+from aiohttp.abc import AbstractResolver
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
+from aiohttp.connector import AddrInfoType, Connection
+from aiohttp.http import RawResponseMessage
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpResponseParserPy
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from multidict import istr
+
+from pghookd.egress.client_certificates import ClientContexts, Unusable, identity_of
+from pghookd.egress.destination import ORIGINS_MAX, Refusal, judge_address, judge_origin, parse_by
+from pghookd.egress.proxy_tunnel import NoTunnel, Tunnels
+from pghookd.egress.resolver import AddressRefused, GuardedResolver
+from pghookd.egress.tls import trust
+from pghookd.model.client_certificate import ClientCertificate
+from pghookd.model.delivery import Answer, Fault, Outcome, Reply
+from pghookd.settings.network import Policy, Proxy
+
+KEEPALIVE_S = 4.0  # servers often close after 5 s: be first
+RESPONSE_SLACK_BYTES = (
+    65536  # beyond what is stored: heads, framing, a body worth draining to keep the connection
+)
+PIECE_BYTES = 64  # what a piece counts for beside its bytes: one of two bytes takes about that much to hold
+SWEEP_S = 0.25
+CROWDED_S = 0.25  # a new connection without a byte, and an idle one beside it, for so long: one is closed for the other
+DNS_CACHE_S = 10
+DNS_CACHE_MAX = 4096
+BIG_BODY_BYTES = 16384  # from here on copying head and body together costs more than a second piece
+
+_ALPN: Final = ("http/1.1",)  # nothing else is spoken here
+_INTERIM: Final = frozenset(range(100, 200)) - {101}  # RFC 9110, 15.2; nobody asked to switch protocols
+_STATUS_FIRST, _STATUS_LAST = 200, 599
+_REDIRECTS_FROM = 300
+_NEVER: Final = float("inf")
+_TUNNEL_SHARE: Final = 0.95
+_HERE: Final = "127.0.0.1"
+_RETRY_AFTER, _CONTROL, _LOCATION = istr("Retry-After"), istr("Webhook-Delivery"), istr("Location")
+_NO_TRACES: list[aiohttp.tracing.Trace] = []
+_PURE_PYTHON = aiohttp.http.HttpResponseParser is HttpResponseParserPy  # its feed_eof is not as exact
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_QUOTED_ERRNO = re.compile(r"\[Errno (\d+)\]")
+
+# Whether the host being connected to was opened by its name; only the socket guard reads it.
+_named: contextvars.ContextVar[bool] = contextvars.ContextVar("_named", default=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Host:
+    """What the connector reads of a request's URL."""
+
+    raw_host: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Request:
+    """What the connector reads of a request."""
+
+    url: _Host
+    port: int
+    connection_key: ConnectionKey
+    ssl: bool | ssl.SSLContext = True  # meaning: verify with the connector's own context
+    proxy: None = None
+    server_hostname: None = None
+    certificate: ClientCertificate | None = None  # for ourselves
+
+    def is_ssl(self) -> bool:
+        return self.connection_key.is_ssl
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """An endpoint's URL made ready: kept by the caller as long as the URL stays the same."""
+
+    prefix: bytes = dataclasses.field(repr=False)  # the path may hold a customer's token
+    request: _Request = dataclasses.field(repr=False)
+    named: bool = False
+
+
+class _Overdue(Exception):  # noqa: N818 -- a signal of the sweeper
+    """The request's deadline has passed."""
+
+
+class _TooMuch(Exception):  # noqa: N818 -- a signal of the byte budget
+    """The response is larger than its budget."""
+
+
+class _Wire(ResponseHandler):
+    """One connection: aiohttp's protocol with a byte budget, a deadline and a parser that stays."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wires: set[_Wire], budget: int) -> None:
+        super().__init__(loop)
+        self._wires = wires
+        self._budget = budget
+        self._heard = bytearray()  # of the response being received
+        self._room = 0  # bytes still welcome; between requests none are
+        self.deadline = _NEVER  # monotonic seconds
+        self.used = 0  # requests begun
+        self.key: ConnectionKey | None = None  # of the origin, once a request has begun
+        self.begun_at = _NEVER  # monotonic seconds, of the first request
+        self.idle_at = _NEVER  # monotonic seconds, since it is kept without a request
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._wires.add(self)
+        self._make_parser()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        payload = self._payload
+        self._wires.discard(self)
+        super().connection_lost(exc)
+        if payload is not None:  # after broken framing the parser leaves it open, and nobody else ends it
+            _end_payload(payload, aiohttp.ClientPayloadError("the connection was lost"))
+
+    def _make_parser(self) -> None:
+        """Make a parser that never pauses: the byte budget bounds what it holds.
+
+        A body without a length ends with the connection (RFC 9112, 6.3). aiohttp pauses beyond twice
+        `read_bufsize`, or a sixteenth of it in chunks, of which the smallest takes 6 bytes.
+        """
+        self.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=4 * self._budget)
+
+    def begin(self, deadline: float) -> None:
+        """Expect one response."""
+        self.deadline = deadline
+        self.idle_at = _NEVER
+        self.used += 1
+        self._room = self._budget
+
+    def end(self) -> None:
+        """Expect nothing any more: what a peer sends unasked ends the connection."""
+        self.deadline = self.begun_at = _NEVER
+        self._room = 0
+        self._heard.clear()
+
+    def is_between(self) -> bool:
+        """Whether it stands exactly between two responses: no byte of a next one, no unread rest."""
+        if self._parser is None or self.should_close:
+            return False
+        if _PURE_PYTHON:
+            return not (self._parser._tail or self._parser._lines)  # noqa: SLF001 -- the list at the top
+        try:
+            return self._parser.feed_eof() is None
+        except Exception:  # noqa: BLE001 -- it found the beginning of something, and that is broken
+            return False
+
+    @property
+    def silent(self) -> bool:
+        """Whether not a byte of the response has come."""
+        return not self._heard
+
+    def data_received(self, data: bytes) -> None:
+        room = self._room - PIECE_BYTES
+        self._room = room - len(data)
+        if self._room < 0:
+            self._overflow(data[: max(room, 0)])
+            return
+        self._heard += data
+        super().data_received(data)
+
+    def _overflow(self, welcome: bytes) -> None:
+        if welcome:
+            self._heard += welcome
+            super().data_received(welcome)
+        self.give_up(_TooMuch())
+
+    def give_up(self, why: Exception) -> None:
+        """End the request with an exception and the connection with it."""
+        self.deadline = _NEVER
+        if self._payload is not None:
+            _end_payload(self._payload, why)
+        self.set_exception(why)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def salvage(self) -> RawResponseMessage | None:
+        """Find the head of a response whose rest could not be parsed: the parser dropped both together."""
+        data = bytes(self._heard)
+        self._make_parser()
+        parser = self._parser
+        start = 0
+        for match in _HEAD_END.finditer(data):
+            try:
+                messages, _, _ = parser.feed_data(data[start : match.end()])  # type: ignore[union-attr] # just made
+            except Exception:  # noqa: BLE001 -- whatever it is, this is no response
+                return None
+            if messages and messages[-1][0].code >= _STATUS_FIRST:
+                return cast("RawResponseMessage", messages[-1][0])
+            start = match.end()
+        return None
+
+
+class _Connector(aiohttp.TCPConnector):
+    """The same pool; new connections to those who want to see a client certificate are made with it."""
+
+    contexts: ClientContexts
+
+    async def _create_connection(
+        self,
+        req: ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> ResponseHandler:
+        ours = cast("_Request", req)
+        if ours.certificate is not None:
+            context = await self.contexts.context(ours.certificate)
+            req = cast("ClientRequest", dataclasses.replace(ours, ssl=context))
+        return await self._open_connection(req, traces, timeout)
+
+    async def _open_connection(
+        self,
+        req: ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> ResponseHandler:
+        return await super()._create_connection(req, traces, timeout)
+
+
+class _ProxiedConnector(_Connector):
+    """The same pool, but new connections are tunnels through a proxy; its own address is no customer's choice."""
+
+    tunnels: Tunnels
+    policy: Policy
+
+    async def _open_connection(
+        self,
+        req: ClientRequest,
+        traces: list[aiohttp.tracing.Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
+    ) -> ResponseHandler:
+        host, port = str(req.url.raw_host), int(req.port or 0)
+        addresses = await self._judged(req, host, port, traces)
+        # A little less than the connector's own time, which could not say whose fault it was.
+        transport = await self.tunnels.open(addresses, port, _TUNNEL_SHARE * (timeout.connect or 0))
+        wire = self._factory()
+        try:
+            await _hand_over(transport, wire, self._get_ssl_context(req), host)
+        except BaseException:
+            transport.abort()
+            raise
+        return wire
+
+    async def _judged(
+        self, req: ClientRequest, host: str, port: int, traces: list[aiohttp.tracing.Trace]
+    ) -> list[str]:
+        """Give the addresses of a host: the last gate, where there is no socket of ours to judge."""
+        try:
+            found = [each["host"] for each in await self._resolve_host(host, port, traces)]
+        except OSError as exc:
+            raise aiohttp.ClientConnectorDNSError(req.connection_key, exc) from exc
+        for address in found:
+            refusal = judge_address(address, self.policy, named=_named.get())
+            if refusal is not None:
+                raise AddressRefused(refusal)
+        return found
+
+
+async def _hand_over(
+    transport: asyncio.Transport, wire: ResponseHandler, context: ssl.SSLContext | None, host: str
+) -> None:
+    """Let a connection go on through a tunnel as if it began here."""
+    if context is None:
+        transport.set_protocol(wire)
+        wire.connection_made(transport)
+        return
+    within = await asyncio.get_running_loop().start_tls(transport, wire, context, server_hostname=host)
+    if within is None:  # the peer was gone
+        raise ConnectionResetError
+    wire.connection_made(within)
+
+
+class Sender:
+    """Makes the requests of one daemon. An async context manager; use it within one loop.
+
+    Args:
+        policy: what may be reached.
+        connections_max: requests at a time; at most twice as many connections are kept open.
+        connect_timeout_s: for DNS, TCP and TLS of a new connection together.
+        response_bytes_max: how much of a response's body is kept.
+        resolver: for tests; a `GuardedResolver` if None.
+        monotonic: a clock in seconds.
+        ssl_context: for tests; made by `trust` if None.
+        ca_file: further trust anchors in PEM (setting `egress.ca_file`).
+        proxy: what every connection goes through (setting `egress.proxy`); None: straight.
+
+    Attributes:
+        diverted_to: a port of 127.0.0.1 that gets every request instead of its destination, in the clear and as
+            it would have been; set it before `aim`. Nothing else is asked or dialled then. None: off.
+        in_flight: requests begun and not ended.
+    """
+
+    diverted_to: int | None = None
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        connections_max: int,
+        connect_timeout_s: float,
+        response_bytes_max: int,
+        resolver: AbstractResolver | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        ssl_context: ssl.SSLContext | None = None,
+        ca_file: str | None = None,
+        proxy: Proxy | None = None,
+    ) -> None:
+        self._policy = policy
+        self._judge = functools.lru_cache(ORIGINS_MAX)(functools.partial(judge_origin, policy=policy))
+        self._proxy = proxy
+        self._connections_max = connections_max
+        self._connect_timeout_s = connect_timeout_s
+        self._response_bytes_max = response_bytes_max
+        self._given_resolver = resolver
+        self._monotonic = monotonic
+        self._ssl_context = trust(ca_file, _ALPN) if ssl_context is None else ssl_context
+        self._contexts = ClientContexts(functools.partial(trust, ca_file, _ALPN))
+        self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
+        self._wires: set[_Wire] = set()
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def __aenter__(self) -> Self:
+        self._resolver = self._given_resolver or GuardedResolver(self._policy)
+        self._connector = self._make_connector(self._resolver)
+        self._loop = asyncio.get_running_loop()
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sweeping.cancel()
+        await self._connector.close(abort_ssl=True)
+        if self._given_resolver is None:
+            await self._resolver.close()
+
+    def aim(self, url: str, certificate: ClientCertificate | None = None) -> Target | Fault:
+        """Decide about a URL and make it ready. No I/O; a Fault is always BLOCKED.
+
+        Args:
+            url: the endpoint's.
+            certificate: shown in the handshake. No connection is shared with a target that has not the same one.
+        """
+        aimed = parse_by(self._judge, url)
+        if isinstance(aimed, Refusal):
+            return Fault(Outcome.BLOCKED, aimed.name)
+        prefix = f"POST {aimed.target} HTTP/1.1\r\nhost: {aimed.host_header}\r\n".encode("ascii")
+        if self.diverted_to is not None:
+            certificate = None
+            aimed = dataclasses.replace(
+                aimed, scheme="http", host=_HERE, port=self.diverted_to, address=_HERE, named=False
+            )
+        key = ConnectionKey(
+            host=aimed.host,
+            port=aimed.port,
+            is_ssl=aimed.scheme == "https",
+            ssl=True,
+            proxy=None,
+            proxy_auth=None,
+            proxy_headers_hash=None if certificate is None else identity_of(certificate),
+        )
+        request = _Request(_Host(aimed.host), aimed.port, key, certificate=certificate)
+        return Target(prefix, request, aimed.named)
+
+    async def post(
+        self, target: Target, head: bytes, body: bytes, timeout_s: float, *, kept_bytes: int | None = None
+    ) -> Answer:
+        """Send one request and read its response.
+
+        Args:
+            target: what `aim` made of the endpoint's URL.
+            head: all header lines after `host`, `content-length` among them, ending in the empty line.
+            body: as long as `content-length` says.
+            timeout_s: seconds from now to the response's last byte, connecting included; exact to 0.3 s.
+            kept_bytes: how much of the response's body is kept, at the most 65,536; None: `response_bytes_max`.
+
+        Returns:
+            A Reply as soon as a final head was received, whatever then became of the body; else a Fault.
+        """
+        deadline = self._monotonic() + timeout_s
+        if not self.in_flight:
+            self._idle.clear()
+        self.in_flight += 1
+        try:
+            try:
+                connection = await self._connect(target, timeout_s)
+            except NoTunnel as exc:
+                return exc.fault
+            except Exception as exc:  # noqa: BLE001 -- foreign exceptions end here, each with a name
+                return _connect_fault(exc)
+            wire = cast("_Wire", connection.protocol)
+            whole = False
+            try:
+                wire.begin(deadline)
+                if wire.used == 1:
+                    wire.key, wire.begun_at = target.request.connection_key, self._monotonic()
+                _write(wire, target.prefix + head, body)
+                message, payload = await wire.read()
+                while message.code in _INTERIM:
+                    message, payload = await wire.read()
+                text = await _read_body(payload)
+                reply = _reply(
+                    message, text[: self._response_bytes_max if kept_bytes is None else kept_bytes]
+                )
+                whole = payload.is_eof() and payload.exception() is None
+            except Exception as exc:  # noqa: BLE001 -- as above
+                return _exchange_fault(exc, wire)
+            finally:
+                self._finish(connection, wire, whole=whole)
+            return reply
+        finally:
+            self._land()
+
+    def _land(self) -> None:
+        """Count a request that has ended."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+
+    async def idle(self) -> None:
+        """Return once no request is in flight."""
+        await self._idle.wait()
+
+    async def _connect(self, target: Target, timeout_s: float) -> Connection:
+        timeout = self._timeouts.get(timeout_s) or self._timeout(timeout_s)
+        request = cast("ClientRequest", target.request)
+        if not target.named:
+            return await self._connector.connect(request, _NO_TRACES, timeout)
+        token = _named.set(True)
+        try:
+            return await self._connector.connect(request, _NO_TRACES, timeout)
+        finally:
+            _named.reset(token)
+
+    def _finish(self, connection: Connection, wire: _Wire, *, whole: bool) -> None:
+        """Keep the connection, or end it; by `abort`, because a stalled peer never takes a farewell."""
+        wire.end()
+        keep = whole and len(self._wires) <= 2 * self._connections_max
+        if keep and _is_flushed(wire) and wire.is_between():
+            wire.idle_at = self._monotonic()
+            connection.release()
+        else:
+            wire.abort()
+            connection.close()
+
+    def _timeout(self, timeout_s: float) -> aiohttp.ClientTimeout:
+        """Bound the making of a connection; kept because the few values recur."""
+        if len(self._timeouts) >= 1000:  # noqa: PLR2004 -- a bound, any will do
+            self._timeouts.clear()
+        made = aiohttp.ClientTimeout(connect=min(self._connect_timeout_s, timeout_s), ceil_threshold=3600)
+        self._timeouts[timeout_s] = made
+        return made
+
+    def _make_connector(self, resolver: AbstractResolver) -> aiohttp.TCPConnector:
+        kind = _Connector if self._proxy is None else _ProxiedConnector
+        connector = kind(
+            limit=self._connections_max,
+            resolver=resolver,
+            ssl=self._ssl_context,
+            keepalive_timeout=KEEPALIVE_S,
+            ttl_dns_cache=DNS_CACHE_S,
+            dns_cache_max_size=DNS_CACHE_MAX,
+            socket_factory=self._open_socket,
+        )
+        connector._factory = functools.partial(  # type: ignore[assignment] # noqa: SLF001 -- the list at the top
+            _Wire,
+            asyncio.get_running_loop(),
+            self._wires,
+            self._response_bytes_max + RESPONSE_SLACK_BYTES,
+        )
+        connector.contexts = self._contexts
+        if self._proxy is not None and isinstance(connector, _ProxiedConnector):
+            connector.tunnels = Tunnels(self._proxy, self._ssl_context)
+            connector.policy = self._policy
+        return connector
+
+    def _open_socket(self, info: AddrInfoType) -> socket.socket:
+        """Judge the very address that is about to be dialled: the last gate, whoever resolved it."""
+        family, kind, protocol, _, sockaddr = info
+        if self.diverted_to is None or sockaddr[:2] != (_HERE, self.diverted_to):
+            refusal = judge_address(str(sockaddr[0]), self._policy, named=_named.get())
+            if refusal is not None:
+                raise AddressRefused(refusal)
+        return socket.socket(family, kind, protocol)
+
+    def _sweep(self) -> None:
+        """End the requests whose deadline has passed: one timer for all of them."""
+        self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+        now = self._monotonic()
+        for wire in [wire for wire in self._wires if wire.deadline <= now]:
+            wire.give_up(_Overdue())
+        self._make_way(now - CROWDED_S)
+
+    def _make_way(self, before: float) -> None:
+        """Close idle connections to origins that leave new connections without an answer.
+
+        A receiver that serves one connection at a time reads from the one that is kept open, and never comes to the
+        others. Where it serves many, nothing is lost but a connection that nobody needed just now.
+        """
+        crowded = {
+            wire.key for wire in self._wires if wire.used == 1 and wire.silent and wire.begun_at < before
+        }
+        if crowded:
+            for wire in [wire for wire in self._wires if wire.idle_at < before and wire.key in crowded]:
+                wire.abort()
+
+
+def _write(wire: _Wire, head: bytes, body: bytes) -> None:
+    transport = wire.transport
+    if transport is None:
+        raise aiohttp.ClientConnectionResetError("the connection was lost before the request")
+    if len(body) < BIG_BODY_BYTES:
+        transport.write(head + body)
+    else:
+        transport.writelines((head, body))
+
+
+def _is_flushed(wire: _Wire) -> bool:
+    """Whether the peer took the whole request; one that answers early may never do."""
+    return wire.transport is not None and not wire.transport.get_write_buffer_size()
+
+
+def _end_payload(payload: StreamReader, why: Exception) -> None:
+    """Wake who waits for the rest of a body that will not come; a complete one stays as it is."""
+    if not payload.is_eof() and payload.exception() is None:
+        payload.set_exception(why)
+
+
+async def _read_body(payload: StreamReader) -> bytes:
+    """Read a body to its end; one that fails or stalls gives what came of it."""
+    if payload is EMPTY_PAYLOAD:
+        return b""
+    try:
+        if not payload.is_eof() and payload.exception() is None:
+            await payload.wait_eof()
+    except Exception:  # noqa: BLE001, S110 -- the head has decided; the body is an illustration
+        pass
+    # read_nowait would raise what ended the body, and feeds the parser once more for nothing.
+    return b"".join(payload._buffer)  # noqa: SLF001 -- the list at the top
+
+
+def _reply(message: RawResponseMessage, body: bytes) -> Answer:
+    status = message.code
+    if not _STATUS_FIRST <= status <= _STATUS_LAST or message.version.major != 1:
+        return Fault(Outcome.UNREACHABLE, "bad_response")
+    headers = message.headers
+    control = headers.get(_CONTROL)
+    if control is not None:
+        control = _clean(control).strip().lower()
+    if status < _REDIRECTS_FROM:
+        return Reply(status, body, control=control)
+    retry_after, location = headers.get(_RETRY_AFTER), headers.get(_LOCATION)
+    return Reply(
+        status,
+        body,
+        retry_after=None if retry_after is None else _clean(retry_after),
+        control=control,
+        location=None if location is None else _clean(location),
+    )
+
+
+def _clean(value: str) -> str:
+    """Take out the lone surrogates that stand for bytes outside UTF-8: Postgres refuses them."""
+    return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _exchange_fault(exc: Exception, wire: _Wire) -> Answer:
+    """Name what ended a request on a connection that stood."""
+    if isinstance(exc, _Overdue):
+        return Fault(Outcome.TIMEOUT, "response")
+    if isinstance(exc, _TooMuch):
+        return Fault(Outcome.UNREACHABLE, "too_much_response")
+    if isinstance(exc, HttpProcessingError):
+        message = wire.salvage()
+        return Fault(Outcome.UNREACHABLE, "bad_response") if message is None else _reply(message, b"")
+    if isinstance(exc, aiohttp.ClientConnectionError | OSError):
+        return _loss(exc, wire)
+    return Fault(Outcome.FAILED, type(exc).__name__)
+
+
+def _loss(exc: Exception, wire: _Wire) -> Fault:
+    if wire.used > 1 and wire.silent:
+        return Fault(Outcome.UNREACHABLE, "stale_connection")
+    if isinstance(exc.__cause__, ssl.SSLError):  # an alert after the handshake, as for a missing certificate
+        return Fault(Outcome.UNREACHABLE, "tls")
+    return Fault(Outcome.UNREACHABLE, "reset")
+
+
+def _connect_fault(exc: Exception) -> Fault:
+    """Name what stood in the way of a connection."""
+    cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+    if isinstance(cause, AddressRefused):
+        return Fault(Outcome.BLOCKED, cause.refusal.name)
+    if isinstance(exc, aiohttp.ClientConnectorDNSError):
+        return Fault(Outcome.UNREACHABLE, "dns")
+    if isinstance(cause, ssl.SSLError):
+        return Fault(Outcome.UNREACHABLE, _tls_error(cause))
+    if isinstance(cause, TimeoutError):
+        return Fault(Outcome.TIMEOUT, "connect")
+    if isinstance(cause, OSError):
+        return _os_fault(cause)
+    return Fault(Outcome.FAILED, type(exc).__name__)
+
+
+# X509_V_ERR_* of OpenSSL
+_CERTIFICATE_FAULTS = {
+    9: "tls_expired",  # not valid yet: the same mistake, the other end
+    10: "tls_expired",
+    32: "tls_untrusted: not_ca",  # the issuer's key usage has no keyCertSign
+    62: "tls_name",  # host
+    64: "tls_name",  # IP address
+    66: "tls_untrusted: weak",  # the system's OpenSSL refuses a key of this length
+    67: "tls_untrusted: weak",  # the same for an issuer's key
+    68: "tls_untrusted: weak",  # an issuer signs with SHA-1 or less
+    79: "tls_untrusted: not_ca",  # the issuer's basicConstraints do not say CA:TRUE
+}
+_OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
+_OS_FAULTS = {  # the most telling first, where several addresses failed
+    errno.EPERM: Fault(Outcome.BLOCKED, "address"),  # the kernel's own gate (the unit's IPAddressDeny)
+    errno.EACCES: Fault(Outcome.BLOCKED, "address"),
+    errno.ECONNREFUSED: Fault(Outcome.UNREACHABLE, "refused"),
+    errno.ECONNRESET: Fault(Outcome.UNREACHABLE, "reset"),
+    errno.ECONNABORTED: Fault(Outcome.UNREACHABLE, "reset"),
+    errno.EPIPE: Fault(Outcome.UNREACHABLE, "reset"),
+    errno.ETIMEDOUT: Fault(Outcome.TIMEOUT, "connect"),
+    errno.EHOSTUNREACH: Fault(Outcome.UNREACHABLE, "no_route"),
+    errno.ENETUNREACH: Fault(Outcome.UNREACHABLE, "no_route"),
+    errno.EHOSTDOWN: Fault(Outcome.UNREACHABLE, "no_route"),
+    errno.EAFNOSUPPORT: Fault(Outcome.UNREACHABLE, "no_route"),
+}
+
+
+def _tls_error(exc: ssl.SSLError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return _CERTIFICATE_FAULTS.get(exc.verify_code, "tls_untrusted")
+    return "tls: client_certificate" if isinstance(exc, Unusable) else "tls"
+
+
+def _os_fault(exc: OSError) -> Fault:
+    if exc.errno is not None:
+        numbers = {exc.errno}
+    elif AddressRefused.TEXT in str(exc):
+        return Fault(Outcome.BLOCKED, "address")
+    else:
+        numbers = {int(number) for number in _QUOTED_ERRNO.findall(str(exc))}
+    for number in numbers & _OUR_OWN:
+        return Fault(Outcome.FAILED, errno.errorcode[number])
+    for number, fault in _OS_FAULTS.items():
+        if number in numbers:
+            return fault
+    if isinstance(exc, ConnectionError):
+        return Fault(Outcome.UNREACHABLE, "reset")
+    return Fault(Outcome.FAILED, type(exc).__name__)

@@ -1,0 +1,1 @@
+"""Is an endpoint failing, and what follows from it."""

@@ -1,0 +1,493 @@
+"""Cares for endpoints that fail: tells their owners, in digests, and switches off what has not worked for days.
+
+Every half minute it looks at the owners whose incidents are due, all of an owner's at once, and lets incident.py
+decide. A mail and the marks of what it tells are written in one transaction; sending it is the mailer's.
+
+Never here: words, SMTP, the deliveries themselves. Nothing here can slow them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+import orjson
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.endpoint_health import incident, owner_plan, storm
+from pghookd.endpoint_health.incident import POLICY_BLOCKS, Case, Health
+from pghookd.endpoint_health.incident_rules import disable_us
+from pghookd.endpoint_health.owner_plan import Owner, Plan, Step
+from pghookd.endpoint_health.rows import case_of, section_of, types_of
+from pghookd.endpoint_health.storm import HOLD_MAX_US, Extent
+from pghookd.model.delivery import DisabledReason
+from pghookd.owner_mail.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, Section, arranged, excerpt
+from pghookd.owner_mail.mailbox import mailbox_of
+from pghookd.owner_mail.outbox import put_email
+from pghookd.postgres.client import DatabaseAway, DatabaseError, Row, Session, columns, query
+from pghookd.process.logs import LogEvent
+from pghookd.settings.schema import Settings
+
+OWNERS_PAGE: Final = 100  # owners looked at between two rests
+FOLD_AFTER_US: Final = (
+    2 * 3600 * incident.SECOND_US
+)  # a mail unsent for so long gives way to the present state
+STORM_RECALL_US: Final = incident.DAY_US  # the operator is told again of a storm that goes on
+STORM_GAP_US: Final = 3600 * incident.SECOND_US  # and of a new one no sooner than this after the last email
+STORM_LOOKS: Final = 2  # looks in a row that must agree before a storm is believed
+NOBODY: Final = ""  # the owner of sites that name none: each of these is looked at by itself
+Whose: TypeAlias = tuple[str, str]  # an owner's address in lower case; the site, where that is NOBODY
+
+
+async def no_checkpoint(_name: str) -> None:
+    """Go on: tests end the process here."""
+
+
+async def no_report(_now_us: int) -> None:
+    """Tell nobody."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Around:
+    """What care needs of others.
+
+    Attributes:
+        traffic: sites that had work lately.
+        unwatch: an endpoint's trouble is over, unless its latest failure is another one.
+        behind_s: for how long the oldest outcome has been waiting to be durable, in seconds.
+        sending: the mail that is being sent now; None: none.
+        queued: a mail is in the outbox.
+        checkpoint: called with the name of each step of a mail's road.
+        report: called after each look with its moment; tells the operator what cannot be sent.
+    """
+
+    traffic: Callable[[], int]
+    unwatch: Callable[[int, int], None]
+    behind_s: Callable[[], float] = lambda: 0.0
+    sending: Callable[[], int | None] = lambda: None
+    queued: Callable[[], None] = lambda: None
+    checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint
+    report: Callable[[int], Awaitable[None]] = no_report
+
+
+class Care:
+    """Looks at incidents."""
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        around: Around,
+        *,
+        logger: FilteringBoundLogger,
+        wall_us: Callable[[], int],
+        beat: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._settings = settings
+        self._policy = incident.Policy.of(settings)
+        self._around = around
+        self._logger = logger
+        self._wall_us = wall_us
+        self._beat = beat
+        self._failed = asyncio.Event()
+        self._storm_looks = 0
+        self._storm_told = False  # the present one
+        self._storm_told_us: int | None = None
+        self._looked_us: int | None = None
+
+    def apply(self, settings: Settings) -> None:
+        """Go on with other settings, and look at once."""
+        self._settings = settings
+        self._policy = incident.Policy.of(settings)
+        self._failed.set()
+
+    def failed(self) -> None:
+        """An endpoint has failed: looked at without delay where owners are told of the first failure."""
+        if not self._policy.first_wait_us:
+            self._failed.set()
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        while True:
+            self._failed.clear()
+            try:
+                # what is not recorded yet must not count as told: the look is at the moment up to which all is
+                await self.step(self._wall_us() - int(self._around.behind_s() * 1e6))
+            except DatabaseError as error:  # a lock or a timeout; nothing is lost, the next look does it
+                self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="care")
+            await self._rest()
+
+    async def _rest(self) -> None:
+        left_s = self._settings.mail.check_s
+        while left_s > 0 and not self._failed.is_set():
+            self._beat()
+            try:
+                async with asyncio.timeout(min(left_s, 1.0)):
+                    await self._failed.wait()
+            except TimeoutError:
+                left_s -= 1.0
+
+    async def step(self, now_us: int) -> int:
+        """Look at everything that is due; return how many mails went into the outbox."""
+        in_storm = await self._storm(now_us)
+        await self._withdraw(now_us)
+        mails = 0
+        while True:
+            found = await self._session.fetch(query("find_due_owners"), now_us, OWNERS_PAGE)
+            if not found:
+                await self._around.report(now_us)
+                return mails
+            due = [(row["owner_email"], row["site_id"]) for row in found]
+            mails += await self._owners(due, now_us, storm=in_storm)
+            self._beat()
+
+    async def _withdraw(self, now_us: int) -> None:
+        """Take back mails about sites that have another owner by now; what cannot be read keeps nobody waiting."""
+        try:
+            await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
+        except DatabaseError as error:
+            self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="withdraw_emails")
+
+    # Storms -----------------------------------------------------------------------------------------------------------
+
+    async def _storm(self, now_us: int) -> bool:
+        """Return True if so many sites fail at once that first mails and clocks wait; mail the operator."""
+        from_us = storm.evidence_from_us(now_us, self._policy)
+        rows = await self._session.fetch(query("find_storm_evidence"), *from_us)
+        found = storm.extent(((row["site_id"], row["url"]) for row in rows), self._around.traffic())
+        limits = self._settings.storm
+        if not storm.is_storm(found, share=limits.share, hosts_min=limits.hosts_min):
+            if self._storm_looks:
+                was_one = self._storm_looks >= STORM_LOOKS
+                await self._session.execute(query("recall_incidents"), now_us, was_one, now_us - HOLD_MAX_US)
+            self._storm_looks, self._storm_told, self._looked_us = 0, False, now_us
+            return False
+        self._storm_looks += 1
+        if self._storm_looks < STORM_LOOKS:
+            self._looked_us = now_us
+            return True
+        if self._looked_us is not None:
+            await self._session.execute(query("pause_disabling"), now_us - self._looked_us, HOLD_MAX_US)
+        self._looked_us = now_us
+        wait_us = STORM_RECALL_US if self._storm_told else STORM_GAP_US
+        if self._storm_told_us is None or now_us - self._storm_told_us >= wait_us:
+            self._storm_told, self._storm_told_us = True, now_us
+            await self._tell_of_storm(found, now_us)
+        return True
+
+    async def _tell_of_storm(self, found: Extent, now_us: int) -> None:
+        self._logger.error(
+            LogEvent.STORM_SUSPECTED,
+            sites=found.sites,
+            traffic=found.traffic,
+            domains=found.domains,
+            note="first mails to owners and the disabling of endpoints wait, for six hours at most",
+        )
+        operator = self._settings.mail.operator
+        if operator and self._settings.smtp.host:
+            extent = (found.sites, found.traffic, found.domains)
+            digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=extent)
+            await put_email(self._session, digest, window_us=now_us, now_us=now_us)
+            self._around.queued()
+
+    # Owners -----------------------------------------------------------------------------------------------------------
+
+    async def _owners(self, due: list[Whose], now_us: int, *, storm: bool) -> int:
+        """Look at owners. One boundary stands around each, so that a poisoned one harms nobody else."""
+        try:
+            rows = await self._session.fetch(query("read_cases"), *_apart(due, now_us), sorted(POLICY_BLOCKS))
+        except DatabaseError as error:  # somebody has more than can be counted in time
+            if len(due) > 1:
+                return sum([await self._owners([each], now_us, storm=storm) for each in due])
+            await self._postpone(due[0], now_us, error)
+            return 0
+        groups: dict[tuple[str, str], dict[int, Row]] = {}
+        for row in rows:
+            groups.setdefault((row["owner_email"], self._site_of(row)), {})[row["endpoint_id"]] = row
+        mails = 0
+        for (owner, site_id), group in groups.items():
+            try:
+                mails += await self._look(await self._told_lately(owner, group, now_us), storm=storm)
+            except DatabaseAway:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever their rows hold
+                await self._postpone((owner, site_id), now_us, error)
+        return mails
+
+    def _site_of(self, row: Row) -> str:
+        """Return what beside the owner makes a digest of its own."""
+        apart = self._settings.mail.digest_by == "site" or row["owner_email"] == NOBODY
+        return str(row["site_id"]) if apart else ""
+
+    async def _told_lately(self, owner: str, rows: dict[int, Row], now_us: int) -> _Look:
+        found = await self._session.fetchrow(query("read_owners"), [owner], now_us, [mailbox_of(owner)])
+        if found is None:
+            raise _Moved
+        site = self._site_of(next(iter(rows.values())))
+        return _Look(found, rows, now_us, zlib.crc32(site.encode()) % 1000 if site else 0)
+
+    async def _postpone(self, whose: Whose, now_us: int, error: Exception) -> None:
+        self._logger.error(
+            LogEvent.EMAIL_FAILED,
+            domain=whose[0].rpartition("@")[2],
+            error=f"{type(error).__name__}: {error}",
+        )
+        later_us = now_us + incident.LOOK_EVERY_US
+        await self._session.execute(query("postpone_owners"), *_apart([whose], later_us))
+
+    async def _look(self, look: _Look, *, storm: bool) -> int:
+        """Decide for one owner, and do it in one transaction; another look follows if a row has moved meanwhile."""
+        cases = [case_of(row, look.now_us, self._policy) for row in look.rows.values()]
+        owner = self._owner_of(look)
+        plan = owner_plan.plan(cases, owner, storm=storm)
+        fold = self._is_to_be_folded(look, plan)
+        if fold:
+            cases = [_unfolded(case, look.before) for case in cases]
+            owner = dataclasses.replace(owner, mails=_without(owner.mails, look.queued_us))
+            plan = owner_plan.plan(cases, owner, storm=storm)
+        digest = await self._digest(look, cases, plan) if plan.sections else None
+        await self._around.checkpoint("care.decided")
+        try:
+            async with self._session.transaction():
+                if fold:
+                    await self._fold(look)
+                await self._take_steps(look, cases, plan)
+                state = await self._mail(look, cases, plan, digest)
+                await self._around.checkpoint("care.written")
+        except _Moved:  # not at once: the same moment might be met with the same row for ever
+            again_us = look.now_us + incident.SECOND_US
+            await self._session.execute(query("postpone_owners"), *_apart([look.whose], again_us))
+            return 0
+        await self._around.checkpoint("care.committed")
+        self._after(cases, plan)
+        await self._switch_off(plan.switch_off)
+        if state == "queued":
+            self._around.queued()
+        return int(state is not None)
+
+    def _owner_of(self, look: _Look) -> Owner:
+        row = look.owner
+        busy = row["queued_id"] is not None and (
+            row["perhaps_sent"] or row["queued_id"] == self._around.sending()
+        )
+        return Owner(mails=tuple(row["mails"]), busy=busy)
+
+    def _is_to_be_folded(self, look: _Look, plan: Plan) -> bool:
+        row = look.owner
+        if row["queued_id"] is None or row["perhaps_sent"] or row["queued_id"] == self._around.sending():
+            return False
+        return bool(plan.sections) or look.now_us - row["queued_at"] >= FOLD_AFTER_US
+
+    async def _fold(self, look: _Look) -> None:
+        if not await self._session.fetch(query("fold_email"), look.owner["queued_id"]):
+            raise _Moved
+
+    async def _take_steps(self, look: _Look, cases: Sequence[Case], plan: Plan) -> None:
+        rows: list[tuple[object, ...]] = []
+        ended: list[tuple[int, int]] = []
+        for case in cases:
+            step = plan.steps.get(case.endpoint_id) or Step(case.incident.health, case.marks)
+            if step.over:
+                ended.append((case.endpoint_id, case.incident.last_failure_us))
+                continue
+            marks = orjson.dumps(incident.stored_marks(step.marks)).decode()
+            rows.append(
+                (
+                    case.endpoint_id,
+                    step.health.value,
+                    marks,
+                    step.closed,
+                    case.incident.last_failure_us,
+                    disable_us(case),
+                    look.rows[case.endpoint_id]["marks"],
+                )
+            )
+        look_us = max(plan.look_us, look.now_us + incident.SECOND_US)
+        moved = len(rows) + len(ended)
+        if rows:
+            *decided, was = columns(rows, 7)
+            found = await self._session.fetch(query("step_incidents"), *decided, look.now_us, look_us, was)
+            moved -= len(found)
+        if ended:
+            moved -= len(await self._session.fetch(query("end_incidents"), *columns(ended, 2)))
+        if moved:
+            raise _Moved
+
+    async def _mail(
+        self, look: _Look, cases: Sequence[Case], plan: Plan, digest: Digest | None
+    ) -> str | None:
+        """Put the mail into the outbox; return its state, None: there is none."""
+        if digest is None or plan.kind is None or not self._settings.smtp.host:
+            return None
+        state = "suppressed" if look.wants_none else "queued"
+        before = {
+            str(case.endpoint_id): {
+                "state": case.incident.health.value,
+                "marks": incident.stored_marks(case.marks),
+                "owed": case.endpoint_id in {n for n, kind in plan.sections if kind is Kind.FAILING},
+            }
+            for case in cases
+            if case.endpoint_id in dict(plan.sections)
+        }
+        email_id = await put_email(
+            self._session,
+            digest,
+            window_us=plan.window_us + look.number,
+            now_us=look.now_us,
+            before=before,
+            state=state,
+        )
+        if email_id is None:
+            raise _Moved
+        self._logger.info(
+            LogEvent.EMAIL_QUEUED,
+            email_id=email_id,
+            kind=plan.kind.value,
+            endpoints=len(plan.sections),
+            state=state,
+        )
+        return state
+
+    def _after(self, cases: Sequence[Case], plan: Plan) -> None:
+        for case in cases:
+            step = plan.steps.get(case.endpoint_id)
+            if step is not None and step.health is Health.HEALTHY:
+                self._around.unwatch(case.endpoint_id, case.incident.last_failure_us)
+
+    async def _switch_off(self, endpoint_ids: Iterable[int]) -> None:
+        ids = list(endpoint_ids)
+        if not ids:
+            return
+        reasons = [DisabledReason.FAILING.value] * len(ids)
+        for row in await self._session.fetch(query("disable_endpoints"), ids, reasons):
+            self._logger.warning(
+                LogEvent.ENDPOINT_DISABLED,
+                endpoint_id=row["endpoint_id"],
+                site_id=row["site_id"],
+                reason=row["disabled_reason"],
+            )
+
+    # What a mail says -------------------------------------------------------------------------------------------------
+
+    async def _digest(self, look: _Look, cases: Sequence[Case], plan: Plan) -> Digest | None:
+        if not self._settings.smtp.host or look.owner["owner_email"] == NOBODY:
+            return None
+        kinds = dict(plan.sections)
+        told = sorted(
+            (c for c in cases if c.endpoint_id in kinds), key=lambda c: GRAVITY[kinds[c.endpoint_id]]
+        )
+        sections = [
+            await self._section(look.rows[case.endpoint_id], case, kinds[case.endpoint_id])
+            for case in told[:SECTIONS_MAX]
+        ]
+        shown, _ = arranged(sections)
+        first = look.rows[told[0].endpoint_id]
+        return Digest(
+            kind=plan.kind or Kind.REMINDER,
+            owner_email=look.owner["owner_email"],
+            language=first["language"],
+            at_us=look.now_us,
+            since_us=min(section.since_us for section in shown),
+            sections=shown,
+            more=len(told) - len(shown),
+            unsubscribe_token=await self._token(look),
+        )
+
+    async def _token(self, look: _Look) -> str | None:
+        if not self._settings.mail.unsubscribe_url:
+            return None
+        token: str = look.owner["unsubscribe_token"] or await self._session.fetchval(
+            query("give_token"), look.owner["owner_email"]
+        )
+        return token
+
+    async def _section(self, row: Row, case: Case, kind: Kind) -> Section:
+        session, number = self._session, case.endpoint_id
+        told = await session.fetch(
+            query("read_told"), number, case.incident.first_failure_us, case.marks.told_us, case.now_us
+        )
+        waiting = await session.fetchrow(query("read_waiting"), number)
+        answer = await session.fetchval(
+            query("read_answer"), row["last_event_id"], number, row["last_attempt"]
+        )
+        section = section_of(row, case, kind, types_of(told), waiting)
+        return dataclasses.replace(
+            section,
+            response=excerpt(answer),
+            timeout_s=row["timeout_s"] or self._settings.delivery.timeout_s,
+        )
+
+
+class _Moved(Exception):  # noqa: N818 - no mistake: somebody was quicker
+    """A row was not as it was read: leave it to the next look."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Look:
+    """One owner's rows, as read.
+
+    Attributes:
+        owner: of read_owners.
+        rows: of read_cases, by endpoint.
+        now_us: the moment.
+        number: microseconds that tell the digests of one owner's sites apart, where they are made by site.
+    """
+
+    owner: Row
+    rows: dict[int, Row]
+    now_us: int
+    number: int
+
+    @property
+    def whose(self) -> Whose:
+        """The owner, or the site where there is none."""
+        owner = self.owner["owner_email"]
+        return owner, "" if owner else next(iter(self.rows.values()))["site_id"]
+
+    @property
+    def queued_us(self) -> int | None:
+        """When the mail was made that is still to be sent; None: there is none."""
+        made: int | None = self.owner["queued_at"]
+        return made
+
+    @property
+    def before(self) -> dict[str, Any]:
+        """The incidents as they were before that mail."""
+        found: dict[str, Any] = orjson.loads(self.owner["before"] or "{}")
+        return found
+
+    @property
+    def wants_none(self) -> bool:
+        """Whether the owner is muted, suspended or has unsubscribed."""
+        row = self.owner
+        until = max(row["muted_until"] or 0, row["suspended_until"] or 0)
+        return row["unsubscribed_at"] is not None or until > self.now_us
+
+
+def _apart(due: Sequence[Whose], at_us: int) -> tuple[list[str], int, list[str]]:
+    """Return the parameters of queries that take owners, a moment, and sites without an owner."""
+    owners = [owner for owner, _ in due if owner != NOBODY]
+    return owners, at_us, [site_id for owner, site_id in due if owner == NOBODY]
+
+
+def _without(mails: tuple[int, ...], made_us: int | None) -> tuple[int, ...]:
+    """Return the times of an owner's mails without one that is folded."""
+    left = list(mails)
+    if made_us in left:
+        left.remove(made_us)
+    return tuple(left)
+
+
+def _unfolded(case: Case, before: dict[str, Any]) -> Case:
+    """Take back what a mail that never went out would have told."""
+    was = before.get(str(case.endpoint_id))
+    if was is None:
+        return case
+    marks = incident.marks_of(was["marks"])
+    marks = dataclasses.replace(marks, owed=marks.owed or was["owed"])
+    health = Health(was["state"])
+    return dataclasses.replace(case, incident=dataclasses.replace(case.incident, health=health, marks=marks))

@@ -1,0 +1,172 @@
+"""The doorbell: sleeps so that producers pay for a NOTIFY only while somebody sleeps.
+
+Key 0 is held exclusively by a sleeping daemon and by nobody else. Asking for it makes new producers ring; the grant
+proves that all who kept silent have ended. Then one last read, and sleep. No row passes through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.postgres.client import Session
+from pghookd.process.logs import LogEvent
+
+LOCK_CLASS: Final = 1885825131
+DROWSY_MIN_S: Final = 0.005
+DROWSY_MAX_S: Final = 0.05
+GIVE_UP_AFTER_S: Final = 1.0  # rows that keep coming this long: be awake, ask again after the next lull
+STREAK_ENDS_AFTER_S: Final = 0.25
+LOOK_MAX_S: Final = 1.0  # a sleeper says that it lives at least this often, however rarely it polls
+ANSWER_WITHIN_S: Final = (
+    10.0  # to what waits for nobody; the session itself has no limit, since asking may take hours
+)
+NO_KEEPER_S: Final = 0.005  # who does not keep the bell stays awake
+
+QUEUE_SHARE_MAX: Final = (
+    0.1  # of Postgres's 8 GB of notifications; when they are full, commits that notify fail
+)
+HOLDERS_NAMED: Final = 3  # sessions with old transactions that a warning names
+
+_TRY_KEEP: Final = f"select pg_try_advisory_lock({LOCK_CLASS}, -2)"
+_ASK: Final = f"select pg_advisory_lock({LOCK_CLASS}, 0)"
+_RELEASE: Final = f"select pg_advisory_unlock({LOCK_CLASS}, 0)"
+
+Read = Callable[[], Awaitable[int]]
+
+
+class Bell:
+    """The keeper of the bell, on a session of its own: a waiting statement would hold notifications back."""
+
+    def __init__(
+        self,
+        session: Session,
+        open_session: Callable[[], Awaitable[Session]],
+        end_backend: Callable[[int], Awaitable[None]],
+        *,
+        wake: asyncio.Event,
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+        fallback_s: float,
+        beat: Callable[[], None],
+    ) -> None:
+        self.session = session
+        self._open_session = open_session
+        self._end_backend = end_backend
+        self._wake = wake
+        self._logger = logger
+        self._monotonic = monotonic
+        self._fallback_s = fallback_s
+        self._beat = beat
+        self._keeps = False
+        self._given_up: asyncio.Future[Any] | None = None  # an ask whose session is being replaced
+        self._replace = asyncio.Event()
+
+    def apply(self, fallback_s: float) -> None:
+        """Poll at another interval while asleep; a sleeper wakes up for it."""
+        self._fallback_s = fallback_s
+        self._wake.set()
+
+    async def sleep(self, read: Read) -> None:
+        """Sleep until somebody rings, or until there is something to read; `read` returns the rows it found.
+
+        Where nobody can sleep now it returns after a moment: the reader never waits for another session.
+        """
+        if self._given_up is not None:
+            await asyncio.sleep(NO_KEEPER_S)
+            return
+        if not self._keeps:
+            self._keeps = bool(await self.session.fetchval(_TRY_KEEP, timeout_s=ANSWER_WITHIN_S))
+            if not self._keeps:
+                await asyncio.sleep(NO_KEEPER_S)
+                return
+        self._wake.clear()  # before asking: who rings from now on is heard
+        ask = asyncio.ensure_future(self.session.fetchval(_ASK))
+        try:
+            granted = await self._drowse(ask, read)
+        except BaseException:
+            ask.cancel()
+            with contextlib.suppress(BaseException):
+                await ask
+            raise
+        if not granted:
+            self._given_up = ask
+            self._replace.set()
+            return
+        if not await read():
+            await self._asleep(read)
+        await self.session.fetchval(_RELEASE, timeout_s=ANSWER_WITHIN_S)
+
+    async def _drowse(self, ask: asyncio.Future[Any], read: Read) -> bool:
+        """Read on, slowly, until the key is granted; False where rows keep coming."""
+        pause = DROWSY_MIN_S
+        streak_at = last_at = -1.0
+        while not ask.done():
+            await self._until(ask, pause)
+            self._wake.clear()
+            found = await read()
+            self._beat()
+            now = self._monotonic()
+            if not found:
+                pause = min(pause * 2, DROWSY_MAX_S)
+                continue
+            pause = DROWSY_MIN_S
+            if last_at < 0 or now - last_at > STREAK_ENDS_AFTER_S:
+                streak_at = now
+            last_at = now
+            if now - streak_at > GIVE_UP_AFTER_S and not ask.done():
+                return False
+        await ask
+        return True
+
+    async def _until(self, ask: asyncio.Future[Any], pause: float) -> None:
+        """Wait for the grant, a ring, or the pause."""
+        rung = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait((ask, rung), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            rung.cancel()
+
+    async def _asleep(self, read: Read) -> None:
+        self._logger.debug(LogEvent.BELL_SLEPT)
+        left_s = poll_s = self._fallback_s or math.inf
+        while not self._wake.is_set():
+            self._beat()
+            wait_s = min(left_s, LOOK_MAX_S)
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                left_s -= wait_s
+                if left_s <= 0:
+                    left_s = poll_s
+                    if await read():
+                        return
+        self._logger.debug(LogEvent.BELL_RUNG)
+
+    async def run(self) -> None:
+        """Replace the session each time that it was given up, beside the reader, until cancelled."""
+        while True:
+            await self._replace.wait()
+            self._replace.clear()
+            if self._given_up is not None:
+                await self._end(self._given_up)
+                self._given_up = None
+
+    async def _end(self, ask: asyncio.Future[Any]) -> None:
+        """End the session that asks: a cancelled wait may have been granted all the same, so it is never trusted.
+
+        The new one is the only session ever opened within an epoch. It carries no snapshot: what it grants only leads
+        to a read on the reader's session, and that one fails if the server is not the same any more.
+        """
+        await self._end_backend(self.session.pid)
+        with contextlib.suppress(Exception):  # it was ended on purpose
+            await ask
+        self.session.terminate()
+        self._keeps = False
+        self.session = await self._open_session()

@@ -1,0 +1,676 @@
+"""Reads the log: the difference to the last read, page by page, for event_log/fan_out to make deliveries of.
+
+One road for everything: after a start, a crash or a takeover the stored positions are walked to a snapshot of now, and
+from there on each read is the difference to the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, Protocol, TypeAlias, cast
+
+from pghookd.event_log.deferred import Aside, Part, ids_of
+from pghookd.event_log.endpoints import Endpoints
+from pghookd.event_log.position import Difference, Log, Marks, Page, Position, ShardLog, Snapshot, Ticket
+from pghookd.event_log.rows import EventRow
+from pghookd.event_log.takers import ENDPOINT_ID_MAX, SITES_A_READ, WHOLE, Dealt, Pair, Span, Takers
+from pghookd.postgres.client import DatabaseAway, Row, Session, query
+from pghookd.scheduling.ordering import Order
+
+PAGE: Final = 1000  # events
+SKIM: Final = 5000  # events of sites that are behind, taken by their ids alone
+SKIM_FROM: Final = 0.9  # part of a page that is theirs; then the next events are taken so
+DAY_IDS: Final = 2**32  # event ids of a day, and of a partition
+PAUSE_MIN_S: Final = 0.001
+PAUSE_MAX_S: Final = (
+    0.002  # a read that finds nothing takes 0.1 ms; 4 ms here makes the median latency 2.6 ms, not 1.6
+)
+BEHIND_PAUSE_MAX_S: Final = 0.016  # while a site is in arrears: reading every 2 ms takes a tenth of its speed
+# After rows let some gather, the longer the more there were: reading at once takes a tenth of the producers' speed.
+GATHER_S: Final = 0.0001  # for each event of the last read
+GATHER_MAX_S: Final = 0.016
+LULL_S: Final = 0.25  # without a row: go to sleep
+ENDPOINTS_AT_ONCE: Final = (
+    5000  # with so many of them the sites of a page are dealt with, and then the others
+)
+PAIRS_A_STEP: Final = (
+    1000  # of an event and an endpoint, between two turns of the other tasks; some 10 us each
+)
+SETTLED_MAX: Final = (
+    2000  # settled deliveries read by the range of the events; with more of them, by their ids
+)
+SPARSE: Final = 20  # ids to an event: beyond, its range is not tried
+BARE_SITES_MAX: Final = (
+    16  # sites in arrears whose events are read without payload; each is compared with each row
+)
+ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at what was left in the log takes
+ASIDE_LEAST: Final = 100  # with fewer than this a look waits until more sites have room, but not for long
+ASIDE_FOR_S: Final = (
+    60.0  # so long a site may have no room; then some of it is parked, so that the stored position goes on
+)
+STUCK_S: Final = 1.0  # so long a site may have no room before it is asked which of its lanes are to blame
+SHED_EVERY_S: Final = 0.2  # between two such questions: each looks at every lane
+LOOK_S: Final = 250e-6  # a pause for each site that had no room, which took some 2 to 6 us to see
+ASIDE_LONG_S: Final = 900.0  # and so long an event may stay, room or not
+ASIDE_PARKED: Final = 200  # deliveries parked then in one look
+
+
+# Event ids of each site, type and only endpoint.
+Groups: TypeAlias = dict[tuple[str, str, int | None], list[int]]
+
+
+class Sleeper(Protocol):
+    """The bell."""
+
+    async def sleep(self, read: Callable[[], Awaitable[int]]) -> None:
+        """Sleep until there is something to read."""
+        ...
+
+
+class FanOut(Protocol):
+    """What makes deliveries of events."""
+
+    @property
+    def hands(self) -> int:
+        """How many sites have deliveries that wait for room in their lanes."""
+        ...
+
+    def waits(self, site_id: str) -> bool:
+        """Return True if deliveries of a site do."""
+        ...
+
+    def place(self) -> list[str]:
+        """Find a place for those; return the sites that it helped."""
+        ...
+
+    def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
+        """Return how many deliveries may be made of the events of sites with so many endpoints."""
+        ...
+
+    def refill_for(self, site_id: str, endpoints: int) -> int:
+        """Return the same of one site where it is worth reading the log again for."""
+        ...
+
+    def parking_for(self, site_id: str) -> int:
+        """Return how many rows of a site may be parked."""
+        ...
+
+    def shed(self, site_id: str, endpoints: int) -> None:
+        """Park what keeps others of the same site from having room."""
+        ...
+
+    def deal(
+        self,
+        rows: Iterable[EventRow],
+        takers: Mapping[str, Takers],
+        room: dict[str, int],
+        ticket_of: Callable[[int], Ticket],
+        settled: set[tuple[int, int]],
+        now: float,
+    ) -> Dealt:
+        """Make a delivery for each endpoint that takes an event, as far as sites have room."""
+        ...
+
+    async def enter(self, work: list[Pair], difference: Difference, *, park: bool = False) -> None:
+        """Find each its place."""
+        ...
+
+    async def attend(self) -> None:
+        """Look at endpoints that have changed, and at what has become durable."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """What is taken of one site that has left events in the log.
+
+    Attributes:
+        pieces: parts, oldest first, and the events of each.
+        room: for how many deliveries.
+        park: it has waited for too long: what finds no room in its lane becomes a row.
+    """
+
+    pieces: list[tuple[Part[Difference], list[int]]]
+    room: int
+    park: bool
+
+    @property
+    def event_ids(self) -> list[int]:
+        """All of its events."""
+        return [event_id for _, event_ids in self.pieces for event_id in event_ids]
+
+    @property
+    def pairs(self) -> int:
+        """How many deliveries that makes, about."""
+        return sum(len(event_ids) * part.weight for part, event_ids in self.pieces)
+
+    @property
+    def recovering(self) -> bool:
+        """Return True if the recovery road has read some of its events."""
+        return any(part.recovering for part, _ in self.pieces)
+
+    @property
+    def wide(self) -> bool:
+        """Return True if its site is dealt with slice by slice."""
+        return self.pieces[0][0].wide
+
+    @property
+    def span(self) -> Span:
+        """The endpoints that its events are for now."""
+        part = self.pieces[0][0]
+        return Span(part.after, part.slice_end) if part.wide else WHOLE
+
+
+@dataclasses.dataclass(slots=True)
+class Walk:
+    """A long difference on its way through the log.
+
+    Attributes:
+        difference: what is walked.
+        logs: the shards that it is walked for.
+        only: their numbers; None: all shards there are.
+        newest: no event of it has a higher id.
+        last_event_id: up to here its events are taken.
+        ended: all are.
+    """
+
+    difference: Difference
+    logs: Mapping[int, ShardLog]
+    only: list[int] | None
+    newest: int
+    last_event_id: int
+    ended: bool = False
+
+    @property
+    def end(self) -> Position:
+        """The place in the log up to which its events are taken."""
+        upto = self.difference.upto
+        return Position(upto) if self.ended else Position(self.difference.since, upto, self.last_event_id)
+
+
+class Reader:
+    """Reads differences, and leaves what a site has too much of in the log for a while."""
+
+    def __init__(
+        self,
+        session: Session,
+        log: Log,
+        order: Order,
+        fan_out: FanOut,
+        endpoints: Endpoints,
+        *,
+        shards: int,
+        monotonic: Callable[[], float],
+        beat: Callable[[], None],
+    ) -> None:
+        self._session = session
+        self._log = log
+        self._order = order
+        self._fan_out = fan_out
+        self._endpoints = endpoints
+        self._shards = shards
+        self._monotonic = monotonic
+        self._beat = beat
+        self._aside: Aside[Difference] = Aside()
+        self._place_at = 0.0  # when to try again to find room for what waits
+        self._look_at = 0.0  # when to look again for sites that have room
+        self._shed_at = 0.0  # when to look again for lanes to blame
+        self._patient_until = 0.0  # before, few events are not worth the statements
+        self._upper = 0  # no event_id lies above this, as far as was seen
+
+    async def begin(self) -> None:
+        """Plan what stands between an event and its delivery, for the days in which the log is read and written now.
+
+        A statement is planned at its first use. What these return is not used.
+        """
+        session, since, marks = self._session, self._log.read, self._log.marks
+        newest: int = await session.fetchval(query("read_newest_event_id"))
+        self._upper = upper_end(newest + 1)  # the next id may be the first of its day
+        for floor in {marks.floor(since), newest + 1}:
+            await session.fetch(read_new_events(floor, self._upper), since, newest, newest, 1)
+        await self._endpoints.of_sites({"": WHOLE})
+
+    # The loop ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, bell: Sleeper) -> None:
+        """Read until cancelled: at once while there are many rows, then ever slower, then asleep."""
+        idle_at, read_at, pause = self._monotonic(), 0.0, PAUSE_MIN_S
+        while True:
+            taken = self._place() + await self._take_aside()
+            found, is_due = 0, self._monotonic() >= read_at
+            if is_due:
+                found = await self._read_unless_full()
+            now = self._monotonic()
+            if taken or found:
+                idle_at = now
+            if found:
+                pause = PAUSE_MIN_S
+                gather_s = min(PAUSE_MIN_S + found * GATHER_S, GATHER_MAX_S)
+                read_at = now + (gather_s if found < PAGE // 2 else 0.0)
+            elif is_due:
+                read_at = now + pause
+                pause = min(pause * 2, BEHIND_PAUSE_MAX_S if self._is_behind else PAUSE_MAX_S)
+            if now - idle_at >= LULL_S and not self._is_behind:
+                await bell.sleep(self.read)
+                idle_at, read_at, pause = self._monotonic(), 0.0, PAUSE_MIN_S
+            elif not taken and read_at > now:
+                await asyncio.sleep(min(read_at - now, PAUSE_MAX_S) if self._is_behind else read_at - now)
+
+    async def _read_unless_full(self) -> int:
+        if not self._aside.is_full:
+            return await self.read()
+        await self._fan_out.attend()
+        return 0
+
+    def _place(self) -> int:
+        now = self._monotonic()
+        if not self._fan_out.hands or now < self._place_at:
+            return 0
+        placed = self._fan_out.place()
+        self._note_read(placed)
+        if not placed:
+            self._place_at = now + self._fan_out.hands * LOOK_S
+        return len(placed)
+
+    @property
+    def _is_behind(self) -> bool:
+        """Return True if events that are read already still have to find their place."""
+        return bool(self._aside or self._fan_out.hands)
+
+    async def read(self) -> int:
+        """Read what is new since the last read, queue it, and return how many events it was."""
+        log, marks = self._log, self._log.marks
+        rows = await self._difference(log.read)
+        self._endpoints.ask_again()
+        now = Snapshot(*rows[0]["snapshot"])
+        if len(rows) > PAGE:
+            found = await self._pages(Position(log.read, now, 0), now, marks)
+        else:
+            events = cast("list[EventRow]", sorted(row[3:] for row in rows if row[3] is not None))
+            await self._page(events, Position(now), log.shards, Difference(log.read, now))
+            found = len(events)
+        log.read = now
+        await self._fan_out.attend()
+        self._beat()
+        return found
+
+    async def _difference(self, since: Snapshot) -> list[Row]:
+        """Read the difference; again, with another upper end, where the sequence has moved beyond it."""
+        marks = self._log.marks
+        floor, front = marks.floor(since), marks.front(since)
+        while True:
+            statement = read_new_events(floor, self._upper)
+            rows = await self._session.fetch(statement, since, floor, front, PAGE)
+            if rows[0]["in_recovery"]:
+                raise DatabaseAway("the server is a standby")
+            newest = rows[0]["newest"]
+            upper, self._upper = self._upper, max(self._upper, upper_end(newest))
+            if newest <= upper:
+                return rows
+
+    async def recover(self, since: Position, marks: Marks, shards: Sequence[int]) -> int:
+        """Walk shards from a stored position to the reader's own, leaving out what is settled already."""
+        found = 0
+        if since.upto is not None:
+            found += await self._pages(since, since.upto, marks, shards)
+            since = Position(since.upto)
+        start = Position(since.snapshot, self._log.read, 0)
+        return found + await self._pages(start, self._log.read, marks, shards)
+
+    async def _pages(
+        self, at: Position, upto: Snapshot, marks: Marks, shards: Sequence[int] | None = None
+    ) -> int:
+        """Take a long difference in pages, each a short statement; `shards` are given on the recovery road."""
+        since, last = at.snapshot, at.last_event_id
+        floors = (marks.floor(since), marks.front(since))
+        last = max(last, await self._session.fetchval(query("find_first_event"), since, upto, *floors))
+        newest = await self._session.fetchval(query("read_newest_event_id"))
+        logs = self._log.shards if shards is None else {s: self._log.shards[s] for s in shards}
+        only = None if shards is None or len(shards) == self._shards else list(shards)
+        walk = Walk(Difference(since, upto, again=shards is not None), logs, only, newest, last)
+        found = taken = behind = 0
+        while not walk.ended:
+            # These have no room in the next page whatever comes. Where most of the last one was theirs much more is.
+            sites = self._aside.largest(BARE_SITES_MAX)
+            is_run = taken >= PAGE and behind >= SKIM_FROM * taken
+            behind = taken = await self._skim(walk, sites) if is_run and sites else 0
+            if not taken:
+                taken, behind = await self._read_page(walk, set(sites))
+            found += taken
+            while self._aside.is_full:
+                self._place()
+                if not await self._take_aside():
+                    await asyncio.sleep(PAUSE_MAX_S)
+            await self._fan_out.attend()
+            self._beat()
+        return found
+
+    async def _read_page(self, walk: Walk, behind: set[str]) -> tuple[int, int]:
+        """Take the next page; return how many events it has, and how many of them are of sites that are behind."""
+        since, upto = walk.difference.since, walk.difference.upto
+        where = (since, upto, walk.last_event_id, walk.newest, PAGE, walk.only, self._shards, list(behind))
+        rows = cast("list[EventRow]", await self._session.fetch(query("read_events_page"), *where))
+        walk.ended = len(rows) < PAGE
+        walk.last_event_id = rows[-1][0] if rows else walk.last_event_id
+        await self._page(rows, walk.end, walk.logs, walk.difference)
+        return len(rows), sum(1 for row in rows if row[1] in behind)
+
+    async def _skim(self, walk: Walk, behind: list[str]) -> int:
+        """Leave the events up to the first of a site that is not behind, by their ids alone; return how many."""
+        since, upto = walk.difference.since, walk.difference.upto
+        where = (since, upto, walk.last_event_id, walk.newest, SKIM, walk.only, self._shards, behind)
+        rows = await self._session.fetch(query("skim_events"), *where)
+        groups: Groups = {(site_id, kind, only): event_ids for site_id, kind, only, event_ids in rows}
+        if not groups:
+            return 0
+        count = sum(map(len, groups.values()))
+        walk.last_event_id = max(map(max, groups.values()))
+        takers = await self._endpoints.of_sites({site_id: WHOLE for site_id, _, _ in groups})
+        page = Page(walk.logs, walk.end, self._monotonic())
+        self._log.rows += count
+        ours = {site_id: found for site_id, found in takers.items() if found.shard in walk.logs}
+        self._leave_groups(groups, ours, page, walk.difference)
+        page.close()
+        return count
+
+    # One page -----------------------------------------------------------------------------------------------
+
+    async def _page(
+        self,
+        rows: Sequence[EventRow],
+        end: Position,
+        shards: Mapping[int, ShardLog],
+        difference: Difference,
+    ) -> None:
+        """Deal with a page, some sites after others; what a site has no room for is left in the log."""
+        page = Page(shards, end, self._monotonic())
+        self._log.rows += len(rows)
+        async for group, takers in self._groups(rows):
+            ours = {site_id: found for site_id, found in takers.items() if found.shard in shards}
+            self._leave_at_once(group, ours, page, difference)
+            for step in _steps(group, ours):
+                await self._deal(step, ours, page, difference)
+        page.close()
+
+    async def _groups(
+        self, rows: Sequence[EventRow]
+    ) -> AsyncIterator[tuple[Sequence[EventRow], dict[str, Takers]]]:
+        """Yield the events of a page with the endpoints of their sites: of as many sites as have not too many."""
+        sites = dict.fromkeys(row[1] for row in rows)
+        takers = self._endpoints.known(sites)
+        unread = [site_id for site_id in sites if site_id not in takers]
+        is_first, endpoints = True, 0
+        for start in range(0, len(unread), SITES_A_READ):
+            if endpoints >= ENDPOINTS_AT_ONCE:
+                yield [row for row in rows if row[1] in takers], takers
+                takers, is_first, endpoints = {}, False, 0
+            found = await self._endpoints.of_sites(dict.fromkeys(unread[start : start + SITES_A_READ], WHOLE))
+            takers |= found
+            endpoints += sum(of_site.count for of_site in found.values())
+        yield (rows if is_first else [row for row in rows if row[1] in takers]), takers
+
+    async def _deal(
+        self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference
+    ) -> None:
+        settled: set[tuple[int, int]] = set()
+        sites = takers.keys() & {row[1] for row in rows} - self._aside.keys()
+        if difference.again and (roomy := [row[0] for row in rows if row[1] in sites]):
+            settled = await self._read_settled(roomy, WHOLE)
+        now = self._monotonic()
+        room = self._fan_out.rooms_for((site_id, takers[site_id].count) for site_id in sites)
+        dealt = self._fan_out.deal(rows, takers, room, page.ticket, settled, now)
+        for site_id, event_ids in dealt.left.items():
+            weight = -(-dealt.left_pairs[site_id] // len(event_ids))
+            self._leave(site_id, event_ids, weight, takers[site_id], page, difference, now)
+        await self._fan_out.enter(dealt.work, difference)
+        self._beat()
+        await asyncio.sleep(0)
+
+    def _leave_at_once(
+        self, rows: Sequence[EventRow], takers: dict[str, Takers], page: Page, difference: Difference
+    ) -> None:
+        """Leave the events of sites that are behind, wide or too early; take these sites out of the others.
+
+        No deliveries are weighed one by one here: in arrears every event comes this way once more.
+        """
+        is_early = difference.again and not self._order.recovered
+        left = self._aside.keys()
+        at_once = {
+            site_id: found
+            for site_id, found in takers.items()
+            if site_id in left or found.slice_end is not None or (is_early and found.has_ordered)
+        }
+        if not at_once:
+            return
+        for site_id in at_once:
+            del takers[site_id]
+        groups: Groups = {}
+        for event_id, site_id, kind, _, only, *_ in rows:
+            if site_id in at_once:
+                groups.setdefault((site_id, kind, only), []).append(event_id)
+        self._leave_groups(groups, at_once, page, difference)
+
+    def _leave_groups(
+        self, groups: Groups, takers: Mapping[str, Takers], page: Page, difference: Difference
+    ) -> None:
+        """Leave the events that somebody takes."""
+        now = self._monotonic()
+        left: dict[str, list[int]] = {}
+        pairs: Counter[str] = Counter()
+        for (site_id, kind, only), event_ids in groups.items():
+            found = takers.get(site_id)
+            if found is None:
+                continue
+            if found.slice_end is not None:
+                wanting = len(found.endpoints)
+            else:
+                wanting = len(found.of(kind)) if only is None else 1
+            if wanting:
+                left.setdefault(site_id, []).extend(event_ids)
+                pairs[site_id] += wanting * len(event_ids)
+        for site_id, event_ids in left.items():
+            weight = -(-pairs[site_id] // len(event_ids))
+            self._leave(site_id, sorted(event_ids), weight, takers[site_id], page, difference, now)
+
+    def _leave(
+        self,
+        site_id: str,
+        event_ids: list[int],
+        weight: int,
+        takers: Takers,
+        page: Page,
+        difference: Difference,
+        now: float,
+    ) -> None:
+        part = Part(
+            page.ticket(takers.shard),
+            difference,
+            len(takers.endpoints),
+            weight,
+            now,
+            ids_of(event_ids),
+            recovering=difference.again,
+            ordered=takers.has_ordered,
+            wide=takers.slice_end is not None,
+        )
+        self._aside.put(site_id, part)
+        if part.recovering:
+            self._order.unread.add(site_id)
+
+    async def _read_settled(self, event_ids: list[int], span: Span) -> set[tuple[int, int]]:
+        """Read which deliveries of some events are settled: by their range, by their ids where others fill that."""
+        first, last = min(event_ids), max(event_ids)
+        if last - first < SPARSE * len(event_ids):
+            rows = await self._session.fetch(query("read_settled"), first, last, SETTLED_MAX)
+            if len(rows) < SETTLED_MAX:
+                return {(event_id, endpoint_id) for event_id, endpoint_id in rows}
+        upto = ENDPOINT_ID_MAX if span.upto is None else span.upto
+        sql = query("read_settled_events")
+        rows = await self._session.fetch(sql, event_ids, first, last, span.after, upto)
+        return {(event_id, endpoint_id) for event_id, endpoint_id in rows}
+
+    # What is left in the log for a while --------------------------------------------------------------------
+
+    async def _take_aside(self) -> int:
+        """Take some of what was left in the log, of the sites that have room; return how many events."""
+        looks = self._looks(self._monotonic())
+        if not looks:
+            return 0
+        event_ids = sorted(itertools.chain.from_iterable(look.event_ids for look in looks.values()))
+        rows = await self._session.fetch(query("read_events"), event_ids, event_ids[0], event_ids[-1])
+        events = {row[0]: row for row in cast("list[EventRow]", rows)}
+        takers = await self._endpoints.of_sites({site_id: look.span for site_id, look in looks.items()})
+        settled = await self._settled_of(looks.values())
+        work: list[Pair] = []
+        entered: tuple[Difference, bool] | None = None  # as what they enter, which is the same for most
+        for site_id, look in looks.items():
+            room = {site_id: look.room}
+            for part, ids in look.pieces:
+                if entered is not None and entered != (part.context, look.park):
+                    await self._fan_out.enter(work, entered[0], park=entered[1])
+                    work = []
+                entered = part.context, look.park
+                some = [events[event_id] for event_id in ids if event_id in events]
+                dealt, is_whole = self._take(site_id, part, ids, some, takers.get(site_id), room, settled)
+                work += dealt.work
+                if not is_whole:
+                    break
+        if entered is not None:
+            await self._fan_out.enter(work, entered[0], park=entered[1])
+        self._note_read(looks)
+        self._beat()
+        return len(event_ids)
+
+    def _take(
+        self,
+        site_id: str,
+        part: Part[Difference],
+        event_ids: list[int],
+        rows: list[EventRow],
+        takers: Takers | None,
+        room: dict[str, int],
+        settled: set[tuple[int, int]],
+    ) -> tuple[Dealt, bool]:
+        """Make deliveries of the next events of a part; return them, and whether there was room for all."""
+        now = self._monotonic()
+        if takers is None:  # the endpoints are gone, those of the slice or all
+            self._aside.taken(site_id, len(event_ids), part.slice_end)
+            return Dealt(), True
+        dealt = self._fan_out.deal(rows, {site_id: takers}, room, lambda _: part.ticket, settled, now)
+        left = dealt.left.get(site_id)
+        count = len(event_ids) if left is None else event_ids.index(left[0])
+        if count:
+            part.weight = max(1, dealt.pairs // count)
+        self._aside.taken(site_id, count, takers.slice_end)
+        return dealt, left is None
+
+    async def _settled_of(self, looks: Iterable[Look]) -> set[tuple[int, int]]:
+        """Read what is settled of some events; of a site with very many endpoints for those of its slice alone.
+
+        Nothing can be where the recovery road has read none of them.
+        """
+        looks = [look for look in looks if look.recovering]
+        narrow = [event_id for look in looks if not look.wide for event_id in look.event_ids]
+        settled = await self._read_settled(narrow, WHOLE) if narrow else set()
+        for look in looks:
+            if look.wide:
+                settled |= await self._read_settled(look.event_ids, look.span)
+        return settled
+
+    def _looks(self, now: float) -> dict[str, Look]:
+        """Say what to take now, sites taking turns; nothing where it is too little to be worth the statements."""
+        if not self._aside or now < self._look_at:
+            return {}
+        looks: dict[str, Look] = {}
+        events = pairs = 0
+        for site_id, parts in self._aside.turns(SITES_A_READ):
+            if (look := self._look(site_id, parts, now)) is not None:
+                looks[site_id] = look
+                events += len(look.event_ids)
+                pairs += look.pairs
+                if events >= ASIDE_CHUNK or pairs >= PAIRS_A_STEP:
+                    break
+        if not looks or (events < ASIDE_LEAST and now < self._patient_until):
+            self._look_at = now + max(PAUSE_MAX_S, min(len(self._aside), SITES_A_READ) * LOOK_S)
+            return {}
+        self._patient_until = now + GATHER_MAX_S
+        return looks
+
+    def _look(self, site_id: str, parts: Iterable[Part[Difference]], now: float) -> Look | None:
+        """Say what to take of one site; None if it has no room."""
+        oldest = next(iter(parts))
+        is_early = oldest.recovering and oldest.ordered and not self._order.recovered
+        room, park = 0 if is_early else self._fan_out.refill_for(site_id, oldest.endpoints), False
+        if room > 0:
+            self._aside.had_room(site_id, now)
+        else:
+            room, park = self._room_to_park(site_id, oldest, now), True
+            if room <= 0:
+                return None
+        pieces: list[tuple[Part[Difference], list[int]]] = []
+        free = room
+        for part in parts:
+            if pieces and (part.wide or free <= 0):
+                break
+            event_ids = part.first(max(1, min(free // part.weight, ASIDE_CHUNK)))
+            pieces.append((part, event_ids))
+            free -= len(event_ids) * part.weight
+            if part.wide or len(event_ids) < len(part.event_ids):
+                break
+        return Look(pieces, room, park)
+
+    def _room_to_park(self, site_id: str, oldest: Part[Difference], now: float) -> int:
+        """Return how much of a site without room becomes rows now; 0 or less if it can wait."""
+        waited_s = now - oldest.since
+        if waited_s >= STUCK_S and now >= self._shed_at:
+            self._shed_at = now + SHED_EVERY_S
+            self._fan_out.shed(site_id, oldest.endpoints)
+        if waited_s >= ASIDE_FOR_S or now - oldest.ticket.read_at >= ASIDE_LONG_S or self._aside.is_full:
+            return min(self._fan_out.parking_for(site_id), ASIDE_PARKED)
+        return 0
+
+    def _note_read(self, site_ids: Iterable[str]) -> None:
+        """Let go of those sites of which the recovery road has left nothing any more."""
+        for site_id in self._order.unread.intersection(site_ids):
+            if not self._aside.is_recovering(site_id) and not self._fan_out.waits(site_id):
+                self._order.unread.discard(site_id)
+
+
+def _steps(rows: Sequence[EventRow], takers: Mapping[str, Takers]) -> Iterator[Sequence[EventRow]]:
+    """Yield the events that somebody may take, in steps of bounded pairs."""
+    if not takers:
+        return
+    if len(rows) * max(of_site.count for of_site in takers.values()) <= PAIRS_A_STEP:
+        yield rows
+        return
+    step: list[EventRow] = []
+    pairs = 0
+    for row in rows:
+        of_site = takers.get(row[1])
+        if of_site is None:
+            continue
+        wanting = len(of_site.of(row[2])) if row[4] is None else 1
+        if not wanting:
+            continue
+        step.append(row)
+        pairs += wanting
+        if pairs >= PAIRS_A_STEP:
+            yield step
+            step, pairs = [], 0
+    if step:
+        yield step
+
+
+def upper_end(newest: int) -> int:
+    """Return the last id of the day after that of the newest one: where the sequence may be tomorrow."""
+    return (newest // DAY_IDS + 2) * DAY_IDS - 1
+
+
+def read_new_events(floor: int, upper: int) -> str:
+    """Return the statement for the days from a floor's to an upper end's; the same text all day long."""
+    lower = floor // DAY_IDS * DAY_IDS - 1
+    return query("read_new_events").replace(" -1 ", f" {lower} ").replace(f"{2**63 - 1}", f"{upper}")

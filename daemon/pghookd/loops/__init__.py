@@ -1,1 +1,0 @@
-"""The story: one file per long-running loop. Loops do not import each other."""

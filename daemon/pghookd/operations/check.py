@@ -1,0 +1,465 @@
+"""Looks for everything that would keep the daemon from working, and tells all of it at once.
+
+Every probe stands alone: one that Postgres refuses is a finding itself and does not hide the others.
+
+Never here: repairs. What is found is told with the command that helps, and left as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from pghookd.egress.tls import anchors
+from pghookd.encryption.keyring import Vault, revealing
+from pghookd.event_log import former_server
+from pghookd.event_log.doorbell import HOLDERS_NAMED, QUEUE_SHARE_MAX
+from pghookd.event_log.identity import Here, why_foreign, why_moved
+from pghookd.event_log.position import Snapshot
+from pghookd.event_log.rows import endpoint_of, holder_of, server_of, shard_of, stay_of
+from pghookd.owner_mail import samples
+from pghookd.postgres import client, migrate
+from pghookd.postgres.client import POOLER, DatabaseAway, DatabaseError, Session, Unfit, query
+from pghookd.process.host_id import host_id
+from pghookd.settings.schema import Settings
+from pghookd.webhook.envelope import timestamp_text
+from pghookd.webhook.prepared import Defaults, Manner
+
+POSTGRES_LEAST: Final = 140_000  # server_version_num
+EXPIRES_SOON_S: Final = 14 * 86400.0  # of a client certificate
+
+# What the daemon's role must be able to do with each table.
+NEEDS: Final = {
+    "attempts": ("select", "insert"),
+    "backlog": ("select", "insert", "update", "delete"),
+    "dead": ("select", "insert", "delete"),
+    "endpoints": ("select", "update"),
+    "events": ("select",),
+    "home": ("select", "insert", "update"),
+    "migrations": ("select",),
+    "operations": ("insert",),
+    "partitions": ("select", "insert"),
+    "shards": ("select", "insert", "update", "delete"),
+    "sites": ("select",),
+}
+
+
+class Grade(enum.StrEnum):
+    """How bad a finding is."""
+
+    SETTINGS = "settings"  # the settings are wrong
+    BLOCKED = "blocked"  # no database, or no schema that could be used
+    FAULT = "fault"  # the daemon would not work, or not well
+    WARNING = "warning"  # it works; somebody should know
+    FINE = "fine"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at.
+
+    Attributes:
+        grade: how bad it is.
+        what: settings, letters, trust, database, schema, privileges, row_security, home, shards, days, endpoints,
+            secrets, two_phase, notifications, pooler or locks.
+        text: a sentence for the operator.
+    """
+
+    grade: Grade
+    what: str
+    text: str
+
+
+def exit_status(findings: Sequence[Finding]) -> int:
+    """Return 78 for settings, 3 for no usable database or schema, 1 for other faults, else 0."""
+    grades = {finding.grade for finding in findings}
+    for grade, status in ((Grade.SETTINGS, 78), (Grade.BLOCKED, 3), (Grade.FAULT, 1)):
+        if grade in grades:
+            return status
+    return 0
+
+
+async def check(settings: Settings, wall_s: Callable[[], float] = time.time) -> list[Finding]:
+    """Look at what the settings name, the database above all; never raises for what it finds there."""
+    return [*_letters(settings), *_trust(settings), *await _database(settings, wall_s())]
+
+
+def _trust(settings: Settings) -> list[Finding]:
+    """Look whether there is anybody to trust: without, every https endpoint fails."""
+    try:
+        found = anchors(settings.egress.ca_file or None)
+    except OSError as error:
+        return [Finding(Grade.FAULT, "trust", f"egress.ca_file cannot be used: {error.strerror or error}")]
+    if found:
+        return [Finding(Grade.FINE, "trust", "there are authorities that certificates are verified against")]
+    text = (
+        "the system's trust store is empty, so that no https endpoint can be reached: install ca-certificates"
+    )
+    return [Finding(Grade.WARNING, "trust", text)]
+
+
+def _letters(settings: Settings) -> list[Finding]:
+    """Fill the operator's own templates once; the daemon does without those that are broken."""
+    if not settings.mail.templates:
+        return []
+    _, faults = samples.preview(settings)
+    told = [Finding(Grade.WARNING, "letters", f"{fault}; ours is used instead") for fault in faults]
+    return told or [Finding(Grade.FINE, "letters", f"{settings.mail.templates}: every kind can be written")]
+
+
+async def _database(settings: Settings, now_s: float) -> list[Finding]:
+    url = settings.database.url.get_secret_value()
+    try:
+        session = await client.connect(url, name="check", settings=_BOUNDS, writable=False)
+    except DatabaseAway as error:
+        return [Finding(Grade.BLOCKED, "database", f"cannot be reached: {error}")]
+    except Unfit as error:
+        return [Finding(Grade.SETTINGS, "pooler", str(error))]
+    try:
+        return [found async for found in _probe_all(session, settings, url, now_s)]
+    except Unfit as error:  # whatever else was found, was found through it
+        return [Finding(Grade.SETTINGS, "pooler", str(error))]
+    except DatabaseAway as error:
+        return [Finding(Grade.BLOCKED, "database", f"was lost: {error}")]
+    except DatabaseError as error:
+        return [Finding(Grade.FAULT, "database", f"cannot be looked at: {error}")]
+    finally:
+        await session.close()
+
+
+_BOUNDS: Final = {"statement_timeout": "10s", "lock_timeout": "2s", "search_path": "pg_catalog"}
+_Probe = Callable[[Session, Settings], AsyncIterator[Finding]]
+
+
+async def _probe_all(session: Session, settings: Settings, url: str, now_s: float) -> AsyncIterator[Finding]:
+    general: list[tuple[str, _Probe]] = [
+        ("database", _server),
+        ("two_phase", _two_phase),
+        ("locks", _locks),
+        ("notifications", _notifications),
+    ]
+    inside: list[tuple[str, _Probe]] = [
+        ("schema", _schema),
+        ("privileges", _privileges),
+        ("row_security", _row_security),
+        ("home", _home),
+        ("shards", _shards),
+        ("days", _days),
+        ("endpoints", functools.partial(_endpoints, now_s=now_s)),
+        ("secrets", _secrets),
+    ]
+    for what, probe in general:
+        async for finding in _guarded(what, probe, session, settings):
+            yield finding
+    async for finding in _pooler(session, url):
+        yield finding
+    if not await session.fetchval("select to_regnamespace('webhooks') is not null"):
+        yield Finding(Grade.BLOCKED, "schema", "there is no schema webhooks: run pghookd migrate")
+        return
+    if not await session.fetchval("select has_schema_privilege('webhooks', 'usage')"):
+        yield await _no_usage(session)
+        return
+    for what, probe in inside:
+        async for finding in _guarded(what, probe, session, settings):
+            yield finding
+
+
+async def _guarded(what: str, probe: _Probe, session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        async for finding in probe(session, settings):
+            yield finding
+    except DatabaseError as error:
+        yield Finding(Grade.FAULT, what, f"cannot be looked at: {error}")
+
+
+async def _no_usage(session: Session) -> Finding:
+    role = await session.fetchval("select current_user")
+    return Finding(
+        Grade.FAULT, "privileges", f"role {role} may not use the schema webhooks: {_REMEDY.format(role)}"
+    )
+
+
+_REMEDY: Final = "run pghookd migrate --roles, then GRANT webhooks_daemon TO {}"
+
+
+# Any database -----------------------------------------------------------------------------------------------
+
+
+async def _server(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    row = await session.fetchrow(
+        "select version() as version, current_setting('server_version_num')::int as number,"
+        " pg_is_in_recovery() as in_recovery, current_database() as name, current_user as role"
+    )
+    if row is None:
+        return
+    for product in ("CockroachDB", "YugabyteDB", "-YB-"):
+        if product in row["version"]:
+            yield Finding(
+                Grade.FAULT, "database", f"{row['version']}: its advisory locks are not those of Postgres"
+            )
+    if row["number"] < POSTGRES_LEAST:
+        yield Finding(Grade.FAULT, "database", f"{row['version']}: Postgres 14 or later is needed")
+    if row["in_recovery"]:
+        yield Finding(Grade.FAULT, "database", "this is a standby: the log can only be read on the primary")
+    yield Finding(Grade.FINE, "database", f"{row['name']} answers, as role {row['role']}: {row['version']}")
+
+
+async def _two_phase(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    count = await session.fetchval("select current_setting('max_prepared_transactions')::int")
+    if count:
+        yield Finding(
+            Grade.WARNING,
+            "two_phase",
+            f"max_prepared_transactions is {count}: PREPARE TRANSACTION fails after an insert into events while"
+            " the daemon sleeps, unless webhooks.bell is off. For such a producer run, as a superuser, ALTER ROLE"
+            " its_login SET webhooks.bell = off, or let it connect with options='-c webhooks.bell=off'",
+        )
+
+
+async def _locks(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    for row in await session.fetch(query("find_strangers")):
+        yield Finding(
+            Grade.FAULT,
+            "locks",
+            f"advisory key ({migrate.LOCK_CLASS}, {row['key']}) is held by backend {row['pid']}"
+            f" (role {row['role']}, application {row['application']!r}), which is none of ours: {_effect(row['key'])}",
+        )
+
+
+def _effect(key: int) -> str:
+    """Say what a foreign holder of a key prevents."""
+    if key > 0:
+        return "no instance can own the shards, so that nothing is delivered"
+    return _EFFECTS.get(key, "the daemon does not use this key")
+
+
+_EFFECTS: Final = {
+    0: "the daemon does not sleep, and all producers notify it",
+    -1: "pghookd migrate waits",
+    -2: "the daemon does not sleep",
+    -3: "no partitions are made, and ids stay in the same day",
+}
+
+
+async def _notifications(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    share = await session.fetchval("select pg_notification_queue_usage()")
+    if share <= QUEUE_SHARE_MAX:
+        return
+    rows = await session.fetch(query("find_oldest_transactions"), HOLDERS_NAMED)
+    holders = "; ".join(holder_of(row) for row in rows) or "none is visible"
+    yield Finding(
+        Grade.WARNING,
+        "notifications",
+        f"Postgres's queue of notifications is {share:.0%} full: when it is full, commits that notify fail. A session"
+        f" that listens and stays in a transaction fills it. The oldest transactions: {holders}",
+    )
+
+
+async def _pooler(session: Session, url: str) -> AsyncIterator[Finding]:
+    """Tell a pooler in transaction mode by its backends: one for two sessions, or two for one.
+
+    Raises:
+        Unfit: there is one.
+    """
+    other = await client.connect(url, name="check", settings=_BOUNDS, writable=False)
+    try:
+        before = await session.fetchval("select pg_backend_pid()")
+        async with other.transaction():
+            lent = await other.fetchval("select pg_backend_pid()")
+            after = await session.fetchval("select pg_backend_pid()")
+    except DatabaseError as error:
+        yield Finding(Grade.FAULT, "pooler", f"sessions do not behave as Postgres's own: {error}")
+        return
+    finally:
+        await other.close()
+    if lent == before or after != before:
+        raise Unfit(POOLER)
+
+
+# Our schema -------------------------------------------------------------------------------------------------
+
+
+async def _schema(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    found = await migrate.look(session, migrate.load())
+    for fault in found.plan.faults:
+        yield Finding(Grade.BLOCKED, "schema", fault)
+    if found.plan.pending:
+        missing = ", ".join(f"{each.version:04}_{each.name}" for each in found.plan.pending)
+        yield Finding(
+            Grade.FAULT, "schema", f"it is older than this program, without {missing}: run pghookd migrate"
+        )
+    if found.is_usable:
+        newer = ", newer than this program and compatible" if found.plan.newer else ""
+        yield Finding(Grade.FINE, "schema", f"at migration {found.version:04}{newer}")
+
+
+async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    pairs = [(table, privilege) for table, privileges in NEEDS.items() for privilege in privileges]
+    tables, privileges = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    rows = await session.fetch(_LACKING, tables, privileges, list(migrate.functions_of("webhooks_daemon")))
+    role = await session.fetchval("select current_user")
+    if rows:
+        lacking = ", ".join(row["lacking"] for row in rows)
+        yield Finding(Grade.FAULT, "privileges", f"role {role} lacks {lacking}: {_REMEDY.format(role)}")
+    else:
+        yield Finding(Grade.FINE, "privileges", f"role {role} may do what the daemon does")
+    # No role is made a member of a superuser: it delivers, but old partitions cannot be dropped.
+    owner = await session.fetchval(_SUPER)
+    if owner is not None:
+        text = f"the tables belong to the superuser {owner}: dropping old partitions needs their owner"
+        yield Finding(Grade.WARNING, "privileges", text)
+
+
+_LACKING: Final = """
+with ours as (
+  select c.oid, c.relname, c.relkind, c.relowner
+  from pg_class c where c.relnamespace = to_regnamespace('webhooks') and not c.relispartition
+)
+select format('%s on %s', n.privilege, n.name) as lacking
+from unnest($1::text[], $2::text[]) n (name, privilege)
+left join ours o on o.relname = n.name and o.relkind in ('r', 'p')
+where o.oid is null or not case when n.privilege in ('insert', 'update')
+  then has_any_column_privilege(o.oid, n.privilege) else has_table_privilege(o.oid, n.privilege) end
+union all
+select format('%s on sequence %s', p, o.relname)
+from ours o, unnest(array['select', 'update']) p
+where o.relkind = 'S' and o.relname = 'events_event_id_seq' and not has_sequence_privilege(o.oid, p)
+union all
+select format('execute on function %s', f.name)
+from unnest($3::text[]) f (name)
+left join pg_proc p on p.pronamespace = to_regnamespace('webhooks') and p.proname = f.name
+where p.oid is null or not has_function_privilege(p.oid, 'execute')
+union all
+select format('membership of %s, the owner of %s', pg_get_userbyid(o.relowner), o.relname)
+from ours o join pg_roles r on r.oid = o.relowner
+where o.relname = 'events' and not r.rolsuper and not pg_has_role(o.relowner, 'member')
+"""
+_SUPER: Final = """
+select r.rolname from pg_class c join pg_roles r on r.oid = c.relowner
+where c.relnamespace = to_regnamespace('webhooks') and c.relname = 'events'
+  and r.rolsuper and not pg_has_role(r.oid, 'member')
+"""
+
+
+async def _row_security(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    tables = await session.fetchval(_HIDING)
+    if tables:
+        role = await session.fetchval("select current_user")
+        yield Finding(
+            Grade.FAULT,
+            "row_security",
+            f"row level security hides rows of {tables} from role {role}: its statements fail, so that no event is"
+            " passed over unseen. Exempt the role with ALTER ROLE .. BYPASSRLS, or disable the policies",
+        )
+
+
+_HIDING: Final = """
+select string_agg(c.relname, ', ' order by c.relname)
+from pg_class c
+where c.relnamespace = to_regnamespace('webhooks') and c.relrowsecurity and not c.relispartition
+  and row_security_active(c.oid)
+"""
+
+
+async def _home(session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    server = await session.fetchrow(query("identify_server"))
+    stored = [shard_of(row) for row in await session.fetch(query("read_shards"))]
+    now = await session.fetchval("select pg_current_snapshot()")
+    newest = await session.fetchval(query("read_newest_event_id"))
+    if server is None or server["in_recovery"] or now is None:
+        return
+    stays = [stay_of(row) for row in await session.fetch(query("read_home"))]
+    ours = server_of(server)
+    here = Here(host_id(), session.address, ours.started_at_us, settings.database.home)
+    answers = await former_server.ask(settings.database.url.get_secret_value(), here, ours, stays)
+    why = why_foreign(ours, stored, Snapshot(*now), newest) or why_moved(here, stays, answers)
+    if why is not None:
+        yield Finding(
+            Grade.FAULT,
+            "home",
+            f"this is not the database the daemon ran in before ({why}): it would deliver nothing."
+            " If it is meant to go on here, run pghookd adopt",
+        )
+
+
+async def _shards(session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    rows, wanted = await session.fetchval("select count(*) from webhooks.shards"), settings.delivery.shards
+    if rows not in {0, wanted}:
+        yield Finding(
+            Grade.FAULT,
+            "shards",
+            f"delivery.shards is {wanted}, but the first run divided the log into {rows}: set it to {rows}",
+        )
+
+
+async def _days(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+    if not await session.fetchval(_HAS_DAY):
+        text = "no partition takes the next event, so that producers fail: run pghookd migrate"
+        yield Finding(Grade.FAULT, "days", text)
+
+
+_HAS_DAY: Final = """
+select exists (
+  select from pg_inherits i
+  where i.inhrelid = to_regclass('webhooks.events_' || (s.last_value + s.is_called::int) / 4294967296)
+)
+from webhooks.events_event_id_seq s
+"""
+
+
+async def _endpoints(session: Session, settings: Settings, *, now_s: float) -> AsyncIterator[Finding]:
+    """Prepare every endpoint that asks for something as the daemon would; what it cannot use is told."""
+    defaults = Defaults.of(settings, revealing(Vault.of(settings)))
+    ids = [row["endpoint_id"] for row in await session.fetch(_ASKING)]
+    found = [endpoint_of(row) for row in await session.fetch(query("read_endpoints"), ids, 1)]
+    for endpoint in sorted(found, key=lambda each: each.endpoint_id):
+        try:
+            manner = Manner.of(endpoint, defaults)
+        except ValueError as error:
+            text = f"deliveries to endpoint {endpoint.endpoint_id} end dead, as invalid: {error}"
+            yield Finding(Grade.FAULT, "endpoints", text)
+        else:
+            if manner.fault is not None:
+                text = f"secrets.key does not open its {manner.fault.error}"
+                text = f"deliveries to endpoint {endpoint.endpoint_id} fail: {text}"
+                yield Finding(Grade.FAULT, "endpoints", text)
+            elif manner.auth is not None and manner.auth.certificate is not None:
+                ends_at_s = manner.auth.certificate.ends_at_s
+                if ends_at_s - now_s < EXPIRES_SOON_S:
+                    when = timestamp_text(int(ends_at_s) * 1_000_000)
+                    text = f"the client certificate of endpoint {endpoint.endpoint_id} expires at {when}"
+                    yield Finding(Grade.WARNING, "endpoints", text)
+
+
+_ASKING: Final = """
+select endpoint_id from webhooks.endpoints
+where enabled and (headers <> '{}' or profile <> 'standard' or secret like 'whsk\\_%' or secret like 'enc:%'
+  or num_nonnulls(retry_schedule, success_statuses, previous_secret, auth) > 0)
+order by endpoint_id limit 10000
+"""
+
+
+async def _secrets(session: Session, settings: Settings) -> AsyncIterator[Finding]:
+    """Say how secrets lie in the database, which everybody who can read a dump of it can read as well."""
+    plain, sealed = (await session.fetch(_KEPT))[0]
+    has_key = Vault.of(settings) is not None
+    if plain and not has_key:
+        text = f"{plain} endpoints have their secrets or auth in plain text: with secrets.key they would be encrypted"
+        yield Finding(Grade.WARNING, "secrets", text)
+    elif plain:
+        text = f"{plain} endpoints have secrets or auth in plain text still: pghookd run encrypts them within seconds"
+        yield Finding(Grade.WARNING, "secrets", text)
+    elif sealed:
+        yield Finding(Grade.FINE, "secrets", f"all secrets are encrypted, those of {sealed} endpoints")
+
+
+_KEPT: Final = """
+select count(*) filter (where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:'
+    or jsonb_typeof(auth) = 'object') as plain,
+  count(*) filter (where left(secret, 7) = 'enc:v1:' or jsonb_typeof(auth) = 'string') as sealed
+from webhooks.endpoints where num_nonnulls(secret, previous_secret, auth) > 0
+"""

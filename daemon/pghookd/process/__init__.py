@@ -1,0 +1,1 @@
+"""This process: logs, signals, systemd, the host."""

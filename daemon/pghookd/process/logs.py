@@ -1,0 +1,341 @@
+"""What the daemon says: the names of its log events, and the way of a line to standard output.
+
+Pretty on a terminal, otherwise JSON behind the priority that the journal reads (sd-daemon(3)). Lines go
+through a bounded buffer to a thread of their own: a full pipe or disk, or a reader that stopped, may cost
+lines, never a delivery. What receivers and producers wrote is shown without control characters, so that a log
+on a terminal shows what happened and not what a stranger wants to be seen.
+
+Never here: what is worth a line (the loops), bodies, headers, secrets.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import enum
+import logging
+import os
+import select
+import threading
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
+
+import orjson
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+
+class LogEvent(enum.StrEnum):
+    """Every event there is, `noun.past_verb`; others rely on the names."""
+
+    DAEMON_STARTED = "daemon.started"
+    DAEMON_READY = "daemon.ready"
+    DAEMON_DRAINING = "daemon.draining"
+    DAEMON_STOPPED = "daemon.stopped"
+    SETTINGS_RELOADED = "settings.reloaded"
+    SETTINGS_REJECTED = "settings.rejected"
+    DATABASE_LOST = "database.lost"
+    DATABASE_RESTORED = "database.restored"
+    DATABASE_FOREIGN = "database.foreign"
+    BELL_SLEPT = "bell.slept"
+    BELL_RUNG = "bell.rung"
+    SHARD_TAKEN = "shard.taken"
+    SHARD_LOST = "shard.lost"
+    SHARD_WITHHELD = "shard.withheld"  # sessions that are no instances hold the locks: `holders`
+    DATABASE_REFUSED = "database.refused"  # a statement; it is tried again
+    PARTITIONS_DELAYED = "partitions.delayed"  # a lock was not to be had; tried again
+    DAY_REFUSED = "day.refused"  # the id clock stays where it is, since clocks disagree: `reason`
+    LOG_REANCHORED = "log.reanchored"
+    OUTCOME_DELAYED = (
+        "outcome.delayed"  # its row is locked or rejected; its endpoint waits, and it is tried again
+    )
+    OUTCOME_RESUMED = "outcome.resumed"  # everything delayed of an endpoint is recorded
+    OUTCOME_REFUSED = "outcome.refused"  # Postgres rejects this one row; tried again once a minute
+    DAY_GONE = (
+        "day.gone"  # deliveries of a day that was dropped: nothing of them is recorded, none is sent again
+    )
+    DELIVERY_ATTEMPTED = "delivery.attempted"
+    DELIVERY_PARKED = "delivery.parked"
+    DELIVERY_BROKEN = "delivery.broken"  # a fault of ours, recorded as a failed attempt
+    DELIVERY_DIED = "delivery.died"
+    DELIVERY_SUSPECTED = (
+        "delivery.suspected"  # of ending the daemon: named before it goes out, or tried alone
+    )
+    FILTER_UNDECIDED = "filter.undecided"  # neither true nor false: delivered; said once an hour
+    ROW_QUARANTINED = "row.quarantined"
+    BREAKER_OPENED = "breaker.opened"
+    BREAKER_CLOSED = "breaker.closed"
+    ENDPOINT_DISABLED = "endpoint.disabled"
+    STORM_SUSPECTED = "storm.suspected"
+    EMAIL_QUEUED = "email.queued"
+    EMAIL_SENT = "email.sent"
+    EMAIL_FAILED = "email.failed"
+    LOOP_STALLED = "loop.stalled"  # nothing moved for `for_s`
+    CLOCK_SKEWED = "clock.skewed"  # against the database's, by `skew_s`
+    NOTIFICATIONS_STUCK = "notifications.stuck"  # a listener's open transaction fills the queue
+    LINES_DROPPED = "lines.dropped"  # standard output did not take them; `count`
+    LIBRARY_WARNED = "library.warned"  # a line of the logging module, from asyncio or a library
+
+
+BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024
+LINE_BYTES_MAX: Final = 16 * 1024
+_FLUSH_S: Final = 1.0
+_STDOUT: Final = 1
+_TEXT_MAX: Final = 2000  # characters of one value
+_DEPTH_MAX: Final = 4
+_PRIORITY: Final = {"debug": b"<7>", "info": b"<6>", "warning": b"<4>", "error": b"<3>", "critical": b"<2>"}
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+# Lines out --------------------------------------------------------------------------------------------------
+
+
+class Sink:
+    """Carries lines to a file descriptor without ever making the caller wait.
+
+    Args:
+        descriptor: where to; it stays open.
+        bytes_max: how much may wait; what comes beyond is dropped and counted.
+    """
+
+    def __init__(self, descriptor: int, bytes_max: int = BUFFER_BYTES_MAX) -> None:
+        self._descriptor = descriptor
+        self._bytes_max = bytes_max
+        self._lines: collections.deque[bytes] = collections.deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._busy = False
+        self.dropped = 0  # lines so far
+        self._told = 0  # of them in a lines.dropped line
+        self._thread = threading.Thread(target=self._carry, name="journal", daemon=True)
+        self._thread.start()
+
+    def put(self, line: bytes) -> None:
+        """Take a line, its newline included; from any thread."""
+        with self._changed:
+            if self._closing or self._bytes + len(line) > self._bytes_max:
+                self.dropped += 1
+                return
+            self._lines.append(line)
+            self._bytes += len(line)
+            self._changed.notify_all()
+
+    def untold(self) -> int:
+        """Return how many lines were dropped since the last call, once there is room again."""
+        with self._changed:
+            count = self.dropped - self._told if self._bytes < self._bytes_max // 2 else 0
+            self._told += count
+            return count
+
+    def flush(self, within_s: float = _FLUSH_S) -> bool:
+        """Wait until all lines are out; False if they are not within the time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._lines and not self._busy, within_s)
+
+    def close(self, within_s: float = _FLUSH_S) -> None:
+        """Flush, and end the thread; one that hangs in a write is left behind."""
+        self.flush(within_s)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(0.1)
+
+    def _carry(self) -> None:
+        while batch := self._next():
+            lost = self._write(b"".join(batch))
+            with self._changed:
+                self._busy = False
+                self.dropped += len(batch) if lost else 0
+                self._changed.notify_all()
+
+    def _next(self) -> list[bytes]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._lines or self._closing)
+            batch = list(self._lines)
+            self._lines.clear()
+            self._bytes = 0
+            self._busy = bool(batch)
+            return batch
+
+    def _write(self, data: bytes) -> bool:
+        """Write everything; True if it was lost: closed pipe, full disk."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except BlockingIOError:  # somebody made the descriptor non-blocking
+                select.select([], [self._descriptor], [], 1.0)
+            except OSError:
+                return True
+        return False
+
+
+class _SinkLogger:
+    """What structlog hands finished lines to."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def msg(self, line: bytes) -> None:
+        self._sink.put(line)
+
+    debug = info = warning = error = critical = exception = msg
+
+
+# Making a line ----------------------------------------------------------------------------------------------
+
+
+def harmless(text: str, *, multiline: bool = False) -> str:
+    r"""Return the text with what cannot be seen (control, direction) as escapes such as \x1b, cut to size."""
+    if len(text) > _TEXT_MAX and not multiline:
+        text = text[:_TEXT_MAX] + "..."
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or (multiline and c in "\n\t") else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _tame(value: object, depth: int = 0) -> object:
+    if isinstance(value, str):
+        return harmless(value)
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**64 else str(value)  # orjson knows no greater ones
+    if isinstance(value, Mapping) and depth < _DEPTH_MAX:
+        return {harmless(str(key)): _tame(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset) and depth < _DEPTH_MAX:
+        return [_tame(each, depth + 1) for each in value]
+    return harmless(str(value))
+
+
+_HEAD: Final = ("timestamp", "level", "event")  # what a line begins with
+
+
+def _tame_all(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    line = {key: event[key] for key in _HEAD if key in event}
+    for key, value in event.items():
+        line[key] = harmless(str(value), multiline=True) if key == "exception" else _tame(value)
+    return line
+
+
+class _Json:
+    """One JSON object a line, behind its priority if the journal is to read it."""
+
+    def __init__(self, *, priority: bool) -> None:
+        self._priority = priority
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]) -> bytes:
+        prefix = _PRIORITY.get(event.get("level", "info"), b"<6>") if self._priority else b""
+        line = orjson.dumps(event)
+        if len(line) > LINE_BYTES_MAX:
+            kept = {key: event[key] for key in ("timestamp", "level", "event") if key in event}
+            line = orjson.dumps({**kept, "cut": line[: LINE_BYTES_MAX // 4].decode("utf-8", "ignore")})
+        return prefix + line + b"\n"
+
+
+class _Pretty:
+    """For eyes. Tracebacks stay plain: the rich ones print local variables, secrets among them."""
+
+    def __init__(self, *, colors: bool) -> None:
+        self._render = structlog.dev.ConsoleRenderer(
+            colors=colors, exception_formatter=structlog.dev.plain_traceback, pad_event_to=20
+        )
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> bytes:
+        text = self._render(logger, method, event)
+        return text.encode("utf-8", "replace")[:LINE_BYTES_MAX] + b"\n"
+
+
+class _Drops:
+    """Says, before the next line, that lines were dropped."""
+
+    def __init__(self, sink: Sink, *, priority: bool) -> None:
+        self._sink = sink
+        self._json = _Json(priority=priority)
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        count = self._sink.untold()
+        if count:
+            notice = {"timestamp": event.get("timestamp"), "level": "warning", "count": count}
+            self._sink.put(self._json(logger, method, {**notice, "event": LogEvent.LINES_DROPPED}))
+        return event
+
+
+# Setting up -------------------------------------------------------------------------------------------------
+
+
+def configure(
+    form: str = "auto",
+    level: str = "info",
+    environ: Mapping[str, str] = os.environ,
+    descriptor: int | None = None,
+) -> Sink:
+    """Set structlog and logging up; once more after a reload, and then close the sink of before.
+
+    Args:
+        form: the setting `log.format`.
+        level: the setting `log.level`.
+        environ: NO_COLOR and JOURNAL_STREAM are looked at.
+        descriptor: where lines go; None: standard output.
+
+    Returns:
+        The sink: close it last.
+    """
+    target = _standard_output() if descriptor is None else descriptor
+    sink = Sink(target)
+    pretty = form == "pretty" or (form == "auto" and os.isatty(target))
+    priority = form == "auto" or "JOURNAL_STREAM" in environ
+    colors = pretty and os.isatty(target) and not environ.get("NO_COLOR")
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _tame_all,
+            _Drops(sink, priority=priority),
+            _Pretty(colors=colors) if pretty else _Json(priority=priority),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=lambda *_: _SinkLogger(sink),
+        cache_logger_on_first_use=False,  # else a reload could not change level and format
+    )
+    _take_over_logging()
+    return sink
+
+
+def _standard_output() -> int:
+    """Return its descriptor, or the null device's if it was closed: a socket might get its number."""
+    try:
+        os.fstat(_STDOUT)
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
+    return _STDOUT
+
+
+def logger() -> FilteringBoundLogger:
+    """Return a logger; its calls are `log.info(LogEvent.SHARD_TAKEN, shard=3)`."""
+    bound: FilteringBoundLogger = structlog.get_logger()
+    return bound
+
+
+class _Library(logging.Handler):
+    """Takes what asyncio and libraries say through the logging module."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it in a line of ours; a line that cannot be made is not worth a fault."""
+        with contextlib.suppress(Exception):
+            level = "error" if record.levelno >= logging.ERROR else "warning"
+            say = getattr(logger(), level)
+            say(LogEvent.LIBRARY_WARNED, name=record.name, text=record.getMessage(), exc_info=record.exc_info)
+
+
+def _take_over_logging() -> None:
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, _Library)]:
+        root.removeHandler(handler)
+    root.addHandler(_Library(level=logging.WARNING))

@@ -1,0 +1,1 @@
+"""One process, epoch by epoch."""

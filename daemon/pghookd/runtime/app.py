@@ -1,0 +1,412 @@
+"""The daemon: settings and edges, then epoch after epoch. Read this first.
+
+An epoch (epoch.py) is the life between two recoveries. It ends with a value that says why, and this file decides what
+comes next: another one after a short wait, standing still before a foreign database, or the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import signal
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Final, TypeVar
+
+import uvloop
+from structlog.typing import FilteringBoundLogger
+
+from pghookd import __version__
+from pghookd.delivery.senders import Senders
+from pghookd.egress.sender import Sender
+from pghookd.endpoint_health.monitor import no_checkpoint
+from pghookd.postgres import migrate
+from pghookd.postgres.client import DatabaseAway, DatabaseError, Unfit, connect
+from pghookd.process import logs, signals
+from pghookd.process.host_id import host_id, steady_s
+from pghookd.process.logs import LogEvent
+from pghookd.process.systemd import Notifier, watchdog_interval_s
+from pghookd.runtime import adopt, epoch
+from pghookd.runtime.liveness import Beats
+from pghookd.settings.schema import Settings, reloaded
+
+BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # between epochs; the last one repeats
+STEADY_AFTER_S: Final = 30.0  # an epoch that lived this long starts the backoff anew
+FOREIGN_LOOK_S: Final = 2.0
+LOOK_WITHIN_S: Final = 30.0
+PULSE_S: Final = 0.25  # how often is looked whether the event loop stands still
+STALL_S: Final = 1.0  # from here on it is told
+
+T = TypeVar("T")
+
+EXIT_DONE: Final = 0
+EXIT_DATABASE: Final = 3
+EXIT_SETTINGS: Final = 78
+
+
+def run(
+    settings: Settings,
+    reload: Callable[[], Settings] | None = None,
+    checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+    make_sender: Callable[[Settings], Sender] | None = None,
+) -> int:
+    """Run the daemon until SIGTERM or SIGINT; return the exit status.
+
+    Args:
+        settings: as loaded.
+        reload: loads them again on SIGHUP; raises ValueError with every fault.
+        checkpoint: awaited at each step of a mail's road, with its name.
+        make_sender: makes what requests are sent with; None: `sender_of`.
+    """
+    signals.hold()
+    sinks = [logs.configure(settings.log.format, settings.log.level)]
+
+    def configure_log(fresh: Settings) -> None:
+        sinks.append(logs.configure(fresh.log.format, fresh.log.level))
+        sinks.pop(0).close()
+
+    _spare_the_collector()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_until_signalled(settings, reload, configure_log, checkpoint, make_sender))
+    finally:
+        sinks[0].close()
+
+
+def _spare_the_collector() -> None:
+    """Look for cycles less often: a delivery makes none, and looking at all that is queued took a fifth of the time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
+async def _until_signalled(
+    settings: Settings,
+    reload: Callable[[], Settings] | None,
+    configure_log: Callable[[Settings], None],
+    checkpoint: Callable[[str], Awaitable[None]],
+    make_sender: Callable[[Settings], Sender] | None,
+) -> int:
+    loop = asyncio.get_running_loop()
+    app = App(
+        settings,
+        logger=logs.logger(),
+        reload=reload,
+        configure_log=configure_log,
+        checkpoint=checkpoint,
+        make_sender=make_sender,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.stop)
+    loop.add_signal_handler(signal.SIGHUP, app.reload)
+    if signals.hung_up():  # the settings may have been loaded before it came
+        app.reload()
+    return await app.serve()
+
+
+class App:
+    """One daemon. `serve` runs it; `stop` and `reload` may be called from signal handlers."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        logger: FilteringBoundLogger,
+        reload: Callable[[], Settings] | None = None,
+        configure_log: Callable[[Settings], None] = lambda _settings: None,
+        environ: Mapping[str, str] = os.environ,
+        monotonic: Callable[[], float] = steady_s,
+        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        random01: Callable[[], float] = random.random,
+        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
+        make_sender: Callable[[Settings], Sender] | None = None,
+        host: str | None = None,
+        run: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._host = host or host_id()
+        self._run = run or uuid.uuid4().hex
+        self._logger = logger
+        self._load = reload
+        self._configure_log = configure_log
+        self._notifier = Notifier(environ)
+        self._watchdog_s = watchdog_interval_s(environ)
+        self._monotonic = monotonic
+        self._wall_us = wall_us
+        self._random01 = random01
+        self._checkpoint = checkpoint
+        self._make_sender = make_sender or sender_of
+        self._senders = Senders()
+        self._beats = Beats(epoch.LOOPS)
+        self._stopping = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+        self._world: epoch.World | None = None  # of the epoch that lives
+        self._said = ""
+        self._was_ready = False
+        self._away = False
+
+    def stop(self) -> None:
+        """Drain and end. A second call changes nothing: the grace is bounded already."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._notifier.stopping()
+            in_flight, grace_s = self._senders.in_flight, self._settings.delivery.grace_s
+            self._logger.info(
+                LogEvent.DAEMON_DRAINING, in_flight=in_flight, at_most_s=grace_s if in_flight else 0
+            )
+
+    def reload(self) -> None:
+        """Ask for the settings to be read again; several calls in a row are one."""
+        if self._load is not None and not self._stopping.is_set():
+            if self._was_ready:  # the end of a reload is READY=1, which must not come before its time
+                self._notifier.reloading(time.monotonic_ns() // 1000)
+            self._reload_asked.set()
+
+    async def serve(self) -> int:
+        """Run epoch after epoch; return the exit status."""
+        self._logger.info(LogEvent.DAEMON_STARTED, version=__version__)
+        await self._senders.use(self._make_sender(self._settings))
+        try:
+            async with asyncio.TaskGroup() as group:
+                beside = [group.create_task(work()) for work in (self._guard, self._pulse, self._reloads)]
+                status = await self._epochs()
+                for task in beside:
+                    task.cancel()
+        finally:
+            await self._senders.close()
+        self._logger.info(LogEvent.DAEMON_STOPPED, status=status)
+        self._notifier.close()
+        return status
+
+    # Settings ---------------------------------------------------------------------------------------------------------
+
+    async def _reloads(self) -> None:
+        """Read the settings again whenever that is asked for."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            await self._reload()
+            if self._was_ready:
+                self._notifier.ready(self._said)
+
+    async def _reload(self) -> None:
+        """Put the settings in force as they are written now. Faulty ones change nothing.
+
+        The epoch lives on: it keeps its shards, and requests in flight end with the sender that they began with.
+        """
+        try:
+            settings, waiting, sender = await asyncio.to_thread(self._read_again)
+            await self._senders.use(sender, lambda: self._put(settings, sender))
+        except (ValueError, OSError) as error:
+            self._logger.error(LogEvent.SETTINGS_REJECTED, faults=str(error))  # noqa: TRY400 - no traceback helps
+            return
+        self._logger.info(LogEvent.SETTINGS_RELOADED, waiting_for_restart=list(waiting) or None)
+
+    def _read_again(self) -> tuple[Settings, tuple[str, ...], Sender]:
+        """Read files, in a thread: the settings, and the authorities that a new sender believes."""
+        if self._load is None:
+            raise ValueError("there is nothing to load settings from")
+        settings, waiting = reloaded(self._settings, self._load())
+        return settings, waiting, self._make_sender(settings)
+
+    def _put(self, settings: Settings, sender: Sender) -> None:
+        self._settings = settings
+        self._configure_log(settings)
+        if self._world is not None:
+            self._world.reloads.put(settings, sender)
+
+    # Epochs -----------------------------------------------------------------------------------------------------------
+
+    async def _epochs(self) -> int:
+        """Live epoch after epoch until told to stop, or until one of them says that there must be no further one."""
+        failures = 0
+        while not self._stopping.is_set():
+            started = self._monotonic()
+            try:
+                status = await self._once()
+            except Unfit as error:  # found where the schema is looked at, or while adopting
+                status = self._misfit(str(error))
+            if status is not None:
+                self._stopping.set()
+                return status
+            failures = 0 if self._monotonic() - started > STEADY_AFTER_S else failures + 1
+            await self._pause(BACKOFF_S[min(failures, len(BACKOFF_S)) - 1] if failures else BACKOFF_S[0])
+        return EXIT_DONE
+
+    async def _once(self) -> int | None:
+        """Live one epoch, if the schema is fit for it; a status ends the daemon."""
+        try:
+            refusal = await self._unless_stopped(self._schema())
+        except (DatabaseAway, DatabaseError) as error:
+            self._lost(str(error))
+            return None
+        if refusal is not None or self._stopping.is_set():
+            return refusal
+        self._world = self._new_world()
+        try:
+            ending = await epoch.run(self._world)
+        finally:
+            self._world = None
+        match ending:
+            case epoch.Stopped():
+                return None
+            case epoch.Lost(reason):
+                self._lost(reason)
+                return None
+            case epoch.Misfit(reason):
+                return self._misfit(reason)
+            case epoch.Foreign(reason, rival):
+                await self._foreign(reason, rival=rival)
+                return None
+
+    def _misfit(self, reason: str) -> int:
+        self._logger.error(LogEvent.SETTINGS_REJECTED, faults=reason)
+        return EXIT_SETTINGS
+
+    def _new_world(self) -> epoch.World:
+        return epoch.World(
+            settings=self._settings,
+            host=self._host,
+            run=self._run,
+            sender=self._senders.current,
+            logger=self._logger,
+            stop=self._stopping,
+            beats=self._beats,
+            ready=self._ready,
+            monotonic=self._monotonic,
+            wall_us=self._wall_us,
+            random01=self._random01,
+            checkpoint=self._checkpoint,
+        )
+
+    async def _schema(self) -> int | None:
+        """Look at the schema: older is waited for, missing or altered ends the daemon."""
+        url = self._settings.database.url.get_secret_value()
+        session = await connect(url, name="look", answer_within_s=LOOK_WITHIN_S)
+        try:
+            while not self._stopping.is_set():
+                found = await migrate.look(session, migrate.load())
+                if found.plan.faults or not found.exists:
+                    faults = found.plan.faults or ("there is no schema webhooks: run `pghookd migrate`",)
+                    self._logger.error(LogEvent.DATABASE_LOST, reason="; ".join(faults))
+                    return EXIT_DATABASE
+                if found.is_usable:
+                    return None
+                self._say("waiting: the schema is older than this program, run `pghookd migrate`")
+                await self._pause(BACKOFF_S[-1])
+        finally:
+            await session.close()
+        return None
+
+    async def _foreign(self, reason: str, *, rival: bool) -> None:
+        """Hold still before a database that is not the one we ran in, until somebody adopts it.
+
+        Args:
+            reason: what speaks against it.
+            rival: the database may still run elsewhere, so that it is not adopted automatically.
+        """
+        settings = self._settings
+        if settings.database.adopt == "auto" and not rival:
+            try:
+                adopted = await self._unless_stopped(
+                    adopt.adopt(settings, skip_backlog=False, host=self._host)
+                )
+            except (DatabaseAway, DatabaseError) as error:
+                self._lost(str(error))
+            else:
+                if adopted is not None:
+                    self._logger.warning(
+                        LogEvent.LOG_REANCHORED, reason=reason, note="adopted: database.adopt is auto"
+                    )
+            return
+        status = f"holding still: {reason}; run `pghookd adopt` if this database is meant"
+        if status != self._said:
+            self._logger.error(
+                LogEvent.DATABASE_FOREIGN, reason=reason, note="nothing is delivered until `pghookd adopt`"
+            )
+        self._ready(status)
+        await self._pause(FOREIGN_LOOK_S)
+
+    # What is said ---------------------------------------------------------------------------------------------------
+
+    def _lost(self, reason: str) -> None:
+        if self._stopping.is_set():
+            return
+        self._away = True
+        self._logger.warning(LogEvent.DATABASE_LOST, reason=reason)
+        self._say(f"waiting for the database: {reason}")
+
+    def _ready(self, status: str) -> None:
+        if self._away:
+            self._away = False
+            self._logger.info(LogEvent.DATABASE_RESTORED)
+        self._was_ready = True
+        if status == self._said:
+            return
+        self._said = status
+        self._notifier.ready(status)
+        self._logger.info(LogEvent.DAEMON_READY, status=status)
+
+    def _say(self, status: str) -> bool:
+        """Tell systemd; whether it is news."""
+        news, self._said = status != self._said, status
+        if news:
+            self._notifier.status(status)
+        return news
+
+    # Waiting ----------------------------------------------------------------------------------------------------------
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not once the daemon is to end."""
+        for name in epoch.LOOPS:  # waiting is no standstill
+            self._beats.of(name)()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+    async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
+        """Await something that is of no use any more once the daemon is to end; None then."""
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            return await task if task.done() else None
+        finally:
+            stopping.cancel()
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def _guard(self) -> None:
+        """Tell systemd's watchdog that we live, but only if every loop has moved."""
+        if self._watchdog_s is None:
+            return
+        while True:
+            await asyncio.sleep(self._watchdog_s / 4)
+            if self._stopping.is_set() or self._beats.all_moved():
+                self._notifier.watchdog()
+
+    async def _pulse(self) -> None:
+        """Tell of moments in which nothing at all moved: something kept the loop, or the process was stopped."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + PULSE_S
+            await asyncio.sleep(PULSE_S)
+            late_s = loop.time() - due
+            if late_s >= STALL_S:
+                self._logger.warning(LogEvent.LOOP_STALLED, for_s=round(late_s, 1))
+
+
+def sender_of(settings: Settings) -> Sender:
+    """Make the sender that settings ask for."""
+    return Sender(
+        policy=settings.egress.policy(),
+        connections_max=settings.delivery.concurrency,
+        connect_timeout_s=settings.delivery.connect_timeout_s,
+        response_bytes_max=settings.delivery.response_bytes_max,
+        ca_file=settings.egress.ca_file or None,
+        proxy=settings.egress.way_out(),
+    )

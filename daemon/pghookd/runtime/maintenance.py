@@ -1,0 +1,228 @@
+"""Makes the days' partitions ahead, moves the sequence into today's; encrypts, erases and forgets what is to be.
+
+Never waits for a lock that a producer might queue behind: it tries, and comes again. If it never ran, ids would stay
+in the old day's range and nothing would break. All other work is done in pages of a few milliseconds, with a pause
+after each: a statement that touches a whole table has no place here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.encryption.encrypt_at_rest import wrap_plain
+from pghookd.encryption.keyring import Vault
+from pghookd.event_log.rows import holder_of
+from pghookd.model import day
+from pghookd.model.day import Reminder
+from pghookd.postgres.client import DatabaseError, Session, query
+from pghookd.process.logs import LogEvent
+from pghookd.settings.schema import Settings
+
+LOOK_EVERY_S: Final = 60.0
+LOOK_AGAIN_S: Final = 2.0  # a lock was not to be had, or a producer is still open from before
+TIDY_EVERY_S: Final = 10.0
+PAUSE_S: Final = 0.02  # after each page
+BEAT_S: Final = 1.0
+PAGE: Final = 1000  # events or attempts looked at
+DAYS_AHEAD: Final = 8  # today and a week
+REMIND_S: Final = 3600.0  # of a lock in foreign hands, and of clocks that disagree
+LOCK_KEY: Final = -3
+_TRY: Final = "select pg_try_advisory_lock(1885825131, -3)"
+_FREE: Final = "select pg_advisory_unlock(1885825131, -3)"
+_TODAY: Final = "select webhooks.day_of()"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Duties:
+    """What is to be encrypted and erased.
+
+    Attributes:
+        payload_days: payloads older than so many days are erased; 0: never.
+        response_days: the same of answers.
+        vault: encrypts secrets; None: they stay as they are.
+    """
+
+    payload_days: float = 0.0
+    response_days: float = 0.0
+    vault: Vault | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Duties:
+        """Take them from the settings."""
+        kept = settings.retention
+        return cls(kept.payload_days, kept.response_days, Vault.of(settings))
+
+
+async def maintain(
+    session: Session,
+    duties: Callable[[], Duties],
+    *,
+    logger: FilteringBoundLogger,
+    beat: Callable[[], None],
+    wall_us: Callable[[], int],
+    monotonic: Callable[[], float],
+    days: int = DAYS_AHEAD,
+) -> None:
+    """Keep the partitions ahead and the rest in order until cancelled; `duties` returns those in force."""
+    warnings = Warnings(logger, monotonic)
+    left_s = 0.0
+    while True:
+        if left_s <= 0:
+            own_day = day.day_of(wall_us())
+            stepping = step(session, logger=logger, days=days, own_day=own_day, warnings=warnings)
+            left_s = LOOK_EVERY_S if await _beating(stepping, beat) else LOOK_AGAIN_S
+        await tidy(session, duties(), logger=logger, beat=beat)
+        wait_s = min(left_s, TIDY_EVERY_S)
+        left_s -= wait_s
+        for _ in range(int(wait_s)):
+            beat()
+            await asyncio.sleep(1.0)
+
+
+async def _beating(work: Coroutine[Any, Any, bool], beat: Callable[[], None]) -> bool:
+    """Await a statement that may take minutes: the watchdog must not take it for a loop that stands still."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            beat()
+            await asyncio.wait((task,), timeout=BEAT_S)
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def tidy(
+    session: Session, duties: Duties, *, logger: FilteringBoundLogger, beat: Callable[[], None]
+) -> None:
+    """Encrypt, erase and forget until nothing is left to do; what Postgres refuses is tried again the next time."""
+    try:
+        async for _ in _pages(session, duties):
+            beat()
+            await asyncio.sleep(PAUSE_S)
+    except DatabaseError as error:
+        logger.info(LogEvent.DATABASE_REFUSED, error=str(error))
+
+
+async def _pages(session: Session, duties: Duties) -> AsyncIterator[None]:
+    if duties.vault is not None:
+        while await wrap_plain(session, duties.vault):
+            yield
+    while any(row["erased"] is not None for row in await session.fetch(query("forget_sites"), PAGE)):
+        yield
+    for name, kept_days in (
+        ("erase_payloads", duties.payload_days),
+        ("erase_responses", duties.response_days),
+    ):
+        while kept_days and not (await session.fetch(query(name), kept_days, PAGE))[0]["ended"]:
+            yield
+
+
+class Warnings:
+    """What keeps the days from moving for longer than usual, logged once an hour.
+
+    Args:
+        logger: gets the warnings.
+        monotonic: seconds.
+    """
+
+    def __init__(self, logger: FilteringBoundLogger, monotonic: Callable[[], float]) -> None:
+        self._logger = logger
+        self._monotonic = monotonic
+        self._held = Reminder(REMIND_S, REMIND_S)
+        self._refused = Reminder(0.0, REMIND_S)
+
+    async def held(self, session: Session, *, lasts: bool) -> None:
+        """Note whether another session holds the lock of maintenance; name it after an hour."""
+        if self._held.is_due(self._monotonic(), lasts=lasts):
+            found = await session.fetch(query("find_strangers"))
+            holders = [holder_of(row) for row in found if row["key"] == LOCK_KEY]
+            self._logger.warning(
+                LogEvent.PARTITIONS_DELAYED, error="the lock of maintenance is held", holders=holders or None
+            )
+
+    def refused(self, reason: str | None) -> None:
+        """Note why the ids do not move to today; None if they may."""
+        if self._refused.is_due(self._monotonic(), lasts=reason is not None):
+            self._logger.warning(LogEvent.DAY_REFUSED, reason=reason)
+
+
+async def step(
+    session: Session,
+    *,
+    logger: FilteringBoundLogger,
+    days: int = DAYS_AHEAD,
+    today: int | None = None,
+    own_day: int | None = None,
+    warnings: Warnings | None = None,
+) -> bool:
+    """Do what is to be done now; whether nothing is left to do.
+
+    Args:
+        session: in no transaction.
+        logger: is told what did not work.
+        days: how many to have, today included.
+        today: as `webhooks.day_of()` counts days; None: by the server's clock.
+        own_day: the same by the daemon's clock; None: the server's clock needs no witness.
+        warnings: gets what lasts.
+    """
+    got = await session.fetchval(_TRY)
+    try:
+        if warnings is not None:
+            await warnings.held(session, lasts=not got)
+        return got and await _step(session, days, today, own_day, logger=logger, warnings=warnings)
+    except DatabaseError as error:
+        logger.info(LogEvent.PARTITIONS_DELAYED, error=str(error))
+        return False
+    finally:
+        if got and not session.closed:
+            await session.fetchval(_FREE)
+
+
+async def _step(
+    session: Session,
+    days: int,
+    today: int | None,
+    own_day: int | None,
+    *,
+    logger: FilteringBoundLogger,
+    warnings: Warnings | None,
+) -> bool:
+    if today is None:
+        today = await session.fetchval(_TODAY)
+    entered = await session.fetchval(query("is_in_day"), today)
+    refusal = None if entered or own_day is None else await _why_refuse(session, today, own_day)
+    if warnings is not None:
+        warnings.refused(refusal)
+    if refusal is not None:
+        return True  # until the clocks are looked at again; no partitions are made for a day that is none
+    for row in await session.fetch(query("find_missing_days"), today, days):
+        await session.fetchval(query("attach_day"), row["day"])
+        await session.fetchval(query("note_day"), row["day"])
+    if entered:
+        return True
+    if not await session.fetchval(query("enter_day"), today):
+        return False
+    await _analyze(session, logger)
+    return True
+
+
+async def _why_refuse(session: Session, today: int, own_day: int) -> str | None:
+    row = (await session.fetch(query("read_days")))[0]
+    return day.why_refuse(id_day=row["id_day"], today=today, own_day=own_day, event_day=row["event_day"])
+
+
+async def _analyze(session: Session, logger: FilteringBoundLogger) -> None:
+    """Autovacuum analyzes partitions but never their parents; once a day is enough for the planner.
+
+    A table that takes longer than the session's statements may is left to the next day.
+    """
+    for table in ("events", "attempts", "dead"):
+        try:
+            await session.execute(f"analyze webhooks.{table}")
+        except DatabaseError as error:
+            logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement=f"analyze {table}")

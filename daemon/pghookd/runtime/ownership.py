@@ -1,0 +1,98 @@
+"""Owns the shards: takes their locks, all or none, and stands by while another instance has them.
+
+The locks' session is the recorder's. Postgres ends it when it has been silent for the lease, whatever happened to the
+process or the network, and another instance takes over.
+
+An instance that stands by enters itself in `home`, so that it is known at a failover. Any role can take the locks: if
+the holder is no instance, standing by would be silence, so a warning names the holder every minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from pghookd.event_log.identity import Here
+from pghookd.event_log.rows import holder_of
+from pghookd.postgres.client import Session, query
+from pghookd.process.logs import LogEvent
+
+STAND_BY_S: Final = 0.5
+LOOK_S: Final = 60.0  # between two looks at the holders, and between two warnings
+LOOK_AGAIN_S: Final = 2.0  # the owner has not moved in yet
+_FREE: Final = "select pg_advisory_unlock_all()"
+
+
+async def own(session: Session, shards: int, *, standing_by: Callable[[], Awaitable[None]]) -> None:
+    """Return once every shard is owned; `standing_by` is awaited after each try that fails."""
+    while not await _take(session, shards):
+        await standing_by()
+        await asyncio.sleep(STAND_BY_S)
+
+
+class StandBy:
+    """What an instance does while another session holds the locks.
+
+    Args:
+        session: the recorder's.
+        shards: how many there are.
+        here: where this instance is.
+        ready: gets the status.
+        logger: warns of holders that are no instances.
+        monotonic: seconds.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        shards: int,
+        here: Here,
+        *,
+        ready: Callable[[str], None],
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._session = session
+        self._shards = shards
+        self._here = here
+        self._ready = ready
+        self._logger = logger
+        self._monotonic = monotonic
+        self._look_at = monotonic()
+        self._status = ""
+
+    async def step(self) -> None:
+        """Report the status; now and then enter this instance in `home` and look at the holders."""
+        if self._monotonic() >= self._look_at:
+            here = self._here
+            entered = await self._session.fetchval(query("enter_standby"), here.host, here.server, here.name)
+            strangers = await self._strangers()
+            if strangers:
+                self._logger.warning(LogEvent.SHARD_WITHHELD, holders=strangers)
+            self._status = _status(strangers)
+            self._look_at = self._monotonic() + (LOOK_S if entered or strangers else LOOK_AGAIN_S)
+        self._ready(self._status)
+
+    async def _strangers(self) -> list[str]:
+        """Return the holders of the shards' locks that are no instances."""
+        found = await self._session.fetch(query("find_strangers"))
+        holders = (holder_of(row) for row in found if 0 < row["key"] <= self._shards)
+        return list(dict.fromkeys(holders))
+
+
+def _status(strangers: Sequence[str]) -> str:
+    if strangers:
+        return f"waiting: {strangers[0]} holds the locks of the shards and is no instance of pghookd"
+    return "standing by: another instance owns the shards"
+
+
+async def _take(session: Session, shards: int) -> bool:
+    for shard in range(shards):
+        if not await session.fetchval(query("lock_shard"), shard):
+            if shard:
+                await session.fetchval(_FREE)
+            return False
+    return True

@@ -1,0 +1,1 @@
+"""Every setting, and how it is read."""

@@ -1,0 +1,356 @@
+"""Profiles: requests that also look as those of another sender do, for receivers that exist already.
+
+One template says which header carries the signature, how it is made and written, what is signed, whether the body is
+the payload alone, and which further headers there are. The standard headers are sent beside it, signed over the same
+body: adding headers is the migration path that Standard Webhooks proposes, and one secret serves both.
+
+    preset       signature header          made of the secret's characters        body      from
+    simvoly      x-webhook-signature       hex HMAC-SHA512(body)                  payload   INFERRED from receivers
+    github       x-hub-signature-256       sha256= + hex HMAC-SHA256(body)        payload   docs.github.com, @octokit
+    shopify      x-shopify-hmac-sha256     base64 HMAC-SHA256(body)               payload   shopify.dev
+    woocommerce  x-wc-webhook-signature    base64 HMAC-SHA256(body)               payload   its class WC_Webhook
+    stripe       stripe-signature          t=,v1= hex HMAC-SHA256(time.body)      envelope  docs.stripe.com, stripe
+    svix         svix-signature            v1, + base64 HMAC-SHA256(id.time.body) payload   docs.svix.com, svix
+                                           (key: base64 after whsec_)
+
+Simvoly's own reference could not be read: two independent receivers of it compute this digest, and one handler reads
+`x-webhook-id`, most likely the subscription's id (as `X-WC-Webhook-ID` is), so that ours is the endpoint's. Its topic
+and source are the standard `x-webhook-topic` and `x-webhook-source`. Of those with a body alone, nothing but the body
+is signed: no time and no topic, so that receivers had better move on to the standard signature.
+
+Never here: which endpoint has which profile, a clock, and any text that holds a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+import orjson
+
+from pghookd.webhook.envelope import fit_source
+from pghookd.webhook.headers import COUNT_MAX, check_name, check_value
+from pghookd.webhook.signing import PRIVATE_PREFIX, key_of
+
+CUSTOM: Final = "custom"
+PLAIN: Final = "plain"  # no profile, whatever the setting says
+STANDARD: Final = "standard"  # as a column: as the setting delivery.profile says; as the setting: no profile
+
+_PLACE: Final = re.compile(r"\{([a-z_]+)\}")
+_SIGNED: Final = frozenset({"id", "timestamp", "type", "body"})
+_SHOWN: Final = frozenset(
+    {"id", "timestamp", "type", "attempt", "triggered_at", "source", "source_host", "endpoint_id"}
+)
+_TEXT_LENGTH_MAX: Final = 200  # characters of a template
+_CHOICES: Final[Mapping[str, Sequence[str]]] = {
+    "algorithm": ("sha1", "sha256", "sha512"),
+    "encoding": ("hex", "base64"),
+    "key": ("text", "standard"),
+    "body": ("payload", "envelope"),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Template:
+    """A text with places such as `{id}`."""
+
+    parts: tuple[str, ...]  # text and name by turns; begins and ends with a text
+
+    @classmethod
+    def of(cls, text: str, places: frozenset[str]) -> Template:
+        """Take a text apart.
+
+        Raises:
+            ValueError: it is too long, not printable ASCII, or has a place that there is not.
+        """
+        parts = tuple(_PLACE.split(text))
+        if len(text) > _TEXT_LENGTH_MAX or not (text.isascii() and (text.isprintable() or not text)):
+            raise ValueError("a text of the profile is not printable ASCII, or too long")
+        if not places.issuperset(parts[1::2]) or any("{" in part or "}" in part for part in parts[::2]):
+            raise ValueError(f"a profile's text may have the places {', '.join(sorted(places))} and no other")
+        return cls(parts)
+
+    def names(self, place: str) -> bool:
+        """Whether it has this place."""
+        return place in self.parts[1::2]
+
+    def fill(self, values: Mapping[str, str]) -> str:
+        """Return the text with every place filled."""
+        return "".join(values[part] if i % 2 else part for i, part in enumerate(self.parts))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Profile:
+    """How such requests look. Field by field what `endpoints.profile_spec` may name.
+
+    Attributes:
+        header: that carries the signature; None: there is none.
+        algorithm: of the HMAC: sha1, sha256 or sha512.
+        encoding: of the signature: hex (lower case) or base64.
+        opening: written once before all signatures, such as `t={timestamp},`.
+        prefix: written before each signature, such as `sha256=`.
+        joint: written between the signatures of a rotation; None: only the newest secret signs.
+        signed: what is signed, such as `{id}.{timestamp}.{body}`.
+        key: `text`: the secret's characters, whatever it begins with; `standard`: as Standard Webhooks reads it.
+        body: `payload`: the producer's own bytes; `envelope`: ours around them.
+        headers: further lines, such as x-github-event: {type}; one whose source is not known is left out.
+    """
+
+    header: str | None = None
+    algorithm: str = "sha256"
+    encoding: str = "hex"
+    opening: str = ""
+    prefix: str = ""
+    joint: str | None = None
+    signed: str = "{body}"
+    key: str = "text"
+    body: str = "payload"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+PRESETS: Final[Mapping[str, Profile]] = {
+    "simvoly": Profile(
+        header="x-webhook-signature",
+        algorithm="sha512",
+        headers=(("x-webhook-id", "{endpoint_id}"),),
+    ),
+    "github": Profile(
+        header="x-hub-signature-256",
+        prefix="sha256=",
+        headers=(
+            ("x-github-event", "{type}"),
+            ("x-github-delivery", "{id}"),
+            ("x-github-hook-id", "{endpoint_id}"),
+        ),
+    ),
+    "shopify": Profile(
+        header="x-shopify-hmac-sha256",
+        encoding="base64",
+        headers=(
+            ("x-shopify-topic", "{type}"),
+            ("x-shopify-shop-domain", "{source_host}"),
+            ("x-shopify-webhook-id", "{id}"),
+            ("x-shopify-event-id", "{id}"),
+            ("x-shopify-triggered-at", "{triggered_at}"),
+        ),
+    ),
+    "woocommerce": Profile(
+        header="x-wc-webhook-signature",
+        encoding="base64",
+        headers=(
+            ("x-wc-webhook-topic", "{type}"),
+            ("x-wc-webhook-source", "{source}"),
+            ("x-wc-webhook-id", "{endpoint_id}"),
+            ("x-wc-webhook-delivery-id", "{id}"),
+        ),
+    ),
+    "stripe": Profile(
+        header="stripe-signature",
+        opening="t={timestamp},",
+        prefix="v1=",
+        joint=",",
+        signed="{timestamp}.{body}",
+        body="envelope",
+    ),
+    "svix": Profile(
+        header="svix-signature",
+        encoding="base64",
+        prefix="v1,",
+        joint=" ",
+        signed="{id}.{timestamp}.{body}",
+        key="standard",
+        headers=(("svix-id", "{id}"), ("svix-timestamp", "{timestamp}")),
+    ),
+}
+NAMES: Final = (STANDARD, PLAIN, *PRESETS, CUSTOM)
+
+
+def profile_of(name: str, spec: str | None = None) -> Profile | None:
+    """Return the profile of a name; None for `standard` and `plain`.
+
+    Args:
+        name: one of NAMES.
+        spec: the JSON text of `profile_spec`, for `custom`.
+
+    Raises:
+        ValueError: there is no such profile, or the spec cannot be used.
+    """
+    if name in {STANDARD, PLAIN}:
+        return None
+    if name == CUSTOM:
+        return parse_spec(spec or "null")
+    if name not in PRESETS:
+        raise ValueError(f"there is no such profile: it is one of {', '.join(NAMES)}")
+    return PRESETS[name]
+
+
+def parse_spec(text: str) -> Profile:
+    """Read a custom profile from its JSON text: an object with fields of Profile, `headers` an object of texts.
+
+    Raises:
+        ValueError: it is no such object.
+    """
+    spec: Any = orjson.loads(text)
+    known = {field.name for field in dataclasses.fields(Profile)}
+    if not isinstance(spec, dict) or not known.issuperset(spec):
+        raise ValueError(f"profile_spec is an object with {', '.join(sorted(known))} and no other name")
+    headers = spec.pop("headers", {})
+    if not isinstance(headers, dict) or not all(
+        isinstance(v, str) for v in (*spec.values(), *headers.values())
+    ):
+        raise ValueError("profile_spec holds something that is not a text")
+    return Profile(**spec, headers=tuple(headers.items()))
+
+
+# Prepared for one endpoint ------------------------------------------------------------------------------------------
+
+Line: TypeAlias = tuple[str, Template]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Secrets:
+    """What may sign: the secret, and during a rotation the previous one, until a time in Unix seconds."""
+
+    secret: str | None = dataclasses.field(default=None, repr=False)
+    previous: str | None = dataclasses.field(default=None, repr=False)
+    until_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProfileHead:
+    """The lines that a profile adds to each request of an endpoint; make one per endpoint and keep it.
+
+    Attributes:
+        profile: whose lines.
+        lines: further headers.
+        opening: written before the signatures.
+        signed: what is signed.
+        known: values that are the same on every attempt.
+        keys: the newest first; none: nothing is signed.
+        until_s: Unix seconds from which on only the newest signs.
+        names: of all its headers, in lower case.
+    """
+
+    profile: Profile
+    lines: tuple[Line, ...]
+    opening: Template
+    signed: Template
+    known: Mapping[str, str]
+    keys: tuple[bytes, ...] = dataclasses.field(repr=False)
+    until_s: float
+    names: frozenset[str]
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the body is the payload alone."""
+        return self.profile.body == "payload"
+
+    @classmethod
+    def of(cls, profile: Profile, secrets: Secrets, source: str | None, endpoint_id: int) -> ProfileHead:
+        """Prepare a profile for an endpoint.
+
+        Args:
+            profile: a preset or a custom one.
+            secrets: of the endpoint; a `whsk_` one signs nothing here, since its receivers do not know it.
+            source: `sites.url`.
+            endpoint_id: the endpoint's.
+
+        Raises:
+            ValueError: the profile names something that there is not or that may not be sent.
+        """
+        _check_choices(profile)
+        known = _known(source, endpoint_id)
+        lines = [
+            (check_name(name, of_profile=True), Template.of(text, _SHOWN)) for name, text in profile.headers
+        ]
+        sent = [(name, text) for name, text in lines if all(known.get(p, "-") for p in text.parts[1::2])]
+        names = [name.lower() for name, _ in lines]
+        if profile.header is not None:
+            names.append(check_name(profile.header, of_profile=True).lower())
+        if len(set(names)) < len(names) or len(names) > COUNT_MAX:
+            raise ValueError(f"the profile has a header twice, or more than {COUNT_MAX}")
+        signed = Template.of(profile.signed, _SIGNED)
+        if not signed.names("body"):
+            raise ValueError("the profile signs something without the body")
+        opening = Template.of(profile.opening, _SHOWN)
+        keys, names_all = _keys(profile, secrets), frozenset(names)
+        made = cls(profile, tuple(sent), opening, signed, known, keys, secrets.until_s, names_all)
+        made.head(webhook_id="evt_1", timestamp_s=0, event_type="a", attempt=1, triggered_at="-", body=b"")
+        return made
+
+    def head(
+        self,
+        *,
+        webhook_id: str,
+        timestamp_s: int,
+        event_type: str,
+        attempt: int,
+        triggered_at: str,
+        body: bytes,
+    ) -> bytes:
+        """Return the lines of one attempt, each with its line end; arguments as those of StaticHead.head.
+
+        Raises:
+            ValueError: a line would not be one: nothing is sent.
+        """
+        values = {
+            **self.known,
+            "id": webhook_id,
+            "timestamp": str(timestamp_s),
+            "type": event_type,
+            "attempt": str(attempt),
+            "triggered_at": triggered_at,
+        }
+        lines = [(name, text.fill(values)) for name, text in self.lines]
+        if self.profile.header is not None and self.keys:
+            lines.append((self.profile.header, self._signatures(values, timestamp_s, body)))
+        return "".join(f"{name}: {check_value(name, value)}\r\n" for name, value in lines).encode("ascii")
+
+    def _signatures(self, values: Mapping[str, str], timestamp_s: int, body: bytes) -> str:
+        profile = self.profile
+        keys = self.keys if timestamp_s < self.until_s and profile.joint is not None else self.keys[:1]
+        content = [
+            body if i % 2 and part == "body" else (values[part] if i % 2 else part).encode("ascii")
+            for i, part in enumerate(self.signed.parts)
+        ]
+        made = (profile.prefix + _signature(profile, key, content) for key in keys)
+        return self.opening.fill(values) + (profile.joint or "").join(made)
+
+
+def _check_choices(profile: Profile) -> None:
+    for field, choices in _CHOICES.items():
+        if getattr(profile, field) not in choices:
+            raise ValueError(f"{field} of the profile is not one of {', '.join(choices)}")
+    for text in (profile.prefix, profile.joint or ""):
+        Template.of(text, frozenset())
+
+
+def _known(source: str | None, endpoint_id: int) -> dict[str, str]:
+    sent = fit_source(source).decode("ascii")
+    try:
+        host = urlsplit(sent).hostname or ""
+    except ValueError:
+        host = ""
+    return {"source": sent, "source_host": host, "endpoint_id": str(endpoint_id)}
+
+
+def _keys(profile: Profile, secrets: Secrets) -> tuple[bytes, ...]:
+    if secrets.secret is None or secrets.secret.startswith(PRIVATE_PREFIX):
+        return ()
+    given = (secrets.secret, secrets.previous)
+    shared = [text for text in given if text is not None and not text.startswith(PRIVATE_PREFIX)]
+    if profile.key == "standard":
+        return tuple(key_of(text) for text in shared)
+    return tuple(text.encode("utf-8", "surrogatepass") for text in shared)
+
+
+def _signature(profile: Profile, key: bytes, content: Sequence[bytes]) -> str:
+    made = hmac.new(key, digestmod=profile.algorithm)
+    for part in content:
+        made.update(part)
+    return made.hexdigest() if profile.encoding == "hex" else base64.b64encode(made.digest()).decode("ascii")

@@ -1,0 +1,645 @@
+"""The four roles: what each can do, and that it can do nothing more.
+
+Each test connects as a login role of its own, a member of one of the four: a superuser is refused nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import structlog
+
+from pghookd.postgres import client, migrate
+from pghookd.postgres.client import columns, number_literal, query
+from pghookd.runtime import maintenance
+
+INSERT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
+DENIED = asyncpg.InsufficientPrivilegeError
+SNAPSHOT = (3, 3, [])
+_numbers = itertools.count(1)
+
+
+def as_user(url, user):
+    """Return a URL for another role; the tests' servers ask no password on their socket or loopback."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}:pw-{user}@{host}").geturl()
+
+
+@pytest.fixture
+async def with_roles(database):
+    await migrate.migrate(database, roles=True)
+    return database
+
+
+@pytest.fixture
+async def login(admin, with_roles, connect):
+    """Return `await login(role)`: the URL of a new login role that is a member of it."""
+    made = []
+
+    async def make(role, *options):
+        name = f"pghookd_test_{os.getpid()}_login_{next(_numbers)}"
+        made.append(name)
+        await admin.execute(f"create role {name} login password 'pw-{name}' {' '.join(options)}")
+        if role:
+            await admin.execute(f"grant {role} to {name}")
+        return as_user(with_roles, name)
+
+    yield make
+    owner = await connect(with_roles)
+    for name in made:
+        await owner.execute(f"drop owned by {name}")
+        await admin.execute(f"drop role {name}")
+
+
+@pytest.fixture
+async def con(with_roles, connect):
+    connection = await connect(with_roles)
+    await connection.execute("insert into webhooks.sites (site_id, name) values ('s', 'A shop')")
+    await connection.execute(
+        "insert into webhooks.endpoints (site_id, url, secret) values ('s', 'http://x', 'secret')"
+    )
+    return connection
+
+
+async def refused(connection, *statements):
+    for sql in statements:
+        with pytest.raises(DENIED):
+            await connection.execute(sql)
+
+
+# roles.sql itself ----------------------------------------------------------------------------------------------------
+
+
+async def test_roles_are_made_once_for_a_cluster_and_granted_in_each_database(
+    admin, server_url, template, with_roles, connect
+):
+    await migrate.migrate(with_roles, roles=True)
+    name = f"pghookd_roles_{os.getpid()}"
+    await admin.execute(f'create database "{name}" template "{template}"')
+    try:
+        second = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+        await migrate.migrate(second, roles=True)
+        for url in (with_roles, second):
+            connection = await connect(url)
+            assert await connection.fetchval(
+                "select has_any_column_privilege('webhooks_producer', 'webhooks.events', 'insert')"
+            )
+            assert await connection.fetchval(
+                "select has_table_privilege('webhooks_daemon', 'webhooks.shards', 'update')"
+            )
+        roles = await admin.fetch(
+            "select rolname, rolcanlogin, rolsuper from pg_roles where rolname like 'webhooks\\_%'"
+        )
+        assert {row["rolname"] for row in roles} == {
+            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_daemon",
+        }  # fmt: skip
+        assert not any(row["rolcanlogin"] or row["rolsuper"] for row in roles)
+    finally:
+        await admin.execute(f'drop database if exists "{name}" with (force)')
+
+
+async def test_the_public_may_do_nothing(con, login, connect):
+    stranger = await connect(await login(None))
+    await refused(stranger, INSERT, "select 1 from webhooks.events", "select webhooks.new_secret()")
+    open_to_all = await con.fetch(
+        "select p.oid::regprocedure::text from pg_proc p where pronamespace = 'webhooks'::regnamespace"
+        " and exists (select from aclexplode(coalesce(proacl, acldefault('f', proowner))) where grantee = 0)"
+    )
+    assert open_to_all == []
+
+
+async def test_functions_that_act_for_others_look_nowhere_else(con):
+    """A definer's function that finds its tables by the caller's search_path is the caller's tool."""
+    loose = await con.fetch(
+        "select oid::regprocedure::text from pg_proc where pronamespace = 'webhooks'::regnamespace and prosecdef"
+        " and not coalesce(proconfig, '{}') @> array['search_path=pg_catalog, webhooks, pg_temp']"
+    )
+    assert loose == []
+
+
+async def test_what_lies_in_a_callers_path_gains_nothing(con, login, connect):
+    """Functions, operators and tables of the same names, in front of everything: none of them ever runs as another."""
+    await con.execute("create schema trap; grant usage, create on schema trap to public")
+    await con.execute("create table trap.sprung (by text, what text); grant all on trap.sprung to public")
+    url = await login("webhooks_admin")
+    mallory = await connect(url)
+    await mallory.execute(TRAPS)
+    await mallory.execute("set search_path = trap, pg_catalog")
+    await mallory.execute(
+        "create temp table events (event_id bigint); create temp table endpoints (secret text)"
+    )
+    endpoint_id = await con.fetchval("select endpoint_id from webhooks.endpoints")
+    event_id = await mallory.fetchval("select webhooks.emit('s', 'order_created', '{}')")
+    for call in (
+        f"webhooks.explain({event_id})",
+        f"webhooks.disable_endpoint({endpoint_id})",
+        f"webhooks.enable_endpoint({endpoint_id}, 'latest_per_key')",
+        f"webhooks.rotate_secret({endpoint_id})",
+        f"webhooks.send_test({endpoint_id})",
+        f"webhooks.cancel({event_id})",
+        f"webhooks.replay(endpoint_id => {endpoint_id}, states => '{{dead,missed}}', dry_run => false)",
+        f"webhooks.snooze_endpoint({endpoint_id}, now())",
+        "webhooks.mute_owner('A@b.example', now())",
+    ):
+        await mallory.execute(f"select * from {call}")
+    await mallory.execute("update webhooks.endpoints set event_types = '{*}'")
+    await mallory.execute("select * from webhooks.deliveries")
+    await mallory.execute("select * from webhooks.endpoint_health")
+    assert await con.fetchval("select count(*) from webhooks.events") == 2
+    await mallory.execute("select webhooks.forget('s')")
+    me = urlsplit(url).username
+    assert await con.fetch("select distinct by, what from trap.sprung where by <> $1", me) == []
+
+
+TRAPS = (
+    "".join(
+        f"create function trap.{name}({arguments}) returns {returns} language plpgsql as"
+        f" $$ begin insert into trap.sprung values (current_user, '{name}'); return {value}; end $$;"
+        for name, arguments, returns, value in (
+            ("now", "", "timestamptz", "clock_timestamp()"),
+            ("pg_current_xact_id", "", "xid8", "null"),
+            ("pg_notify", "text, text", "void", ""),
+            ("lpad", "text, int, text", "text", "''"),
+            ("to_hex", "bigint", "text", "''"),
+            ("format", "text", "text", "''"),
+            ("lower", "text", "text", "''"),
+            ("right", "text, int", "text", "''"),
+            ("current_setting", "text, boolean", "text", "''"),
+            ("jsonb_strip_nulls", "jsonb", "jsonb", "null"),
+            ("text_eq", "text, text", "boolean", "true"),
+            ("int_eq", "bigint, bigint", "boolean", "true"),
+        )
+    )
+    + "create operator trap.= (leftarg = text, rightarg = text, function = trap.text_eq);"
+    "create operator trap.= (leftarg = bigint, rightarg = bigint, function = trap.int_eq);"
+)
+
+
+async def test_nobody_was_granted_a_partition(con):
+    granted = await con.fetch(
+        "select relname from pg_class, aclexplode(relacl) a where relispartition and relkind = 'r'"
+        " and a.grantee in (select oid from pg_roles where rolname like 'webhooks\\_%')"
+    )
+    assert granted == []
+
+
+# Producers ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_producer_inserts_what_is_its_own(con, login, connect):
+    producer = await connect(await login("webhooks_producer"))
+    first = await producer.fetchval(f"{INSERT} returning event_id")
+    second = await producer.fetchval(
+        "insert into webhooks.events (site_id, type, payload, subject, ordering_key, dedupe_key, supersede_key,"
+        " traceparent, deliver_after, deliver_before)"
+        " values ('s', 't', '{}', 'o/1', 'a', 'b', 'c', 'd', now(), now()) returning event_id"
+    )
+    third = await producer.fetchval("select webhooks.emit('s', 'order_created', '{}')")
+    assert [first + 1, first + 2] == [second, third]
+    await producer.copy_records_to_table(
+        "events", schema_name="webhooks", columns=["site_id", "type", "payload"], records=[("s", "t", "{}")]
+    )
+    assert (await producer.fetchval("select webhooks.webhook_id(1, now())")).startswith("evt_")
+    assert await producer.fetchval("select max(event_id) from webhooks.events") == first + 3
+    assert await con.fetchval("select count(*) from webhooks.events") == 4
+
+
+async def test_a_producer_rings_a_sleeping_daemon(with_roles, login, connect, until):
+    heard = []
+    sleeper = await connect(with_roles)
+    await sleeper.add_listener("pghookd", lambda *args: heard.append(args[-1]))
+    await sleeper.execute("select pg_advisory_lock(1885825131, 0)")
+    producer = await connect(await login("webhooks_producer"))
+    await producer.execute(INSERT)
+    await until(lambda: heard)
+
+
+async def test_a_producer_can_do_nothing_more(con, login, connect):
+    producer = await connect(await login("webhooks_producer"))
+    for column, value in (("xid", "'5'"), ("created_at", "now()"), ("endpoint_id", "1")):
+        await refused(
+            producer,
+            f"insert into webhooks.events (site_id, type, payload, {column}) values ('s', 't', '{{}}', {value})",
+        )
+    await refused(
+        producer,
+        "insert into webhooks.events (event_id, site_id, type, payload) overriding system value"
+        " values (5, 's', 't', '{}')",
+        f"{INSERT} returning payload",
+        f"{INSERT} returning *",
+        f"{INSERT} returning type",
+        f"{INSERT} on conflict (event_id) do update set payload = '{{}}'",
+        "insert into webhooks.events (site_id, type, payload) select site_id, type, payload from webhooks.events",
+        "select payload from webhooks.events",
+        "select type, site_id from webhooks.events",
+        "copy webhooks.events (payload) to stdout",
+        "copy webhooks.events from stdin",
+        "select count(*) filter (where site_id = 's') from webhooks.events",
+        "update webhooks.events set payload = '{}'",
+        "delete from webhooks.events",
+        "truncate webhooks.events",
+        "select nextval('webhooks.events_event_id_seq')",
+        "select setval('webhooks.events_event_id_seq', 5)",
+        "select last_value from webhooks.events_event_id_seq",
+        "select * from webhooks.endpoints",
+        "select * from webhooks.sites",
+        "select * from webhooks.deliveries",
+        "select * from webhooks.attempts",
+        "select webhooks.enable_endpoint(1)",
+        "select webhooks.explain(1)",
+        "select webhooks.attach_day(99)",
+        "select webhooks.replay(site_id => 's', dry_run => false)",
+        "select webhooks.rotate_secret(1)",
+        "select secret from webhooks.endpoints",
+        "select * from webhooks.emails",
+        "select * from webhooks.operations",
+        "select webhooks.enter_day(99)",
+        "select webhooks.newest_event_id()",
+        "create table webhooks.mine (n int)",
+        "do $$ begin lock table webhooks.events in share mode; end $$",
+    )
+    day = await con.fetchval("select webhooks.day_of()")
+    await refused(
+        producer,
+        f"insert into webhooks.events_{day} (site_id, type, payload) values ('s', 't', '{{}}')",
+    )
+
+
+# Readers and administrators ---------------------------------------------------------------------------------------
+
+
+async def test_a_reader_sees_what_happened_and_no_secret(con, login, connect):
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    await con.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
+        " site_id) values ($1, 1, now(), 1, 1, 200, 'delivered', 's')",
+        event_id,
+    )
+    reader = await connect(await login("webhooks_reader"))
+    assert await reader.fetchval("select state from webhooks.deliveries") == "delivered"
+    assert await reader.fetchval("select outcome from webhooks.attempts") == "delivered"
+    assert await reader.fetch("select * from webhooks.explain($1)", event_id)
+    await reader.fetch("select at, actor, what from webhooks.operations")
+    await reader.fetch("select * from webhooks.audit")
+    await reader.fetch("select * from webhooks.event_types")
+    webhook_id = await reader.fetchval("select webhook_id from webhooks.deliveries")
+    assert await reader.fetchval("select webhooks.event_id($1)", webhook_id) == event_id
+    await refused(
+        reader,
+        INSERT,
+        "select payload from webhooks.events",
+        "select secret from webhooks.endpoints",
+        "select previous_secret, auth, headers from webhooks.endpoints",
+        "select response from webhooks.attempts",
+        "select * from webhooks.attempts",
+        "select unsubscribe_token from webhooks.owners",
+        "select * from webhooks.shards",
+        "select * from webhooks.events",
+        "select event_id from webhooks.events",
+        "select digest from webhooks.emails",
+        "select detail from webhooks.operations",
+        "select owner_email from webhooks.sites",
+        "select headers from webhooks.endpoints",
+        "select spec from webhooks.replays",
+        "select webhooks.rotate_secret(1)",
+        "select webhooks.forget('s')",
+        "select webhooks.plan_replay(site_id => 's')",
+        "select webhooks.emit('s', 't', '{}')",
+        "select webhooks.new_secret()",
+        "select webhooks.disable_endpoint(1)",
+        "delete from webhooks.operations",
+    )
+
+
+async def test_no_view_shows_a_secret_or_a_payload(con):
+    shown = await con.fetch(
+        "select c.relname, a.attname from pg_class c join pg_attribute a on a.attrelid = c.oid"
+        " where c.relnamespace = 'webhooks'::regnamespace and c.relkind = 'v'"
+        " and a.attname ~ 'secret|payload|auth|headers|token|response'"
+    )
+    assert shown == []
+
+
+async def test_an_administrator_registers_and_acts(login, connect):
+    admin = await connect(await login("webhooks_admin"))
+    await admin.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
+    endpoint_id = await admin.fetchval(
+        "insert into webhooks.endpoints (site_id, url, secret) values ('t', 'http://y', webhooks.new_secret())"
+        " returning endpoint_id"
+    )
+    await admin.execute("update webhooks.endpoints set enabled = false where endpoint_id = $1", endpoint_id)
+    await admin.execute("select webhooks.enable_endpoint($1)", endpoint_id)
+    await admin.execute("select webhooks.disable_endpoint($1)", endpoint_id)
+    event_id = await admin.fetchval("select webhooks.emit('t', 'order_created', '{}')")
+    assert [row["what"] for row in await admin.fetch("select * from webhooks.explain($1)", event_id)][
+        -1
+    ] == "disabled"
+    assert await admin.fetchval("select actor from webhooks.operations limit 1") != "postgres"
+    for table in (
+        "deliveries",
+        "attempts",
+        "backlog",
+        "dead",
+        "events",
+        "operations",
+        "emails",
+        "replays",
+        "owners",
+    ):
+        await admin.fetch(f"select * from webhooks.{table}")
+    await admin.execute("delete from webhooks.sites where site_id = 't'")
+    await refused(
+        admin,
+        "delete from webhooks.operations",
+        "update webhooks.shards set floor = 0",
+        "delete from webhooks.backlog",
+        "select setval('webhooks.events_event_id_seq', 5)",
+        "update webhooks.events set payload = '{}'",
+        "insert into webhooks.events (site_id, type, payload) values ('t', 't', '{}')",
+        "insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts) values (1, 1, 't', 'x', 1)",
+        "update webhooks.attempts set outcome = 'delivered'",
+        "update webhooks.emails set state = 'sent'",
+        "update webhooks.replays set rate_per_s = 1000",
+        "insert into webhooks.operations (what) values ('x')",
+        "select webhooks.attach_day(99)",
+        "select webhooks.advance_replay(1, 1, 1)",
+        "select webhooks.newest_event_id()",
+        "select webhooks.forget_page('s', 10)",
+        "select webhooks.erase_payloads(1, 10)",
+        "alter table webhooks.endpoints add column mine text",
+        "create trigger mine after insert on webhooks.endpoints for each row execute function webhooks.ring()",
+        "create table webhooks.mine (n int)",
+    )
+
+
+# The daemon -------------------------------------------------------------------------------------------------------
+
+
+def parameters(day, event_id):
+    """Return good parameters for each query; a query that is not here fails the test below."""
+    events, endpoints, sites = [event_id], [1], ["s"]
+    server = (1, 1, "00000001")
+    now, owner = 10**15, "anna@shop.example"
+    return {
+        "adopt_positions": (event_id,),
+        "adopt_sequence": (),
+        "adopt_unsettled": (),
+        "attach_day": (day,),
+        "note_day": (day,),
+        "enter_day": (day,),
+        "is_in_day": (day,),
+        "find_missing_days": (day, 3),
+        "find_first_event": (SNAPSHOT, SNAPSHOT, 0, 0),
+        "find_gone_days": ([day],),
+        "find_parked_endpoints": (0, 10, 16),
+        "find_endpoints_with_rows": (endpoints,),
+        "hold_backlog": (1, 0, 10),
+        "expire_held": (14.0, 10),
+        "identify_server": (),
+        "load_payload": (event_id, 1000),
+        "load_payloads": ([event_id],),
+        "lock_shard": (0,),
+        "read_home": (),
+        "enter_home": ("h", "s", "r", 0, "[]"),
+        "name_home": ("",),
+        "forget_homes": (64,),
+        "mark_copy": ("h", "s", "db:5432"),
+        "enter_standby": ("h", "s", ""),
+        "find_strangers": (),
+        "find_oldest_transactions": (3,),
+        "read_days": (),
+        "quarantine_deliveries": (events, endpoints),
+        "make_shards": (2,),
+        "read_shards": (),
+        "read_newest_event_id": (),
+        "read_new_events": (SNAPSHOT, 0, 0, 10),
+        "read_events_page": (SNAPSHOT, SNAPSHOT, 0, event_id, 10, None, 16, []),
+        "skim_events": (SNAPSHOT, SNAPSHOT, 0, event_id, 10, None, 16, ["s"]),
+        "read_settled": (0, event_id, 9),
+        "read_settled_events": (events, event_id, event_id, 0, 9),
+        "read_events": (events, event_id, event_id),
+        "read_endpoints": (endpoints, 16),
+        "read_endpoints_of_sites": (sites, 16, [0], [9], 9),
+        "read_due": (0, 0, 0, 10),
+        "read_parked": (1, 0, 10),
+        "read_line": (1, "k", 10),
+        "walk_lines": (1, 0, 10),
+        "place_in_line": ([event_id], [1]),
+        "record_attempts": (
+            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200])),
+            ["delivered"], [None], [None], sites,
+        ),
+        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0)], 9),
+        "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
+        "clear_backlog": (events, endpoints),
+        "disable_endpoints": (endpoints, ["gone"]),
+        "note_failures": columns([(1, now, now, None, None, 0, "refused", 500, None, event_id, 1)], 11),
+        "note_successes": columns([(1, now, now, 1)], 4),
+        "read_watched": (),
+        "find_firsts": (["s"], ["d"], [0], [event_id], 0, event_id, SNAPSHOT, SNAPSHOT),
+        "find_firsts_again": (["s"], ["d"], [0], [event_id], 0, event_id, SNAPSHOT, SNAPSHOT, 100),
+        "find_superseded": ([1], ["s"], ["k"], [0], 0, 100, 10**7, 7),
+        "match_filter": ([event_id], [1]),
+        "find_due_owners": (now, 10),
+        "read_cases": ([owner], now, ["s"], ["port"]),
+        "find_faults": (now, now, 10),
+        "read_reports": (owner, now),
+        "read_owners": ([owner], now, [owner]),
+        "read_told": (1, now, 0, now),
+        "read_waiting": (1,),
+        "read_answer": (event_id, 1, 1),
+        "step_incidents": ([1], ["failing"], ["{}"], [True], [now], [None], now, now, ["{}"]),
+        "end_incidents": ([1], [now]),
+        "put_email": (owner, "failing", now, "{}", "{}", "queued", now, owner, "x"),
+        "withdraw_emails": (now, None),
+        "fold_email": (1,),
+        "give_token": (owner,),
+        "find_storm_evidence": (now, now),
+        "pause_disabling": (1, 1),
+        "recall_incidents": (now, True, now),
+        "postpone_owners": ([owner], now, ["s"]),
+        "read_emails": (now, ["failing"], 10, [], ["storm"]),
+        "claim_email": (1, 0, now, "<a@b>", "a subject"),
+        "settle_email": (1, "sent", None, now),
+        "suspend_owner": (owner, now, "no such address"),
+        "find_replays": (),
+        "advance_replay": (1, 500, 10),
+        "plan_replay": (None, 1, None, None, "2h", None, ["dead"], None),
+        "start_replay": (None, 1, None, None, "2h", None, ["dead"], 5.0),
+        "read_replay": (1,),
+        "find_plain_secrets": (10,),
+        "find_secrets": (0, 10),
+        "wrap_secrets": ([1], ["secret"], ["enc:v1:a:AAAA"], [None], [None], ["legacy"], [None], [None]),
+        "erase_payloads": (30.0, 10),
+        "erase_responses": (30.0, 10),
+        "forget_sites": (10,),
+        "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
+    }  # fmt: skip
+
+
+OPERATORS = {"plan_replay", "start_replay"}  # run by commands, as a member of webhooks_admin
+
+
+@pytest.fixture
+async def daemon(login):
+    session = await client.connect(await login("webhooks_daemon"), name="daemon")
+    yield session
+    await session.close()
+
+
+async def test_the_daemons_role_can_run_every_query(con, daemon):
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    day = await con.fetchval("select max(day) + 1 from webhooks.partitions")
+    queries = migrate.bundled().joinpath("queries")
+    given = parameters(day, event_id)
+    assert {f"{name}.sql" for name in given} == {file.name for file in queries.iterdir()}
+    for name, arguments in given.items():
+        if name in OPERATORS:
+            with pytest.raises(client.DatabaseError, match="permission denied for function"):
+                await daemon.fetch(query(name), *arguments)
+        else:
+            await daemon.fetch(query(name), *arguments)
+    assert await con.fetchval("select count(*) from webhooks.attempts") == 1
+    assert await con.fetchval("select last_value from webhooks.events_event_id_seq") == day * 2**32
+
+
+async def test_the_daemons_role_can_do_nothing_more(con, login, connect):
+    """What it may do to the log goes through functions; a program that was taken over can forge and lose nothing."""
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    day = await con.fetchval("select webhooks.day_of()")
+    daemon = await connect(await login("webhooks_daemon"))
+    await refused(
+        daemon,
+        INSERT,
+        f"update webhooks.events set payload = '{{}}' where event_id = {event_id}",
+        f"delete from webhooks.events where event_id = {event_id}",
+        "truncate webhooks.attempts",
+        "update webhooks.attempts set outcome = 'delivered'",
+        "delete from webhooks.attempts",
+        "update webhooks.endpoints set url = 'http://elsewhere'",
+        "update webhooks.endpoints set secret = 'mine'",
+        "insert into webhooks.endpoints (site_id, url) values ('s', 'http://elsewhere')",
+        "delete from webhooks.endpoints",
+        "update webhooks.sites set owner_email = 'me@elsewhere.example'",
+        "delete from webhooks.sites",
+        "update webhooks.operations set actor = 'somebody'",
+        "delete from webhooks.operations",
+        "delete from webhooks.migrations",
+        "update webhooks.migrations set sha256 = ''",
+        f"select from webhooks.events_{day}",
+        f"drop table webhooks.events_{day}",
+        "drop table webhooks.attempts",
+        "alter table webhooks.events disable trigger bell",
+        "create table webhooks.mine (n int)",
+        "create schema mine",
+        "create role mine",
+        "alter role current_user superuser",
+        "create function webhooks.new_secret(n int) returns text language sql as 'select 1::text'",
+        "create or replace function webhooks.new_secret() returns text language sql as 'select 1::text'",
+        "copy webhooks.sites to program 'cat'",
+        "select pg_read_file('pg_hba.conf')",
+        "select rolpassword from pg_authid",
+    )
+
+
+async def test_the_daemons_role_makes_days_and_enters_them(con, daemon):
+    day = await con.fetchval("select max(day) + 1 from webhooks.partitions")
+    assert await maintenance.step(daemon, logger=structlog.get_logger(), days=2, today=day)
+    assert await con.fetchval(f"{INSERT} returning event_id") == day * 2**32
+    await daemon.execute("select pg_notify('pghookd', 'echo'); listen pghookd")
+
+
+async def test_the_daemons_role_reads_the_log_it_did_not_make(daemon, login, connect):
+    producer = await connect(await login("webhooks_producer"))
+    await producer.execute(INSERT)
+    rows = await daemon.fetch(query("read_new_events"), SNAPSHOT, 0, 0, 10)
+    assert [row["payload"] for row in rows] == [b"{}"]
+
+
+async def test_a_schema_of_a_plain_owner_is_the_daemons_as_well(server_url, admin, connect):
+    """No superuser's schema: its owner migrates, makes the roles, and the daemon may drop old days."""
+    number = os.getpid()
+    owner, name, login = f"pghookd_owner_{number}", f"pghookd_owned_{number}", f"pghookd_runs_{number}"
+    await admin.execute(f"create role {owner} login createrole password 'pw-{owner}'")
+    await admin.execute(f"create role {login} login password 'pw-{login}'")
+    await admin.execute(f'create database "{name}" owner {owner} template template0')
+    url = urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    try:
+        await migrate.migrate(as_user(url, owner), roles=True)
+        await migrate.migrate(as_user(url, owner), roles=True)
+        await migrate.migrate(url, roles=True)  # a superuser: where the owner may not grant itself
+        await admin.execute(f"grant webhooks_daemon to {login}")
+        con = await connect(url)
+        assert await con.fetchval("select tableowner from pg_tables where tablename = 'events'") == owner
+        daemon = await client.connect(as_user(url, login), name="daemon")
+        day = await con.fetchval("select max(day) + 1 from webhooks.partitions")
+        assert await maintenance.step(daemon, logger=structlog.get_logger(), days=1, today=day)
+        assert (
+            await con.fetchval("select reltuples from pg_class where oid = 'webhooks.events'::regclass") == 0
+        )
+        await daemon.execute(
+            f"alter table webhooks.events detach partition webhooks.events_{day - 1} concurrently"
+        )
+        await daemon.execute(f"drop table webhooks.events_{day - 1}")
+        await daemon.close()
+        await con.close()
+    finally:
+        await admin.execute(f'drop database if exists "{name}" with (force)')
+        await admin.execute(f"drop owned by {owner}, {login}")
+        await admin.execute(f"drop role {owner}, {login}")
+
+
+async def test_an_owner_that_made_the_roles_itself_is_told_and_not_stopped(own_server, connect):
+    """From 16 on who makes a role is a member of it, so that it cannot be made a member of its maker."""
+    superuser = await connect(own_server.url())
+    await superuser.execute("create role owner login createrole")
+    await superuser.execute("create database owned owner owner")
+    url = as_user(own_server.url("owned"), "owner")
+    for _ in range(2):
+        assert (await migrate.migrate(url, roles=True)).roles
+    owner = await connect(url)
+    assert await owner.fetchval("select has_table_privilege('webhooks_daemon', 'webhooks.shards', 'update')")
+    await superuser.execute("create role runs login; grant webhooks_daemon to runs")
+    daemon = await client.connect(as_user(own_server.url("owned"), "runs"), name="daemon")
+    day = await owner.fetchval("select max(day) + 1 from webhooks.partitions")
+    assert await maintenance.step(daemon, logger=structlog.get_logger(), days=1, today=day)
+    await daemon.close()
+
+
+# What operators do by hand ------------------------------------------------------------------------------------------
+
+
+async def test_only_administrators_test_and_cancel(con, login, connect):
+    add = "select webhooks.add_endpoint('s', 'https://a.example/', '{}')"
+    acts = (add, "select webhooks.send_test(1)", "select webhooks.cancel(1)")
+    for role in ("webhooks_producer", "webhooks_reader"):
+        await refused(await connect(await login(role)), *acts)
+    admin = await connect(await login("webhooks_admin"))
+    endpoint_id = await con.fetchval("select endpoint_id from webhooks.endpoints")
+    event_id = await admin.fetchval("select webhooks.send_test($1)", endpoint_id)
+    assert await admin.fetchval("select webhooks.cancel($1)", event_id) == 0
+
+
+async def test_changes_are_emitted_with_the_rights_of_who_makes_them(con, login, connect):
+    """Casts of a row's own types run meanwhile: never as the owner of the schema."""
+    await con.execute("create table things (shop text); grant insert, trigger on things to public")
+    make = (
+        "create trigger made after insert on things referencing new table as new_rows"
+        " for each statement execute function webhooks.emit_changes('shop', 'a', 'b')"
+    )
+    await refused(await connect(await login("webhooks_reader")), make)
+    producer = await connect(await login("webhooks_producer"))
+    await producer.execute(make)
+    await producer.execute("insert into things values ('s')")
+    assert await con.fetchval("select count(*) from webhooks.events") == 1
+    stranger, warnings = await connect(await login(None)), []
+    stranger.add_log_listener(lambda _, message: warnings.append(message.message))
+    await stranger.execute("insert into things values ('s')")
+    assert warnings == ["trigger made on public.things made no events: permission denied for schema webhooks"]
+    assert await con.fetchval("select count(*) from webhooks.events") == 1
+    await con.execute("drop table things")

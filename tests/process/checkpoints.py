@@ -1,0 +1,25 @@
+"""`pghookd run` that kills itself at a step of a mail's road: PGHOOKD_TEST_KILL_AT is `name` or `name:nth`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from pghookd.runtime import app
+from pghookd.settings import load
+
+NAME, _, NTH = os.environ.get("PGHOOKD_TEST_KILL_AT", "").partition(":")
+seen = 0
+
+
+async def checkpoint(name):
+    global seen  # noqa: PLW0603 - the process has one road
+    if name == NAME:
+        seen += 1
+        if seen == int(NTH or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(load.load(None, os.environ, None), checkpoint=checkpoint))

@@ -1,0 +1,346 @@
+"""One daemon of a history: its loops, wired as an epoch wires them, life after life, and what it sends requests with.
+
+What stands still with a frozen instance, and what goes on without it (its server's part of a statement, a request that
+is on its way), is decided here. It must never know what has to hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextvars
+import dataclasses
+import math
+import re
+
+from memory_postgres import MemorySession, snapshot_of
+from virtual import WHOSE
+
+from pghookd.delivery.backlog.due import DueRows
+from pghookd.delivery.backlog.due import Terms as Aside
+from pghookd.delivery.deliverer import Deliverer, Terms
+from pghookd.delivery.recording.recorder import Recorder
+from pghookd.delivery.recording.recorder import Terms as Recording
+from pghookd.delivery.replays import Replays
+from pghookd.event_log import identity
+from pghookd.event_log.endpoints import Endpoints
+from pghookd.event_log.fan_out import FanOut
+from pghookd.event_log.payload_filter import Filters
+from pghookd.event_log.position import Log
+from pghookd.event_log.reader import Reader
+from pghookd.event_log.rows import shard_of
+from pghookd.event_log.supersede import Keys
+from pghookd.model.delivery import Fault, Outcome, Reply
+from pghookd.postgres.client import DatabaseAway, DatabaseError, query
+from pghookd.runtime import epoch
+from pghookd.runtime.ownership import own
+from pghookd.scheduling import breaker
+from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.ordering import Order
+from pghookd.webhook import envelope, judge
+from pghookd.webhook.prepared import Defaults
+
+SHARDS = 2
+SERVER = identity.Server(1, 1, "00000001", 0, in_recovery=False)
+LEASE_S = 5.0
+PAYLOAD_BYTES_MAX = 10_000
+_HEAD = re.compile(rb"webhook-id: (\S+).*x-webhook-attempt: (\d+)", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sighting:
+    """A request that a receiver has decided about."""
+
+    at: float
+    life: int
+    event_id: int
+    endpoint_id: int
+    attempt: int
+    status: int
+
+    @property
+    def key(self):
+        return (self.event_id, self.endpoint_id)
+
+
+class Receivers:
+    """A Sender whose requests end at receivers with moods; one that is on its way arrives whatever becomes of us."""
+
+    def __init__(self, instance):
+        self._instance = instance
+        self._world = instance.world
+        self._holding = collections.Counter()  # requests in flight of this life, by site and by host
+
+    def aim(self, url):
+        return url
+
+    async def post(self, target, head, _body, timeout_s):
+        match = _HEAD.search(head)
+        key = (envelope.event_id_of(match[1].decode()), int(target.rpartition("/")[2]))
+        self._instance.sends(key)
+        holders = self._world.database.endpoints[key[1]]["site_id"], target.rpartition("/")[0]
+        self._holding.update(holders)
+        self._check_shares(*holders)
+        try:
+            return await self._answer(key, int(match[2]), timeout_s)
+        finally:
+            self._holding.subtract(holders)
+
+    def _check_shares(self, site, host):
+        """A site holds half of the slots at most, a host three quarters."""
+        slots = self._world.concurrency
+        if self._holding[site] > math.ceil(slots / 2) or self._holding[host] > math.ceil(slots * 3 / 4):
+            self._world.logger.broken.append(f"more than its share of {slots} slots: {self._holding}")
+
+    async def _answer(self, key, attempt, timeout_s):
+        world = self._world
+        arriving = self._arrive(self._instance.life, key, attempt)
+        task = world.loop.create_task(arriving, context=world.context)
+        status, retry_after = await asyncio.shield(task)
+        if status == 0:
+            await asyncio.sleep(timeout_s)
+            return Fault(Outcome.TIMEOUT, "response")
+        await asyncio.sleep(world.rng.random() * 0.03)
+        return Reply(status, retry_after=retry_after)
+
+    async def _arrive(self, life, key, attempt):
+        world = self._world
+        await asyncio.sleep(world.rng.random() * 0.03)
+        status, retry_after = world.mood(key[1])
+        world.seen.append(Sighting(world.now(), life, *key, attempt, status))
+        return status, retry_after
+
+
+class Crew:
+    """The daemon's loops of one life, wired as an epoch wires them."""
+
+    def __init__(self, instance, log, stored):
+        world, sessions = instance.world, instance.sessions
+        self._stored = stored
+        self.news = asyncio.Event()
+        self.logger = world.logger
+        loop, make = world.loop, world.make
+        rng = world.rng
+        common = {"logger": world.logger, "monotonic": loop.time}
+        self.lanes = make.get("lanes", Lanes)(
+            concurrency=world.concurrency,
+            endpoint_concurrency=4,
+            queue_bytes_max=world.queue_bytes_max,
+            policy=breaker.Policy(6, 0.5, 1.0, 5.0),
+        )
+        filters = Filters(**common)
+        self.order = make.get("order", Order)(self.lanes)
+        self.due = make.get("due", DueRows)(
+            self.lanes,
+            self.order,
+            log,
+            filters,
+            shards=SHARDS,
+            terms=Aside(1.0, payload_bytes_max=10_000),
+            **common,
+            wall_us=world.database.now_us,
+            random01=rng.random,
+        )
+        self.replays = make.get("replays", Replays)(self.due, self.lanes, **common)
+        self.record_session = sessions[1]
+        self.recorder = make.get("recorder", Recorder)(
+            sessions[1],
+            log,
+            self.lanes,
+            self.order,
+            SERVER,
+            self.replays,
+            Recording(world.batch_max, 0.005, 1.0, LEASE_S),
+            **common,
+            recorded=lambda: self.deliverer.kick(),  # noqa: PLW0108 - made later
+            beat=lambda: None,
+        )
+        policy = judge.Policy(world.schedule, 0.2, 0.5, 5.0, 1e6)
+        self.deliverer = Deliverer(
+            make.get("sender", Receivers)(instance),
+            self.lanes,
+            self.recorder,
+            sessions[2],
+            Terms(
+                world.concurrency,
+                world.batch_max,
+                PAYLOAD_BYTES_MAX,
+                Defaults("sim", world.timeout_s, "standard", policy),
+                0,
+            ),
+            **common,
+            wall_us=world.database.now_us,
+            random01=rng.random,
+            beat=lambda: None,
+        )
+        endpoints = Endpoints(sessions[0], shards=SHARDS, monotonic=common["monotonic"])
+        self.fan_out = make.get("fan_out", FanOut)(
+            sessions[0],
+            log,
+            self.lanes,
+            self.order,
+            self.recorder,
+            filters,
+            endpoints,
+            shards=SHARDS,
+            kick=self.deliverer.kick,
+            **common,
+        )
+        self.reader = make.get("reader", Reader)(
+            sessions[0],
+            log,
+            self.order,
+            self.fan_out,
+            endpoints,
+            shards=SHARDS,
+            monotonic=common["monotonic"],
+            beat=lambda: None,
+        )
+
+    async def run(self):
+        """Live until something ends it."""
+        await self.due.begin(self.record_session, 0.0)
+        await self.recorder.begin()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read())
+            group.create_task(self.recorder.run())
+            group.create_task(self.deliverer.run())
+
+    async def _read(self):
+        for (position, floor, front), shards in epoch._walks(self._stored).items():
+            await self.reader.recover(position, epoch.Marks(floor, front), shards)
+        self.order.recovered = True
+        await self.reader.run(self)
+
+    async def sleep(self, read):
+        """Sleep as the bell does: a last read after the ask, then until it rings."""
+        self.news.clear()
+        if not await read():
+            await self.news.wait()
+
+    @property
+    def idle(self):
+        lanes = self.lanes
+        return not (lanes.flying or lanes.queued or self.recorder.waiting or lanes.aboard)
+
+
+async def _nothing():
+    """Stand by without a word."""
+
+
+class Instance:
+    """One process after another, each with a life of its own; at any moment at most one of all instances owns.
+
+    Attributes:
+        sessions: of the present life: read, record, work.
+        crew: while it owns.
+        life: a number that no other life has.
+        excused: it has lost sessions that others than it took from it, and may not know yet.
+    """
+
+    def __init__(self, world, name):
+        self.world = world
+        self.name = name
+        self.sessions = []
+        self.crew = None
+        self.life = 0
+        self.excused = False
+        self.living = None
+        self._context = contextvars.copy_context()
+        self._context.run(WHOSE.set, name)
+
+    def start(self):
+        return self.world.loop.create_task(self._live(), context=self._context)
+
+    def kill(self):
+        self.world.loop.thaw(self.name)
+        if self.living is not None:
+            self.living.cancel()
+
+    def freeze(self, for_s):
+        loop = self.world.loop
+        loop.freeze(self.name)
+        loop.call_later(for_s, loop.thaw, self.name)
+
+    def lose(self, sessions=None):
+        """Lose sessions as if the server had ended them; None: all."""
+        self.excused = True
+        for session in self.sessions if sessions is None else sessions:
+            session.terminate()
+
+    def sends(self, key):
+        """Note that a request leaves: while somebody else owns, none may."""
+        owner = self.world.database.owner
+        if owner is not None and owner not in self.sessions and not self.excused:
+            self.world.logger.broken.append(f"{key} sent by {self.name}, which does not own")
+
+    async def _live(self):
+        world = self.world
+        while True:
+            world.lives += 1
+            self.life, self.excused = world.lives, False
+            self.living = world.loop.create_task(self._one_life())
+            await asyncio.wait((self.living,))
+            if self.crew is not None:
+                world.database.bells.discard(self.crew.news)
+            self.crew = None
+            self.lose()
+            world.ends.append(world.now())
+            if not self.living.cancelled() and (error := self.living.exception()) is not None:
+                for one in _leaves(error):
+                    if not isinstance(one, DatabaseAway | DatabaseError):
+                        world.failure = one
+                        return
+            await asyncio.sleep(world.rng.random())
+
+    async def _one_life(self):
+        world = self.world
+        self.sessions = [
+            MemorySession(world.database, world.rng, world.trouble, lease_s)
+            for lease_s in (float("inf"), LEASE_S, float("inf"))
+        ]
+        watching = world.loop.create_future()
+        for session in self.sessions:
+            session.lost = lambda: self._notice(watching)
+        running = asyncio.ensure_future(self._own())
+        try:
+            await asyncio.wait((running, watching), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+        finally:
+            watching.cancel()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    def _notice(self, watching):
+        """Find out that a session is lost: late, as in life."""
+
+        def found():
+            if not watching.done():
+                watching.set_result(None)
+
+        self.world.loop.call_later(self.world.rng.random() * 0.2, found)
+
+    async def _own(self):
+        world, record = self.world, self.sessions[1]
+        await own(record, SHARDS, standing_by=_nothing)
+        stored = [shard_of(row) for row in await record.fetch(query("read_shards"))]
+        await asyncio.sleep(world.rng.random() * 0.01)
+        now = snapshot_of(world.database)
+        reason = identity.why_foreign(SERVER, stored, now, world.database.last_value)
+        if reason is not None:
+            world.logger.broken.append(f"taken for another database: {reason}")
+        marks = epoch._marks(stored)
+        if "marks" in world.make:
+            marks = world.make["marks"](marks)
+        world.note_firsts()
+        keys = world.make.get("keys", Keys)(PAYLOAD_BYTES_MAX, world.database.now_us)
+        self.crew = Crew(self, Log(now, epoch._shard_logs(stored), marks, keys=keys), stored)
+        world.database.bells.add(self.crew.news)
+        await self.crew.run()
+
+
+def _leaves(error):
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for one in error.exceptions for leaf in _leaves(one)]
+    return [error]

@@ -1,0 +1,385 @@
+"""Daemons that are broken on purpose, to show that the simulation would notice. Each takes the place of a real part."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from instance import Receivers
+from memory_postgres import visible
+
+from pghookd.delivery.backlog.admission import Admission
+from pghookd.delivery.backlog.due import DueRows
+from pghookd.delivery.recording.recorder import Recorder
+from pghookd.delivery.replays import Replays
+from pghookd.event_log.fan_out import FanOut
+from pghookd.event_log.position import BEGINNING, Marks, settle
+from pghookd.event_log.reader import Reader
+from pghookd.event_log.supersede import Keys, dedupe_key_of
+from pghookd.model.delivery import Outcome, Reason, Reply, State
+from pghookd.model.outcome import Attempted, Kept
+from pghookd.owner_mail.mailer import Mailer
+from pghookd.postgres.client import columns, query
+from pghookd.scheduling.lanes import Lanes, Offer
+from pghookd.scheduling.ordering import Order
+
+
+class StoresTooEarly(Recorder):
+    """Stores the position before the batch commits."""
+
+    async def _flush(self, rows):
+        for delivery in self._pending.deliveries():
+            settle(delivery)
+        await self._positions.store(self._monotonic())
+        await super()._flush(rows)
+
+
+class DropsOutcomes(Recorder):
+    """Takes an outcome in so many for recorded."""
+
+    async def _write(self, writes):
+        dropped = [w for w in writes if isinstance(w, Attempted) and w.delivery.event.event_id % 5 == 0]
+        await super()._write([write for write in writes if write not in dropped])
+        for write in dropped:
+            self._settle(write)
+
+
+class HasNoFence(Recorder):
+    """Sends on, whether it owns or not."""
+
+    def closed(self, _now):
+        return None
+
+
+class DropsReplays(Replays):
+    """Takes what is on its way for what has been sent."""
+
+    async def step(self, session, now, put):
+        await super().step(session, now, put)
+        table = session._database.table
+        replayed = [key for key, row in table["backlog"].items() if row["reason"] == "replay"]
+        await session.execute(query("clear_backlog"), *columns(replayed, 2))
+
+
+class HighFloor(Marks):
+    """Takes a snapshot's xmax for a border below which every transaction has ended."""
+
+    def __init__(self, real):
+        super().__init__(real._floor, real._front)
+        self._marks = real._marks
+
+    def floor(self, snapshot):
+        return self.front(snapshot)
+
+
+class ReadsByGreatestId(Reader):
+    """Takes whatever lies below the greatest id that it has seen for read."""
+
+    _greatest = 0
+
+    async def _page(self, rows, *args, **kwargs):
+        rows = [row for row in rows if row[0] > self._greatest]
+        self._greatest = max([self._greatest, *(row[0] for row in rows)])
+        await super()._page(rows, *args, **kwargs)
+
+
+class SkipsRunning(Reader):
+    """Forgets what was running when it read last: new is only what began since."""
+
+    async def _page(self, rows, end, shards, difference):
+        if not difference.again:
+            events = self._session._database.events
+            rows = [
+                row for row in rows if not visible(events[row[0]].xid, difference.since._replace(xips=()))
+            ]
+        await super()._page(rows, end, shards, difference)
+
+
+class ForgetsWhatWasLeft(Reader):
+    """Takes what a site had too much of for read."""
+
+    async def _take_aside(self):
+        for site_id, parts in self._aside.turns(1):
+            self._aside.taken(site_id, len(parts[0].event_ids), None)
+        return 0
+
+
+class ForgetsSlices(Reader):
+    """Takes an event for dealt with once the first of a site's endpoints have it."""
+
+    def _take(self, site_id, part, event_ids, rows, takers, *args):
+        if takers is not None:
+            takers.slice_end = None
+        return super()._take(site_id, part, event_ids, rows, takers, *args)
+
+
+class ClosesPagesEarly(Reader):
+    """Takes a page for settled while some of its events are still to be dealt with."""
+
+    async def _deal(self, rows, takers, page, difference):
+        await super()._deal(rows, takers, page, difference)
+        page.close()
+        page._tickets.clear()
+
+
+class SkimsTooFar(Reader):
+    """Passes one event more than it has left in the log."""
+
+    async def _skim(self, walk, behind):
+        count = await super()._skim(walk, behind)
+        walk.last_event_id += count > 0
+        return count
+
+
+class SkipsEvents(Reader):
+    """Leaves an event in so many out."""
+
+    async def _page(self, rows, *args, **kwargs):
+        await super()._page([row for row in rows if row[0] % 7], *args, **kwargs)
+
+
+class SendsTwice(Receivers):
+    """Sends now and then a second time."""
+
+    async def post(self, target, head, body, timeout_s):
+        answer = await super().post(target, head, body, timeout_s)
+        if self._world.rng.random() < 0.1:
+            await super().post(target, head, body, timeout_s)
+        return answer
+
+
+class NeverSends(Receivers):
+    """Takes a delivery for made before it is."""
+
+    async def post(self, target, head, body, timeout_s):
+        if self._world.rng.random() < 0.1:
+            return Reply(200)
+        return await super().post(target, head, body, timeout_s)
+
+
+class TakesTimeoutsForDelivered(Receivers):
+    """Takes no answer for a good one."""
+
+    async def post(self, target, head, body, timeout_s):
+        answer = await super().post(target, head, body, timeout_s)
+        timed_out = getattr(answer, "outcome", None) is Outcome.TIMEOUT
+        return Reply(200) if timed_out else answer
+
+
+class Disorder(Order):
+    """Lets everything of a line into the lane at once."""
+
+    def offer(self, lane, delivery, now):
+        offer = self._lanes.offer(lane, delivery, now)
+        return offer if offer is not Offer.BEHIND else Offer.WAIT
+
+
+class TakesRowsEarly(Order):
+    """After recovery, takes rows of a line while earlier ones, that recovery has put behind, are not written yet."""
+
+    def _note_row(self, lot, line, delivery, *, was_in):
+        super()._note_row(lot, line, delivery, was_in=was_in)
+        if not self._is_read(delivery.event.site_id) and not delivery.in_backlog:
+            line.returning.discard(delivery.event.event_id)
+
+
+class WaitsAfterNothing(Lanes):
+    """Takes a probe that ended without a request for one that failed."""
+
+    def unsent(self, lane, delivery):
+        if delivery is lane.probe:
+            lane.breaker.probe_at += lane.breaker.wait_s
+        super().unsent(lane, delivery)
+
+
+class SharesNoSlots(Lanes):
+    """Gives whoever comes first all slots that there are."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._slots.admits = lambda _member: True
+
+
+class ForgetsTheDifference(FanOut):
+    """Takes the least id of a dedupe_key for the first, whatever was read before."""
+
+    async def _look_up_firsts(self, keys, difference):
+        return await super()._look_up_firsts(keys, dataclasses.replace(difference, since=BEGINNING))
+
+
+class ForgetsWhatWasDecided(FanOut):
+    """Decides about dedupe_keys on the recovery road as if nothing had been recorded."""
+
+    async def _look_up_firsts(self, keys, difference):
+        return await super()._look_up_firsts(keys, dataclasses.replace(difference, again=False))
+
+
+class DecidesByPage(FanOut):
+    """Looks at no more than the page for the first of a dedupe_key."""
+
+    async def _find_firsts(self, keys, _difference):
+        firsts = {}
+        for event, key in keys.items():
+            firsts[key] = min(event.event_id, firsts.get(key, event.event_id))
+        return firsts
+
+
+class GivesDuplicatesRows(FanOut):
+    """Gives a duplicate a row, as a checkpoint would that comes before the reader has decided about it."""
+
+    async def _bury_duplicates(self, work, difference):
+        self._has_dedupe_keys = False
+        keys = {d.event: key for _, d in work if (key := dedupe_key_of(d.event)) is not None}
+        firsts = await self._find_firsts(keys, difference)
+        for event, key in keys.items():
+            event.options.duplicate = firsts[key] != event.event_id
+        for _, delivery in work:
+            if delivery.event in keys and delivery.event.options.duplicate:
+                self._outbox.put(Kept(delivery, State.WAITING, Reason.QUEUED), self._monotonic())
+        return [(e, d) for e, d in work if d.event not in keys or not d.event.options.duplicate]
+
+
+class NotesWhatCannotGo(Keys):
+    """Takes an event for the newest of its supersede_key although its time is over."""
+
+    def note(self, delivery):
+        self._wall_us = lambda: 0
+        super().note(delivery)
+        if delivery.newest is not None:
+            delivery.newest.before_us = None
+
+
+class NotesWhatHasToWait(FanOut):
+    """Takes an event for the newest of its supersede_key before its time has come."""
+
+    def _instead(self, lane, delivery, now):
+        if delivery.event.options is not None:
+            self._log.keys.note(delivery)
+        return super()._instead(lane, delivery, now)
+
+
+class NotesBeforeTheType(FanOut):
+    """Takes an event for the newest of its supersede_key whatever its type."""
+
+    def _offer(self, work, *, park):
+        for _, delivery in work:
+            if delivery.event.options is not None and not delivery.event.options.wait_s:
+                self._log.keys.note(delivery)
+        super()._offer(work, park=park)
+
+
+class TakesAnyNewer(Admission):
+    """Takes any newer event of a supersede_key for one that replaces, dead or not."""
+
+    __slots__ = ()
+
+    async def _find_superseded(self, session, taken):
+        events = session._database.events.values()
+        keyed = [d for _, d in taken if d.event.options is not None and d.event.options.supersede_key]
+        return {
+            (d.event.event_id, d.endpoint_id)
+            for d in keyed
+            for newer in events
+            if newer.supersede_key == d.event.options.supersede_key
+            and newer.site_id == d.event.site_id
+            and newer.event_id > d.event.event_id
+        }
+
+
+class TakesTheDeadForNewer(DueRows):
+    """Admits rows so."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._admission.__class__ = TakesAnyNewer
+
+
+class TakesRowsBeforeTheUnread(Order):
+    """Takes rows of a site while earlier events of it, that recovery has left in the log, are still unread."""
+
+    @property
+    def unread(self):
+        return set()
+
+    @unread.setter
+    def unread(self, _sites):
+        pass
+
+
+class ForgetsItsMails(Mailer):
+    """Takes what was sent for what is still to be sent."""
+
+    async def _settle(self, row, state, error, sent_us=None):
+        if state != "sent" or row["attempts"]:
+            await super()._settle(row, state, error, sent_us)
+
+
+class GivesMailsUp(Mailer):
+    """Takes not now for never."""
+
+    async def _defer(self, row, outcome, _again_us):
+        await self._settle(row, "failed", outcome.error)
+        return 0.0
+
+
+class ForgetsDoubts(Mailer):
+    """Takes a mail for not sent because a later try was refused."""
+
+    async def _take(self, row):
+        return await super()._take({**row, "perhaps_sent": False})
+
+
+class NamesMailsAnew(Mailer):
+    """Gives each try of a mail a name of its own."""
+
+    def _render(self, row):
+        subject, message = super()._render({**row, "message_id": None})
+        message.replace_header("Message-ID", f"<{row['attempts']}{message['Message-ID'][1:]}")
+        return subject, message
+
+
+# What takes the daemon's place, and what it is caught by.
+SABOTAGES = {
+    "stores the position before the batch commits": ({"recorder": StoresTooEarly}, "lost"),
+    "drops outcomes": ({"recorder": DropsOutcomes}, "lost|hidden|attempts of|not drained"),
+    "takes xmax for the floor": ({"marks": HighFloor}, "lost"),
+    "reads by the greatest id": ({"reader": ReadsByGreatestId}, "lost"),
+    "forgets what was running": ({"reader": SkipsRunning}, "lost"),
+    "skips events": ({"reader": SkipsEvents}, "lost"),
+    "skims too far": ({"reader": SkimsTooFar}, "lost"),
+    "sends twice": ({"sender": SendsTwice}, "twice"),
+    "takes it for sent before it is": ({"sender": NeverSends}, "phantom"),
+    "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),
+    "lets lines run loose": ({"order": Disorder}, "out of order"),
+    "has no fence": ({"recorder": HasNoFence}, "does not own"),
+    "forgets what was left in the log": ({"reader": ForgetsWhatWasLeft}, "lost"),
+    "forgets slices": ({"reader": ForgetsSlices}, "lost"),
+    "closes pages early": ({"reader": ClosesPagesEarly}, "lost"),
+    "takes rows before what recovery has left": ({"order": TakesRowsBeforeTheUnread}, "out of order"),
+    "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
+    "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
+    "waits after a probe that was not sent": ({"lanes": WaitsAfterNothing}, "waits again"),
+    "shares no slots": ({"lanes": SharesNoSlots}, "more than its share"),
+    "forgets what came before a difference": ({"fan_out": ForgetsTheDifference}, "duplicates of|nothing of"),
+    "forgets what was decided about keys": ({"fan_out": ForgetsWhatWasDecided}, "duplicates of|nothing of"),
+    "decides about keys by page": ({"fan_out": DecidesByPage}, "duplicates of"),
+    "gives duplicates rows": ({"fan_out": GivesDuplicatesRows}, "duplicates of"),
+    "notes newer events that are over": ({"keys": NotesWhatCannotGo}, "superseded by nothing"),
+    "notes newer events that have to wait": ({"fan_out": NotesWhatHasToWait}, "superseded by nothing"),
+    "notes newer events of no type": ({"fan_out": NotesBeforeTheType}, "superseded by nothing"),
+    "takes the dead for newer": ({"due": TakesTheDeadForNewer}, "superseded by nothing"),
+}
+
+MAIL_SABOTAGES = {
+    "forgets what it has mailed": (ForgetsItsMails, "came again"),
+    "gives mails up": (GivesMailsUp, "given up"),
+    "forgets that a mail may have been sent": (ForgetsDoubts, "replaced what was sent"),
+    "names mails anew": (NamesMailsAnew, "another name"),
+}
+
+# These show in one of some hundred or thousand histories: where to begin.
+FIRST_SEED = {
+    "has no fence": 600,
+    "takes rows before recovery has written": 3_460,
+}
+# How many it takes to notice; None: as the seed says.
+INSTANCES = {"has no fence": 2, "takes rows before recovery has written": None}
