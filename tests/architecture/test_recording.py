@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tree import load
 
-from pghookd.postgres.client import _queries
+from pghookd.postgres.client import queries
 from pghookd.runtime.sessions import HOT
 
 # Whose statements run on the recorder's session.
@@ -29,13 +29,9 @@ MODULES = {
 
 def test_every_statement_of_the_recorders_session_is_prepared():
     modules = load()
-    known = {
-        path.stem
-        for path in (modules["pghookd.postgres.client"].path.parents[1] / "sql/queries").glob("*.sql")
-    }
-    used = {name for module in MODULES for name in modules[module].texts()} & known
+    used = {name for module in MODULES for name in modules[module].texts()} & queries().keys()
     assert used == set(HOT["record"])
 
 
 def test_every_statement_that_is_warmed_exists():
-    assert {name for hot in HOT.values() for name in hot} <= set(_queries())
+    assert {name for hot in HOT.values() for name in hot} <= set(queries())

@@ -7,7 +7,7 @@ import re
 import pytest
 from tree import DAEMON, SQL, load
 
-QUERIES = sorted((SQL / "queries").glob("*.sql"))
+QUERIES = sorted((SQL / "queries").glob("*/*.sql"))
 MIGRATIONS = sorted((SQL / "migrations").glob("*.sql"))
 TEXTS = set().union(*(module.texts() for module in load().values()))
 STRINGS = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)

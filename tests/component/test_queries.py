@@ -5,18 +5,16 @@ A changed type is a changed seam: PGHOOKD_TEST_WRITE_TYPES=1 writes the list ane
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from pghookd.postgres.client import queries
+
 WRITTEN = Path(__file__).with_name("query_types.json")
-FILES = {
-    file.name.removesuffix(".sql"): file.read_text(encoding="utf-8")
-    for file in importlib.resources.files("pghookd").joinpath("sql", "queries").iterdir()
-}
+FILES = queries()
 NAMES = sorted(FILES)
 
 

@@ -80,15 +80,15 @@ class DatabaseError(Exception):
 
 
 def query(name: str) -> str:
-    """Return the text of `sql/queries/<name>.sql`, one statement."""
-    return _queries()[name]
+    """Return the text of `sql/queries/<room>/<name>.sql`, one statement."""
+    return queries()[name]
 
 
 @functools.cache
-def _queries() -> dict[str, str]:
-    """Read all of them at once, at the first use: later there may be no descriptor left to open a file with."""
-    folder = importlib.resources.files("pghookd").joinpath("sql", "queries")
-    return {file.name.removesuffix(".sql"): file.read_text() for file in folder.iterdir()}
+def queries() -> dict[str, str]:
+    """Return all of them by name, read together at the first use: later there may be no descriptor for a file."""
+    rooms = importlib.resources.files("pghookd").joinpath("sql", "queries").iterdir()
+    return {file.name.removesuffix(".sql"): file.read_text() for room in rooms for file in room.iterdir()}
 
 
 def _is_pooler(error: Exception) -> bool:
