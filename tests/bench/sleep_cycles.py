@@ -14,7 +14,7 @@ import sys
 
 from common import HERE, keep
 
-TEST = "edge/test_doorbell.py::test_hostile_producers_are_never_slept_through"
+TEST = "component/test_doorbell.py::test_hostile_producers_are_never_slept_through"
 FOUND = re.compile(r"(\d+) cycles, (\d+) events, ms p50 ([\d.]+) p99 ([\d.]+) max (\d+)")
 
 

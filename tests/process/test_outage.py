@@ -35,7 +35,7 @@ LIMIT = 16
 
 
 class Day:
-    """A virtual day: what loops/ and the backlog do, around the real lanes."""
+    """A virtual day: what the loops and the backlog do, around the real lanes."""
 
     def __init__(self, down):
         self.down = down

@@ -1,7 +1,7 @@
 """The commands: what an operator types, what is printed, and the exit status.
 
 Everything dear is imported by the command that needs it, so that `--version` and completion are quick. Commands
-about endpoints, events, replays, and for receivers' developers have files of their own (commands/); what all share is
+about endpoints, events, replays, and for receivers' developers have files of their own; what all share is
 in cli/terminal.py.
 
 Never here: work. A command loads the settings, calls one function and prints what it returned.

@@ -1,9 +1,9 @@
 """The commands for who writes a receiver: `send` and `receive`; no database is needed.
 
-Never here: work. `send` calls sample_requests.py, `receive` calls receive.py.
+Never here: work. `send` calls devtools/sample_requests.py, `receive` calls devtools/printing_receiver.py.
 """
 
-# ruff: noqa: PLC0415 - commands import what they need when they run, see cli.py
+# ruff: noqa: PLC0415 - commands import what they need when they run, see main.py
 
 from __future__ import annotations
 

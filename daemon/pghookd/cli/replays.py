@@ -3,7 +3,7 @@
 Never here: work. A command loads the settings, calls functions of replays.py and prints what they returned.
 """
 
-# ruff: noqa: PLC0415 - commands import what they need when they run, see cli.py
+# ruff: noqa: PLC0415 - commands import what they need when they run, see main.py
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A reload brings a new sender. A request that began with the one before keeps its connection, its proxy and its policy
 to the end, so that no reload has to wait for a slow receiver.
 
-Never here: which settings a sender is made of (app.py).
+Never here: which settings a sender is made of (runtime/app.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The action of a signal belongs to the process, and so does what is kept here.
 
-Never here: what a signal means once the daemon runs (app.py).
+Never here: what a signal means once the daemon runs (runtime/app.py).
 """
 
 from __future__ import annotations

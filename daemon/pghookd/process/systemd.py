@@ -3,7 +3,7 @@
 Own lines, because the package of that name blocks the loop. A message is a datagram that is sent or not: a
 manager that does not read must never hold up a delivery.
 
-Never here: when the daemon is ready or alive (app.py).
+Never here: when the daemon is ready or alive (runtime/app.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ until the request has ended.
 A payload counts for a quarter of all at the most, so that one of any allowed size can be sent: up to four such may be
 in memory together.
 
-Never here: loading (loops/load), a clock.
+Never here: loading (delivery/payloads), a clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`pghookd demo`: watch events travel from a table to a receiver, on this machine, with nothing to set up.
 
-The daemon is the one that `run` runs (app.py), on an embedded Postgres in a folder of its own; around it
+The daemon is the one that `run` runs (runtime/app.py), on an embedded Postgres in a folder of its own; around it
 stand a producer that INSERTs as a shop would and a receiver that verifies signatures.
 
 Never here: another way to deliver. What the demo shows is what production does.
