@@ -188,9 +188,9 @@ def test_a_full_disk_and_a_closed_pipe_cost_lines_and_nothing_else(device):
 
 def test_a_closed_standard_output_is_not_a_socket_opened_later():
     code = (
-        "import os, socket; from pghookd.settings.schema import Log; from pghookd.edge import journal;"
+        "import os, socket; from pghookd.process import logs;"
         "sink = logs.configure(); left, right = socket.socketpair();"
-        "journal.logger().info(logs.LogEvent.DAEMON_READY); sink.close();"
+        "logs.logger().info(logs.LogEvent.DAEMON_READY); sink.close();"
         "os.write(2, repr(sorted((left.fileno(), right.fileno()))[0] > 1).encode())"
     )
     command = f'exec "{sys.executable}" -c "$0" >&-'

@@ -52,7 +52,7 @@ async def session(database):
 
 def test_version_is_told_without_importing_what_is_dear():
     code = (
-        "import sys; from pghookd.cli import cli; cli(['--version'], standalone_mode=False);"
+        "import sys; from pghookd.cli.main import cli; cli(['--version'], standalone_mode=False);"
         "print(sorted({'aiohttp', 'asyncpg', 'pydantic', 'rich', 'structlog'} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
