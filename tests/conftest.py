@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,12 +18,9 @@ import pytest
 import pytest_asyncio
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent / "component"))
-
-from receiver import Receiver
-
 from pghookd.cli.devtools import embedded_postgres
 from pghookd.postgres import migrate
+from support.receiver import Receiver
 
 FOR_TESTS = {"max_connections": "200", "max_prepared_transactions": "10"}
 
@@ -168,7 +164,7 @@ def own_server(make_server):
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def receiver():
-    """Return a running HTTP receiver on 127.0.0.1; see tests/component/receiver.py."""
+    """Return a running HTTP receiver on 127.0.0.1; see tests/support/receiver.py."""
     async with Receiver() as running:
         yield running
 

@@ -7,13 +7,12 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-import crew
-import producers
 import pytest
-from crew import desk, living, serving
 
 from pghookd.postgres.client import DatabaseError
 from pghookd.runtime import adopt, epoch
+from support import crew, producers
+from support.crew import desk, living, serving
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import ssl
 import asyncpg
 import pytest
 import structlog
-from crew import Clock, Diary, Life, living, settings_of
-from fault_server import Certificates, receiving
 
 from pghookd.encryption.ciphertext import AUTH, SECRET
 from pghookd.encryption.encrypt_at_rest import wrap_plain
@@ -26,6 +24,8 @@ from pghookd.runtime.maintenance import Duties, tidy
 from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
 from pghookd.webhook.prepared import Defaults, Manner
+from support.crew import Clock, Diary, Life, living, settings_of
+from support.fault_server import Certificates, receiving
 
 ONE, TWO = (base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2))
 OLD, NEW = f"old:{ONE}", f"new:{TWO} old:{ONE}"

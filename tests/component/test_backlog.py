@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import crew
 import pytest
-from crew import living
 
 from pghookd.delivery.backlog.held import HOLD_PAGE
 from pghookd.postgres.client import columns, query
+from support import crew
+from support.crew import living
 
 ROWS = 2 * HOLD_PAGE + 500
 

@@ -10,8 +10,6 @@ import random
 import time
 
 import pytest
-from crew import Diary, desk, seed, session_on, settings_of
-from ledger import DAY, SECOND, Endpoint, Ledger
 
 from pghookd.endpoint_health.faults import FaultReports
 from pghookd.endpoint_health.incident import POLICY_BLOCKS, Policy
@@ -21,6 +19,8 @@ from pghookd.model.outcome import Attempted, Died, Kept
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry
 from pghookd.owner_mail import digest as digests
 from pghookd.postgres.client import query
+from support.crew import Diary, desk, seed, session_on, settings_of
+from support.ledger import DAY, SECOND, Endpoint, Ledger
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 SMTP = {"smtp": {"host": "127.0.0.1", "tls": "none"}, "mail": {"sender": "hooks@platform.example"}}

@@ -9,8 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from fault_server import Certificates, naming, receiving
-from proxy_server import forwarding
 
 from pghookd.egress.client_certificates import CONTEXTS_MAX, ClientContexts, Unusable, identity_of
 from pghookd.egress.resolver import GuardedResolver
@@ -18,6 +16,8 @@ from pghookd.egress.sender import Sender
 from pghookd.model.client_certificate import ClientCertificate
 from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.settings.network import Policy, Proxy, parse_places
+from support.fault_server import Certificates, naming, receiving
+from support.proxy_server import forwarding
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

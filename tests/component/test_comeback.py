@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-import crew
 import pytest
-from crew import living
 
 from pghookd.delivery.backlog.due import CHANGED_MAX, DUE_PAGE, ENDPOINTS_PAGE, DueRows, Terms
 from pghookd.delivery.backlog.lines import WALK_PAGE, WALKS_A_LOOK
@@ -18,6 +16,8 @@ from pghookd.postgres.client import query
 from pghookd.runtime.epoch import ID_CHARS_A_SECOND, Hears
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
+from support import crew
+from support.crew import living
 
 IN_FRONT = 300  # rows that cannot be sent
 PARK = """

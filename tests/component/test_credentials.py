@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fault_server import Certificates
 
 from pghookd.settings import schema as core
 from pghookd.settings.load import SettingsError, exposed, load, variable
+from support.fault_server import Certificates
 
 
 @pytest.fixture

@@ -12,17 +12,15 @@ import random
 import signal
 import sys
 import time
-from pathlib import Path
 
 import asyncpg
-import crew
-import producers
 import pytest
-from crew import desk, living
 
 from pghookd.event_log.doorbell import LOCK_CLASS, Bell
 from pghookd.runtime import epoch
 from pghookd.runtime.sessions import Sessions
+from support import SUPPORT, crew, producers
+from support.crew import desk, living
 
 CYCLES = int(os.environ.get("PGHOOKD_TEST_SLEEP_CYCLES", "150"))
 LATE_S = 0.1  # a row read later than this after its commit is late
@@ -467,7 +465,7 @@ async def _bell_process(url, lease_s):
     """Start another process that asks for the key as the daemon does."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        str(Path(__file__).parent / "crew.py"),
+        str(SUPPORT / "crew.py"),
         url,
         str(lease_s),
         stdout=asyncio.subprocess.PIPE,

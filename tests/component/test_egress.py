@@ -16,7 +16,6 @@ from random import Random
 
 import pytest
 from click.testing import CliRunner
-from fault_server import Certificates, Form, Liar, answering, naming, receiving
 
 from pghookd.cli.main import cli
 from pghookd.egress.resolver import GuardedResolver
@@ -24,6 +23,7 @@ from pghookd.egress.sender import Sender
 from pghookd.egress.tls import anchors, trust
 from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.settings.network import Policy, parse_places
+from support.fault_server import Certificates, Form, Liar, answering, naming, receiving
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
 PUBLIC, PUBLIC_V6 = "93.184.216.34", "2606:2800:220:1::248"

@@ -7,13 +7,13 @@ import socket
 import time
 
 import pytest
-from fault_server import Certificates, Liar, answering, naming, receiving
-from proxy_server import STALL, forwarding
 
 from pghookd.egress.resolver import GuardedResolver
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.settings.network import Policy, Proxy, parse_places, parse_proxy
+from support.fault_server import Certificates, Liar, answering, naming, receiving
+from support.proxy_server import STALL, forwarding
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BODY = b'{"id":"evt_1"}'

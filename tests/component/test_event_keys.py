@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 
-import crew
 import pytest
-from crew import desk, living, serving
 
 from pghookd.event_log.supersede import DEDUPE_DAYS
 from pghookd.postgres.client import query
+from support import crew
+from support.crew import desk, living, serving
 
 DAY = 2**32  # ids
 FLOOD = 15_000

@@ -6,11 +6,11 @@ import asyncio
 import json
 import random
 
-import crew
 import pytest
-from crew import desk, living
 
 from pghookd.delivery.recording.pending import Pending
+from support import crew
+from support.crew import desk, living
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

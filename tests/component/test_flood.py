@@ -6,9 +6,9 @@ import asyncio
 import collections
 
 import pytest
-from crew import living
 
 from pghookd.event_log.reader import ASIDE_FOR_S
+from support.crew import living
 
 ENDPOINTS, FLOOD = 20, 400
 INSERT = (

@@ -6,15 +6,14 @@ import asyncio
 import time
 
 import asyncpg
-import crew
-import producers
 import pytest
-from crew import Diary, serving
 
 from pghookd.operations import check
 from pghookd.postgres import client
 from pghookd.runtime import maintenance
 from pghookd.runtime.liveness import watch_notifications
+from support import crew, producers
+from support.crew import Diary, serving
 
 HOLD = "select pg_advisory_lock(1885825131, $1)"
 PRETENDS = {"application_name": "pghookd/record"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-import crew
 import pytest
-from crew import desk, living
 
 from pghookd.model.delivery import Delivery, Event, Outcome
 from pghookd.model.outcome import Attempted
 from pghookd.model.verdict import Retry
+from support import crew
+from support.crew import desk, living
 
 EMIT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', '{}') returning event_id"
 ALL = ("events", "attempts", "dead")

@@ -16,13 +16,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from fault_server import Certificates, Liar, answering, naming, receiving
 
 from pghookd.egress.resolver import AddressRefused, GuardedResolver, Refusal
 from pghookd.egress.sender import CROWDED_S, KEEPALIVE_S, SWEEP_S, Sender, _os_fault
 from pghookd.egress.tls import trust
 from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.settings.network import Policy, parse_places
+from support.fault_server import Certificates, Liar, answering, naming, receiving
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -9,9 +9,10 @@ import asyncio
 import dataclasses
 import time
 
-import crew
 import pytest
-from crew import living
+
+from support import crew
+from support.crew import living
 
 ROUNDS = 12
 RECORDED_WITHIN_S = (

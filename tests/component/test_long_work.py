@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 
-import crew
-import producers
 import pytest
-from crew import Diary, desk, living
 
 from pghookd.event_log.doorbell import Bell
 from pghookd.postgres import client
 from pghookd.runtime import maintenance
 from pghookd.runtime.sessions import Sessions
+from support import crew, producers
+from support.crew import Diary, desk, living
 
 SOON_S = 1.0  # half of the lock's timeout, for which long work waits in these tests
 WAITS = (

@@ -9,12 +9,12 @@ import signal
 
 import orjson
 import pytest
-from mail_server import DROP, HANG, Mailbox
-from outbox import NOON_US, Clock, digest, office, run_until_killed
 
 from pghookd.owner_mail.digest import Kind
 from pghookd.owner_mail.mailer import BACKOFF_S, BURST, DOUBTS_MAX, HOLD_S, LOOK_EVERY_S, Bucket, Shares
 from pghookd.process.logs import LogEvent
+from support.mail_server import DROP, HANG, Mailbox
+from support.outbox import NOON_US, Clock, digest, office, run_until_killed
 
 ANNA = "anna@shop.example"
 MINUTE_US = 60_000_000

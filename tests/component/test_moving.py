@@ -8,11 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import crew
-import producers
 import pytest
-from crew import serving
-from mail_server import Mailbox
 
 from pghookd.cli.devtools import embedded_postgres
 from pghookd.event_log import former_server, rows
@@ -22,6 +18,9 @@ from pghookd.operations import check
 from pghookd.postgres.client import query
 from pghookd.process import host_id
 from pghookd.runtime import adopt
+from support import crew, producers
+from support.crew import serving
+from support.mail_server import Mailbox
 
 HOMES = "select host, server, run is not null as lived_in from webhooks.home order by seen_at"
 RESTARTED = "update webhooks.home set started_at = started_at - interval '1 s'"  # as a copy finds it, too

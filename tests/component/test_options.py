@@ -13,8 +13,6 @@ from importlib.resources import files
 
 import asyncpg
 import pytest
-from crew import living, settings_of
-from receiver import Response
 
 from pghookd.event_log.rows import endpoint_of
 from pghookd.operations.check import Grade, check
@@ -23,6 +21,8 @@ from pghookd.postgres.client import query
 from pghookd.settings.schema import Settings
 from pghookd.webhook import signing
 from pghookd.webhook.prepared import Defaults, Manner
+from support.crew import living, settings_of
+from support.receiver import Response
 
 DEFAULTS = Defaults.of(Settings())
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()

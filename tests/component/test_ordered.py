@@ -7,10 +7,7 @@ import json
 import random
 from collections import Counter, defaultdict
 
-import crew
 import pytest
-from crew import living
-from receiver import Response
 
 from pghookd.delivery.backlog.due import DueRows, Terms
 from pghookd.delivery.backlog.lines import LINES_A_LOOK
@@ -20,6 +17,9 @@ from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
+from support import crew
+from support.crew import living
+from support.receiver import Response
 
 KEYS = "abcd"
 QUICK = {"retry": {"schedule": (0.02,) * 60}, "breaker": {"share": 0}}

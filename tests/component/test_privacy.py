@@ -8,11 +8,11 @@ import json
 import asyncpg
 import pytest
 import structlog
-from crew import living
 
 from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.runtime.maintenance import Duties, tidy
+from support.crew import living
 
 ERASED = '{"pghookd":"erased"}'
 MARKER = "a marker that nobody may see"

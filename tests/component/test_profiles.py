@@ -18,11 +18,11 @@ import pytest
 import standardwebhooks
 import stripe
 import svix.webhooks
-from crew import living
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pghookd.webhook import signing
+from support.crew import living
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(100, 132))).decode()
 OTHER = "whsec_" + base64.b64encode(bytes(range(132, 164))).decode()

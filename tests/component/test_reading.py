@@ -6,15 +6,14 @@ import asyncio
 import random
 from collections import Counter
 
-import crew
-import producers
 import pytest
-from crew import desk
 
 from pghookd.event_log.reader import PAGE
 from pghookd.model.delivery import Delivery, Event, Reason, State
 from pghookd.model.outcome import Kept
 from pghookd.postgres.client import DatabaseAway
+from support import crew, producers
+from support.crew import desk
 
 
 @pytest.fixture

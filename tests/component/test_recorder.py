@@ -8,9 +8,7 @@ import signal
 import sys
 from itertools import count
 
-import producers
 import pytest
-from crew import desk, settings_of
 
 from pghookd.delivery.payload_pages import ANSWER_BYTES_MAX, load_payloads
 from pghookd.delivery.recording.positions import STORE_SHARE, PositionStore
@@ -20,6 +18,8 @@ from pghookd.model.outcome import Attempted, Kept
 from pghookd.model.verdict import Delivered
 from pghookd.postgres.client import query
 from pghookd.runtime.sessions import HOT, Sessions
+from support import FOUND, producers
+from support.crew import desk, settings_of
 
 LEASE_S = 1.0
 PAGE = 200
@@ -144,7 +144,7 @@ async def test_a_process_frozen_in_mid_answer_loses_its_locks(database, con, con
     """On a local socket, where nothing but the size of the answer lets Postgres go on to notice."""
     await fill(con, 16_000)
     child = await asyncio.create_subprocess_exec(
-        sys.executable, __file__, database, stdout=asyncio.subprocess.PIPE
+        sys.executable, __file__, database, stdout=asyncio.subprocess.PIPE, env=FOUND
     )
     try:
         assert await child.stdout.readline() == b"asks\n"

@@ -7,16 +7,15 @@ import functools
 import random
 from collections import Counter
 
-import crew
-import producers
 import pytest
-from crew import desk, living, serving
-from receiver import OK, Response
 
 from pghookd.model.delivery import Delivery, Event, Outcome
 from pghookd.model.outcome import Attempted
 from pghookd.model.verdict import Delivered
 from pghookd.runtime import epoch
+from support import crew, producers
+from support.crew import desk, living, serving
+from support.receiver import OK, Response
 
 
 @pytest.fixture

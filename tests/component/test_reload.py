@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-import crew
 import pytest_asyncio
-from crew import serving
-from mail_server import Mailbox
-from receiver import Response
+
+from support import crew
+from support.crew import serving
+from support.mail_server import Mailbox
+from support.receiver import Response
 
 EVENT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', '{}') returning event_id"
 DELIVERED = "select count(*) from webhooks.attempts where outcome = 'delivered'"

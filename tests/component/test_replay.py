@@ -6,12 +6,12 @@ from collections import Counter
 
 import asyncpg
 import pytest
-from crew import Diary, NothingDue, living
 
 from pghookd.delivery.replays import Replays
 from pghookd.postgres import client
 from pghookd.runtime.sessions import PLANS
 from pghookd.scheduling.lanes import Lanes
+from support.crew import Diary, NothingDue, living
 
 DAY = 2**32  # ids
 REPLAY = "select replay_id, deliveries from webhooks.replay({}, dry_run => {})"

@@ -6,10 +6,10 @@ import socket
 import time
 
 import pytest
-from fault_server import naming
 
 from pghookd.egress.resolver import AddressRefused, GuardedResolver, NameUnknown
 from pghookd.settings.network import Policy, parse_places
+from support.fault_server import naming
 
 PUBLIC = "93.184.216.34"  # never dialled here
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from crew import desk, living
 
 from pghookd.event_log.endpoints import SLICE
 from pghookd.event_log.fan_out import REFRESH_EVERY_S, REFRESH_PAGE
 from pghookd.event_log.reader import PAGE, PAIRS_A_STEP
 from pghookd.postgres.client import query
 from pghookd.scheduling.unwritten import UNWRITTEN_MAX
+from support.crew import desk, living
 
 EMIT = """insert into webhooks.events (site_id, type, payload, ordering_key)
 select $1, 'order_created', '{}', case when $3 then 'k' || n end from generate_series(1, $2) n returning event_id"""

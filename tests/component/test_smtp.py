@@ -8,12 +8,12 @@ import ssl
 import time
 
 import pytest
-from fault_server import Certificates
-from mail_server import DROP, HANG, Mailbox
 
 from pghookd.egress.tls import trust
 from pghookd.owner_mail.smtp import IDLE_MAX_S, MAILS_MAX, Deferred, Post, Rejected, Sent
 from pghookd.settings.schema import Secret, Smtp
+from support.fault_server import Certificates
+from support.mail_server import DROP, HANG, Mailbox
 
 PASSWORD = "hunter2-AGFubmEA"
 

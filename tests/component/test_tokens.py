@@ -8,7 +8,6 @@ import dataclasses
 import json
 
 import pytest
-from fault_server import Certificates, Receiver, answering, receiving
 
 from pghookd.delivery.oauth_tokens import Tokens
 from pghookd.egress.sender import Sender
@@ -16,6 +15,7 @@ from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.settings.network import Policy, parse_places
 from pghookd.webhook.auth import ClientCredentials
 from pghookd.webhook.oauth import Granted
+from support.fault_server import Certificates, Receiver, answering, receiving
 
 LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
 

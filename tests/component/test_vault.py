@@ -12,7 +12,6 @@ import sys
 
 import pytest
 import structlog
-from crew import living, settings_of
 from standardwebhooks import Webhook
 
 from pghookd.encryption import ciphertext
@@ -26,6 +25,7 @@ from pghookd.runtime.maintenance import Duties, tidy
 from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
 from pghookd.webhook.prepared import Defaults, Manner
+from support.crew import living, settings_of
 
 ONE, TWO = (base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2))
 OLD, NEW = f"old:{ONE}", f"new:{TWO} old:{ONE}"

@@ -6,9 +6,10 @@ import re
 import statistics
 import time
 
-import crew
 import pytest
-from crew import living
+
+from support import crew
+from support.crew import living
 
 EVENT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}') returning event_id"
 COLD_MS = 10.0  # what the first events may take longer than nine in ten of those in a steady state

@@ -10,12 +10,12 @@ import time
 
 import pytest
 import standardwebhooks
-from receiver import Receiver, Response, read_log, start_process
 
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Reply
 from pghookd.settings.network import Policy, parse_places
 from pghookd.webhook import envelope, signing
+from support.receiver import Receiver, Response, read_log, start_process
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(100, 132))).decode()
 OTHER = "whsec_" + base64.b64encode(bytes(range(132, 164))).decode()

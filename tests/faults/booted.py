@@ -23,9 +23,10 @@ import threading
 from pathlib import Path
 
 import reach
-from fault_server import LyingNameServer
-from mail_server import Mailbox
-from receiver import Receiver, _Protocol
+
+from support.fault_server import LyingNameServer
+from support.mail_server import Mailbox
+from support.receiver import Receiver, _Protocol
 
 ROOT = Path(__file__).parent.parent.parent
 UNIT = ROOT / "systemd" / "pghookd.service"

@@ -5,32 +5,16 @@ These tests take minutes and break what they run on, so they are no part of a pl
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import asyncpg
 import pytest
 import pytest_asyncio
+from network import Network
 
-STORY = Path(__file__).parent.parent / "process"
-sys.path.insert(0, str(STORY))
+from pghookd.postgres import migrate
+from support.daemon import ReceiverProcess
+from support.fixtures import db, receiver_process, start
 
-from daemon import ReceiverProcess  # noqa: E402 - found by the path above
-from network import Network  # noqa: E402 - found by the path above
-
-from pghookd.postgres import migrate  # noqa: E402 - as those above
-
-
-def _conftest_of_the_stories():
-    spec = importlib.util.spec_from_file_location("conftest_of_the_stories", STORY / "conftest.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_stories = _conftest_of_the_stories()
-start, db, receiver_process = _stories.start, _stories.db, _stories.receiver_process
+__all__ = ["db", "receiver_process", "start"]
 
 
 @pytest_asyncio.fixture(loop_scope="session")

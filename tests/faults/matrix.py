@@ -728,7 +728,7 @@ Each fault below is provoked for real, on one machine: daemons, Postgres, pooler
 processes or servers of the tests, killed, frozen, starved, partitioned and filled up. In none of them is an event lost.
 
 Where deliveries can be held against a receiver's own log, which is written before it answers, one checker
-(`tests/process/checker.py`) does so afterwards: every event and endpoint is in exactly one state; what counts as
+(`tests/support/checker.py`) does so afterwards: every event and endpoint is in exactly one state; what counts as
 delivered was answered 2xx; attempts are numbered without a gap and none is invented; repeats carry the same id and the
 same bytes, and are no more than the fault explains; where owners are told, no delivery is told of twice, and none that
 was given up is passed over. The checker is checked itself (`tests/process/test_checker.py`).

@@ -7,8 +7,9 @@ import statistics
 import time
 from pathlib import Path
 
-import checker
 import pytest
+
+from support import checker
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import asyncpg
-import checker
-import crew
 import pytest
 
 from pghookd.postgres import migrate
+from support import checker, crew
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

@@ -6,13 +6,13 @@ import asyncio
 import collections
 
 import asyncpg
-import checker
 import pytest
 import pytest_asyncio
-from mail_server import DROP, Mailbox
-from receiver import Receiver, read_log
 
 from pghookd.postgres import migrate
+from support import checker
+from support.mail_server import DROP, Mailbox
+from support.receiver import Receiver, read_log
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload)

@@ -8,8 +8,9 @@ import os
 import signal
 from pathlib import Path
 
-import checker
 import pytest
+
+from support import checker
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload)

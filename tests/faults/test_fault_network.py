@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-import checker
 import pytest
+
+from support import checker
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 import asyncpg
-import checker
 import pytest
 import pytest_asyncio
+
+from support import checker
 
 INSERT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 import asyncpg
-import checker
 import pytest
 
 from pghookd.cli.devtools import embedded_postgres
 from pghookd.postgres import migrate
+from support import checker
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

@@ -10,9 +10,10 @@ import resource
 import time
 from pathlib import Path
 
-import checker
 import pytest
-from daemon import Daemon
+
+from support import checker
+from support.daemon import Daemon
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

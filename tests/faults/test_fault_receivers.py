@@ -8,17 +8,17 @@ import json
 import socket
 import time
 
-import checker
 import pytest
-from fault_server import answering, naming
-from fault_server import receiving as listening
-from mail_server import Mailbox
 from network import WayOut
 
 from pghookd.egress.resolver import GuardedResolver
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.settings.network import Policy, parse_places
+from support import checker
+from support.fault_server import answering, naming
+from support.fault_server import receiving as listening
+from support.mail_server import Mailbox
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload)

@@ -19,13 +19,13 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import booted
-import checker
 import pytest
 import pytest_asyncio
-from fault_server import Certificates
-from receiver import Response, read_log
 
 from pghookd.postgres import migrate
+from support import checker
+from support.fault_server import Certificates
+from support.receiver import Response, read_log
 
 REFUSAL = booted.refusal()
 pytestmark = pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL or "-")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ssl
 
-import checker
 import pytest
-from fault_server import Certificates, answering
-from fault_server import receiving as listening
 from zoo import OK, SAID, Zoo
+
+from support import checker
+from support.fault_server import Certificates, answering
+from support.fault_server import receiving as listening
 
 FIRST = """
 select distinct substring(p.url from '[0-9](/.*)$'), a.outcome, a.status, split_part(coalesce(a.error, ''), ':', 1)

@@ -1,6 +1,6 @@
 """A receiver with a cage for each kind of misbehaviour: the path says which; only first attempts meet it.
 
-What it received and decided is noted before it is done, as tests/component/receiver.py notes it; status null where no
+What it received and decided is noted before it is done, as tests/support/receiver.py notes it; status null where no
 head goes out that could be understood. Never here: what the daemon makes of it.
 """
 
@@ -65,7 +65,7 @@ KEPT_OPEN = {"silence", "stalled body"}
 
 
 class Zoo:
-    """The handler of `receiving` (tests/component/fault_server.py); `entries` is for tests/process/checker.py."""
+    """The handler of `receiving` (tests/support/fault_server.py); `entries` is for tests/support/checker.py."""
 
     def __init__(self):
         self.entries = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from receiver import Response
+
+from support.receiver import Response
 
 
 @pytest.fixture

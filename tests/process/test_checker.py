@@ -7,10 +7,11 @@ import contextlib
 import hashlib
 import json
 
-import checker
 import pytest
-from mail_server import Mail
 from standardwebhooks.webhooks import Webhook
+
+from support import checker
+from support.mail_server import Mail
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 

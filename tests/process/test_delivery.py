@@ -7,8 +7,9 @@ import json
 import random
 
 import pytest
-from receiver import Response
-from shop import Shop
+
+from support.receiver import Response
+from support.shop import Shop
 
 KIB = 1024
 

@@ -8,11 +8,10 @@ import signal
 import socket
 import time
 
-import checker
-from daemon import ReceiverProcess
-from receiver import Response
-
 from pghookd.postgres import migrate
+from support import checker
+from support.daemon import ReceiverProcess
+from support.receiver import Response
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import asyncpg
-import crew
-import elsewhere
 import pytest
 import pytest_asyncio
-from daemon import Daemon
-from fault_server import receiving
-from proxy_server import pump
 
 from pghookd.postgres import migrate
+from support import crew, elsewhere
+from support.daemon import Daemon
+from support.fault_server import receiving
+from support.proxy_server import pump
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

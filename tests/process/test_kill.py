@@ -7,11 +7,11 @@ import os
 import random
 
 import asyncpg
-import checker
 import pytest
-from daemon import ReceiverProcess
 
 from pghookd.postgres import migrate
+from support import checker
+from support.daemon import ReceiverProcess
 
 SITES = 50
 EVENTS = 20_000

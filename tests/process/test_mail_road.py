@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 
 import pytest
-from mail_server import Mailbox
-from receiver import OK, Response
+
+from support import SUPPORT
+from support.mail_server import Mailbox
+from support.receiver import OK, Response
 
 QUICK = {
     "MAIL_SENDER": "hooks@platform.example",
@@ -135,7 +136,7 @@ async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in
     await shop.open("/a")
     receiver.paths["/a"] = lambda _request: Response(500)
     await shop.emit()
-    program = [str(Path(__file__).with_name("checkpoints.py"))]
+    program = [str(SUPPORT / "checkpoints.py")]
     kill = {"PGHOOKD_TEST_KILL_AT": step}
     dying = await start(database, ready=False, environ=kill, program=program, **smtp(box))
     async with asyncio.timeout(30):

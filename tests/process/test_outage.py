@@ -12,10 +12,7 @@ import math
 import random
 from collections import Counter, deque
 
-import crew
 import pytest
-from crew import living
-from receiver import Response
 
 from pghookd.model import verdict
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reply
@@ -23,6 +20,9 @@ from pghookd.scheduling.lanes import Lanes, Offer
 from pghookd.settings.durations import parse_schedule
 from pghookd.settings.schema import Settings
 from pghookd.webhook import judge
+from support import crew
+from support.crew import living
+from support.receiver import Response
 
 HOUR = 3600.0
 DAY = 24 * HOUR

@@ -12,8 +12,6 @@ import time
 from email.utils import formatdate
 
 import pytest
-from crew import Diary, living, settings_of
-from receiver import Response
 
 from pghookd.delivery.deliverer import STARTS_A_TURN, Deliverer, Terms
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
@@ -21,6 +19,8 @@ from pghookd.model.outcome import Kept
 from pghookd.runtime import app
 from pghookd.scheduling.lanes import Lanes, Offer
 from pghookd.webhook.prepared import Defaults
+from support.crew import Diary, living, settings_of
+from support.receiver import Response
 
 RATE = 50.0
 LIMIT = 4

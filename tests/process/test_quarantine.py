@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-import poison
 import pytest
+
+from support import poison
 
 ENDS_MAX = 8
 AROUND = 60  # events before and after the one, of several sites

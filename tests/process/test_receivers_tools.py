@@ -14,11 +14,11 @@ import sys
 import pytest
 import standardwebhooks
 from click.testing import CliRunner
-from daemon import Daemon
 
 from pghookd.cli.devtools import sink
 from pghookd.cli.main import cli
 from pghookd.settings.schema import Mail, Settings, Smtp
+from support.daemon import Daemon
 
 SECRET = "whsec_" + "A" * 32
 OTHER = "whsec_" + "B" * 32

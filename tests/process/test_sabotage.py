@@ -12,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import checker
 import pytest
-from mail_server import Mailbox
-from receiver import Receiver, Response, read_log
-from saboteurs import SABOTAGES
-from secrecy import seen_in
 
-PROGRAM = str(Path(__file__).with_name("saboteurs.py"))
+from support import SUPPORT, checker
+from support.mail_server import Mailbox
+from support.receiver import Receiver, Response, read_log
+from support.saboteurs import SABOTAGES
+from support.secrecy import seen_in
+
+PROGRAM = str(SUPPORT / "saboteurs.py")
 HONEST = "nothing"
 SECRET = "whsec_" + base64.b64encode(b"marker of the secret, 32 bytes..").decode()
 PAYLOAD = '{ "n":  1e0 }'

@@ -9,7 +9,8 @@ import os
 import sys
 
 import pytest
-from secrecy import seen_in
+
+from support.secrecy import seen_in
 
 KEYS = [base64.b64encode(bytes([n]) * 32).decode() for n in (7, 8)]
 BYTES = {

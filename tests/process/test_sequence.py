@@ -15,7 +15,8 @@ from collections import defaultdict
 
 import asyncpg
 import pytest
-from daemon import ReceiverProcess
+
+from support.daemon import ReceiverProcess
 
 KILLS = 8
 PRODUCERS = 4

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-import checker
 import pytest
-from daemon import ReceiverProcess
+
+from support import checker
+from support.daemon import ReceiverProcess
 
 LEASE_S = 3
 SLACK_S = 3  # the second looks twice a second, opens its sessions, and the machine may be busy

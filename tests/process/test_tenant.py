@@ -12,9 +12,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 import pytest_asyncio
-from attacks import ATTACKS, Tenant, under_attack
-from daemon import Daemon
-from receiver import Receiver, Response
+
+from support import SUPPORT
+from support.attacks import ATTACKS, Tenant, under_attack
+from support.daemon import Daemon
+from support.receiver import Receiver, Response
 
 EVENTS, EVERY_S = 120, 0.05  # of the healthy site, while it is watched
 TIMES_ALONE, MEDIAN_S, P99_S = 3.0, 0.1, 1.0
@@ -25,7 +27,7 @@ MEMORY_MB = 300
 @pytest_asyncio.fixture(loop_scope="session")
 async def hostile():
     """Return the ports of a hostile receiver: answering, silent."""
-    script = Path(__file__).with_name("hostile_receiver.py")
+    script = SUPPORT / "hostile_receiver.py"
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(script), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )

@@ -8,7 +8,8 @@ import hashlib
 import hmac
 
 import pytest
-from receiver import Response
+
+from support.receiver import Response
 
 
 async def test_a_success_is_one_request_and_one_row(database, shop, start, receiver, reaches):

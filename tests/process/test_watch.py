@@ -13,11 +13,11 @@ import signal
 import time
 
 import asyncpg
-import checker
 import pytest
-from daemon import ReceiverProcess
 
 from pghookd.postgres import migrate
+from support import checker
+from support.daemon import ReceiverProcess
 
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from proxy_server import forwarding
+from support.proxy_server import forwarding
 
 
 async def test_a_test_event_is_judged_like_a_real_one_and_the_reason_is_told(database, shop, start, reaches):

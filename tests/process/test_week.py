@@ -6,11 +6,11 @@ import heapq
 import random
 
 import pytest
-from crew import seed
-from ledger import DAY, SECOND, Endpoint, Ledger
 
 from pghookd.endpoint_health.incident import LOOK_EVERY_US, Policy
 from pghookd.settings.schema import Settings
+from support.crew import seed
+from support.ledger import DAY, SECOND, Endpoint, Ledger
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 CHECK = 30 * SECOND

@@ -11,14 +11,9 @@ import multiprocessing
 import os
 import random
 import re
-import sys
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from mail_world import MailWorld, mail_histories
 from sabotage import FIRST_SEED, INSTANCES, MAIL_SABOTAGES, SABOTAGES
 from world import BrokenError, World, histories

@@ -191,7 +191,7 @@ async def check_mails(db, mails, *, repeats_max=0, under_way_max=0):
 
     Args:
         db: a connection.
-        mails: what the mail server took, in order (tests/component/mail_server.py).
+        mails: what the mail server took, in order (tests/support/mail_server.py).
         repeats_max: how many mails may have come again, by the faults of the run.
         under_way_max: how many deliveries of one endpoint had begun, and were not recorded, while a mail was made:
             their request is older than what that mail tells and younger than what it has read, so no mail names them

@@ -16,7 +16,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 
 import asyncpg
-from hostile_receiver import ADDRESSES
+
+from support.hostile_receiver import ADDRESSES
 
 ATTACKS: dict[str, Attack] = {}
 

@@ -11,7 +11,7 @@ import dataclasses
 import ssl
 from collections.abc import AsyncIterator, Callable
 
-from fault_server import Visit, receiving
+from support.fault_server import Visit, receiving
 
 STALL = b""  # no answer at all
 

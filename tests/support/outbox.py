@@ -13,7 +13,6 @@ import signal
 import sys
 
 import orjson
-from crew import Diary
 
 from pghookd.egress.tls import trust
 from pghookd.owner_mail.digest import OF_OPERATOR, Cause, Digest, Kind, Section
@@ -23,6 +22,8 @@ from pghookd.owner_mail.message import Letters
 from pghookd.owner_mail.smtp import Post
 from pghookd.postgres.client import connect
 from pghookd.settings.schema import Mail, Smtp
+from support import FOUND
+from support.crew import Diary
 
 SENDER = "hooks@platform.example"
 NOON_US = 1_800_000_000_000_000
@@ -157,7 +158,7 @@ async def _run(url, port, where):
 
 async def run_until_killed(url, port, where):
     """Run one step of a mailer in a process that ends itself with SIGKILL at a checkpoint; return its status."""
-    process = await asyncio.create_subprocess_exec(sys.executable, __file__, url, str(port), where)
+    process = await asyncio.create_subprocess_exec(sys.executable, __file__, url, str(port), where, env=FOUND)
     async with asyncio.timeout(30):
         return await process.wait()
 

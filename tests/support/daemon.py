@@ -15,7 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
-import receiver
+from support import receiver
 
 READY_WITHIN_S = 20.0  # a loaded machine imports slowly
 _PRIORITY = re.compile(rb"^<[0-7]>")
