@@ -52,7 +52,7 @@ def _sweep():
         try:
             os.kill(int(owner.read_text()), 0)
         except (ProcessLookupError, ValueError):
-            embedded_postgres.remove(embedded_postgres.Server(owner.parent))
+            embedded_postgres.remove(embedded_postgres.EmbeddedServer(owner.parent))
         except (PermissionError, FileNotFoundError):
             continue  # somebody else's, or just ended
 
@@ -72,7 +72,9 @@ def server():
         yield None
         return
     _sweep()
-    made = embedded_postgres.Server(_folder(), options={**FOR_TESTS, **embedded_postgres.FAST_AND_LOOSE})
+    made = embedded_postgres.EmbeddedServer(
+        _folder(), options={**FOR_TESTS, **embedded_postgres.FAST_AND_LOOSE}
+    )
     made.start()
     yield made
     embedded_postgres.remove(made)
@@ -147,7 +149,9 @@ def make_server():
     made = []
 
     def make(*, tcp_port=None, **options):
-        made.append(embedded_postgres.Server(_folder(), options={**FOR_TESTS, **options}, tcp_port=tcp_port))
+        made.append(
+            embedded_postgres.EmbeddedServer(_folder(), options={**FOR_TESTS, **options}, tcp_port=tcp_port)
+        )
         made[-1].start()
         return made[-1]
 

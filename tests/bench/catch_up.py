@@ -12,7 +12,7 @@ import sys
 from common import Nginx, keep, server, spread
 from throughput import ours
 
-from pghookd.cli.devtools.embedded_postgres import Server
+from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
 
 
 async def main(*, quick: bool) -> None:
@@ -45,7 +45,7 @@ async def main(*, quick: bool) -> None:
         receiver.stop()
 
 
-async def _median(own: Server, receiver: Nginx, events: int) -> float:
+async def _median(own: EmbeddedServer, receiver: Nginx, events: int) -> float:
     return sorted([(await ours(own, receiver, events))[0] for _ in range(3)])[1]
 
 

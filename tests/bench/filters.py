@@ -19,7 +19,7 @@ import uvloop
 from common import SECRET, Nginx, fresh, keep, percentile, running, server, spread
 from latency import Receiver
 
-from pghookd.cli.devtools.embedded_postgres import Server
+from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
 
 SITES, PER_S, BESIDE_PER_S = 20, 100, 15
 SLOW_S = 4.0
@@ -96,7 +96,9 @@ async def _watch(connection: asyncpg.Connection, first: int) -> dict[int, float]
     return committed
 
 
-async def life(own: Server, hosts: tuple[str, str], slow: str, rounds: int) -> list[dict[str, list[float]]]:
+async def life(
+    own: EmbeddedServer, hosts: tuple[str, str], slow: str, rounds: int
+) -> list[dict[str, list[float]]]:
     """Return of each round, by what was beside them, milliseconds from commit to arrival."""
     url = await fresh(own, "bench")
     connection, other = await asyncpg.connect(url), await asyncpg.connect(url)

@@ -17,7 +17,7 @@ import uvloop
 from common import SECRET, Nginx, fresh, keep, percentile, running, server, spread
 from latency import Receiver
 
-from pghookd.cli.devtools.embedded_postgres import Server
+from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
 
 SITES, PER_S, SLICE_S, ROUNDS = 20, 100, 10.0, 5
 ENDPOINTS, FLOOD = 20, 20_000
@@ -55,7 +55,7 @@ async def _watch(connection: asyncpg.Connection, seconds: float, first: int = 0)
     return committed
 
 
-async def life(own: Server, hosts: tuple[str, str], slice_s: float, flood: int) -> list[float]:
+async def life(own: EmbeddedServer, hosts: tuple[str, str], slice_s: float, flood: int) -> list[float]:
     """Return milliseconds from commit to arrival at the sites that are watched; 0: beside nobody."""
     url = await fresh(own, "bench")
     connection, other = await asyncpg.connect(url), await asyncpg.connect(url)

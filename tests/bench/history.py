@@ -14,8 +14,8 @@ import time
 import asyncpg
 from common import fresh, keep, server, spread
 
-from pghookd.cli.devtools.embedded_postgres import Server
-from pghookd.event_log.position import BEGINNING, Marks, Snapshot
+from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
+from pghookd.event_log.position import BEGINNING, Snapshot, XidMarks
 from pghookd.event_log.reader import read_new_events, upper_end
 from pghookd.postgres.client import Session, connect, query
 from pghookd.runtime.sessions import PLANS
@@ -30,13 +30,13 @@ class Place:
     def __init__(self, session: Session, admin: asyncpg.Connection) -> None:
         self.session, self.admin = session, admin
         self.read = BEGINNING
-        self.marks = Marks()
+        self.marks = XidMarks()
         self.upper = 0
 
     async def anchor(self) -> None:
         """Stand at now, as a daemon does that has just stored its position."""
         newest = await self.session.fetchval(query("read_newest_event_id"))
-        self.marks = Marks(newest, newest)
+        self.marks = XidMarks(newest, newest)
         self.upper = upper_end(newest)
         self.read = Snapshot(*await self.session.fetchval("select pg_current_snapshot()"))
 
@@ -67,7 +67,7 @@ class Place:
         return statistics.median(idle), statistics.median(busy)
 
 
-async def place(own: Server, name: str) -> Place:
+async def place(own: EmbeddedServer, name: str) -> Place:
     url = await fresh(own, name)
     made = Place(await connect(url, name="read", settings=PLANS), await asyncpg.connect(url))
     await made.admin.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")

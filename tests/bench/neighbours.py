@@ -24,7 +24,7 @@ import uvloop
 from common import SECRET, Nginx, free_port, fresh, keep, percentile, running, server, spread
 from latency import Receiver
 
-from pghookd.cli.devtools.embedded_postgres import Server
+from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
 
 ENDPOINTS, HANGING = 100, 20
 
@@ -84,7 +84,7 @@ INSERT = """insert into webhooks.events (site_id, type, payload)
   where n % $1 % $4 <> 0 or $5"""
 
 
-async def rate(own: Server, healthy: str, hanging: str | None, events: int, seconds: float) -> float:
+async def rate(own: EmbeddedServer, healthy: str, hanging: str | None, events: int, seconds: float) -> float:
     """Return the healthy endpoints' deliveries a second, from `ready` on."""
     url = await fresh(own, "bench")
     connection = await asyncpg.connect(url)
@@ -106,7 +106,7 @@ async def rate(own: Server, healthy: str, hanging: str | None, events: int, seco
     return float(delivered / last)
 
 
-async def latencies(own: Server, healthy: str, hanging: str | None, seconds: float) -> list[float]:
+async def latencies(own: EmbeddedServer, healthy: str, hanging: str | None, seconds: float) -> list[float]:
     """Return milliseconds from commit to arrival at the healthy ones, 250 events a second for all."""
     url = await fresh(own, "bench")
     connection = await asyncpg.connect(url)
@@ -131,7 +131,7 @@ async def latencies(own: Server, healthy: str, hanging: str | None, seconds: flo
 async def pair(
     figures: dict[str, list[float]],
     what: str,
-    own: Server,
+    own: EmbeddedServer,
     hosts: tuple[str, str],
     seconds: float,
     per_s: int,
@@ -143,7 +143,9 @@ async def pair(
     print(f"{time.strftime('%X')} {what}: {alone:.0f}/s alone, {beside:.0f}/s beside", flush=True)
 
 
-async def waits(figures: dict[str, list[float]], own: Server, hosts: tuple[str, str], seconds: float) -> None:
+async def waits(
+    figures: dict[str, list[float]], own: EmbeddedServer, hosts: tuple[str, str], seconds: float
+) -> None:
     """Measure latencies alone and beside."""
     calm, loud = [await latencies(own, hosts[0], each, seconds) for each in (None, hosts[1])]
     for name, share in (("p50", 0.5), ("p99", 0.99)):

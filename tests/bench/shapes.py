@@ -18,7 +18,7 @@ from datetime import datetime
 import asyncpg
 from common import SECRET, Nginx, fresh, keep, running, server, spread
 
-from pghookd.cli.devtools.embedded_postgres import Server
+from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
 
 IN_FLIGHT = 64
 DELIVERIES, ONE_BY_ONE, ROUNDS = 20_000, 2_000, 5
@@ -86,7 +86,7 @@ async def _insert(connection: asyncpg.Connection, shape: Shape, events: int, chu
         await connection.execute(EVENTS, shape.sites, shape.keys, first, min(events, first + chunk))
 
 
-async def rate(own: Server, receiver: Nginx, shape: Shape, deliveries: int) -> float:
+async def rate(own: EmbeddedServer, receiver: Nginx, shape: Shape, deliveries: int) -> float:
     """Return deliveries a second, from `ready` or the first insert to the last answer, as `attempts` says."""
     events = deliveries // shape.endpoints
     url = await fresh(own, "bench")

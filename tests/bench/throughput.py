@@ -14,7 +14,7 @@ from datetime import datetime
 import asyncpg
 from common import HERE, SECRET, Nginx, fresh, keep, running, server, spread
 
-from pghookd.cli.devtools.embedded_postgres import Server
+from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
 
 IN_FLIGHT = 64
 
@@ -39,7 +39,7 @@ async def fill(connection: asyncpg.Connection, url: str, events: int) -> None:
     await connection.execute("checkpoint")
 
 
-async def ours(own: Server, receiver: Nginx, events: int) -> tuple[float, float]:
+async def ours(own: EmbeddedServer, receiver: Nginx, events: int) -> tuple[float, float]:
     """Deliver all; return the rate and the peak memory in MB. From `ready` to the last answer, as `attempts` says."""
     url = await fresh(own, "bench")
     connection = await asyncpg.connect(url)

@@ -12,10 +12,10 @@ import time
 import pytest
 
 from pghookd.endpoint_health.faults import FaultReports
-from pghookd.endpoint_health.incident import POLICY_BLOCKS, Policy
-from pghookd.endpoint_health.monitor import Around, Care
+from pghookd.endpoint_health.incident import POLICY_BLOCKS, IncidentPolicy
+from pghookd.endpoint_health.monitor import Monitor, MonitorHooks
 from pghookd.model.delivery import Delivery, DisabledReason, Event, Outcome, Reason, State
-from pghookd.model.outcome import Attempted, Died, Kept
+from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry
 from pghookd.owner_mail import digest as digests
 from pghookd.postgres.client import query
@@ -35,7 +35,7 @@ class House:
         self.session = session
         self.desk = it
         self.settings = settings_of(url, **{**SMTP, **changes})
-        self.policy = Policy.of(self.settings)
+        self.policy = IncidentPolicy.of(self.settings)
         self.diary = Diary()
         self.attempts = {}
         self.in_backlog = set()
@@ -47,10 +47,10 @@ class House:
         self.care = self.make_care()
 
     def make_care(self, *, wall_us=lambda: time.time_ns() // 1000, **around):
-        return Care(
+        return Monitor(
             self.it,
             self.settings,
-            Around(traffic=lambda: self.traffic, unwatch=self.desk.recorder.unwatch, **around),
+            MonitorHooks(traffic=lambda: self.traffic, unwatch=self.desk.recorder.unwatch, **around),
             logger=self.diary.logger,
             wall_us=wall_us,
             beat=lambda: None,
@@ -106,7 +106,7 @@ class House:
         else:
             self.in_backlog.discard(key)
         delivered = isinstance(verdict, Delivered)
-        write = Attempted(
+        write = AttemptWrite(
             delivery,
             Outcome.DELIVERED if delivered else outcome,
             200 if delivered else status,
@@ -351,7 +351,7 @@ async def test_a_look_is_at_the_moment_up_to_which_all_is_recorded(house, story)
     await story.fail()
     recorder, queued = house.desk.recorder, asyncio.Event()
     slow = unsent(house, story.endpoint, next(story.events))
-    recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 100.0)
+    recorder.put(BacklogWrite(slow, State.PARKED, Reason.FILTER_SLOW), 100.0)
     story.now += 900 * SECOND
     house.care = house.make_care(
         behind_s=lambda: recorder.behind_s(102.5), queued=queued.set, wall_us=lambda: story.now
@@ -509,7 +509,7 @@ async def test_a_slow_filter_is_told_once_in_plain_words_and_has_recovered_when_
     await house.session.execute("update webhooks.endpoints set filter = '$.a > 1'")
     for _ in range(12):
         slow = unsent(house, story.endpoint, next(story.events))
-        house.desk.recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
+        house.desk.recorder.put(BacklogWrite(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
         await house.record()
         await story.pass_s(60)
     assert await kinds(house) == [("failing", "queued")]
@@ -530,7 +530,7 @@ async def test_a_slow_filter_is_told_once_in_plain_words_and_has_recovered_when_
 async def test_a_filter_that_was_slow_for_a_moment_is_nobodys_business(house, story):
     await house.session.execute("update webhooks.endpoints set filter = '$.a > 1'")
     slow = unsent(house, story.endpoint, next(story.events))
-    house.desk.recorder.put(Kept(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
+    house.desk.recorder.put(BacklogWrite(slow, State.PARKED, Reason.FILTER_SLOW), 0.0)
     await house.record()
     assert (await house.health(story.endpoint))["health"] == "shaky"
     await house.session.execute("delete from webhooks.backlog")  # it was left out after all
@@ -547,7 +547,7 @@ def reports_of(house):
 async def buried(house, endpoint_id, events, reason):
     """Give deliveries up without an attempt; return a moment at which that is settled and told."""
     for event_id in events:
-        house.desk.recorder.put(Died(unsent(house, endpoint_id, event_id), reason), 0.0)
+        house.desk.recorder.put(DeadWrite(unsent(house, endpoint_id, event_id), reason), 0.0)
     await house.record()
     return time.time_ns() // 1000 + 11 * MINUTE
 
@@ -681,7 +681,7 @@ async def test_a_slow_filter_makes_no_storm(house):
     endpoints = await house.endpoints(40, 1)
     for endpoint, event_id in zip(endpoints, await house.events(40), strict=True):
         house.desk.recorder.put(
-            Kept(unsent(house, endpoint.number, event_id), State.PARKED, Reason.FILTER_SLOW), 0.0
+            BacklogWrite(unsent(house, endpoint.number, event_id), State.PARKED, Reason.FILTER_SLOW), 0.0
         )
     await house.record()
     assert await house.it.fetch(query("find_storm_evidence"), 0, 0) == []

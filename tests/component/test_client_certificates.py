@@ -15,11 +15,11 @@ from pghookd.egress.resolver import GuardedResolver
 from pghookd.egress.sender import Sender
 from pghookd.model.client_certificate import ClientCertificate
 from pghookd.model.delivery import Fault, Outcome, Reply
-from pghookd.settings.network import Policy, Proxy, parse_places
+from pghookd.settings.network import EgressPolicy, Proxy, parse_places
 from support.fault_server import Certificates, naming, receiving
 from support.proxy_server import forwarding
 
-LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
+LOOPBACK = EgressPolicy(allow=parse_places(["127.0.0.0/8"]))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HEAD = b"webhook-id: evt_1\r\ncontent-length: 2\r\n\r\n"
 PUBLIC = "93.184.216.34"
@@ -131,8 +131,8 @@ async def test_it_is_shown_within_a_tunnel_and_not_to_the_proxy(authority, shown
         looking(context) as (receiver, seen),
         forwarding(leads={f"{PUBLIC}:443": receiver.port}) as proxy,
     ):
-        resolver = GuardedResolver(Policy(), nameservers=[server])
-        way = {"policy": Policy(), "resolver": resolver, "proxy": Proxy("127.0.0.1", proxy.port)}
+        resolver = GuardedResolver(EgressPolicy(), nameservers=[server])
+        way = {"policy": EgressPolicy(), "resolver": resolver, "proxy": Proxy("127.0.0.1", proxy.port)}
         async with sending(authority, **way) as sender:
             for each in (shown["a"], None, shown["b"], shown["a"]):
                 assert await post(sender, "https://a.example.com/", each) == Reply(200, b"ok")

@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from pghookd.delivery.backlog.due import CHANGED_MAX, DUE_PAGE, ENDPOINTS_PAGE, DueRows, Terms
+from pghookd.delivery.backlog.due import CHANGED_MAX, DUE_PAGE, ENDPOINTS_PAGE, Backlog, BacklogTerms
 from pghookd.delivery.backlog.lines import WALK_PAGE, WALKS_A_LOOK
 from pghookd.event_log.payload_filter import Filters
-from pghookd.event_log.position import Log, Marks, Position, ShardLog, Snapshot
+from pghookd.event_log.position import EventLog, Position, ShardLog, Snapshot, XidMarks
 from pghookd.event_log.rows import endpoint_of
 from pghookd.postgres import client
 from pghookd.postgres.client import query
-from pghookd.runtime.epoch import ID_CHARS_A_SECOND, Hears
+from pghookd.runtime.epoch import ID_CHARS_A_SECOND, NotificationRouter
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 from support import crew
@@ -205,7 +205,7 @@ async def test_updates_of_other_endpoints_do_not_delay_one_that_is_switched_on(
 def test_a_flood_of_ids_is_not_read_and_means_any_endpoint():
     now = [0.0]
     heard = []
-    hears = Hears(lambda: now[0])
+    hears = NotificationRouter(lambda: now[0])
     hears.endpoints = heard.append
     hears("endpoints:" + ",".join(str(10**9 + n) for n in range(700)))
     assert heard == [list(range(10**9, 10**9 + 700))]
@@ -231,13 +231,13 @@ class Bench:
         self.order = Order(self.lanes)
         self.order.recovered = True
         logger = crew.Diary().logger
-        self.due = DueRows(
+        self.due = Backlog(
             self.lanes,
             self.order,
-            Log(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, Marks()),
+            EventLog(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, XidMarks()),
             Filters(logger=logger, monotonic=lambda: self.now),
             shards=1,
-            terms=Terms(),
+            terms=BacklogTerms(),
             logger=logger,
             monotonic=lambda: self.now,
             wall_us=lambda: 0,

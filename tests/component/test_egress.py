@@ -22,10 +22,10 @@ from pghookd.egress.resolver import GuardedResolver
 from pghookd.egress.sender import Sender
 from pghookd.egress.tls import anchors, trust
 from pghookd.model.delivery import Fault, Outcome, Reply
-from pghookd.settings.network import Policy, parse_places
+from pghookd.settings.network import EgressPolicy, parse_places
 from support.fault_server import Certificates, Form, Liar, answering, naming, receiving
 
-LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
+LOOPBACK = EgressPolicy(allow=parse_places(["127.0.0.0/8"]))
 PUBLIC, PUBLIC_V6 = "93.184.216.34", "2606:2800:220:1::248"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HEAD = b"webhook-id: evt_1\r\ncontent-length: 2\r\n\r\n"
@@ -84,7 +84,7 @@ async def test_a_name_that_is_public_at_first_and_then_ours_is_never_connected_t
         ["10.0.0.1"],
     ]
     table = {f"turn{number}.example.com": [PUBLIC, PUBLIC_V6] for number in range(len(turns))}
-    async with receiving(answering(OK)) as receiver, resolving(table, Policy()) as (sender, _):
+    async with receiving(answering(OK)) as receiver, resolving(table, EgressPolicy()) as (sender, _):
         urls = [f"http://{name}:{receiver.port}/" for name in table]
         assert {await post(sender, url) for url in urls} == {Fault(Outcome.UNREACHABLE, "refused")}
         assert set(sender.opened) == {PUBLIC, PUBLIC_V6}
@@ -105,7 +105,7 @@ async def test_a_name_that_turns_between_two_questions_of_one_lookup():
             return next(self.turns)
 
     table = Turning({"turn.example.com": []})
-    async with receiving(answering(OK)) as receiver, resolving(table, Policy()) as (sender, _):
+    async with receiving(answering(OK)) as receiver, resolving(table, EgressPolicy()) as (sender, _):
         for _ in range(20):
             sender.forget()
             answer = await post(sender, f"http://turn.example.com:{receiver.port}/")
@@ -115,7 +115,9 @@ async def test_a_name_that_turns_between_two_questions_of_one_lookup():
 
 
 async def test_a_kept_connection_stays_where_it_was_judged_and_the_next_one_is_judged_anew():
-    policy = Policy(allow=parse_places(["127.0.0.2"]))  # in the part of a public address, and really dialled
+    policy = EgressPolicy(
+        allow=parse_places(["127.0.0.2"])
+    )  # in the part of a public address, and really dialled
     table = {"turn.example.com": ["127.0.0.2"]}
     last = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     async with (
@@ -132,7 +134,7 @@ async def test_a_kept_connection_stays_where_it_was_judged_and_the_next_one_is_j
 
 
 async def test_each_address_that_is_tried_is_judged_at_the_socket():
-    policy = Policy(allow=parse_places(["127.0.0.2"]))
+    policy = EgressPolicy(allow=parse_places(["127.0.0.2"]))
     async with receiving(answering(OK)) as canary, receiving(answering(OK), host="127.0.0.2") as fine:
         async with Watched(policy, resolver=Liar("127.0.0.2", "127.0.0.1", "::1")) as sender:
             assert await post(sender, f"http://a.example.com:{canary.port}/") == BLOCKED

@@ -11,7 +11,7 @@ import pytest
 from pghookd.egress.resolver import GuardedResolver
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Fault, Outcome, Reply
-from pghookd.settings.network import Policy, Proxy, parse_places, parse_proxy
+from pghookd.settings.network import EgressPolicy, Proxy, parse_places, parse_proxy
 from support.fault_server import Certificates, Liar, answering, naming, receiving
 from support.proxy_server import STALL, forwarding
 
@@ -27,7 +27,7 @@ async def sending(
 ):
     """A sender behind a proxy, with a name server of its own; `proxy` is one, or a port."""
     port = proxy if isinstance(proxy, int) else proxy.port
-    policy = policy or Policy()
+    policy = policy or EgressPolicy()
     async with naming(table or {}) as (server, _):
         resolver = GuardedResolver(policy, nameservers=[server])
         sender = Sender(
@@ -144,7 +144,7 @@ async def test_the_gate_before_the_proxy_stands_alone():
     async with forwarding() as proxy:
         for addresses in (["127.0.0.1"], [PUBLIC, "10.0.0.1"], ["::ffff:7f00:1"]):
             sender = Sender(
-                policy=Policy(), connections_max=2, connect_timeout_s=2.0, response_bytes_max=9,
+                policy=EgressPolicy(), connections_max=2, connect_timeout_s=2.0, response_bytes_max=9,
                 resolver=Liar(*addresses), proxy=Proxy("127.0.0.1", proxy.port),
             )  # fmt: skip
             async with sender:
@@ -160,9 +160,9 @@ async def test_a_name_that_turns_inward_gains_nothing():
         naming(table) as (server, names),
     ):
         names.ttl_s = 0
-        resolver = GuardedResolver(Policy(), nameservers=[server])
+        resolver = GuardedResolver(EgressPolicy(), nameservers=[server])
         sender = Sender(
-            policy=Policy(), connections_max=2, connect_timeout_s=2.0, response_bytes_max=9,
+            policy=EgressPolicy(), connections_max=2, connect_timeout_s=2.0, response_bytes_max=9,
             resolver=resolver, proxy=Proxy("127.0.0.1", proxy.port),
         )  # fmt: skip
         async with sender:
@@ -225,7 +225,7 @@ async def test_a_proxy_that_is_away_is_our_own_trouble():
 
 async def test_a_proxy_that_nobody_knows():
     sender = Sender(
-        policy=Policy(),
+        policy=EgressPolicy(),
         connections_max=2,
         connect_timeout_s=2.0,
         response_bytes_max=9,
@@ -309,7 +309,7 @@ def test_proxies_are_read_and_their_faults_quote_nothing():
 
 
 def test_names_opened_for_customers_are_not_opened_by_being_the_proxy():
-    policy = Policy(allow=parse_places(["hooks.corp"]))
+    policy = EgressPolicy(allow=parse_places(["hooks.corp"]))
     sender = Sender(
         policy=policy,
         connections_max=1,

@@ -43,7 +43,7 @@ async def test_what_was_committed_outlives_a_crash(own_server, connect):
 
 
 async def test_a_server_left_behind_is_taken_over(own_server, connect):
-    second = embedded_postgres.Server(own_server.folder, options={"max_connections": "33"})
+    second = embedded_postgres.EmbeddedServer(own_server.folder, options={"max_connections": "33"})
     second.start()
     connection = await connect(second.url())
     assert await connection.fetchval("show max_connections") == "33"
@@ -57,7 +57,7 @@ async def test_it_listens_on_loopback_only_when_asked(make_server, connect, unus
 
 
 async def test_a_long_path_gets_its_socket_elsewhere(open_folder, connect):
-    server = embedded_postgres.Server(open_folder / ("long" * 30))
+    server = embedded_postgres.EmbeddedServer(open_folder / ("long" * 30))
     try:
         server.start()
         elsewhere = server.sockets
@@ -115,7 +115,7 @@ async def test_a_folder_from_before_is_closed_at_the_next_start(own_server, conn
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root the server is the user's own process")
 async def test_a_closed_home_stays_closed(tmp_path, connect):
     tmp_path.chmod(0o700)
-    server = embedded_postgres.Server(tmp_path / "demo")
+    server = embedded_postgres.EmbeddedServer(tmp_path / "demo")
     try:
         server.start()
         assert server.folder.parent == server_user.HOME
@@ -152,7 +152,7 @@ def test_a_folder_that_somebody_else_planted_is_refused(open_folder):
     planted.mkdir()
     os.chown(planted, 65534, 65534)
     with pytest.raises(embedded_postgres.EmbeddedFault, match="belongs to nobody"):
-        embedded_postgres.Server(planted).start()
+        embedded_postgres.EmbeddedServer(planted).start()
     prey.mkdir()
     (open_folder / "link").symlink_to(prey)
     with pytest.raises(OSError, match="link"):
@@ -163,7 +163,7 @@ def test_a_folder_that_somebody_else_planted_is_refused(open_folder):
 def test_a_server_that_cannot_start_says_why(make_server):
     server = make_server()
     server.stop()
-    broken = embedded_postgres.Server(server.folder, options={"max_connections": "no number"})
+    broken = embedded_postgres.EmbeddedServer(server.folder, options={"max_connections": "no number"})
     with pytest.raises(embedded_postgres.EmbeddedFault, match="max_connections"):
         broken.start()
 

@@ -21,10 +21,10 @@ from pghookd.egress.resolver import AddressRefused, GuardedResolver, Refusal
 from pghookd.egress.sender import CROWDED_S, KEEPALIVE_S, SWEEP_S, Sender, _os_fault
 from pghookd.egress.tls import trust
 from pghookd.model.delivery import Fault, Outcome, Reply
-from pghookd.settings.network import Policy, parse_places
+from pghookd.settings.network import EgressPolicy, parse_places
 from support.fault_server import Certificates, Liar, answering, naming, receiving
 
-LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
+LOOPBACK = EgressPolicy(allow=parse_places(["127.0.0.0/8"]))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BODY = b'{"id":"evt_1"}'
 PURE_PYTHON = "AIOHTTP_NO_EXTENSIONS"
@@ -636,14 +636,14 @@ def test_a_target_hides_the_path():
 )
 async def test_the_socket_guard_stands_alone(addresses):
     async with receiving(answering(OK)) as receiver:
-        async with sender(policy=Policy(), resolver=Liar(*addresses)) as sending:
+        async with sender(policy=EgressPolicy(), resolver=Liar(*addresses)) as sending:
             answer = await post_to(sending, f"http://rebind.example.com:{receiver.port}/")
         assert answer == Fault(Outcome.BLOCKED, "address")
         assert receiver.connections == 0
 
 
 async def test_a_name_opened_by_the_operator_passes_all_gates():
-    policy = Policy(allow=parse_places(["localhost"]))
+    policy = EgressPolicy(allow=parse_places(["localhost"]))
     async with receiving(answering(OK)) as receiver, sender(policy=policy) as sending:
         assert await post_to(sending, f"http://localhost:{receiver.port}/") == Reply(200, b"ok")
         assert sending.aim(f"http://127.0.0.1:{receiver.port}/") == Fault(Outcome.BLOCKED, "literal")
@@ -697,7 +697,7 @@ async def test_what_nobody_foresaw_is_our_own_fault_and_says_no_secret():
         async def resolve(self, host, port=0, family=socket.AF_UNSPEC):
             raise LookupError(f"http://{host}/token")
 
-    async with sender(policy=Policy(), resolver=Broken()) as sending:
+    async with sender(policy=EgressPolicy(), resolver=Broken()) as sending:
         answer = await post_to(sending, "http://a.example.com/token")
     assert answer == Fault(Outcome.FAILED, "LookupError")
 
@@ -725,7 +725,7 @@ async def test_tls_with_a_ca_file_of_the_operator(authority):
 
 async def test_tls_with_a_name(authority):
     context = authority.server_context("named", "DNS:localhost")
-    policy = Policy(allow=parse_places(["localhost"]))
+    policy = EgressPolicy(allow=parse_places(["localhost"]))
     async with (
         receiving(answering(OK), tls=context) as receiver,
         sender(ca_file=str(authority.ca_file), policy=policy) as sending,

@@ -13,8 +13,8 @@ import pytest
 import structlog
 
 from pghookd.process import logs
-from pghookd.process.logs import LogEvent, Sink, harmless
-from pghookd.settings.schema import Log
+from pghookd.process.logs import LogEvent, LogSink, harmless
+from pghookd.settings.schema import LogSettings
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_pipe_gets_json_behind_a_priority(pipe):
 
 @pytest.mark.parametrize(("environ", "prefix"), [({}, b"{"), ({"JOURNAL_STREAM": "8:1"}, b"<")])
 def test_json_by_order_is_plain_unless_the_journal_reads_it(pipe, environ, prefix):
-    [line] = lines_of(pipe, Log(format="json"), environ, lambda log: log.info(LogEvent.DAEMON_READY))
+    [line] = lines_of(pipe, LogSettings(format="json"), environ, lambda log: log.info(LogEvent.DAEMON_READY))
     assert line[:1] == prefix
 
 
@@ -74,7 +74,7 @@ def test_a_terminal_gets_pretty_lines_and_colours_unless_refused(environ, colour
 
 
 def test_pretty_by_order_into_a_pipe_has_no_colours(pipe):
-    [line] = lines_of(pipe, Log(format="pretty"), say=lambda log: log.info(LogEvent.DAEMON_READY))
+    [line] = lines_of(pipe, LogSettings(format="pretty"), say=lambda log: log.info(LogEvent.DAEMON_READY))
     assert b"daemon.ready" in line
     assert b"\x1b" not in line
 
@@ -83,7 +83,9 @@ def test_pretty_by_order_into_a_pipe_has_no_colours(pipe):
 def test_what_strangers_wrote_cannot_act_on_a_terminal(pipe, form):
     evil = "x\x1b[2J\r\n<3>{}\x9b\u202e\ud800\x00"
     lines = lines_of(
-        pipe, Log(format=form), say=lambda log: log.info(LogEvent.DELIVERY_ATTEMPTED, error=evil, more=[evil])
+        pipe,
+        LogSettings(format=form),
+        say=lambda log: log.info(LogEvent.DELIVERY_ATTEMPTED, error=evil, more=[evil]),
     )
     assert len(lines) == 1
     text = lines[0].decode()
@@ -117,7 +119,7 @@ def test_an_exception_is_told_without_local_variables(pipe):
         except ValueError:
             log.exception(LogEvent.DAEMON_STOPPED)
 
-    lines = lines_of(pipe, Log(format="pretty"), say=say)
+    lines = lines_of(pipe, LogSettings(format="pretty"), say=say)
     assert any(b"ValueError" in line for line in lines)
     assert not any(b"'hunter2'" in line for line in lines)
 
@@ -139,7 +141,7 @@ def test_a_reload_changes_the_level(pipe):
 
 def test_a_reader_that_stopped_costs_lines_and_no_time(pipe):
     reading, writing = pipe
-    sink = Sink(writing, bytes_max=10_000)
+    sink = LogSink(writing, bytes_max=10_000)
     while sink.flush(within_s=0.1):  # until the pipe is full and the write hangs
         sink.put(b"x" * 8191 + b"\n")
     for _ in range(100):

@@ -21,10 +21,10 @@ from pghookd.owner_mail import catalogue, samples, sections
 from pghookd.owner_mail.digest import OF_OPERATOR, SECTIONS_MAX, Cause, Digest, Fate, Kind, arranged
 from pghookd.owner_mail.message import Letters, incident_id, message_id, one_address
 from pghookd.owner_mail.samples import DAY_US, HOUR_US, NOW_US, sample
-from pghookd.settings.schema import Delivery, Mail, Settings
+from pghookd.settings.schema import DeliverySettings, MailSettings, Settings
 
 SENDER = "webhooks@shops.example"
-MAIL = samples.with_stand_ins(Mail())
+MAIL = samples.with_stand_ins(MailSettings())
 LETTERS = Letters(MAIL)
 ID = message_id(7, SENDER)
 LANGUAGES = ("en", "de")
@@ -268,7 +268,7 @@ def test_each_way_to_give_up_can_be_said_in_each_language(fate, language):
 def test_what_was_not_delivered_can_be_had_by_an_answer_or_by_asking():
     lost = section(dead=1, dead_by=(("tried", 1),))
     assert "once the webhook works, reply to this email." in told(digest_of(lost))
-    silent = Letters(Mail(sender=SENDER))
+    silent = Letters(MailSettings(sender=SENDER))
     text = told(digest_of(lost), silent)
     assert "the events that were not delivered can be sent again." in text
     assert "reply to" not in text
@@ -436,7 +436,7 @@ def test_the_same_digest_gives_the_same_bytes():
 
 
 def test_what_is_not_set_is_not_there():
-    message = sent(digest_of(SECTION), Letters(Mail(sender=SENDER)))
+    message = sent(digest_of(SECTION), Letters(MailSettings(sender=SENDER)))
     assert not {"Reply-To", "List-Unsubscribe", "List-Unsubscribe-Post"} & set(message.keys())
     assert str(message["From"]) == SENDER
     assert message["List-Id"] == "<webhooks.shops.example>"
@@ -694,9 +694,9 @@ def test_odd_values_that_can_be_said_are_said():
     ],
 )
 def test_an_endpoint_is_opened_below_the_console(site_id, url):
-    mail = Mail(console_url="https://c.example/w/?a=1")
+    mail = MailSettings(console_url="https://c.example/w/?a=1")
     assert sections.console_url(mail, section(site_id=site_id)) == url
-    assert sections.console_url(Mail(), SECTION) is None
+    assert sections.console_url(MailSettings(), SECTION) is None
 
 
 def test_help_is_a_link_or_a_person():
@@ -834,7 +834,7 @@ def test_a_missing_folder_is_told():
 
 
 def test_the_preview_shows_every_kind_in_every_language():
-    shown, faults = samples.preview(Settings(delivery=Delivery(user_agent="shops/1")))
+    shown, faults = samples.preview(Settings(delivery=DeliverySettings(user_agent="shops/1")))
     assert {each.message["X-Pghookd-Kind"] for each in shown} == set(Kind)
     assert {each.language for each in shown} == set(LANGUAGES)
     assert faults == ()

@@ -94,7 +94,7 @@ def copy_of():
 
     def make(server):
         server.stop("fast")
-        copy = embedded_postgres.Server(
+        copy = embedded_postgres.EmbeddedServer(
             Path(tempfile.mkdtemp(prefix="pghookd-test-")), options=server._options
         )
         copy._find_user()

@@ -9,10 +9,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from pghookd.delivery.backlog.due import DueRows, Terms
+from pghookd.delivery.backlog.due import Backlog, BacklogTerms
 from pghookd.delivery.backlog.lines import LINES_A_LOOK
 from pghookd.event_log.payload_filter import Filters
-from pghookd.event_log.position import Log, Marks, Position, ShardLog, Snapshot
+from pghookd.event_log.position import EventLog, Position, ShardLog, Snapshot, XidMarks
 from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.scheduling.lanes import Lanes
@@ -223,13 +223,13 @@ def scheduler():
     lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
     order = Order(lanes)
     logger = crew.Diary().logger
-    due = DueRows(
+    due = Backlog(
         lanes,
         order,
-        Log(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, Marks()),
+        EventLog(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, XidMarks()),
         Filters(logger=logger, monotonic=lambda: 0.0),
         shards=1,
-        terms=Terms(),
+        terms=BacklogTerms(),
         logger=logger,
         monotonic=lambda: 0.0,
         wall_us=lambda: 0,

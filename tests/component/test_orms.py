@@ -57,7 +57,7 @@ def events(database):
 
 
 def psql(url, *commands, stdin=None):
-    program = shutil.which("psql") or embedded_postgres.Server(Path("unused")).binary("psql")
+    program = shutil.which("psql") or embedded_postgres.EmbeddedServer(Path("unused")).binary("psql")
     words = [word for command in commands for word in ("-c", command)]
     return subprocess.run(
         [program, "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", url, *words],

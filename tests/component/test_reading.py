@@ -10,7 +10,7 @@ import pytest
 
 from pghookd.event_log.reader import PAGE
 from pghookd.model.delivery import Delivery, Event, Reason, State
-from pghookd.model.outcome import Kept
+from pghookd.model.outcome import BacklogWrite
 from pghookd.postgres.client import DatabaseAway
 from support import crew, producers
 from support.crew import desk
@@ -283,7 +283,7 @@ async def test_what_was_written_of_a_row_takes_no_delivery_ashore_that_was_taken
         event = Event(1, "s", "order_created", 0, b"{}")
         before, anew = (Delivery(event, 1, 0, 0.0, in_backlog=True) for _ in range(2))
         it.lanes.aboard[1, 1] = anew
-        it.recorder._settle(Kept(before, State.HELD, Reason.DISABLED))
+        it.recorder._settle(BacklogWrite(before, State.HELD, Reason.DISABLED))
         assert it.lanes.aboard[1, 1] is anew
-        it.recorder._settle(Kept(anew, State.HELD, Reason.DISABLED))
+        it.recorder._settle(BacklogWrite(anew, State.HELD, Reason.DISABLED))
         assert not it.lanes.aboard

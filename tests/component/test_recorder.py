@@ -14,7 +14,7 @@ from pghookd.delivery.payload_pages import ANSWER_BYTES_MAX, load_payloads
 from pghookd.delivery.recording.positions import STORE_SHARE, PositionStore
 from pghookd.event_log.doorbell import LOCK_CLASS
 from pghookd.model.delivery import Delivery, Event, Outcome, Reason, State
-from pghookd.model.outcome import Attempted, Kept
+from pghookd.model.outcome import AttemptWrite, BacklogWrite
 from pghookd.model.verdict import Delivered
 from pghookd.postgres.client import query
 from pghookd.runtime.sessions import HOT, Sessions
@@ -37,7 +37,7 @@ def delivery(event_id, endpoint_id=1):
 
 
 def outcome(event_id):
-    return Attempted(delivery(event_id), Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered())
+    return AttemptWrite(delivery(event_id), Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered())
 
 
 # Outcomes first -----------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ async def test_a_flood_of_held_rows_does_not_delay_outcomes(database, con):
     async with desk(database) as it:
         recorder, clock = it.recorder, it.clock
         for number in range(2000):
-            recorder.put(Kept(delivery(first + number, 2), State.HELD, Reason.DISABLED), clock())
+            recorder.put(BacklogWrite(delivery(first + number, 2), State.HELD, Reason.DISABLED), clock())
         assert recorder.unrecorded == 0
         clock.ahead_s += 5.5
         recorder._answered_at = clock()
@@ -69,7 +69,7 @@ async def test_the_reader_waits_for_held_rows_and_not_for_outcomes(database, con
             recorder.put(outcome(first + number), it.clock())
         await asyncio.wait_for(recorder.room(125), 1.0)
         for number in range(200, 300):
-            recorder.put(Kept(delivery(first + number), State.PARKED, Reason.LANE_FULL), it.clock())
+            recorder.put(BacklogWrite(delivery(first + number), State.PARKED, Reason.LANE_FULL), it.clock())
         waiting = asyncio.create_task(recorder.room(100))
         await asyncio.sleep(0)
         assert not waiting.done()

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from pghookd.model.delivery import Delivery, Event, Outcome
-from pghookd.model.outcome import Attempted
+from pghookd.model.outcome import AttemptWrite
 from pghookd.model.verdict import Delivered
 from pghookd.runtime import epoch
 from support import crew, producers
@@ -360,7 +360,7 @@ async def test_no_request_starts_while_outcomes_cannot_be_recorded(
 
 def outcome(number):
     delivery = Delivery(Event(number, producers.SITES[0], "order_created", 0, b"{}"), 1, 0, 0.0)
-    return Attempted(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered())
+    return AttemptWrite(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered())
 
 
 async def test_the_age_of_outcomes_is_that_of_the_oldest_unrecorded_one(database, session):

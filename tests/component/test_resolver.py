@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pghookd.egress.resolver import AddressRefused, GuardedResolver, NameUnknown
-from pghookd.settings.network import Policy, parse_places
+from pghookd.settings.network import EgressPolicy, parse_places
 from support.fault_server import naming
 
 PUBLIC = "93.184.216.34"  # never dialled here
@@ -16,7 +16,7 @@ PUBLIC = "93.184.216.34"  # never dialled here
 
 async def resolve(table, host, *, policy=None, budget_s=3.0):
     async with naming(table) as (server, names):
-        resolver = GuardedResolver(policy or Policy(), nameservers=[server], budget_s=budget_s)
+        resolver = GuardedResolver(policy or EgressPolicy(), nameservers=[server], budget_s=budget_s)
         try:
             found = await resolver.resolve(host, 443)
         finally:
@@ -55,7 +55,7 @@ async def test_one_bad_answer_refuses_all(addresses):
 
 
 async def test_a_name_opened_by_the_operator_may_lead_inside():
-    policy = Policy(allow=parse_places(["hooks.corp"]))
+    policy = EgressPolicy(allow=parse_places(["hooks.corp"]))
     found, _ = await resolve({"hooks.corp": ["10.0.0.1"]}, "hooks.corp", policy=policy)
     assert [entry["host"] for entry in found] == ["10.0.0.1"]
     with pytest.raises(AddressRefused):
@@ -63,13 +63,13 @@ async def test_a_name_opened_by_the_operator_may_lead_inside():
 
 
 async def test_a_network_opened_by_the_operator_may_be_led_to():
-    policy = Policy(allow=parse_places(["10.0.0.0/8"]))
+    policy = EgressPolicy(allow=parse_places(["10.0.0.0/8"]))
     found, _ = await resolve({"a.example.com": ["10.0.0.1", PUBLIC]}, "a.example.com", policy=policy)
     assert len(found) == 2
 
 
 async def test_the_hosts_file_is_read():
-    policy = Policy(allow=parse_places(["localhost"]))
+    policy = EgressPolicy(allow=parse_places(["localhost"]))
     found, names = await resolve({}, "localhost", policy=policy)
     assert {entry["host"] for entry in found} <= {"127.0.0.1", "::1"}
     assert names.asked == []
@@ -78,7 +78,7 @@ async def test_the_hosts_file_is_read():
 async def test_names_are_absolute(monkeypatch):
     monkeypatch.setenv("LOCALDOMAIN", "inner.example.com")  # a search list
     async with naming({"single.inner.example.com": [PUBLIC]}) as (server, names):
-        resolver = GuardedResolver(Policy(), nameservers=[server])
+        resolver = GuardedResolver(EgressPolicy(), nameservers=[server])
         with pytest.raises(NameUnknown):
             await resolver.resolve("single", 443)
         await resolver.close()
@@ -107,7 +107,7 @@ async def test_silence_ends_with_the_budget():
 async def test_what_was_not_there_is_asked_for_again_before_long():
     table = {"a.example.com": []}
     async with naming(table) as (server, names):
-        resolver = GuardedResolver(Policy(), nameservers=[server], forget_s=0.02)
+        resolver = GuardedResolver(EgressPolicy(), nameservers=[server], forget_s=0.02)
         with pytest.raises(NameUnknown):
             await resolver.resolve("a.example.com", 443)
         table["a.example.com"] = [PUBLIC]

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from pghookd.egress.tls import trust
-from pghookd.owner_mail.smtp import IDLE_MAX_S, MAILS_MAX, Deferred, Post, Rejected, Sent
-from pghookd.settings.schema import Secret, Smtp
+from pghookd.owner_mail.smtp import IDLE_MAX_S, MAILS_MAX, Deferred, Rejected, Sent, SmtpClient
+from pghookd.settings.schema import Secret, SmtpSettings
 from support.fault_server import Certificates
 from support.mail_server import DROP, HANG, Mailbox
 
@@ -44,8 +44,8 @@ def mail(number=1, to="anna@shop.example", **headers):
 
 @contextlib.asynccontextmanager
 async def post_to(box, *, within_s=5.0, clock=None, ca_file=None, host="127.0.0.1", **settings):
-    smtp = Smtp(host=host, port=box.port, **{"tls": "none", **settings})
-    async with Post(
+    smtp = SmtpSettings(host=host, port=box.port, **{"tls": "none", **settings})
+    async with SmtpClient(
         smtp, context=trust(ca_file), monotonic=clock or time.monotonic, within_s=within_s
     ) as post:
         yield post

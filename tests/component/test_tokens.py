@@ -12,12 +12,12 @@ import pytest
 from pghookd.delivery.oauth_tokens import Tokens
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Fault, Outcome, Reply
-from pghookd.settings.network import Policy, parse_places
+from pghookd.settings.network import EgressPolicy, parse_places
 from pghookd.webhook.auth import ClientCredentials
 from pghookd.webhook.oauth import Granted
 from support.fault_server import Certificates, Receiver, answering, receiving
 
-LOOPBACK = Policy(allow=parse_places(["127.0.0.0/8"]))
+LOOPBACK = EgressPolicy(allow=parse_places(["127.0.0.0/8"]))
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ async def test_a_redirect_is_not_followed(authority):
 
 
 async def test_a_token_server_is_a_destination_as_any_other(authority):
-    async with world(authority, token("t"), policy=Policy()) as it:
+    async with world(authority, token("t"), policy=EgressPolicy()) as it:
         assert await it.tokens().token() == Fault(Outcome.BLOCKED, "oauth2: literal")
         blocked = it.tokens(token_url="https://169.254.169.254/latest")
         assert await blocked.token() == Fault(Outcome.BLOCKED, "oauth2: literal")

@@ -13,7 +13,7 @@ import standardwebhooks
 
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Reply
-from pghookd.settings.network import Policy, parse_places
+from pghookd.settings.network import EgressPolicy, parse_places
 from pghookd.webhook import envelope, signing
 from support.receiver import Receiver, Response, read_log, start_process
 
@@ -92,7 +92,7 @@ async def send(receiver, *, secret=SECRET, source="https://shop.example", attemp
         triggered_at=envelope.timestamp_text(CREATED_AT_US),
         body_bytes=len(body),
     )
-    policy = Policy(allow=parse_places(["127.0.0.0/8"]))
+    policy = EgressPolicy(allow=parse_places(["127.0.0.0/8"]))
     settings = {"connections_max": 4, "connect_timeout_s": 2.0, "response_bytes_max": 4096}
     async with Sender(policy=policy, **settings) as sender:
         target = sender.aim(receiver.url(path))

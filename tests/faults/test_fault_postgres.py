@@ -209,7 +209,7 @@ def small_disk():
 @pytest.fixture
 def server_on_small_disk(small_disk):
     options = {"max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": "0", "max_connections": "30"}
-    made = embedded_postgres.Server(small_disk / "server", options=options)
+    made = embedded_postgres.EmbeddedServer(small_disk / "server", options=options)
     made.start()
     yield made
     made.stop("immediate")

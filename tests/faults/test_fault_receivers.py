@@ -14,7 +14,7 @@ from network import WayOut
 from pghookd.egress.resolver import GuardedResolver
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Fault, Outcome, Reply
-from pghookd.settings.network import Policy, parse_places
+from pghookd.settings.network import EgressPolicy, parse_places
 from support import checker
 from support.fault_server import answering, naming
 from support.fault_server import receiving as listening
@@ -182,7 +182,7 @@ def _has_ipv6():
 async def test_one_family_of_addresses_is_broken(broken, breaks):
     """The name has an address of each; whichever is asked first, the other answers within a second."""
     table = {"shop.example.com": ["127.0.0.1", "::1"]}
-    policy = Policy(allow=parse_places(["127.0.0.1", "::1"]))
+    policy = EgressPolicy(allow=parse_places(["127.0.0.1", "::1"]))
     async with listening(answering(OK), host=FAMILIES[10 - broken][1]) as fine, naming(table) as (server, _):
         with breaks(*FAMILIES[broken], fine.port):
             async with Sender(
@@ -205,7 +205,7 @@ async def test_one_family_of_addresses_is_broken(broken, breaks):
 async def test_dead_zones_keep_no_other_name_waiting():
     """A hundred names whose servers are silent, asked for at once: one that is answered is as quick as ever."""
     dead = {f"dead{n}.example.com": None for n in range(100)}
-    policy = Policy(allow=parse_places(["127.0.0.1"]))
+    policy = EgressPolicy(allow=parse_places(["127.0.0.1"]))
     async with (
         listening(answering(OK)) as fine,
         naming({"fine.example.com": ["127.0.0.1"], **dead}) as (server, _),

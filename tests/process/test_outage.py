@@ -45,7 +45,7 @@ class Day:
         self.lane = self.lanes.lane(
             Endpoint(1, "s", 0, "https://a.example/", ("*",), enabled=True, from_event_id=0)
         )
-        self.policy = judge.Policy(parse_schedule("5s,5m,30m,2h,5h,10h,14h,20h,24h"))
+        self.policy = judge.RetryPolicy(parse_schedule("5s,5m,30m,2h,5h,10h,14h,20h,24h"))
         self.parked = deque()  # (event_id, attempts)
         self.delivered = bytearray(EVENTS)
         self.tried = []  # when a request failed

@@ -13,9 +13,9 @@ from email.utils import formatdate
 
 import pytest
 
-from pghookd.delivery.deliverer import STARTS_A_TURN, Deliverer, Terms
+from pghookd.delivery.deliverer import STARTS_A_TURN, Deliverer, DeliveryTerms
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
-from pghookd.model.outcome import Kept
+from pghookd.model.outcome import BacklogWrite
 from pghookd.runtime import app
 from pghookd.scheduling.lanes import Lanes, Offer
 from pghookd.webhook.prepared import Defaults
@@ -200,7 +200,7 @@ async def delivering(lanes, gate):
     settings, beaten = settings_of(""), asyncio.Event()
     async with app.sender_of(settings) as sender:
         deliverer = Deliverer(
-            sender, lanes, gate, None, Terms(512, 8, 1000, Defaults.of(settings), 0), logger=Diary().logger,
+            sender, lanes, gate, None, DeliveryTerms(512, 8, 1000, Defaults.of(settings), 0), logger=Diary().logger,
             monotonic=time.monotonic, wall_us=lambda: time.time_ns() // 1000, random01=lambda: 0.5, beat=beaten.set,
         )  # fmt: skip
         running = asyncio.create_task(deliverer.run())
@@ -232,7 +232,7 @@ async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver
         gate.shut = False
         await until(lambda: gate.writes)
     (write,) = gate.writes
-    assert isinstance(write, Kept)
+    assert isinstance(write, BacklogWrite)
     assert (write.delivery, write.state, write.reason) == (delivery, State.PARKED, Reason.PAUSED)
     assert (lanes.flying, lane.allowed, lanes.parked, receiver.requests) == (0, 2, {1}, [])
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from pghookd.cli.devtools import sink
 from pghookd.cli.main import cli
-from pghookd.settings.schema import Mail, Settings, Smtp
+from pghookd.settings.schema import MailSettings, Settings, SmtpSettings
 from support.daemon import Daemon
 
 SECRET = "whsec_" + "A" * 32
@@ -210,7 +210,7 @@ def test_receive_refuses_what_makes_no_sense(words):
 
 
 def test_the_sink_has_no_mail_server():
-    settings = Settings(smtp=Smtp(host="mail.example"), mail=Mail(sender="a@b.example"))
+    settings = Settings(smtp=SmtpSettings(host="mail.example"), mail=MailSettings(sender="a@b.example"))
     quiet = sink.without_mails(settings)
     assert quiet.smtp.host == ""
     assert quiet.mail == settings.mail

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pghookd.endpoint_health.incident import LOOK_EVERY_US, Policy
+from pghookd.endpoint_health.incident import LOOK_EVERY_US, IncidentPolicy
 from pghookd.settings.schema import Settings
 from support.crew import seed
 from support.ledger import DAY, SECOND, Endpoint, Ledger
@@ -16,7 +16,7 @@ MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 CHECK = 30 * SECOND
 EVERY = 12 * MINUTE
 OWNERS, FAILING_EACH, ENDPOINTS = 100, 5, 5000
-POLICY = Policy.of(Settings())
+POLICY = IncidentPolicy.of(Settings())
 WAITS = (5 * SECOND, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOUR)
 
 

@@ -16,17 +16,15 @@ import re
 from memory_postgres import MemorySession, snapshot_of
 from virtual import WHOSE
 
-from pghookd.delivery.backlog.due import DueRows
-from pghookd.delivery.backlog.due import Terms as Aside
-from pghookd.delivery.deliverer import Deliverer, Terms
-from pghookd.delivery.recording.recorder import Recorder
-from pghookd.delivery.recording.recorder import Terms as Recording
+from pghookd.delivery.backlog.due import Backlog, BacklogTerms
+from pghookd.delivery.deliverer import Deliverer, DeliveryTerms
+from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
 from pghookd.delivery.replays import Replays
 from pghookd.event_log import identity
 from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.fan_out import FanOut
 from pghookd.event_log.payload_filter import Filters
-from pghookd.event_log.position import Log
+from pghookd.event_log.position import EventLog
 from pghookd.event_log.reader import Reader
 from pghookd.event_log.rows import shard_of
 from pghookd.event_log.supersede import Keys
@@ -41,7 +39,7 @@ from pghookd.webhook import envelope, judge
 from pghookd.webhook.prepared import Defaults
 
 SHARDS = 2
-SERVER = identity.Server(1, 1, "00000001", 0, in_recovery=False)
+SERVER = identity.ServerIdentity(1, 1, "00000001", 0, in_recovery=False)
 LEASE_S = 5.0
 PAYLOAD_BYTES_MAX = 10_000
 _HEAD = re.compile(rb"webhook-id: (\S+).*x-webhook-attempt: (\d+)", re.DOTALL)
@@ -126,17 +124,17 @@ class Crew:
             concurrency=world.concurrency,
             endpoint_concurrency=4,
             queue_bytes_max=world.queue_bytes_max,
-            policy=breaker.Policy(6, 0.5, 1.0, 5.0),
+            policy=breaker.BreakerPolicy(6, 0.5, 1.0, 5.0),
         )
         filters = Filters(**common)
         self.order = make.get("order", Order)(self.lanes)
-        self.due = make.get("due", DueRows)(
+        self.due = make.get("due", Backlog)(
             self.lanes,
             self.order,
             log,
             filters,
             shards=SHARDS,
-            terms=Aside(1.0, payload_bytes_max=10_000),
+            terms=BacklogTerms(1.0, payload_bytes_max=10_000),
             **common,
             wall_us=world.database.now_us,
             random01=rng.random,
@@ -150,18 +148,18 @@ class Crew:
             self.order,
             SERVER,
             self.replays,
-            Recording(world.batch_max, 0.005, 1.0, LEASE_S),
+            RecorderTerms(world.batch_max, 0.005, 1.0, LEASE_S),
             **common,
             recorded=lambda: self.deliverer.kick(),  # noqa: PLW0108 - made later
             beat=lambda: None,
         )
-        policy = judge.Policy(world.schedule, 0.2, 0.5, 5.0, 1e6)
+        policy = judge.RetryPolicy(world.schedule, 0.2, 0.5, 5.0, 1e6)
         self.deliverer = Deliverer(
             make.get("sender", Receivers)(instance),
             self.lanes,
             self.recorder,
             sessions[2],
-            Terms(
+            DeliveryTerms(
                 world.concurrency,
                 world.batch_max,
                 PAYLOAD_BYTES_MAX,
@@ -335,7 +333,7 @@ class Instance:
             marks = world.make["marks"](marks)
         world.note_firsts()
         keys = world.make.get("keys", Keys)(PAYLOAD_BYTES_MAX, world.database.now_us)
-        self.crew = Crew(self, Log(now, epoch._shard_logs(stored), marks, keys=keys), stored)
+        self.crew = Crew(self, EventLog(now, epoch._shard_logs(stored), marks, keys=keys), stored)
         world.database.bells.add(self.crew.news)
         await self.crew.run()
 

@@ -24,7 +24,7 @@ from pghookd.owner_mail.mailbox import domain_of
 from pghookd.owner_mail.mailer import DOUBTS_MAX, Mailer
 from pghookd.owner_mail.smtp import Deferred, Rejected, Sent
 from pghookd.postgres.client import DatabaseAway, DatabaseError, query
-from pghookd.settings.schema import Mail
+from pghookd.settings.schema import MailSettings
 
 NAMES = {query(name): name for name in ("read_emails", "claim_email", "settle_email", "suspend_owner")}
 MOODS = ("good", "good", "defers", "away", "silent", "cuts")
@@ -303,7 +303,7 @@ class MailWorld:
             self.session,
             Server(self),
             Letters(),
-            settings=Mail(sender="hooks@platform.example"),
+            settings=MailSettings(sender="hooks@platform.example"),
             logger=self.logger,
             monotonic=self.loop.time,
             wall_us=self.wall_us,

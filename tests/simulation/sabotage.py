@@ -8,15 +8,15 @@ from instance import Receivers
 from memory_postgres import visible
 
 from pghookd.delivery.backlog.admission import Admission
-from pghookd.delivery.backlog.due import DueRows
+from pghookd.delivery.backlog.due import Backlog
 from pghookd.delivery.recording.recorder import Recorder
 from pghookd.delivery.replays import Replays
 from pghookd.event_log.fan_out import FanOut
-from pghookd.event_log.position import BEGINNING, Marks, settle
+from pghookd.event_log.position import BEGINNING, XidMarks, settle
 from pghookd.event_log.reader import Reader
 from pghookd.event_log.supersede import Keys, dedupe_key_of
 from pghookd.model.delivery import Outcome, Reason, Reply, State
-from pghookd.model.outcome import Attempted, Kept
+from pghookd.model.outcome import AttemptWrite, BacklogWrite
 from pghookd.owner_mail.mailer import Mailer
 from pghookd.postgres.client import columns, query
 from pghookd.scheduling.lanes import Lanes, Offer
@@ -37,7 +37,7 @@ class DropsOutcomes(Recorder):
     """Takes an outcome in so many for recorded."""
 
     async def _write(self, writes):
-        dropped = [w for w in writes if isinstance(w, Attempted) and w.delivery.event.event_id % 5 == 0]
+        dropped = [w for w in writes if isinstance(w, AttemptWrite) and w.delivery.event.event_id % 5 == 0]
         await super()._write([write for write in writes if write not in dropped])
         for write in dropped:
             self._settle(write)
@@ -60,7 +60,7 @@ class DropsReplays(Replays):
         await session.execute(query("clear_backlog"), *columns(replayed, 2))
 
 
-class HighFloor(Marks):
+class HighFloor(XidMarks):
     """Takes a snapshot's xmax for a border below which every transaction has ended."""
 
     def __init__(self, real):
@@ -234,7 +234,7 @@ class GivesDuplicatesRows(FanOut):
             event.options.duplicate = firsts[key] != event.event_id
         for _, delivery in work:
             if delivery.event in keys and delivery.event.options.duplicate:
-                self._outbox.put(Kept(delivery, State.WAITING, Reason.QUEUED), self._monotonic())
+                self._outbox.put(BacklogWrite(delivery, State.WAITING, Reason.QUEUED), self._monotonic())
         return [(e, d) for e, d in work if d.event not in keys or not d.event.options.duplicate]
 
 
@@ -285,7 +285,7 @@ class TakesAnyNewer(Admission):
         }
 
 
-class TakesTheDeadForNewer(DueRows):
+class TakesTheDeadForNewer(Backlog):
     """Admits rows so."""
 
     def __init__(self, *args, **kwargs):

@@ -19,16 +19,16 @@ from pathlib import Path
 import structlog
 
 from pghookd.cli.devtools import embedded_postgres
-from pghookd.delivery.recording.recorder import Recorder, Terms
+from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
 from pghookd.event_log.doorbell import LOCK_CLASS
 from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.fan_out import FanOut
 from pghookd.event_log.payload_filter import Filters
-from pghookd.event_log.position import Log, Snapshot, settle
+from pghookd.event_log.position import EventLog, Snapshot, settle
 from pghookd.event_log.reader import Reader
 from pghookd.event_log.rows import shard_of
 from pghookd.model.delivery import Outcome
-from pghookd.model.outcome import Attempted
+from pghookd.model.outcome import AttemptWrite
 from pghookd.model.verdict import Delivered
 from pghookd.postgres import client, migrate
 from pghookd.postgres.client import query
@@ -260,7 +260,7 @@ class Desk:
             self.order,
             server,
             NothingDue(),
-            Terms(batch_max=500, batch_wait_s=0.005, heartbeat_s=2.0),
+            RecorderTerms(batch_max=500, batch_wait_s=0.005, heartbeat_s=2.0),
             logger=Diary().logger,
             monotonic=self.clock,
             recorded=lambda: None,
@@ -320,7 +320,7 @@ class Desk:
         """Record deliveries as delivered."""
         for delivery in deliveries:
             self.recorder.put(
-                Attempted(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered()), self.clock()
+                AttemptWrite(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered()), self.clock()
             )
         while self.recorder.waiting:
             await self.recorder._flush(500)
@@ -357,7 +357,7 @@ async def desk(url, *, settling=True, shards=SHARDS):
         stored = await stored_shards(record)
         server = await identify([read, record])
         now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))
-        log = Log(now, epoch._shard_logs(stored), epoch._marks(stored))
+        log = EventLog(now, epoch._shard_logs(stored), epoch._marks(stored))
         yield Desk(read, record, log, server, shards, settling=settling)
     finally:
         sessions.terminate()
@@ -379,7 +379,7 @@ async def session_on(url):
 @contextlib.contextmanager
 def standby_of(primary):
     """Make a streaming standby of an embedded server, started; it is deleted afterwards."""
-    standby = embedded_postgres.Server(
+    standby = embedded_postgres.EmbeddedServer(
         Path(tempfile.mkdtemp(prefix="pghookd-test-")), options=primary._options
     )
     standby._find_user()

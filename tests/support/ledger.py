@@ -9,7 +9,7 @@ import bisect
 import dataclasses
 
 from pghookd.endpoint_health import owner_plan, storm
-from pghookd.endpoint_health.incident import Case, Facts, Health, Incident, Marks
+from pghookd.endpoint_health.incident import Case, Facts, Health, Incident, MailMarks
 from pghookd.endpoint_health.owner_plan import Owner
 
 SECOND = 1_000_000
@@ -40,7 +40,7 @@ class Endpoint:
     recovering: int | None = None
     window: int | None = None
     successes: int = 0
-    marks: Marks = dataclasses.field(default_factory=Marks)
+    marks: MailMarks = dataclasses.field(default_factory=MailMarks)
     look: int = 0
     known: bool = False  # has a row in `incidents`
     enabled: bool = True

@@ -15,13 +15,13 @@ import sys
 import orjson
 
 from pghookd.egress.tls import trust
-from pghookd.owner_mail.digest import OF_OPERATOR, Cause, Digest, Kind, Section
+from pghookd.owner_mail.digest import OF_OPERATOR, Cause, Digest, Kind, MailSection
 from pghookd.owner_mail.mailbox import domain_of, mailbox_of
 from pghookd.owner_mail.mailer import Mailer
 from pghookd.owner_mail.message import Letters
-from pghookd.owner_mail.smtp import Post
+from pghookd.owner_mail.smtp import SmtpClient
 from pghookd.postgres.client import connect
-from pghookd.settings.schema import Mail, Smtp
+from pghookd.settings.schema import MailSettings, SmtpSettings
 from support import FOUND
 from support.crew import Diary
 
@@ -46,7 +46,7 @@ class Clock:
 
 
 def digest(owner, kind=Kind.FAILING):
-    section = Section(
+    section = MailSection(
         kind=Kind(kind),
         endpoint_id=7,
         site_id="s",
@@ -79,9 +79,9 @@ class Office:
         self.diary = diary or Diary()
         self.wake = asyncio.Event()
         self.beats = 0
-        settings = Smtp(**{"host": "127.0.0.1", "port": port, "tls": "none", **(smtp or {})})
-        self.post = Post(settings, context=trust(), monotonic=self.clock.monotonic, within_s=within_s)
-        sending = Mail(**{"sender": SENDER, "rate_per_min": 60_000, **(mail or {})})
+        settings = SmtpSettings(**{"host": "127.0.0.1", "port": port, "tls": "none", **(smtp or {})})
+        self.post = SmtpClient(settings, context=trust(), monotonic=self.clock.monotonic, within_s=within_s)
+        sending = MailSettings(**{"sender": SENDER, "rate_per_min": 60_000, **(mail or {})})
         self.mailer = Mailer(
             session,
             self.post,

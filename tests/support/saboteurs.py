@@ -19,8 +19,8 @@ from pghookd.event_log.doorbell import Bell
 from pghookd.event_log.position import settle
 from pghookd.event_log.reader import Reader
 from pghookd.model.delivery import Reply
-from pghookd.model.outcome import Attempted
-from pghookd.owner_mail.smtp import Post
+from pghookd.model.outcome import AttemptWrite
+from pghookd.owner_mail.smtp import SmtpClient
 from pghookd.runtime import app, epoch, mailing
 from pghookd.settings import load
 from pghookd.webhook.signing import signer_of
@@ -113,7 +113,7 @@ class DropsRows(Recorder):
 
     async def _write(self, writes):
         kept = [
-            w for w in writes if not (isinstance(w, Attempted) and w.delivery.event.event_id % ONE_IN == 0)
+            w for w in writes if not (isinstance(w, AttemptWrite) and w.delivery.event.event_id % ONE_IN == 0)
         ]
         if kept:
             await super()._write(kept)
@@ -124,7 +124,7 @@ class CountsWrongly(Recorder):
 
     async def _write(self, writes):
         for write in writes:
-            if isinstance(write, Attempted) and not write.delivery.attempts:
+            if isinstance(write, AttemptWrite) and not write.delivery.attempts:
                 write.delivery.attempts = 1
         await super()._write(writes)
 
@@ -192,7 +192,7 @@ class LogsSecrets(Deliverer):
         return super()._aim(lane)
 
 
-class MailsTwice(Post):
+class MailsTwice(SmtpClient):
     """Gives the server every mail a second time."""
 
     async def send(self, message, **more):
@@ -240,7 +240,7 @@ SABOTAGES = {
     "follows redirects": _caught(FollowsRedirects, "redirected", "destinations"),
 }
 # Where each part is wired.
-PLACES = {Sender: (app, "Sender"), Post: (mailing, "Post"), Bell: (epoch, "Bell")}
+PLACES = {Sender: (app, "Sender"), SmtpClient: (mailing, "SmtpClient"), Bell: (epoch, "Bell")}
 PLACES |= {part: (epoch, part.__name__) for part in (Reader, Recorder, Deliverer)}
 
 

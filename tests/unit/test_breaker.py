@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pghookd.scheduling.breaker import Breaker, Policy
+from pghookd.scheduling.breaker import Breaker, BreakerPolicy
 from pghookd.scheduling.rate import CREDIT_S, ENOUGH_PER_S, START_PER_S, Pace
 
 
 def fed(answers, **policy):
     """Return the breaker after answers: `+` a success, `-` a failure; it is fed until it opens."""
-    breaker = Breaker(Policy(**policy))
+    breaker = Breaker(BreakerPolicy(**policy))
     for each in answers:
         if each == "+":
             breaker.succeeded()

@@ -14,18 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pghookd.egress.destination import Destination, Refusal, judge_address, parse
-from pghookd.settings.network import PORTS, Policy, parse_places, parse_ports
+from pghookd.settings.network import PORTS, EgressPolicy, parse_places, parse_ports
 
-OPEN = Policy()
+OPEN = EgressPolicy()
 NAMES = {"url", "scheme", "port", "userinfo", "name", "literal", "address"}
 
 
-def refused(url: str, policy: Policy = OPEN) -> str | None:
+def refused(url: str, policy: EgressPolicy = OPEN) -> str | None:
     answer = parse(url, policy)
     return answer.name if isinstance(answer, Refusal) else None
 
 
-def aimed(url: str, policy: Policy = OPEN) -> Destination:
+def aimed(url: str, policy: EgressPolicy = OPEN) -> Destination:
     answer = parse(url, policy)
     assert isinstance(answer, Destination), answer
     return answer
@@ -291,7 +291,7 @@ def test_an_ipv4_address_inside_ipv6_is_refused_however_it_is_carried():
 
 
 def test_a_denied_or_metadata_address_is_found_inside_ipv6_although_all_of_ipv6_is_allowed():
-    policy = Policy(allow=parse_places(["::/0"]), deny=parse_places(["192.168.1.0/24"]))
+    policy = EgressPolicy(allow=parse_places(["::/0"]), deny=parse_places(["192.168.1.0/24"]))
     for text in ("192.168.1.1", "169.254.169.254"):
         assert [how for how, form in carriers(text).items() if judge_address(form, policy) is None] == []
 
@@ -364,7 +364,7 @@ def test_public_addresses_pass():
 
 
 def test_allowed_networks_open_what_lies_in_them():
-    policy = Policy(allow=parse_places(["127.0.0.0/8", "::1", "10.1.2.3"]))
+    policy = EgressPolicy(allow=parse_places(["127.0.0.0/8", "::1", "10.1.2.3"]))
     assert aimed("http://127.0.0.1:8080/", policy).address == "127.0.0.1"
     assert aimed("http://[::1]:8080/", policy).address == "::1"
     assert judge_address("10.1.2.3", policy) is None
@@ -374,7 +374,7 @@ def test_allowed_networks_open_what_lies_in_them():
 
 
 def test_a_name_may_be_opened_and_may_then_lead_inside():
-    policy = Policy(allow=parse_places(["localhost", "Hooks.Corp."]))
+    policy = EgressPolicy(allow=parse_places(["localhost", "Hooks.Corp."]))
     assert aimed("http://LOCALHOST:8080/", policy).named
     assert aimed("https://hooks.corp/", policy).named
     assert refused("https://other.corp/", policy) == "name"
@@ -385,7 +385,7 @@ def test_a_name_may_be_opened_and_may_then_lead_inside():
 
 
 def test_a_star_opens_or_shuts_all_names_below_and_not_the_name_itself():
-    policy = Policy(
+    policy = EgressPolicy(
         allow=parse_places(["*.svc", "*.Hooks.Corp"]), deny=parse_places(["*.example.com", "secret.svc"])
     )
     tried = {
@@ -411,20 +411,20 @@ METADATA = ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "
 
 
 def test_metadata_stays_shut_unless_named_exactly():
-    wide = Policy(allow=parse_places(["0.0.0.0/0", "::/0"]))
+    wide = EgressPolicy(allow=parse_places(["0.0.0.0/0", "::/0"]))
     for address in METADATA:
         assert judge_address(address, wide) is not None, address
         assert judge_address(address, wide, named=True) is not None, address
 
 
 def test_metadata_named_exactly_is_open():
-    policy = Policy(allow=parse_places(["169.254.169.254/32", "fd00:ec2::254"]))
+    policy = EgressPolicy(allow=parse_places(["169.254.169.254/32", "fd00:ec2::254"]))
     assert judge_address("169.254.169.254", policy) is None
     assert judge_address("fd00:ec2::254", policy) is None
 
 
 def test_deny_wins():
-    policy = Policy(
+    policy = EgressPolicy(
         allow=parse_places(["10.0.0.0/8", "shop.example.com"]),
         deny=parse_places(["10.9.0.0/16", "8.8.8.0/24", "example.com"]),
     )
@@ -438,16 +438,19 @@ def test_deny_wins():
 
 
 def test_nat64_inherits_the_verdict_on_what_it_carries():
-    policy = Policy(nat64=True)
+    policy = EgressPolicy(nat64=True)
     assert judge_address("64:ff9b::808:808", policy) is None
     assert judge_address("64:ff9b::7f00:1", policy) is not None
     assert judge_address("64:ff9b::a9fe:a9fe", policy) is not None
     assert judge_address("64:ff9b:1::808:808", policy) is not None
-    assert judge_address("64:ff9b::808:808", Policy(nat64=True, deny=parse_places(["8.8.8.8"]))) is not None
+    assert (
+        judge_address("64:ff9b::808:808", EgressPolicy(nat64=True, deny=parse_places(["8.8.8.8"])))
+        is not None
+    )
 
 
 def test_https_only():
-    policy = Policy(https_only=True)
+    policy = EgressPolicy(https_only=True)
     assert refused("http://example.com/", policy) == "scheme"
     assert aimed("https://example.com/", policy)
 

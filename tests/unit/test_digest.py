@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pghookd.model.delivery import Outcome
 from pghookd.owner_mail import digest
-from pghookd.owner_mail.digest import Cause, Digest, Kind, Section
+from pghookd.owner_mail.digest import Cause, Digest, Kind, MailSection
 
-SECTION = Section(
+SECTION = MailSection(
     kind=Kind.FAILING,
     endpoint_id=1,
     site_id="s",

@@ -13,8 +13,8 @@ from pghookd.event_log.identity import (
     Answer,
     ForeignDatabase,
     Here,
-    Place,
-    Server,
+    HomeEvidence,
+    ServerIdentity,
     StoredShard,
     check_newest,
     forked_from,
@@ -28,7 +28,7 @@ from pghookd.event_log.identity import (
 from pghookd.event_log.position import Mark, Position, Snapshot
 from pghookd.model.suspect import Stay
 
-SERVER = Server(
+SERVER = ServerIdentity(
     system_identifier=71, database_oid=16000, timeline="00000001", started_at_us=5, in_recovery=False
 )
 NOW = Snapshot(900, 1000, (900,))
@@ -93,7 +93,7 @@ def test_nothing_stored_is_at_home_anywhere():
 
 
 def test_a_fork_names_the_timeline_that_was_left():
-    promoted = Server(71, 16000, "00000002", 6, in_recovery=False)
+    promoted = ServerIdentity(71, 16000, "00000002", 6, in_recovery=False)
     assert forked_from(promoted, [stored()]) == "00000001"
     assert forked_from(SERVER, [stored()]) is None
     assert forked_from(promoted, [stored(position=None, timeline=None)]) is None
@@ -127,16 +127,28 @@ def here(host="ours", server=REMOTE, started_at_us=RESTARTED, name=""):
 # What is stored, where we are, the place that this makes, and whether nothing / a rival at an old address holds it.
 HOMES = (stay(), stay(server="localhost:5432"), stay(server=SOCKET))
 PLACES = {
-    "the first run": ((), here("any", "any:1"), Place.FIRST, False, False),
-    "restarted with the server": (HOMES, here(), Place.SAME_PLACE, False, False),
-    "restarted, by the socket": (HOMES, here(server=SOCKET), Place.SAME_PLACE, False, False),
-    "another machine": (HOMES, here("new"), Place.HALF_KNOWN, False, False),
-    "another address": (HOMES, here(server="pg2:5432"), Place.HALF_KNOWN, False, True),
-    "a copy on the machine": (HOMES, here(server="localhost:6543"), Place.HALF_KNOWN, False, True),
-    "a copy elsewhere": (HOMES, here("new", "pg2:5432"), Place.NEW, True, True),
-    "a copy elsewhere, by a local address": (HOMES, here("new", SOCKET), Place.LOCAL, True, True),
-    "a new pod by a local address": (HOMES, here("new", SOCKET, STARTED), Place.SAME_SERVER, False, False),
-    "a new pod by a new address": (HOMES, here("new", "pg2:5432", STARTED), Place.SAME_SERVER, False, False),
+    "the first run": ((), here("any", "any:1"), HomeEvidence.FIRST, False, False),
+    "restarted with the server": (HOMES, here(), HomeEvidence.SAME_PLACE, False, False),
+    "restarted, by the socket": (HOMES, here(server=SOCKET), HomeEvidence.SAME_PLACE, False, False),
+    "another machine": (HOMES, here("new"), HomeEvidence.HALF_KNOWN, False, False),
+    "another address": (HOMES, here(server="pg2:5432"), HomeEvidence.HALF_KNOWN, False, True),
+    "a copy on the machine": (HOMES, here(server="localhost:6543"), HomeEvidence.HALF_KNOWN, False, True),
+    "a copy elsewhere": (HOMES, here("new", "pg2:5432"), HomeEvidence.NEW, True, True),
+    "a copy elsewhere, by a local address": (HOMES, here("new", SOCKET), HomeEvidence.LOCAL, True, True),
+    "a new pod by a local address": (
+        HOMES,
+        here("new", SOCKET, STARTED),
+        HomeEvidence.SAME_SERVER,
+        False,
+        False,
+    ),
+    "a new pod by a new address": (
+        HOMES,
+        here("new", "pg2:5432", STARTED),
+        HomeEvidence.SAME_SERVER,
+        False,
+        False,
+    ),
 }
 
 

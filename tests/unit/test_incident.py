@@ -13,8 +13,8 @@ from pghookd.endpoint_health.incident import (
     Facts,
     Health,
     Incident,
-    Marks,
-    Policy,
+    IncidentPolicy,
+    MailMarks,
     marks_of,
     stored_marks,
 )
@@ -23,7 +23,7 @@ from pghookd.endpoint_health.owner_plan import Owner, allowed_us, plan
 from pghookd.owner_mail.digest import OF_OPERATOR, Kind
 from pghookd.settings.schema import Settings
 
-POLICY = Policy.of(Settings())
+POLICY = IncidentPolicy.of(Settings())
 T0 = 20_000 * DAY_US
 MINUTE, HOUR = 60 * SECOND_US, 3600 * SECOND_US
 DOWN = Facts(failures=3, unsettled=1)
@@ -76,7 +76,7 @@ def test_what_was_delivered_in_the_end_is_forgotten():
 
 
 def test_reminders_come_ever_farther_apart():
-    marks = Marks(mailed_us=T0)
+    marks = MailMarks(mailed_us=T0)
     due = [
         (reminder_us(case(Health.FAILING, 0, marks=dataclasses.replace(marks, reminded=n))) - T0) // HOUR
         for n in range(6)
@@ -98,7 +98,7 @@ def test_no_owner_gets_more_than_six_in_a_day():
 
 def test_a_storm_holds_first_mails_and_nothing_else():
     first = case(Health.SHAKY, HOUR, window_us=T0)
-    again = case(Health.FAILING, 7 * HOUR, number=2, marks=Marks(mailed_us=T0, told_us=T0))
+    again = case(Health.FAILING, 7 * HOUR, number=2, marks=MailMarks(mailed_us=T0, told_us=T0))
     assert told(first, storm=True) == {}
     assert told(again, storm=True) == {2: Kind.REMINDER}
 
@@ -109,7 +109,7 @@ def test_nothing_is_planned_while_the_fate_of_a_mail_is_unknown():
 
 
 def test_a_recovery_waits_for_others_that_work_again_but_not_for_ever():
-    calm = {"marks": Marks(mailed_us=T0, told_us=T0), "last_failure_us": T0, "last_success_us": T0 + 1}
+    calm = {"marks": MailMarks(mailed_us=T0, told_us=T0), "last_failure_us": T0, "last_success_us": T0 + 1}
     ready = case(Health.FAILING, HOUR // 2 + 1, Facts(), recovering_us=T0 + 1, **calm)
     other = case(Health.FAILING, HOUR // 2 + 1, Facts(), number=2, recovering_us=T0 + MINUTE, **calm)
     assert told(ready, other) == {}
@@ -129,7 +129,7 @@ def test_no_recovery_is_told_where_no_failure_was():
 
 
 def test_the_third_outage_of_a_day_is_flapping():
-    marks = Marks(mailed_us=T0, told_us=T0, recovered=(T0 - 8 * HOUR, T0 - 4 * HOUR))
+    marks = MailMarks(mailed_us=T0, told_us=T0, recovered=(T0 - 8 * HOUR, T0 - 4 * HOUR))
     calm = {"last_failure_us": T0, "last_success_us": T0 + 1, "recovering_us": T0 + 1}
     third = case(Health.FAILING, HOUR, Facts(), marks=marks, **calm)
     assert told(third) == {1: Kind.FLAPPING}
@@ -146,7 +146,7 @@ def test_switching_off_needs_time_and_events_and_days():
     assert disable_us(case(Health.FAILING, HOUR, enough)) == T0 + 5 * DAY_US
     assert disable_us(case(Health.FAILING, HOUR, dataclasses.replace(enough, events_failed=2))) is None
     assert disable_us(case(Health.FAILING, HOUR, dataclasses.replace(enough, days_failed=1))) is None
-    paused = case(Health.FAILING, HOUR, enough, marks=Marks(paused_us=HOUR))
+    paused = case(Health.FAILING, HOUR, enough, marks=MailMarks(paused_us=HOUR))
     assert disable_us(paused) == T0 + 5 * DAY_US + HOUR
     worked = case(Health.FAILING, HOUR, enough, last_success_us=T0 + MINUTE)
     assert disable_us(worked) == T0 + MINUTE + 5 * DAY_US
@@ -154,10 +154,10 @@ def test_switching_off_needs_time_and_events_and_days():
 
 def test_nobody_is_switched_off_unwarned():
     enough = Facts(failures=9, unsettled=1, events_failed=3, days_failed=2)
-    unwarned = case(Health.FAILING, 6 * DAY_US, enough, marks=Marks(mailed_us=T0, told_us=T0))
+    unwarned = case(Health.FAILING, 6 * DAY_US, enough, marks=MailMarks(mailed_us=T0, told_us=T0))
     found = plan([unwarned], Owner())
     assert (found.sections, found.switch_off) == (((1, Kind.WARNING),), ())
-    marks = Marks(mailed_us=T0, told_us=T0, warned_us=T0 + 4 * DAY_US, reminded=3)
+    marks = MailMarks(mailed_us=T0, told_us=T0, warned_us=T0 + 4 * DAY_US, reminded=3)
     assert plan([case(Health.FAILING, 5 * DAY_US, enough, marks=marks)], Owner()).switch_off == (1,)
 
 
@@ -169,13 +169,13 @@ def test_every_state_but_the_last_has_a_way_out():
 
 
 def test_nothing_happens_to_a_failing_endpoint_between_two_reminders():
-    assert rule_of(case(Health.FAILING, HOUR, marks=Marks(mailed_us=T0, told_us=T0 + HOUR))) is None
+    assert rule_of(case(Health.FAILING, HOUR, marks=MailMarks(mailed_us=T0, told_us=T0 + HOUR))) is None
 
 
 def test_marks_survive_being_stored():
-    marks = Marks(mailed_us=1, told_us=2, reminded=3, owed=True, recovered=(4, 5), flapping_us=6)
+    marks = MailMarks(mailed_us=1, told_us=2, reminded=3, owed=True, recovered=(4, 5), flapping_us=6)
     assert marks_of(stored_marks(marks) | {"of_a_later_version": 1}) == marks
-    assert stored_marks(Marks()) == {}
+    assert stored_marks(MailMarks()) == {}
 
 
 BY_FILTER = {"window_us": T0, "last_failure_us": T0, "by_filter": True}
@@ -193,7 +193,7 @@ def test_a_slow_filter_is_told_of_if_it_holds_events_up_when_the_window_closes()
 
 
 def test_a_slow_filter_has_recovered_when_it_holds_nothing_up_whatever_it_leaves_out():
-    marks = Marks(mailed_us=T0 + 10 * MINUTE, told_us=T0 + 10 * MINUTE)
+    marks = MailMarks(mailed_us=T0 + 10 * MINUTE, told_us=T0 + 10 * MINUTE)
     held_up, free = Facts(unsettled=1, filtering=True), Facts()
     for after in (30 * MINUTE, 3 * HOUR):
         assert told(case(Health.FAILING, after, held_up, marks=marks, **BY_FILTER)) == {}

@@ -10,7 +10,7 @@ import pytest
 
 from pghookd.model.delivery import Delivery, Endpoint, Event
 from pghookd.model.endpoint_options import EndpointOptions
-from pghookd.scheduling.breaker import Policy
+from pghookd.scheduling.breaker import BreakerPolicy
 from pghookd.scheduling.lanes import (
     EASE_EVERY_S,
     HANGS_MAX,
@@ -156,7 +156,10 @@ def test_other_bounds_hold_for_lanes_that_exist():
         for each, sent in start(lanes):
             answer(lanes, each, sent)
     lanes.apply(
-        concurrency=12, endpoint_concurrency=2, queue_bytes_max=10**9, policy=Policy(attempts=2, share=1.0)
+        concurrency=12,
+        endpoint_concurrency=2,
+        queue_bytes_max=10**9,
+        policy=BreakerPolicy(attempts=2, share=1.0),
     )
     assert (lane.limit, own.limit) == (2, 3)  # a lane has a quarter of the slots at the most
     assert lane.allowed <= 2
@@ -280,7 +283,9 @@ def test_the_books_balance_whatever_happens():
 
 
 def balance(rnd):
-    lanes = make(concurrency=7, endpoint_concurrency=3, policy=Policy(attempts=6, share=0.5, probe_s=2.0))
+    lanes = make(
+        concurrency=7, endpoint_concurrency=3, policy=BreakerPolicy(attempts=6, share=0.5, probe_s=2.0)
+    )
     flying, inside, now = [], 0, 0.0
     rates = {4: 7.0, 5: 30.0}
     for _ in range(1000):
@@ -747,7 +752,7 @@ def test_traffic_is_the_sites_that_had_some_lately():
 # The breaker ------------------------------------------------------------------------------------------------
 
 
-SOON = Policy(attempts=4, share=0.5, probe_s=10.0, probe_max_s=40.0)
+SOON = BreakerPolicy(attempts=4, share=0.5, probe_s=10.0, probe_max_s=40.0)
 
 
 def opened(lanes, number=1, queued=0):
@@ -869,7 +874,7 @@ def test_a_breaker_that_was_open_before_a_restart_is_open():
 
 
 def test_a_breaker_that_was_switched_off_meanwhile_is_closed():
-    lanes = make(policy=Policy(share=0.0))
+    lanes = make(policy=BreakerPolicy(share=0.0))
     lanes.reopen(1, 7.0)
     assert lanes.probe_at(1) is None
     assert lanes.appetite(1, 0.0) > 1
@@ -889,7 +894,7 @@ def test_a_lane_that_never_answered_opens_after_few_timeouts_a_proved_one_as_eve
     assert lanes.probe_at(1) == 30.0
 
 
-@pytest.mark.parametrize("policy", [Policy(), Policy(share=0.0)])
+@pytest.mark.parametrize("policy", [BreakerPolicy(), BreakerPolicy(share=0.0)])
 def test_other_failures_between_timeouts_are_a_sign_of_life_and_where_there_is_no_breaker_none_opens(policy):
     lanes = make(policy=policy)
     lane = fill(lanes, 1, 30)

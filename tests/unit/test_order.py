@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pghookd.model.delivery import Delivery, Endpoint, Event, Outcome, Reason, State
 from pghookd.model.endpoint_options import EndpointOptions
 from pghookd.model.event_options import EventOptions
-from pghookd.model.outcome import Attempted, Died, Kept
+from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite
 from pghookd.model.verdict import Dead, Delivered, Retry
 from pghookd.scheduling.lanes import Lanes, Offer
 from pghookd.scheduling.ordering import AHEAD_MAX, LINES_MAX, Order, is_ordered, line_of
@@ -67,7 +67,7 @@ class House:
             return
         self.number += 1
         if offer is not Offer.QUEUED:
-            self.put(Kept(delivery, State.PARKED, Reason.ORDERING))
+            self.put(BacklogWrite(delivery, State.PARKED, Reason.ORDERING))
 
     def start(self):
         if (taken := self.lanes.next(self.now)) is not None:
@@ -92,17 +92,17 @@ class House:
             opened = None
         else:
             opened = self.lanes.failed(self.lane, delivery, self.now, 0.5)
-        self.put(Attempted(delivery, outcome, 200, None, None, 0, 1.0, verdict))
+        self.put(AttemptWrite(delivery, outcome, 200, None, None, 0, 1.0, verdict))
         for other in opened or ():
-            self.put(Kept(other, State.PARKED, Reason.BREAKER_OPEN))
+            self.put(BacklogWrite(other, State.PARKED, Reason.BREAKER_OPEN))
 
     def record(self):
         batch = self.rnd.randrange(len(self.pending) + 1)
         writes, self.pending = self.pending[:batch], self.pending[batch:]
         for write in writes:
             event_id = write.delivery.event.event_id
-            waits = isinstance(write, Attempted) and isinstance(write.verdict, Retry)
-            if waits or isinstance(write, Kept):
+            waits = isinstance(write, AttemptWrite) and isinstance(write.verdict, Retry)
+            if waits or isinstance(write, BacklogWrite):
                 self.rows[event_id] = (line_of(write.delivery.event), not waits)
             else:
                 self.rows.pop(event_id, None)
@@ -274,7 +274,7 @@ def test_an_endpoint_that_is_let_go_of_gives_back_what_waits():
     assert order.forget(1) == deliveries[1:]
     assert lanes.queued == 1
     assert 1 not in order
-    assert order.note(Died(deliveries[0], Reason.EXPIRED), 0.0) == []
+    assert order.note(DeadWrite(deliveries[0], Reason.EXPIRED), 0.0) == []
 
 
 def test_ordered_is_an_option():

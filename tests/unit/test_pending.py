@@ -7,11 +7,11 @@ from pghookd.delivery.recording.pending import (
     BATCH_BYTES_MAX,
     OTHERS_LEAST,
     OUTCOMES_ASIDE_MAX,
-    Aside,
+    DelayedOutcomes,
     Pending,
 )
 from pghookd.model.delivery import Delivery, Event, Outcome, Reason, State
-from pghookd.model.outcome import Attempted, Kept
+from pghookd.model.outcome import AttemptWrite, BacklogWrite
 from pghookd.model.verdict import Delivered
 
 
@@ -20,11 +20,11 @@ def delivery(event_id=1, endpoint_id=7):
 
 
 def outcome(of=None, response=None):
-    return Attempted(of or delivery(), Outcome.DELIVERED, 200, None, response, 1, 1.0, Delivered())
+    return AttemptWrite(of or delivery(), Outcome.DELIVERED, 200, None, response, 1, 1.0, Delivered())
 
 
 def kept(of=None):
-    return Kept(of or delivery(), State.PARKED, Reason.LANE_FULL)
+    return BacklogWrite(of or delivery(), State.PARKED, Reason.LANE_FULL)
 
 
 def test_outcomes_go_first_however_many_others_wait():
@@ -44,7 +44,7 @@ def test_others_keep_a_share_of_each_batch():
     for _ in range(1000):
         pending.put(outcome(), 1.0)
         pending.put(kept(), 1.0)
-    assert sum(isinstance(write, Kept) for write in pending.take(500)) == OTHERS_LEAST
+    assert sum(isinstance(write, BacklogWrite) for write in pending.take(500)) == OTHERS_LEAST
 
 
 def test_others_that_rest_are_not_taken():
@@ -60,7 +60,7 @@ def test_an_outcome_replaces_what_was_said_before_of_its_delivery():
     pending.put(kept(same), 2.0)
     pending.put(outcome(same), 3.0)
     [write] = pending.take(500)
-    assert isinstance(write, Attempted)
+    assert isinstance(write, AttemptWrite)
     assert pending.oldest_at is None
 
 
@@ -84,15 +84,15 @@ def test_only_outcomes_have_an_age_for_the_gate():
 def test_later_writes_of_a_delivery_stay_behind_what_is_set_aside():
     pending, same = Pending(), delivery()
     first, second, other = kept(same), outcome(same), outcome(delivery(2))
-    assert pending.set_aside(first, Aside.LOCKED, 1.0)
+    assert pending.set_aside(first, DelayedOutcomes.LOCKED, 1.0)
     pending.put(second, 0.5)
     pending.put(other, 0.5)
     assert pending.take(500) == [other]
     assert pending.retry(7, 500) == [first, second]
-    assert pending.retried(7, 2, [first, second], Aside.LOCKED, 2.0) is False
+    assert pending.retried(7, 2, [first, second], DelayedOutcomes.LOCKED, 2.0) is False
     assert pending.ready(1.5, 10) == []
     assert pending.ready(2.0, 10) == [7]
-    assert pending.retried(7, 2, [], Aside.LOCKED, 2.0) is True
+    assert pending.retried(7, 2, [], DelayedOutcomes.LOCKED, 2.0) is True
     assert (pending.aside, pending.outcomes_aside, pending.endpoints_aside) == (0, 0, 0)
     pending.put(second, 3.0)
     assert pending.take(500) == [second]
@@ -100,28 +100,28 @@ def test_later_writes_of_a_delivery_stay_behind_what_is_set_aside():
 
 def test_what_comes_during_a_retry_stays():
     pending, same = Pending(), delivery()
-    pending.set_aside(kept(same), Aside.LOCKED, 1.0)
+    pending.set_aside(kept(same), DelayedOutcomes.LOCKED, 1.0)
     tried = pending.retry(7, 500)
     late = outcome(same)
     pending.put(late, 1.0)
-    assert pending.retried(7, len(tried), [], Aside.LOCKED, 1.0) is False
+    assert pending.retried(7, len(tried), [], DelayedOutcomes.LOCKED, 1.0) is False
     assert pending.retry(7, 500) == [late]
 
 
 def test_endpoints_take_turns_at_retries():
     pending = Pending()
     for endpoint_id in (7, 8, 9):
-        pending.set_aside(outcome(delivery(1, endpoint_id)), Aside.LOCKED, 1.0)
+        pending.set_aside(outcome(delivery(1, endpoint_id)), DelayedOutcomes.LOCKED, 1.0)
     [first] = pending.ready(1.0, 1)
-    pending.retried(first, 1, pending.retry(first, 10), Aside.LOCKED, 1.0)
+    pending.retried(first, 1, pending.retry(first, 10), DelayedOutcomes.LOCKED, 1.0)
     assert pending.ready(1.0, 3) == [8, 9, 7]
 
 
 def test_an_endpoint_is_delayed_by_an_outcome_and_by_nothing_else():
     pending = Pending()
-    pending.set_aside(kept(), Aside.LOCKED, 1.0)
+    pending.set_aside(kept(), DelayedOutcomes.LOCKED, 1.0)
     assert not pending.is_aside(7)
-    assert not pending.set_aside(outcome(delivery(2)), Aside.LOCKED, 1.0)
+    assert not pending.set_aside(outcome(delivery(2)), DelayedOutcomes.LOCKED, 1.0)
     assert pending.is_aside(7)
     assert not pending.is_aside(8)
 
@@ -130,11 +130,11 @@ def test_what_is_set_aside_is_bounded():
     pending = Pending()
     for number in range(OUTCOMES_ASIDE_MAX):
         assert not pending.is_full
-        pending.set_aside(outcome(delivery(number, number)), Aside.LOCKED, 1.0)
+        pending.set_aside(outcome(delivery(number, number)), DelayedOutcomes.LOCKED, 1.0)
     assert pending.is_full
     pending = Pending()
     for number in range(ASIDE_MAX):
-        pending.set_aside(kept(delivery(number)), Aside.LOCKED, 1.0)
+        pending.set_aside(kept(delivery(number)), DelayedOutcomes.LOCKED, 1.0)
     assert pending.is_full
 
 

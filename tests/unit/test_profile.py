@@ -9,7 +9,7 @@ import json
 import pytest
 
 from pghookd.webhook import profile
-from pghookd.webhook.profile import ProfileHead, Secrets
+from pghookd.webhook.profile import ProfileHead, SigningSecrets
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 BODY = b'{"a": 1}'
@@ -17,7 +17,7 @@ BODY = b'{"a": 1}'
 
 def lines_of(name, secrets=None, spec=None, source="https://shop.example:8443/x", timestamp_s=1000):
     found = profile.profile_of(name, None if spec is None else json.dumps(spec))
-    made = ProfileHead.of(found, secrets or Secrets("s3cret"), source, 42).head(
+    made = ProfileHead.of(found, secrets or SigningSecrets("s3cret"), source, 42).head(
         webhook_id="evt_1", timestamp_s=timestamp_s, event_type="order_created", attempt=2,
         triggered_at="2025-11-24T16:00:00.123Z", body=BODY,
     )  # fmt: skip
@@ -64,28 +64,30 @@ def test_presets():
 
 def test_bodies_are_the_payload_alone_where_that_senders_are():
     for name, bare in [(name, name != "stripe") for name in profile.PRESETS]:
-        assert ProfileHead.of(profile.PRESETS[name], Secrets(), None, 1).is_bare is bare
+        assert ProfileHead.of(profile.PRESETS[name], SigningSecrets(), None, 1).is_bare is bare
 
 
 def test_the_key_is_the_secrets_text_or_what_the_standard_reads_in_it():
     assert (
-        lines_of("simvoly", Secrets(SECRET))["x-webhook-signature"]
+        lines_of("simvoly", SigningSecrets(SECRET))["x-webhook-signature"]
         == mac("sha512", key=SECRET.encode()).hexdigest()
     )
     expected = "v1," + b64(mac("sha256", b"evt_1.1000." + BODY, bytes(range(32))).digest())
-    assert lines_of("svix", Secrets(SECRET))["svix-signature"] == expected
+    assert lines_of("svix", SigningSecrets(SECRET))["svix-signature"] == expected
 
 
 def test_without_a_shared_secret_nothing_is_signed():
     for name, preset in profile.PRESETS.items():
         for secret in (None, "whsk_" + base64.b64encode(bytes(32)).decode()):
-            lines = lines_of(name, Secrets(secret, "old", 2000.0))
+            lines = lines_of(name, SigningSecrets(secret, "old", 2000.0))
             assert set(lines) == set(PRESETS[name]) - {preset.header}
 
 
 def test_both_secrets_sign_where_a_list_can_be_read():
     for name, count in [("stripe", 2), ("svix", 2), ("github", 1), ("simvoly", 1)]:
-        both, late = (lines_of(name, Secrets("s3cret", "old", 1500.0), timestamp_s=t) for t in (1499, 1500))
+        both, late = (
+            lines_of(name, SigningSecrets("s3cret", "old", 1500.0), timestamp_s=t) for t in (1499, 1500)
+        )
         header = profile.PRESETS[name].header
         mark = profile.PRESETS[name].prefix or "\0"
         assert both[header].count(mark) == (count if mark != "\0" else 0)
@@ -104,7 +106,7 @@ def test_a_custom_profile():
             "prefix": "s=", "joint": ";", "signed": "v0:{timestamp}:{type}:{body}", "key": "standard",
             "body": "envelope", "headers": {"X-Kind": "{type}/{attempt}"}}  # fmt: skip
     signed = b"v0:1000:order_created:" + BODY
-    assert lines_of("custom", Secrets("s3cret", "old", 2000.0), spec) == {
+    assert lines_of("custom", SigningSecrets("s3cret", "old", 2000.0), spec) == {
         "X-Kind": "order_created/2",
         "X-Sig": f"v0;t=1000;s={b64(mac('sha1', signed).digest())};s={b64(mac('sha1', signed, b'old').digest())}",
     }

@@ -96,7 +96,7 @@ def test_settings_are_frozen():
     with pytest.raises(pydantic.ValidationError):
         settings.poll.fallback_s = 3
     with pytest.raises(pydantic.ValidationError):
-        settings.poll = core.Poll()
+        settings.poll = core.PollSettings()
 
 
 KEY = "MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE="

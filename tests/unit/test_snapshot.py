@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.event_log.deferred import Aside, Part, ids_of
+from pghookd.event_log.deferred import DeferredEvents, DeferredPart, ids_of
 from pghookd.event_log.position import (
     BEGINNING,
     MARKS_MAX,
-    Log,
+    EventLog,
     Mark,
-    Marks,
     Page,
     Position,
     ShardLog,
     Snapshot,
+    XidMarks,
     settle,
 )
 from pghookd.model.delivery import Delivery, Event
@@ -40,19 +40,19 @@ def delivery(ticket=None):
 
 
 def test_without_marks_everything_may_be_unread():
-    assert Marks().floor(Snapshot(100, 200, (100,))) == 0
-    assert Marks().front(Snapshot(100, 200, (100,))) == 0
+    assert XidMarks().floor(Snapshot(100, 200, (100,))) == 0
+    assert XidMarks().front(Snapshot(100, 200, (100,))) == 0
 
 
 def test_a_mark_counts_only_if_its_xid_was_assigned_before_the_oldest_one_running():
-    marks = Marks()
+    marks = XidMarks()
     marks.note(Mark(500, 100))
     assert marks.floor(Snapshot(100, 120, (100,))) == 0
     assert marks.floor(Snapshot(101, 120, (101,))) == 500
 
 
 def test_the_front_looks_at_xmax_and_the_floor_at_xmin():
-    marks = Marks()
+    marks = XidMarks()
     marks.note(Mark(500, 100))
     marks.note(Mark(900, 150))
     snapshot = Snapshot(101, 151, (101,))
@@ -60,7 +60,7 @@ def test_the_front_looks_at_xmax_and_the_floor_at_xmin():
 
 
 def test_the_newest_mark_that_counts_wins():
-    marks = Marks()
+    marks = XidMarks()
     for mark in (Mark(1, 10), Mark(2, 20), Mark(3, 30)):
         marks.note(mark)
     assert [marks.floor(Snapshot(xmin, 99, ())) for xmin in (10, 11, 20, 21, 31)] == [0, 1, 1, 2, 3]
@@ -68,14 +68,14 @@ def test_the_newest_mark_that_counts_wins():
 
 
 def test_what_was_stored_is_the_least():
-    marks = Marks(floor=7, front=9)
+    marks = XidMarks(floor=7, front=9)
     marks.note(Mark(5, 10))
     assert (marks.floor(A.snapshot), marks.front(A.snapshot)) == (7, 9)
     assert (marks.floor(B.snapshot), marks.front(B.snapshot)) == (7, 9)
 
 
 def test_forgetting_marks_changes_no_answer_that_may_still_be_asked_for():
-    marks, all_of_them = Marks(), Marks()
+    marks, all_of_them = XidMarks(), XidMarks()
     for n in range(1, 50):
         marks.note(Mark(n * 100, n * 10))
         all_of_them.note(Mark(n * 100, n * 10))
@@ -89,7 +89,7 @@ def test_forgetting_marks_changes_no_answer_that_may_still_be_asked_for():
 
 def test_a_week_of_an_open_transaction_leaves_a_bounded_number_of_marks():
     """One mark a second: the floor stays where the transaction holds it, and is near once that has ended."""
-    marks, week = Marks(), 7 * 86_400
+    marks, week = XidMarks(), 7 * 86_400
     for n in range(1, week + 1):
         marks.note(Mark(n * 100, n * 10))
         marks.forget(Snapshot(15, n * 10 + 1, (15,)))
@@ -204,7 +204,7 @@ class Walk:
 
 def walked(seed, most=MARKS_MAX):
     """Return a walk of hundreds of random steps, at the end of which everything has committed."""
-    rnd, walk = random.Random(seed), Walk(Marks(most=most))
+    rnd, walk = random.Random(seed), Walk(XidMarks(most=most))
     for _ in range(400):
         walk.step(rnd.choice(STEPS), rnd.randrange(6))
     for xid in list(walk.db.running):
@@ -231,7 +231,7 @@ def test_floor_and_front_of_an_older_position_hide_nothing_that_it_has_not_seen(
 
 def test_with_a_snapshots_xmax_for_an_assigned_xid_the_model_loses_a_row():
     """The model is sharp enough to see the flaw of an earlier draft."""
-    db, marks = Postgres(), Marks()
+    db, marks = Postgres(), XidMarks()
     early = db.begin()
     late = db.begin()
     db.insert(late)
@@ -316,7 +316,7 @@ def test_overdue_are_the_open_ones_of_pages_read_before():
     one, two = delivery(old), delivery(old)
     delivery(shard.page(C, 5.0))
     settle(one)
-    log = Log(C.snapshot, {0: shard, 1: ShardLog(1, C)}, Marks())
+    log = EventLog(C.snapshot, {0: shard, 1: ShardLog(1, C)}, XidMarks())
     assert log.overdue(1.0) == []
     assert log.overdue(2.0) == [two]
     assert len(log.overdue(6.0)) == 2
@@ -331,9 +331,9 @@ def test_what_is_or_may_be_a_duplicate_is_never_overdue(duplicate, overdue):
 
 
 def test_a_page_waits_for_what_was_left_of_it_in_the_log_and_few_tickets_stand_behind_it():
-    shard, aside = ShardLog(0, A), Aside()
+    shard, aside = ShardLog(0, A), DeferredEvents()
     ticket = shard.page(B, 1.0)
-    aside.put("s", Part(ticket, None, 2, 2, 1.0, ids_of([7, 8, 9])))
+    aside.put("s", DeferredPart(ticket, None, 2, 2, 1.0, ids_of([7, 8, 9])))
     settle(delivery(ticket))
     behind = [shard.page(C, 2.0 + n) for n in range(100)]
     assert all(each is behind[0] for each in behind)
@@ -352,9 +352,9 @@ def test_a_page_waits_for_what_was_left_of_it_in_the_log_and_few_tickets_stand_b
 
 
 def test_events_are_done_once_every_slice_of_endpoints_has_them():
-    shard, aside = ShardLog(0, A), Aside()
+    shard, aside = ShardLog(0, A), DeferredEvents()
     ticket = shard.page(B, 1.0)
-    part = Part(ticket, None, 2, 2, 1.0, ids_of([7, 8, 9]), wide=True)
+    part = DeferredPart(ticket, None, 2, 2, 1.0, ids_of([7, 8, 9]), wide=True)
     aside.put("s", part)
     aside.taken("s", 2, 20)
     assert (part.first(9), part.after, part.slice_end) == ([9], 0, 20)
@@ -368,18 +368,18 @@ def test_events_are_done_once_every_slice_of_endpoints_has_them():
 
 
 def test_sites_that_have_left_something_take_turns():
-    shard, aside = ShardLog(0, A), Aside(most=6)
+    shard, aside = ShardLog(0, A), DeferredEvents(most=6)
     for site_id in ("a", "b", "c"):
-        aside.put(site_id, Part(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([1, 2])))
+        aside.put(site_id, DeferredPart(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([1, 2])))
     assert [site_id for _ in range(3) for site_id, _ in aside.turns(2)] == ["a", "b", "c", "a", "b", "c"]
     assert "a" in aside
     assert aside.is_full
 
 
 def test_a_site_is_recovering_until_what_the_recovery_road_has_left_is_taken():
-    shard, aside = ShardLog(0, A), Aside()
-    aside.put("s", Part(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([1, 2]), recovering=True))
-    aside.put("s", Part(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([3])))
+    shard, aside = ShardLog(0, A), DeferredEvents()
+    aside.put("s", DeferredPart(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([1, 2]), recovering=True))
+    aside.put("s", DeferredPart(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([3])))
     aside.taken("s", 1, None)
     assert aside.is_recovering("s")
     aside.taken("s", 1, None)
@@ -402,5 +402,5 @@ def test_nothing_of_a_page_is_settled_before_all_of_it_is_made():
 
 
 def test_the_oldest_snapshot_is_that_of_the_shard_furthest_behind():
-    log = Log(C.snapshot, {0: ShardLog(0, C), 1: ShardLog(1, A), 2: ShardLog(2, B)}, Marks())
+    log = EventLog(C.snapshot, {0: ShardLog(0, C), 1: ShardLog(1, A), 2: ShardLog(2, B)}, XidMarks())
     assert log.oldest() == A.snapshot

@@ -6,13 +6,22 @@ import dataclasses
 
 import pytest
 
-from pghookd.endpoint_health.incident import DAY_US, SECOND_US, Case, Facts, Health, Incident, Marks, Policy
+from pghookd.endpoint_health.incident import (
+    DAY_US,
+    SECOND_US,
+    Case,
+    Facts,
+    Health,
+    Incident,
+    IncidentPolicy,
+    MailMarks,
+)
 from pghookd.endpoint_health.owner_plan import Owner, plan
 from pghookd.endpoint_health.storm import HOLD_MAX_US, SITES_MIN, extent, is_storm
 from pghookd.model.domains import a_label, registrable, registrable_of
 from pghookd.settings.schema import Settings
 
-POLICY = Policy.of(Settings())
+POLICY = IncidentPolicy.of(Settings())
 T0 = 20_000 * DAY_US
 LIMITS = {"share": 0.3, "hosts_min": 20}
 
@@ -92,7 +101,7 @@ def test_a_later_storm_does_not_begin_the_six_hours_anew():
 
 def test_a_storm_stops_a_disabling_clock_for_six_hours_at_most():
     enough = Facts(failures=9, unsettled=1, events_failed=3, days_failed=2)
-    marks = Marks(mailed_us=T0, told_us=T0, warned_us=T0 + 4 * DAY_US, reminded=3)
+    marks = MailMarks(mailed_us=T0, told_us=T0, warned_us=T0 + 4 * DAY_US, reminded=3)
     held = dataclasses.replace(marks, paused_us=HOLD_MAX_US - 1)
     spent = dataclasses.replace(marks, paused_us=HOLD_MAX_US)
     late = {"after_us": 6 * DAY_US, "health": Health.FAILING, "facts": enough}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pghookd.model.delivery import DisabledReason, Fault, Outcome, Reason, Reply
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry
-from pghookd.webhook.judge import Policy, Record, judge, pause_s, record
+from pghookd.webhook.judge import Record, RetryPolicy, judge, pause_s, record
 
-POLICY = Policy(schedule=(10.0, 100.0, 1000.0), jitter=0.0)
+POLICY = RetryPolicy(schedule=(10.0, 100.0, 1000.0), jitter=0.0)
 NOW_S = 1_764_000_000.0
 
 
@@ -37,7 +37,7 @@ def test_any_2xx_is_delivered_whatever_else_it_says():
 
 
 def test_a_2xx_that_an_endpoint_does_not_name_is_refused():
-    narrow = Policy((10.0,), 0.0, successes=frozenset({200, 204}))
+    narrow = RetryPolicy((10.0,), 0.0, successes=frozenset({200, 204}))
     assert verdict_on(Reply(204), policy=narrow) == Delivered()
     assert verdict_on(Reply(202), policy=narrow) == Retry(10.0)
     assert verdict_on(Reply(202, control="disable"), policy=narrow) == Disable(DisabledReason.RECEIVER)
@@ -58,7 +58,7 @@ def test_the_schedule_ends():
 
 
 def test_attempts_end_where_their_column_does():
-    endless = Policy(schedule=(1.0,) * 40_000)
+    endless = RetryPolicy(schedule=(1.0,) * 40_000)
     assert verdict_on(Reply(500), failure_n=32_767, policy=endless) == Dead(Reason.EXHAUSTED)
 
 
@@ -126,7 +126,7 @@ def test_who_is_overloaded_is_left_alone_for_a_minute():
     for answer in OVERLOADED:
         assert verdict_on(answer) == Retry(60.0)
         assert verdict_on(answer, failure_n=2) == Retry(100.0)
-        assert verdict_on(answer, policy=Policy((10.0,), 0.0, throttle_floor_s=0)) == Retry(10.0)
+        assert verdict_on(answer, policy=RetryPolicy((10.0,), 0.0, throttle_floor_s=0)) == Retry(10.0)
 
 
 def test_age_counts_only_when_an_attempt_has_failed():
@@ -181,7 +181,7 @@ def test_a_receiver_is_left_alone_for_as_long_as_it_asks_and_no_longer_than_is_s
 
 def test_jitter():
     for random01, wait_s in [(0.0, 8.0), (0.5, 10.0), (1.0, 12.0)]:
-        spread = Policy((10.0,), jitter=0.2)
+        spread = RetryPolicy((10.0,), jitter=0.2)
         assert verdict_on(Reply(500), policy=spread, random01=random01) == Retry(pytest.approx(wait_s))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pghookd.delivery.recording.batch import batch_of, failures
 from pghookd.model.delivery import Delivery, DisabledReason, Event, Outcome, Reason, State
-from pghookd.model.outcome import Attempted, Died, Kept
+from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry
 
 
@@ -15,7 +15,7 @@ def delivery(event_id=1, endpoint_id=7, *, attempts=0, in_backlog=False):
 
 
 def attempted(to, verdict, outcome=Outcome.REFUSED, status=500):
-    return Attempted(to, outcome, status, None, b"no", 1_000_000, 12.5, verdict)
+    return AttemptWrite(to, outcome, status, None, b"no", 1_000_000, 12.5, verdict)
 
 
 def delivered(to):
@@ -56,7 +56,7 @@ def test_a_dead_one_leaves_the_backlog_if_it_was_there():
 
 
 def test_death_without_an_attempt_counts_none():
-    batch = batch_of([Died(delivery(attempts=2, in_backlog=True), Reason.NO_ENDPOINT)])
+    batch = batch_of([DeadWrite(delivery(attempts=2, in_backlog=True), Reason.NO_ENDPOINT)])
     assert (batch.attempts, batch.dead, batch.cleared) == ([], [(1, 7, "site", "no_endpoint", 2)], [(1, 7)])
 
 
@@ -67,27 +67,27 @@ def test_a_disabling_answer_holds_its_own_delivery_and_says_why():
 
 
 def test_rows_without_an_attempt_keep_the_number_of_attempts():
-    batch = batch_of([Kept(delivery(attempts=4), State.PARKED, Reason.LANE_FULL)])
+    batch = batch_of([BacklogWrite(delivery(attempts=4), State.PARKED, Reason.LANE_FULL)])
     assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None, None, 0)]
     assert not batch.single
 
 
 def test_the_last_word_on_a_delivery_wins():
     same = delivery()
-    batch = batch_of([attempted(same, Retry(30.0)), Kept(same, State.HELD, Reason.DISABLED)])
+    batch = batch_of([attempted(same, Retry(30.0)), BacklogWrite(same, State.HELD, Reason.DISABLED)])
     assert [row[3] for row in batch.backlog] == ["held"]
     assert len(batch.attempts) == 1
 
 
 def test_a_success_after_a_row_was_asked_for_leaves_no_row():
     same = delivery()
-    batch = batch_of([Kept(same, State.WAITING, Reason.QUEUED), delivered(same)])
+    batch = batch_of([BacklogWrite(same, State.WAITING, Reason.QUEUED), delivered(same)])
     assert batch.backlog == []
 
 
 def test_a_checkpoint_then_a_success_in_the_same_batch_clears_the_row():
     same = delivery(in_backlog=True)
-    batch = batch_of([Kept(same, State.WAITING, Reason.QUEUED), delivered(same)])
+    batch = batch_of([BacklogWrite(same, State.WAITING, Reason.QUEUED), delivered(same)])
     assert (batch.backlog, batch.cleared) == ([], [(1, 7)])
 
 
@@ -137,11 +137,11 @@ def test_an_event_for_another_endpoint_alone_is_no_test_of_this_one():
 def test_what_is_not_even_tried_is_trouble_if_its_owner_can_mend_it():
     batch = batch_of(
         [
-            Kept(delivery(1, 7), State.PARKED, Reason.FILTER_SLOW),
-            Died(delivery(2, 8), Reason.TOO_LARGE),
-            Died(delivery(3, 9), Reason.INVALID),
-            Kept(delivery(4, 10), State.PARKED, Reason.LANE_FULL),
-            Died(delivery(5, 11), Reason.DUPLICATE),
+            BacklogWrite(delivery(1, 7), State.PARKED, Reason.FILTER_SLOW),
+            DeadWrite(delivery(2, 8), Reason.TOO_LARGE),
+            DeadWrite(delivery(3, 9), Reason.INVALID),
+            BacklogWrite(delivery(4, 10), State.PARKED, Reason.LANE_FULL),
+            DeadWrite(delivery(5, 11), Reason.DUPLICATE),
         ]
     )
     assert failures(batch.troubles) == [
@@ -152,11 +152,11 @@ def test_what_is_not_even_tried_is_trouble_if_its_owner_can_mend_it():
 def test_a_test_that_a_slow_filter_holds_up_is_nobodys_trouble():
     tested = delivery(1, 7)
     tested.event.endpoint_id = 7
-    assert failures(batch_of([Kept(tested, State.PARKED, Reason.FILTER_SLOW)]).troubles) == []
+    assert failures(batch_of([BacklogWrite(tested, State.PARKED, Reason.FILTER_SLOW)]).troubles) == []
 
 
 def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():
-    slow = Kept(delivery(3), State.PARKED, Reason.FILTER_SLOW)
+    slow = BacklogWrite(delivery(3), State.PARKED, Reason.FILTER_SLOW)
     [row] = failures(
         batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2)), slow], {7}).troubles
     )

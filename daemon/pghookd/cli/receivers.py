@@ -36,7 +36,7 @@ from pghookd.cli.terminal import (
 if TYPE_CHECKING:
     from pghookd.cli.devtools.printing_receiver import Received
     from pghookd.cli.devtools.sample_requests import Judged, Sample, Way
-    from pghookd.settings.network import Policy
+    from pghookd.settings.network import EgressPolicy
     from pghookd.settings.schema import Settings
 
 LOOPBACK: Final = ("127.0.0.0/8", "::1/128", "localhost")
@@ -128,7 +128,7 @@ def _sample(event_type: str, secret: str | None, payload: IO[bytes] | None) -> S
     return sample_requests.Sample(event_type, text, sign)
 
 
-def _policy(settings: Settings, allow: tuple[str, ...]) -> Policy:
+def _policy(settings: Settings, allow: tuple[str, ...]) -> EgressPolicy:
     from pghookd.settings.network import parse_places
 
     try:

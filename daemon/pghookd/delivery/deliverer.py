@@ -22,7 +22,7 @@ from pghookd.event_log.supersede import is_superseded, note_sent
 from pghookd.model import verdict
 from pghookd.model.delivery import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
 from pghookd.model.event_options import EventOptions
-from pghookd.model.outcome import Attempted, Died, Kept, Write
+from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Session
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import Lane, Lanes
@@ -57,7 +57,7 @@ class Gate(Protocol):
         ...
 
 
-class Suspects(Protocol):
+class Guard(Protocol):
     """What names deliveries before they go out, after ends that nobody can explain."""
 
     def named(self, delivery: Delivery) -> AbstractAsyncContextManager[None]:
@@ -66,7 +66,7 @@ class Suspects(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Terms:
+class DeliveryTerms:
     """The settings that a delivery needs, ready for use."""
 
     concurrency: int
@@ -80,7 +80,7 @@ class Terms:
 class Aim:
     """What is prepared once for an endpoint; kept on its lane until the endpoint or the terms change."""
 
-    terms: Terms  # that it was prepared by
+    terms: DeliveryTerms  # that it was prepared by
     target: Target | Fault
     manner: Manner
     tokens: Tokens | None = None  # where OAuth2 is asked for
@@ -95,14 +95,14 @@ class Deliverer:
         lanes: Lanes,
         gate: Gate,
         loader: Session,
-        terms: Terms,
+        terms: DeliveryTerms,
         *,
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
         wall_us: Callable[[], int],
         random01: Callable[[], float],
         beat: Callable[[], None],
-        suspects: Suspects | None = None,
+        suspects: Guard | None = None,
     ) -> None:
         self._sender = sender
         self._lanes = lanes
@@ -125,7 +125,7 @@ class Deliverer:
         self._timer: asyncio.TimerHandle | None = None  # for lanes that wait for a time
         self._timer_at = 0.0
 
-    def apply(self, sender: Sender, terms: Terms) -> None:
+    def apply(self, sender: Sender, terms: DeliveryTerms) -> None:
         """Begin no request any more but with this sender and by these terms."""
         self._sender = sender
         self._terms = terms
@@ -223,7 +223,7 @@ class Deliverer:
         while True:
             write = await self._deliver(lane, delivery)
             now = self._monotonic()
-            if isinstance(write, Attempted) and write.outcome is Outcome.DELIVERED:
+            if isinstance(write, AttemptWrite) and write.outcome is Outcome.DELIVERED:
                 if self._lanes.succeeded(lane, delivery, now, write.duration_ms / 1e3):
                     self._log_breaker(LogEvent.BREAKER_CLOSED, lane)
                 self._gate.put(write, now)
@@ -241,7 +241,7 @@ class Deliverer:
 
     def _fail(self, lane: Lane, write: Write, now: float) -> None:
         """Take a failure back; what its lane must not keep is parked or held."""
-        if not isinstance(write, Attempted):
+        if not isinstance(write, AttemptWrite):
             self._leave_unsent(lane, write, now)
             return
         counts = write.outcome not in {Outcome.FAILED, Outcome.BLOCKED}
@@ -255,23 +255,23 @@ class Deliverer:
         if isinstance(write.verdict, verdict.Disable):
             lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
             for queued in self._lanes.empty(lane):
-                self._gate.put(Kept(queued, State.HELD, Reason.DISABLED), now)
+                self._gate.put(BacklogWrite(queued, State.HELD, Reason.DISABLED), now)
         if isinstance(write.verdict, verdict.Dead):
             self._log_death(write.delivery, write.verdict.reason)
 
-    def _leave_unsent(self, lane: Lane, write: Kept | Died, now: float) -> None:
+    def _leave_unsent(self, lane: Lane, write: BacklogWrite | DeadWrite, now: float) -> None:
         """Take back what ended without a request: no reason to slow down, and no word on the endpoint."""
         self._lanes.unsent(lane, write.delivery)
         self._gate.put(write, now)
-        if isinstance(write, Died) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
+        if isinstance(write, DeadWrite) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
             self._log_death(write.delivery, write.reason)
 
     def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
         for delivery in deliveries:
             self._lanes.parked.add(delivery.endpoint_id)
-            self._gate.put(Kept(delivery, State.PARKED, reason), now)
+            self._gate.put(BacklogWrite(delivery, State.PARKED, reason), now)
 
-    def _heed(self, lane: Lane, reply: Reply, policy: judge.Policy) -> None:
+    def _heed(self, lane: Lane, reply: Reply, policy: judge.RetryPolicy) -> None:
         """Leave a receiver alone for as long as it asks; what waits for it is parked where that is long."""
         wait_s = judge.pause_s(reply, policy, self._wall_us() / 1e6)
         if wait_s <= 0:
@@ -302,7 +302,7 @@ class Deliverer:
             if loaded is not None:
                 payload = loaded.payload
             if payload is None:
-                return Died(delivery, (loaded and loaded.died) or Reason.TOO_LARGE)
+                return DeadWrite(delivery, (loaded and loaded.died) or Reason.TOO_LARGE)
             return await self._attempt(lane, delivery, payload)
         except Exception as error:
             self._logger.exception(LogEvent.DELIVERY_BROKEN, event_id=delivery.event.event_id)
@@ -332,7 +332,7 @@ class Deliverer:
         started = self._monotonic()
         if lane.paused_until > started:  # since it was taken
             self._lanes.parked.add(delivery.endpoint_id)
-            return Kept(delivery, State.PARKED, Reason.PAUSED)
+            return BacklogWrite(delivery, State.PARKED, Reason.PAUSED)
         answer = await self._sender.post(target, head, body, manner.timeout_s)
         if isinstance(answer, Reply) and answer.retry_after is not None:
             self._heed(lane, answer, manner.policy)
@@ -340,18 +340,18 @@ class Deliverer:
             aim.tokens.heed(token, answer)
         return self._attempted(delivery, answer, started, manner.policy)
 
-    def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> Aim | Died:
+    def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> Aim | DeadWrite:
         """Return what is prepared for the endpoint, unless the delivery must not be attempted."""
         event = delivery.event
         if event.options is not None and (reason := self._unwanted(delivery, event.options)) is not None:
-            return Died(delivery, reason)
+            return DeadWrite(delivery, reason)
         if len(payload) > self._terms.payload_bytes_max:
-            return Died(delivery, Reason.TOO_LARGE)
+            return DeadWrite(delivery, Reason.TOO_LARGE)
         aim = lane.cache
         if not isinstance(aim, Aim) or aim.terms is not self._terms:
             made = self._aim(lane)
             if made is None:
-                return Died(delivery, Reason.INVALID)
+                return DeadWrite(delivery, Reason.INVALID)
             aim = lane.cache = made
         return aim
 
@@ -399,8 +399,8 @@ class Deliverer:
         )
 
     def _attempted(
-        self, delivery: Delivery, answer: Answer, started: float, policy: judge.Policy
-    ) -> Attempted:
+        self, delivery: Delivery, answer: Answer, started: float, policy: judge.RetryPolicy
+    ) -> AttemptWrite:
         took_s = self._monotonic() - started
         now_us = self._wall_us()
         record = judge.record(answer, policy.successes)
@@ -416,7 +416,7 @@ class Deliverer:
         response = answer.body or None if isinstance(answer, Reply) else None
         if self._terms.successes and record.outcome is Outcome.DELIVERED:
             self._log_success(delivery, record.status, took_s)
-        return Attempted(
+        return AttemptWrite(
             delivery,
             record.outcome,
             record.status,
@@ -429,7 +429,7 @@ class Deliverer:
 
     # Log lines --------------------------------------------------------------------------------------------------------
 
-    def _log(self, write: Attempted) -> None:
+    def _log(self, write: AttemptWrite) -> None:
         self._logger.info(
             LogEvent.DELIVERY_ATTEMPTED,
             event_id=write.delivery.event.event_id,

@@ -47,7 +47,7 @@ class Place:
     run: str | None
 
 
-class Suspects:
+class PoisonGuard:
     """What the recorder does between two batches, names first; and the gate that named deliveries go through."""
 
     def __init__(self, due: Due, place: Place, arrival: Arrival, *, monotonic: Callable[[], float]) -> None:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from pghookd.settings.network import NUMBER, PORT_DIGITS_MAX, Address, Policy, host_name
+from pghookd.settings.network import NUMBER, PORT_DIGITS_MAX, Address, EgressPolicy, host_name
 
 URL_LENGTH_MAX = 2048  # characters; the schema's CHECK says the same
 ORIGINS_MAX = 4096  # origins remembered; some 0.5 KB each
@@ -148,7 +148,7 @@ class Destination:
 JudgeOrigin: TypeAlias = Callable[[str, str], Destination | Refusal]
 
 
-def parse(url: str, policy: Policy) -> Destination | Refusal:
+def parse(url: str, policy: EgressPolicy) -> Destination | Refusal:
     """Decide about a URL as it stands in `endpoints.url`. Never raises, whatever the text; asks no DNS."""
     return parse_by(functools.partial(judge_origin, policy=policy), url)
 
@@ -173,7 +173,7 @@ def parse_by(judge: JudgeOrigin, url: str) -> Destination | Refusal:
     return origin if target == origin.target else dataclasses.replace(origin, target=target)
 
 
-def judge_origin(scheme: str, authority: str, policy: Policy) -> Destination | Refusal:
+def judge_origin(scheme: str, authority: str, policy: EgressPolicy) -> Destination | Refusal:
     """Decide about what stands before a URL's path.
 
     Args:
@@ -197,7 +197,7 @@ def judge_origin(scheme: str, authority: str, policy: Policy) -> Destination | R
     return _aim(scheme, host, port, policy)
 
 
-def judge_address(address: str, policy: Policy, *, named: bool = False) -> Refusal | None:
+def judge_address(address: str, policy: EgressPolicy, *, named: bool = False) -> Refusal | None:
     """Decide about one address that a name came to, or that a socket is about to be connected to.
 
     Args:
@@ -219,7 +219,7 @@ _REFUSED_LITERAL = Refusal("literal", "its address is not public, or is not writ
 _REFUSED_NAME = Refusal("name", "its host name is not a public one, or is written in a misleading way")
 
 
-def _is_open(address: Address, policy: Policy, *, named: bool) -> bool:
+def _is_open(address: Address, policy: EgressPolicy, *, named: bool) -> bool:
     for each in (address, *_carried(address)):
         if policy.deny.has(each):
             return False
@@ -228,7 +228,7 @@ def _is_open(address: Address, policy: Policy, *, named: bool) -> bool:
     return named or policy.allow.has(address) or _is_public(address, policy)
 
 
-def _is_public(address: Address, policy: Policy) -> bool:
+def _is_public(address: Address, policy: EgressPolicy) -> bool:
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _REFUSED_V4)
     if policy.nat64 and address in _NAT64:
@@ -291,7 +291,7 @@ def _target(rest: str) -> str:
 
 
 def _aim(  # noqa: PLR0911 -- guards, one after another
-    scheme: str, host: str, port: int, policy: Policy
+    scheme: str, host: str, port: int, policy: EgressPolicy
 ) -> Destination | Refusal:
     shown_port = "" if port == (443 if scheme == "https" else 80) else f":{port}"
     if host.startswith("["):
@@ -321,7 +321,7 @@ def _literal_v6(bracketed: str) -> str | None:
         return None
 
 
-def _is_fit(name: str, policy: Policy) -> bool:
+def _is_fit(name: str, policy: EgressPolicy) -> bool:
     """Whether a normalised name may be looked up at all."""
     if policy.deny.reaches(name):
         return False

@@ -22,7 +22,7 @@ import pycares
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pghookd.egress.destination import Refusal, judge_address
-from pghookd.settings.network import Policy
+from pghookd.settings.network import EgressPolicy
 
 LOOKUP_BUDGET_S = 3.0
 FORGET_S = 30.0
@@ -61,7 +61,7 @@ class GuardedResolver(AbstractResolver):
 
     def __init__(
         self,
-        policy: Policy,
+        policy: EgressPolicy,
         *,
         nameservers: Sequence[str] | None = None,
         budget_s: float = LOOKUP_BUDGET_S,

@@ -59,7 +59,7 @@ from pghookd.egress.resolver import AddressRefused, GuardedResolver
 from pghookd.egress.tls import trust
 from pghookd.model.client_certificate import ClientCertificate
 from pghookd.model.delivery import Answer, Fault, Outcome, Reply
-from pghookd.settings.network import Policy, Proxy
+from pghookd.settings.network import EgressPolicy, Proxy
 
 KEEPALIVE_S = 4.0  # servers often close after 5 s: be first
 RESPONSE_SLACK_BYTES = (
@@ -264,7 +264,7 @@ class _ProxiedConnector(_Connector):
     """The same pool, but new connections are tunnels through a proxy; its own address is no customer's choice."""
 
     tunnels: Tunnels
-    policy: Policy
+    policy: EgressPolicy
 
     async def _open_connection(
         self,
@@ -338,7 +338,7 @@ class Sender:
     def __init__(
         self,
         *,
-        policy: Policy,
+        policy: EgressPolicy,
         connections_max: int,
         connect_timeout_s: float,
         response_bytes_max: int,

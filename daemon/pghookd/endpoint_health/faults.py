@@ -14,9 +14,9 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.endpoint_health.incident import DAY_US, SECOND_US, Policy
+from pghookd.endpoint_health.incident import DAY_US, SECOND_US, IncidentPolicy
 from pghookd.endpoint_health.owner_plan import Owner, allowed_us
-from pghookd.owner_mail.digest import Cause, Digest, Fault, Kind, clean_line
+from pghookd.owner_mail.digest import Cause, Digest, Kind, OperatorLine, clean_line
 from pghookd.owner_mail.mailbox import mailbox_of
 from pghookd.owner_mail.outbox import put_email
 from pghookd.postgres.client import Row, Session, query
@@ -47,7 +47,7 @@ class FaultReports:
         queued: Callable[[], None],
     ) -> None:
         self._session = session
-        self._policy = Policy.of(settings)
+        self._policy = IncidentPolicy.of(settings)
         self._operator = settings.mail.operator if settings.smtp.host else ""
         self._logger = logger
         self._queued = queued
@@ -89,9 +89,9 @@ class FaultReports:
             self._queued()
 
 
-def _fault_of(row: Row) -> Fault:
+def _fault_of(row: Row) -> OperatorLine:
     """Make a Fault of a row of find_faults."""
-    return Fault(
+    return OperatorLine(
         cause=Cause(row["reason"]),
         site_id=clean_line(row["site_id"]),
         type=clean_line(row["type"]),

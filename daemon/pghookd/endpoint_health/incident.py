@@ -35,7 +35,7 @@ class Health(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Policy:
+class IncidentPolicy:
     """The settings `mail.*`, `disable.*` and `retention.held_days`, in microseconds."""
 
     first_wait_us: int
@@ -51,7 +51,7 @@ class Policy:
     held_us: int
 
     @classmethod
-    def of(cls, settings: Settings) -> Policy:
+    def of(cls, settings: Settings) -> IncidentPolicy:
         """Take from the settings what is decided with."""
         mail, disable = settings.mail, settings.disable
         return cls(
@@ -74,7 +74,7 @@ def _us(seconds: float) -> int:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Marks:
+class MailMarks:
     """What the life cycle remembers of an endpoint (column `incidents.marks`).
 
     Attributes:
@@ -102,20 +102,20 @@ class Marks:
     flapping_us: int | None = None
 
 
-def marks_of(stored: dict[str, Any]) -> Marks:
+def marks_of(stored: dict[str, Any]) -> MailMarks:
     """Read marks back from JSON; what a later version added is left alone."""
-    known = {f.name for f in dataclasses.fields(Marks)}
+    known = {f.name for f in dataclasses.fields(MailMarks)}
     values = {k: v for k, v in stored.items() if k in known}
     if "recovered" in values:
         values["recovered"] = tuple(values["recovered"])
-    return Marks(**values)
+    return MailMarks(**values)
 
 
-def stored_marks(marks: Marks) -> dict[str, Any]:
+def stored_marks(marks: MailMarks) -> dict[str, Any]:
     """Return what differs from the beginning, for JSON."""
     return {
         f.name: value
-        for f in dataclasses.fields(Marks)
+        for f in dataclasses.fields(MailMarks)
         if (value := getattr(marks, f.name)) not in (f.default, ())
     }
 
@@ -146,7 +146,7 @@ class Incident:
     recovering_us: int | None = None
     window_us: int | None = None
     successes: int = 0
-    marks: Marks = Marks()
+    marks: MailMarks = MailMarks()
     by_filter: bool = False
     by_policy: bool = False
 
@@ -188,7 +188,7 @@ class Case:
     incident: Incident
     facts: Facts
     now_us: int
-    policy: Policy
+    policy: IncidentPolicy
     closing: bool = False
 
     @property
@@ -197,6 +197,6 @@ class Case:
         return self.incident.endpoint_id
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> MailMarks:
         """What was told so far."""
         return self.incident.marks

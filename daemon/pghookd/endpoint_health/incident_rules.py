@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
-from pghookd.endpoint_health.incident import DAY_US, SECOND_US, Case, Health, Incident, Policy
+from pghookd.endpoint_health.incident import DAY_US, SECOND_US, Case, Health, Incident, IncidentPolicy
 from pghookd.model.delivery import DisabledReason
 from pghookd.owner_mail.digest import Kind
 
@@ -222,7 +222,7 @@ def reminder_us(case: Case) -> int:
     return first + reminder_after_us(case.policy, case.marks.reminded)
 
 
-def reminder_after_us(policy: Policy, reminded: int) -> int:
+def reminder_after_us(policy: IncidentPolicy, reminded: int) -> int:
     """Return how long after the first mail reminder number `reminded` is due; the last step of the schedule repeats."""
     steps = policy.reminders_us
     return steps[reminded] if reminded < len(steps) else steps[-1] * (reminded - len(steps) + 2)

@@ -20,11 +20,11 @@ from structlog.typing import FilteringBoundLogger
 from pghookd.endpoint_health import incident, owner_plan, storm
 from pghookd.endpoint_health.incident import POLICY_BLOCKS, Case, Health
 from pghookd.endpoint_health.incident_rules import disable_us
-from pghookd.endpoint_health.owner_plan import Owner, Plan, Step
+from pghookd.endpoint_health.owner_plan import Owner, OwnerPlan, PlanStep
 from pghookd.endpoint_health.rows import case_of, section_of, types_of
 from pghookd.endpoint_health.storm import HOLD_MAX_US, Extent
 from pghookd.model.delivery import DisabledReason
-from pghookd.owner_mail.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, Section, arranged, excerpt
+from pghookd.owner_mail.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, MailSection, arranged, excerpt
 from pghookd.owner_mail.mailbox import mailbox_of
 from pghookd.owner_mail.outbox import put_email
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Row, Session, columns, query
@@ -51,7 +51,7 @@ async def no_report(_now_us: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Around:
+class MonitorHooks:
     """What care needs of others.
 
     Attributes:
@@ -73,14 +73,14 @@ class Around:
     report: Callable[[int], Awaitable[None]] = no_report
 
 
-class Care:
+class Monitor:
     """Looks at incidents."""
 
     def __init__(
         self,
         session: Session,
         settings: Settings,
-        around: Around,
+        around: MonitorHooks,
         *,
         logger: FilteringBoundLogger,
         wall_us: Callable[[], int],
@@ -88,7 +88,7 @@ class Care:
     ) -> None:
         self._session = session
         self._settings = settings
-        self._policy = incident.Policy.of(settings)
+        self._policy = incident.IncidentPolicy.of(settings)
         self._around = around
         self._logger = logger
         self._wall_us = wall_us
@@ -102,7 +102,7 @@ class Care:
     def apply(self, settings: Settings) -> None:
         """Go on with other settings, and look at once."""
         self._settings = settings
-        self._policy = incident.Policy.of(settings)
+        self._policy = incident.IncidentPolicy.of(settings)
         self._failed.set()
 
     def failed(self) -> None:
@@ -276,7 +276,7 @@ class Care:
         )
         return Owner(mails=tuple(row["mails"]), busy=busy)
 
-    def _is_to_be_folded(self, look: _Look, plan: Plan) -> bool:
+    def _is_to_be_folded(self, look: _Look, plan: OwnerPlan) -> bool:
         row = look.owner
         if row["queued_id"] is None or row["perhaps_sent"] or row["queued_id"] == self._around.sending():
             return False
@@ -286,11 +286,11 @@ class Care:
         if not await self._session.fetch(query("fold_email"), look.owner["queued_id"]):
             raise _Moved
 
-    async def _take_steps(self, look: _Look, cases: Sequence[Case], plan: Plan) -> None:
+    async def _take_steps(self, look: _Look, cases: Sequence[Case], plan: OwnerPlan) -> None:
         rows: list[tuple[object, ...]] = []
         ended: list[tuple[int, int]] = []
         for case in cases:
-            step = plan.steps.get(case.endpoint_id) or Step(case.incident.health, case.marks)
+            step = plan.steps.get(case.endpoint_id) or PlanStep(case.incident.health, case.marks)
             if step.over:
                 ended.append((case.endpoint_id, case.incident.last_failure_us))
                 continue
@@ -318,7 +318,7 @@ class Care:
             raise _Moved
 
     async def _mail(
-        self, look: _Look, cases: Sequence[Case], plan: Plan, digest: Digest | None
+        self, look: _Look, cases: Sequence[Case], plan: OwnerPlan, digest: Digest | None
     ) -> str | None:
         """Put the mail into the outbox; return its state, None: there is none."""
         if digest is None or plan.kind is None or not self._settings.smtp.host:
@@ -352,7 +352,7 @@ class Care:
         )
         return state
 
-    def _after(self, cases: Sequence[Case], plan: Plan) -> None:
+    def _after(self, cases: Sequence[Case], plan: OwnerPlan) -> None:
         for case in cases:
             step = plan.steps.get(case.endpoint_id)
             if step is not None and step.health is Health.HEALTHY:
@@ -373,7 +373,7 @@ class Care:
 
     # What a mail says -------------------------------------------------------------------------------------------------
 
-    async def _digest(self, look: _Look, cases: Sequence[Case], plan: Plan) -> Digest | None:
+    async def _digest(self, look: _Look, cases: Sequence[Case], plan: OwnerPlan) -> Digest | None:
         if not self._settings.smtp.host or look.owner["owner_email"] == NOBODY:
             return None
         kinds = dict(plan.sections)
@@ -405,7 +405,7 @@ class Care:
         )
         return token
 
-    async def _section(self, row: Row, case: Case, kind: Kind) -> Section:
+    async def _section(self, row: Row, case: Case, kind: Kind) -> MailSection:
         session, number = self._session, case.endpoint_id
         told = await session.fetch(
             query("read_told"), number, case.incident.first_failure_us, case.marks.told_us, case.now_us

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from pghookd.endpoint_health.incident import DAY_US, LOOK_EVERY_US, Case, Health, Marks, Policy
+from pghookd.endpoint_health.incident import DAY_US, LOOK_EVERY_US, Case, Health, IncidentPolicy, MailMarks
 from pghookd.endpoint_health.incident_rules import (
     HELD_UP_US,
     KNOWN,
@@ -46,17 +46,17 @@ class Owner:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Step:
+class PlanStep:
     """What becomes of one incident."""
 
     health: Health
-    marks: Marks
+    marks: MailMarks
     closed: bool = False  # a window has closed over its failures
     over: bool = False  # the row has served its time
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class OwnerPlan:
     """What one look decides.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
     """
 
     sections: tuple[tuple[int, Kind], ...]
-    steps: dict[int, Step]
+    steps: dict[int, PlanStep]
     switch_off: tuple[int, ...]
     window_us: int
     look_us: int
@@ -79,7 +79,7 @@ class Plan:
         return gravest([kind for _, kind in self.sections]) if self.sections else None
 
 
-def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> Plan:
+def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> OwnerPlan:
     """Decide what happens to an owner's incidents, all of them looked at in one moment.
 
     Args:
@@ -96,7 +96,7 @@ def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> Plan:
         owner.busy or now_us < allowed_us(owner, due.values(), policy) or _waits_for_others(due, cases)
     ):
         due = {}
-    steps: dict[int, Step] = {}
+    steps: dict[int, PlanStep] = {}
     sections = dict(due)
     for case in cases:
         number, rule = case.endpoint_id, rules[case.endpoint_id]
@@ -108,8 +108,8 @@ def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> Plan:
             sections[number] = Kind.REMINDER
             steps[number] = _told(case, case.incident.health, Kind.REMINDER)
         elif not (storm and holds_mail(case)) and _is_nothing(case):
-            steps[number] = Step(case.incident.health, case.marks, closed=True)
-    return Plan(
+            steps[number] = PlanStep(case.incident.health, case.marks, closed=True)
+    return OwnerPlan(
         sections=tuple(sections.items()),
         steps=steps,
         switch_off=tuple(
@@ -156,7 +156,7 @@ def _is_snoozed(case: Case) -> bool:
     return until is not None and case.now_us < until
 
 
-def allowed_us(owner: Owner, kinds: Iterable[Kind], policy: Policy) -> int:
+def allowed_us(owner: Owner, kinds: Iterable[Kind], policy: IncidentPolicy) -> int:
     """When the owner may get the next mail: after the gap, and under the day's cap."""
     if not owner.mails:
         return 0
@@ -181,11 +181,11 @@ def _waits_for_others(due: dict[int, Kind], cases: Sequence[Case]) -> bool:
     )
 
 
-def _told(case: Case, then: Health, kind: Kind) -> Step:
+def _told(case: Case, then: Health, kind: Kind) -> PlanStep:
     """Mark what a section tells."""
     now_us, marks = case.now_us, case.marks
     if then is Health.HEALTHY:
-        return Step(then, Marks(recovered=(*recent_recoveries(case), now_us)), closed=True)
+        return PlanStep(then, MailMarks(recovered=(*recent_recoveries(case), now_us)), closed=True)
     marks = dataclasses.replace(marks, told_us=now_us, owed=False)
     match kind:
         case Kind.FAILING:
@@ -203,7 +203,7 @@ def _told(case: Case, then: Health, kind: Kind) -> Step:
             pass
     if marks.mailed_us is not None:
         marks = dataclasses.replace(marks, reminded=_reminded(case, marks.mailed_us, marks.reminded))
-    return Step(then, marks, closed=True)
+    return PlanStep(then, marks, closed=True)
 
 
 def _reminded(case: Case, mailed_us: int, reminded: int) -> int:
@@ -214,16 +214,16 @@ def _reminded(case: Case, mailed_us: int, reminded: int) -> int:
     return reminded
 
 
-def _unsaid(case: Case, then: Health) -> Step:
+def _unsaid(case: Case, then: Health) -> PlanStep:
     """Go on without a word."""
     marks = case.marks
     if then is Health.HEALTHY:
-        return Step(
-            then, Marks(recovered=recent_recoveries(case)), closed=True, over=not recent_recoveries(case)
+        return PlanStep(
+            then, MailMarks(recovered=recent_recoveries(case)), closed=True, over=not recent_recoveries(case)
         )
     if case.incident.health is Health.DISABLED:  # it is on again
         marks = dataclasses.replace(marks, disabled_told=False, expiry_told=False, warned_us=None)
-    return Step(then, marks, closed=then is Health.BLOCKED)
+    return PlanStep(then, marks, closed=then is Health.BLOCKED)
 
 
 def _look_us(cases: Sequence[Case], owner: Owner) -> int:

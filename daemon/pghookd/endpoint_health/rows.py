@@ -7,7 +7,15 @@ from collections.abc import Sequence
 
 import orjson
 
-from pghookd.endpoint_health.incident import POLICY_BLOCKS, Case, Facts, Health, Incident, Policy, marks_of
+from pghookd.endpoint_health.incident import (
+    POLICY_BLOCKS,
+    Case,
+    Facts,
+    Health,
+    Incident,
+    IncidentPolicy,
+    marks_of,
+)
 from pghookd.endpoint_health.incident_rules import calm_since_us, disable_us, works_partly
 from pghookd.model.delivery import OAUTH2, Outcome, Reason
 from pghookd.model.outcome import UNSENT
@@ -16,7 +24,7 @@ from pghookd.owner_mail.digest import (
     TYPES_MAX,
     Fate,
     Kind,
-    Section,
+    MailSection,
     cause_of,
     clean_line,
     shown_url,
@@ -24,7 +32,7 @@ from pghookd.owner_mail.digest import (
 from pghookd.postgres.client import Row
 
 
-def case_of(row: Row, now_us: int, policy: Policy) -> Case:
+def case_of(row: Row, now_us: int, policy: IncidentPolicy) -> Case:
     """Make a Case of a row of read_cases."""
     incident = Incident(
         endpoint_id=row["endpoint_id"],
@@ -87,12 +95,12 @@ def _outcome_of(stored: str) -> Outcome | None:
     return None if stored == UNSENT else Outcome(stored)
 
 
-def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None) -> Section:
+def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None) -> MailSection:
     """Make a Section of a row of read_cases and what is told with it; the answer is left out."""
     facts, incident = case.facts, case.incident
     ended = kind is Kind.RECOVERED
     held_until = None if facts.held_since_us is None else facts.held_since_us + case.policy.held_us
-    return Section(
+    return MailSection(
         kind=kind,
         endpoint_id=case.endpoint_id,
         site_id=row["site_id"],

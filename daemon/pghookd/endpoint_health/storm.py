@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Final
 
-from pghookd.endpoint_health.incident import LOOK_EVERY_US, SECOND_US, Case, Policy
+from pghookd.endpoint_health.incident import LOOK_EVERY_US, SECOND_US, Case, IncidentPolicy
 from pghookd.model.domains import registrable_of
 
 HOLD_MAX_US: Final = (
@@ -66,7 +66,7 @@ def is_storm(found: Extent, *, share: float, hosts_min: int) -> bool:
     return found.sites > share * found.traffic
 
 
-def evidence_from_us(now_us: int, policy: Policy) -> tuple[int, int]:
+def evidence_from_us(now_us: int, policy: IncidentPolicy) -> tuple[int, int]:
     """Return from when on an endpoint must have begun to fail, and must have failed again, to be evidence."""
     return now_us - HOLD_MAX_US, now_us - 2 * max(policy.first_wait_us, LOOK_EVERY_US)
 

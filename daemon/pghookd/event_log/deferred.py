@@ -25,7 +25,7 @@ C = TypeVar("C")
 
 
 @dataclasses.dataclass(slots=True)
-class Part(Generic[C]):
+class DeferredPart(Generic[C]):
     """Events of one site and one page, by ascending id.
 
     A site with very many endpoints is dealt with slice by slice: all events for the endpoints of one slice, then all
@@ -65,12 +65,12 @@ class Part(Generic[C]):
         return list(self.event_ids[self.done : self.done + count])
 
 
-class Aside(Generic[C]):
+class DeferredEvents(Generic[C]):
     """The events left in the log, by site, in the order in which they were read."""
 
     def __init__(self, most: int = ASIDE_MAX) -> None:
         self._most = most
-        self._parts: OrderedDict[str, deque[Part[C]]] = OrderedDict()
+        self._parts: OrderedDict[str, deque[DeferredPart[C]]] = OrderedDict()
         self._recovering: Counter[str] = Counter()
         self.events = 0
 
@@ -93,14 +93,14 @@ class Aside(Generic[C]):
         """Return True if no more can be left."""
         return self.events >= self._most
 
-    def put(self, site_id: str, part: Part[C]) -> None:
+    def put(self, site_id: str, part: DeferredPart[C]) -> None:
         """Leave events; their ticket waits for them."""
         self._parts.setdefault(site_id, deque()).append(part)
         self._recovering[site_id] += part.recovering
         part.ticket.unmade += len(part.event_ids)
         self.events += len(part.event_ids)
 
-    def turns(self, most: int) -> Iterator[tuple[str, Sequence[Part[C]]]]:
+    def turns(self, most: int) -> Iterator[tuple[str, Sequence[DeferredPart[C]]]]:
         """Yield the parts of each site whose turn it is, oldest first, of so many sites; then it is others' turn."""
         for site_id in list(itertools.islice(self._parts, most)):
             self._parts.move_to_end(site_id)

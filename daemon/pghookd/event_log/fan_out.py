@@ -19,14 +19,14 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.payload_filter import Filters, filter_of
-from pghookd.event_log.position import Difference, Log, Ticket, settle
+from pghookd.event_log.position import Difference, EventLog, Ticket, settle
 from pghookd.event_log.rows import EventRow, endpoint_of, event_of
 from pghookd.event_log.supersede import AGAIN_MAX, DedupeKey, dedupe_key_of
 from pghookd.event_log.takers import Dealt, Pair, Takers
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
 from pghookd.model.event_options import EventOptions
 from pghookd.model.event_type import valid_type
-from pghookd.model.outcome import Died, Kept, Write
+from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Session, columns, query
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import PARKED_FOR, Lane, Lanes, Offer
@@ -66,7 +66,7 @@ class FanOut:
     def __init__(
         self,
         session: Session,
-        log: Log,
+        log: EventLog,
         lanes: Lanes,
         order: Order,
         outbox: Outbox,
@@ -213,7 +213,7 @@ class FanOut:
         for endpoint, delivery in work:
             options = delivery.event.options
             if options is not None and options.duplicate:
-                self._put(Died(delivery, Reason.DUPLICATE), now)
+                self._put(DeadWrite(delivery, Reason.DUPLICATE), now)
             else:
                 others.append((endpoint, delivery))
         return others
@@ -272,20 +272,20 @@ class FanOut:
                 self._unjudged.add(delivery)  # parked when it is its turn
                 kept.append((endpoint, delivery))
             elif key in sifted.unknown:
-                self._put(Kept(delivery, State.PARKED, Reason.FILTER_SLOW), now)
+                self._put(BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW), now)
             else:
                 kept.append((endpoint, delivery))
         return kept
 
-    def _instead(self, lane: Lane, delivery: Delivery, now: float) -> Kept | None:
+    def _instead(self, lane: Lane, delivery: Delivery, now: float) -> BacklogWrite | None:
         """Return the row of a delivery that is not to go out yet; what goes out may replace older ones."""
         if not lane.endpoint.enabled:
-            return Kept(delivery, State.HELD, Reason.DISABLED)
+            return BacklogWrite(delivery, State.HELD, Reason.DISABLED)
         options = delivery.event.options
         if options is not None and (wait_s := options.wait_s - (now - delivery.since)) > 0:
-            return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s)
+            return BacklogWrite(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s)
         if self._unjudged and delivery in self._unjudged:
-            return Kept(delivery, State.PARKED, Reason.FILTER_SLOW)
+            return BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW)
         if options is not None:
             self._log.keys.note(delivery)
         return None
@@ -366,7 +366,7 @@ class FanOut:
     def _place(self, endpoint: Endpoint, delivery: Delivery, now: float) -> bool:
         lane = self._lanes.by_endpoint.get(delivery.endpoint_id) or self._lanes.lane(endpoint)
         if not lane.endpoint.enabled:
-            self._put(Kept(delivery, State.HELD, Reason.DISABLED), now)
+            self._put(BacklogWrite(delivery, State.HELD, Reason.DISABLED), now)
             return True
         return self._find_place(lane, delivery, now)
 
@@ -384,7 +384,7 @@ class FanOut:
             site_id=delivery.event.site_id,
             reason=reason.value,
         )
-        self._put(Died(delivery, reason), now)
+        self._put(DeadWrite(delivery, reason), now)
 
     def _park(self, delivery: Delivery, reason: Reason, now: float) -> None:
         if delivery.endpoint_id not in self._lanes.parked:
@@ -395,7 +395,7 @@ class FanOut:
                 site_id=delivery.event.site_id,
                 reason=reason.value,
             )
-        self._put(Kept(delivery, State.PARKED, reason), now)
+        self._put(BacklogWrite(delivery, State.PARKED, reason), now)
 
     # Endpoints that change while work for them is queued ----------------------------------------------------
 
@@ -451,7 +451,7 @@ class FanOut:
                 self._lanes.lane(endpoint)
                 if not endpoint.enabled:
                     for delivery in self._lanes.empty(lane):
-                        self._outbox.put(Kept(delivery, State.HELD, Reason.DISABLED), now)
+                        self._outbox.put(BacklogWrite(delivery, State.HELD, Reason.DISABLED), now)
             else:
                 self._forget(lane, now)
 

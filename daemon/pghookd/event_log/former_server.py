@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from pghookd.event_log import identity
-from pghookd.event_log.identity import Answer, Here, Server
+from pghookd.event_log.identity import Answer, Here, ServerIdentity
 from pghookd.event_log.rows import server_of
 from pghookd.model.suspect import Stay
 from pghookd.postgres.client import DatabaseAway, DatabaseError, connect, query
@@ -26,7 +26,7 @@ _NO_POSTGRES: Final = "08"  # a class: the connection broke, or the peer speaks 
 
 
 async def ask(
-    url: str, here: Here, server: Server, stays: Sequence[Stay], *, within_s: float = ASK_WITHIN_S
+    url: str, here: Here, server: ServerIdentity, stays: Sequence[Stay], *, within_s: float = ASK_WITHIN_S
 ) -> dict[str, Answer]:
     """Return what each address answers that `identity.why_moved` wants to know about.
 
@@ -42,7 +42,7 @@ async def ask(
     return dict(zip(addresses, answers, strict=True))
 
 
-async def _ask(url: str, address: str, ours: Server, within_s: float) -> Answer:
+async def _ask(url: str, address: str, ours: ServerIdentity, within_s: float) -> Answer:
     try:
         async with asyncio.timeout(within_s):
             session = await connect(url, name="ask", writable=False, address=address)
@@ -59,7 +59,7 @@ async def _ask(url: str, address: str, ours: Server, within_s: float) -> Answer:
     return Answer.UNCLEAR if row is None else _compare(server_of(row), ours)
 
 
-def _compare(found: Server, ours: Server) -> Answer:
+def _compare(found: ServerIdentity, ours: ServerIdentity) -> Answer:
     if found == ours:
         return Answer.HERE
     if (found.system_identifier, found.database_oid) != (ours.system_identifier, ours.database_oid):

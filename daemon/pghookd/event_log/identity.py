@@ -29,7 +29,7 @@ class RivalDatabase(ForeignDatabase):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Server:
+class ServerIdentity:
     """What one session says of its server; all sessions of an epoch must say the same.
 
     Attributes:
@@ -61,7 +61,9 @@ class StoredShard:
     timeline: str | None
 
 
-def why_foreign(server: Server, stored: Sequence[StoredShard], now: Snapshot, newest: int) -> str | None:
+def why_foreign(
+    server: ServerIdentity, stored: Sequence[StoredShard], now: Snapshot, newest: int
+) -> str | None:
     """Say why this cannot be the database that the positions were stored in, or None.
 
     Args:
@@ -85,7 +87,7 @@ def why_foreign(server: Server, stored: Sequence[StoredShard], now: Snapshot, ne
     return None
 
 
-def forked_from(server: Server, stored: Sequence[StoredShard]) -> str | None:
+def forked_from(server: ServerIdentity, stored: Sequence[StoredShard]) -> str | None:
     """Return the timeline that the positions were stored on, if history has forked since."""
     for row in stored:
         if row.position is not None and row.timeline and row.timeline != server.timeline:
@@ -124,7 +126,7 @@ class Here:
     name: str = ""
 
 
-class Place(enum.Enum):
+class HomeEvidence(enum.Enum):
     """What the rows of `home` say of a place, the strongest evidence first."""
 
     FIRST = enum.auto()  # no rows: the daemon has never run
@@ -168,19 +170,19 @@ ADDRESSES_ASKED_MAX: Final = 8  # all at once, each within a bounded time
 
 #            place              no name stored   the stored name is database.home
 _VERDICTS: Final = {
-    Place.FIRST:       (Verdict.GO,   Verdict.GO),
-    Place.SAME_SERVER: (Verdict.GO,   Verdict.GO),
-    Place.SAME_PLACE:  (Verdict.GO,   Verdict.GO),
-    Place.HALF_KNOWN:  (Verdict.ASK,  Verdict.ASK),
-    Place.LOCAL:       (Verdict.HOLD, Verdict.ASK),
-    Place.NEW:         (Verdict.HOLD, Verdict.ASK),
+    HomeEvidence.FIRST:       (Verdict.GO,   Verdict.GO),
+    HomeEvidence.SAME_SERVER: (Verdict.GO,   Verdict.GO),
+    HomeEvidence.SAME_PLACE:  (Verdict.GO,   Verdict.GO),
+    HomeEvidence.HALF_KNOWN:  (Verdict.ASK,  Verdict.ASK),
+    HomeEvidence.LOCAL:       (Verdict.HOLD, Verdict.ASK),
+    HomeEvidence.NEW:         (Verdict.HOLD, Verdict.ASK),
 }  # fmt: skip
 # A stored name that is not database.home: HOLD, wherever it is. ASK holds for an address that may be the original, and,
 # once it was one, until that address says it is none: a stopped original leaves its copy no heir.
 
 _WHY_HELD: Final = {
-    Place.LOCAL: "this machine has not been seen before, and a local address is another server on each machine",
-    Place.NEW: "neither this machine nor this address of the database has been seen before",
+    HomeEvidence.LOCAL: "this machine has not been seen before, and a local address is another server on each machine",
+    HomeEvidence.NEW: "neither this machine nor this address of the database has been seen before",
 }
 _WHY_RIVAL: Final = {
     Answer.RIVAL:    "the same database still takes events at {}: one of the two is a copy",
@@ -251,20 +253,20 @@ def _verdict(here: Here, stays: Sequence[Stay]) -> Verdict:
     return named if naming is Naming.SAME else unnamed
 
 
-def place_of(here: Here, stays: Sequence[Stay]) -> Place:
+def place_of(here: Here, stays: Sequence[Stay]) -> HomeEvidence:
     """Hold a place against the rows of `home`."""
     if not stays:
-        return Place.FIRST
+        return HomeEvidence.FIRST
     homes = [stay for stay in stays if stay.rival is None]
     if any(stay.started_at_us == here.started_at_us for stay in homes):
-        return Place.SAME_SERVER
+        return HomeEvidence.SAME_SERVER
     if any((stay.host, stay.server) == (here.host, here.server) for stay in homes):
-        return Place.SAME_PLACE
+        return HomeEvidence.SAME_PLACE
     if any(stay.host == here.host for stay in homes):
-        return Place.HALF_KNOWN
+        return HomeEvidence.HALF_KNOWN
     if not any(stay.server == here.server for stay in homes):
-        return Place.NEW
-    return Place.LOCAL if is_local(here.server) else Place.HALF_KNOWN
+        return HomeEvidence.NEW
+    return HomeEvidence.LOCAL if is_local(here.server) else HomeEvidence.HALF_KNOWN
 
 
 def naming_of(here: Here, stays: Sequence[Stay]) -> Naming:

@@ -71,7 +71,7 @@ class Mark(NamedTuple):
 _XID: Final = attrgetter("xid")
 
 
-class Marks:
+class XidMarks:
     """The marks of this epoch, from which every floor is computed.
 
     A transaction whose xid is above a mark's was assigned it after the mark's id was read, and drew its event ids
@@ -245,7 +245,7 @@ class Page:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Log:
+class EventLog:
     """The log as this epoch sees it.
 
     Attributes:
@@ -258,7 +258,7 @@ class Log:
 
     read: Snapshot
     shards: dict[int, ShardLog]
-    marks: Marks
+    marks: XidMarks
     rows: int = 0
     keys: Keys = dataclasses.field(default_factory=Keys)
 

@@ -13,9 +13,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Protocol, TypeAlias, cast
 
-from pghookd.event_log.deferred import Aside, Part, ids_of
+from pghookd.event_log.deferred import DeferredEvents, DeferredPart, ids_of
 from pghookd.event_log.endpoints import Endpoints
-from pghookd.event_log.position import Difference, Log, Marks, Page, Position, ShardLog, Snapshot, Ticket
+from pghookd.event_log.position import (
+    Difference,
+    EventLog,
+    Page,
+    Position,
+    ShardLog,
+    Snapshot,
+    Ticket,
+    XidMarks,
+)
 from pghookd.event_log.rows import EventRow
 from pghookd.event_log.takers import ENDPOINT_ID_MAX, SITES_A_READ, WHOLE, Dealt, Pair, Span, Takers
 from pghookd.postgres.client import DatabaseAway, Row, Session, query
@@ -71,7 +80,7 @@ class Sleeper(Protocol):
         ...
 
 
-class FanOut(Protocol):
+class DeliveryMaker(Protocol):
     """What makes deliveries of events."""
 
     @property
@@ -134,7 +143,7 @@ class Look:
         park: it has waited for too long: what finds no room in its lane becomes a row.
     """
 
-    pieces: list[tuple[Part[Difference], list[int]]]
+    pieces: list[tuple[DeferredPart[Difference], list[int]]]
     room: int
     park: bool
 
@@ -198,9 +207,9 @@ class Reader:
     def __init__(
         self,
         session: Session,
-        log: Log,
+        log: EventLog,
         order: Order,
-        fan_out: FanOut,
+        fan_out: DeliveryMaker,
         endpoints: Endpoints,
         *,
         shards: int,
@@ -215,7 +224,7 @@ class Reader:
         self._shards = shards
         self._monotonic = monotonic
         self._beat = beat
-        self._aside: Aside[Difference] = Aside()
+        self._aside: DeferredEvents[Difference] = DeferredEvents()
         self._place_at = 0.0  # when to try again to find room for what waits
         self._look_at = 0.0  # when to look again for sites that have room
         self._shed_at = 0.0  # when to look again for lanes to blame
@@ -312,7 +321,7 @@ class Reader:
             if newest <= upper:
                 return rows
 
-    async def recover(self, since: Position, marks: Marks, shards: Sequence[int]) -> int:
+    async def recover(self, since: Position, marks: XidMarks, shards: Sequence[int]) -> int:
         """Walk shards from a stored position to the reader's own, leaving out what is settled already."""
         found = 0
         if since.upto is not None:
@@ -322,7 +331,7 @@ class Reader:
         return found + await self._pages(start, self._log.read, marks, shards)
 
     async def _pages(
-        self, at: Position, upto: Snapshot, marks: Marks, shards: Sequence[int] | None = None
+        self, at: Position, upto: Snapshot, marks: XidMarks, shards: Sequence[int] | None = None
     ) -> int:
         """Take a long difference in pages, each a short statement; `shards` are given on the recovery road."""
         since, last = at.snapshot, at.last_event_id
@@ -486,7 +495,7 @@ class Reader:
         difference: Difference,
         now: float,
     ) -> None:
-        part = Part(
+        part = DeferredPart(
             page.ticket(takers.shard),
             difference,
             len(takers.endpoints),
@@ -548,7 +557,7 @@ class Reader:
     def _take(
         self,
         site_id: str,
-        part: Part[Difference],
+        part: DeferredPart[Difference],
         event_ids: list[int],
         rows: list[EventRow],
         takers: Takers | None,
@@ -600,7 +609,7 @@ class Reader:
         self._patient_until = now + GATHER_MAX_S
         return looks
 
-    def _look(self, site_id: str, parts: Iterable[Part[Difference]], now: float) -> Look | None:
+    def _look(self, site_id: str, parts: Iterable[DeferredPart[Difference]], now: float) -> Look | None:
         """Say what to take of one site; None if it has no room."""
         oldest = next(iter(parts))
         is_early = oldest.recovering and oldest.ordered and not self._order.recovered
@@ -611,7 +620,7 @@ class Reader:
             room, park = self._room_to_park(site_id, oldest, now), True
             if room <= 0:
                 return None
-        pieces: list[tuple[Part[Difference], list[int]]] = []
+        pieces: list[tuple[DeferredPart[Difference], list[int]]] = []
         free = room
         for part in parts:
             if pieces and (part.wide or free <= 0):
@@ -623,7 +632,7 @@ class Reader:
                 break
         return Look(pieces, room, park)
 
-    def _room_to_park(self, site_id: str, oldest: Part[Difference], now: float) -> int:
+    def _room_to_park(self, site_id: str, oldest: DeferredPart[Difference], now: float) -> int:
         """Return how much of a site without room becomes rows now; 0 or less if it can wait."""
         waited_s = now - oldest.since
         if waited_s >= STUCK_S and now >= self._shed_at:

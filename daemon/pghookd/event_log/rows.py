@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from pghookd.event_log.identity import Server, StoredShard
+from pghookd.event_log.identity import ServerIdentity, StoredShard
 from pghookd.event_log.position import Mark, Position, Snapshot
 from pghookd.model import endpoint_options, event_options, suspect
 from pghookd.model.delivery import Endpoint, Event
@@ -57,9 +57,9 @@ def stay_of(row: Row) -> Stay:
     )
 
 
-def server_of(row: Row) -> Server:
+def server_of(row: Row) -> ServerIdentity:
     """Make a Server of the row of identify_server."""
-    return Server(
+    return ServerIdentity(
         system_identifier=row["system_identifier"],
         database_oid=row["database_oid"],
         timeline=row["timeline"] or "",

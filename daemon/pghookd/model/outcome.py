@@ -15,7 +15,7 @@ UNSENT: Final = "unsent"  # stands where an outcome would: there was no attempt,
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Attempted:
+class AttemptWrite:
     """One request was made, or refused before it left."""
 
     delivery: Delivery
@@ -29,7 +29,7 @@ class Attempted:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Kept:
+class BacklogWrite:
     """A delivery gets a row in `backlog` without an attempt: queued for long, parked, or held."""
 
     delivery: Delivery
@@ -39,11 +39,11 @@ class Kept:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Died:
+class DeadWrite:
     """A delivery is given up without an attempt."""
 
     delivery: Delivery
     reason: Reason
 
 
-Write: TypeAlias = Attempted | Kept | Died
+Write: TypeAlias = AttemptWrite | BacklogWrite | DeadWrite

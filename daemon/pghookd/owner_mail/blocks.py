@@ -20,7 +20,7 @@ class Link:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Part:
+class TextPart:
     """One endpoint in a block: its site, its facts as label and value, and where it can be opened."""
 
     site: str
@@ -54,6 +54,6 @@ class Block:
     advice: tuple[str, ...]
     next: tuple[str, ...]
     rows: Rows = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[TextPart, ...] = ()
     answer: str = ""
     technical: str = ""

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from pghookd.owner_mail.blocks import Block, Link, Part, Rows
+from pghookd.owner_mail.blocks import Block, Link, Rows, TextPart
 from pghookd.owner_mail.catalogue import Words, zone_of
 from pghookd.owner_mail.digest import (
     OF_OPERATOR,
@@ -22,7 +22,7 @@ from pghookd.owner_mail.digest import (
     Digest,
     Fate,
     Kind,
-    Section,
+    MailSection,
     clean_line,
 )
 from pghookd.owner_mail.operator_mail import OperatorTeller
@@ -46,7 +46,7 @@ from pghookd.owner_mail.sections import (
     unlinked,
     unsubscribe_url,
 )
-from pghookd.settings.schema import Mail
+from pghookd.settings.schema import MailSettings
 
 _HOST_IN_SUBJECT: Final = 48  # characters
 _SITE_IN_SUBJECT: Final = 36
@@ -103,7 +103,7 @@ class Statement:
     words: dict[str, str]
 
 
-class Teller:
+class ContentWriter:
     """Says digests in one language.
 
     Args:
@@ -112,7 +112,7 @@ class Teller:
         user_agent: what requests carry, for those who filter by it.
     """
 
-    def __init__(self, words: Words, mail: Mail, user_agent: str) -> None:
+    def __init__(self, words: Words, mail: MailSettings, user_agent: str) -> None:
         self._words = words
         self._say = words.say
         self._mail = mail
@@ -156,7 +156,7 @@ class Teller:
 
     # Subject ------------------------------------------------------------------------------------------------
 
-    def _subject(self, kind: Kind, told: Sequence[Section]) -> str:
+    def _subject(self, kind: Kind, told: Sequence[MailSection]) -> str:
         values = {"facts": self._facts(kind, told), "who": self._who(told)}
         match kind:
             case Kind.WARNING:
@@ -169,14 +169,18 @@ class Teller:
                 return self._say(f"subject.{kind}", **values)
 
     def _say_until(
-        self, key: str, told: Sequence[Section], when: Callable[[Section], int | None], values: dict[str, str]
+        self,
+        key: str,
+        told: Sequence[MailSection],
+        when: Callable[[MailSection], int | None],
+        values: dict[str, str],
     ) -> str:
         first = earliest(told, when)
         if first is None:
             return self._say(f"{key}_soon", **values)
         return self._say(key, when=self._words.short_moment(*first), **values)
 
-    def _facts(self, kind: Kind, told: Sequence[Section]) -> str:
+    def _facts(self, kind: Kind, told: Sequence[MailSection]) -> str:
         """Return where, and the consequence in numbers."""
         consequence: list[str] = []
         match kind:
@@ -193,14 +197,14 @@ class Teller:
                 consequence = waiting or self._failed(told)
         return ", ".join([self._where(told), *consequence])
 
-    def _where(self, told: Sequence[Section]) -> str:
+    def _where(self, told: Sequence[MailSection]) -> str:
         hosts = list(dict.fromkeys(self._host(each, _HOST_IN_SUBJECT) for each in told))
         host = hosts[0] if hosts else self._say("other.unreadable")
         if len(hosts) > 1:
             return self._say("subject.hosts", host=host, n=len(hosts) - 1)
         return self._say("subject.webhooks", host=host, n=len(told)) if len(told) > 1 else host
 
-    def _who(self, told: Sequence[Section]) -> str:
+    def _who(self, told: Sequence[MailSection]) -> str:
         sites = list(dict.fromkeys(each.site_id for each in told))
         if not sites:
             return self._platform
@@ -212,19 +216,19 @@ class Teller:
         shown = "" if holds_link(name) else clean_line(name, _SITE_IN_SUBJECT)
         return unlinked(shown) or self._platform
 
-    def _counted(self, name: str, told: Sequence[Section]) -> list[str]:
+    def _counted(self, name: str, told: Sequence[MailSection]) -> list[str]:
         count = sum(getattr(each, name) for each in told)
         return [self._say(f"subject.{name}", n=count, events=self._events(count, told))] if count else []
 
-    def _lost(self, told: Sequence[Section]) -> list[str]:
+    def _lost(self, told: Sequence[MailSection]) -> list[str]:
         count = sum(each.dead for each in told)
         return [self._say("subject.lost", n=count)] if count else []
 
-    def _failed(self, told: Sequence[Section]) -> list[str]:
+    def _failed(self, told: Sequence[MailSection]) -> list[str]:
         failed, total = sum(each.failed for each in told), sum(each.total for each in told)
         return [self._say("subject.failed", n=failed, total=max(total, failed))] if failed else []
 
-    def _held(self, kind: Kind, told: Sequence[Section]) -> list[str]:
+    def _held(self, kind: Kind, told: Sequence[MailSection]) -> list[str]:
         count = sum(each.held for each in told)
         first = earliest(told, lambda each: each.held_until_us)
         if not count:
@@ -234,7 +238,7 @@ class Teller:
             return [self._say("subject.held", n=count, events=events)]
         return [self._say("subject.held_until", n=count, events=events, when=self._words.day(*first))]
 
-    def _events(self, count: int, told: Sequence[Section]) -> str:
+    def _events(self, count: int, told: Sequence[MailSection]) -> str:
         """Return `14 order events` where all types told of are of one category, else `14 events`."""
         categories = {name.partition("_")[0] for each in told for name, _ in each.types}
         category = categories.pop() if len(categories) == 1 else "any"
@@ -242,7 +246,7 @@ class Teller:
 
     # The letter ---------------------------------------------------------------------------------------------
 
-    def _title(self, kind: Kind, sections: Sequence[Section]) -> str:
+    def _title(self, kind: Kind, sections: Sequence[MailSection]) -> str:
         if kind in OF_OPERATOR:
             return self._say(f"title.{kind}")
         if len({each.kind for each in sections}) > 1:
@@ -251,7 +255,7 @@ class Teller:
         key = "partly" if told and all(map(is_partly, told)) else kind.value
         return self._say(f"title.{key}", n=len(told) or 1)
 
-    def _summary(self, sections: Sequence[Section]) -> str:
+    def _summary(self, sections: Sequence[MailSection]) -> str:
         kinds = list(dict.fromkeys(each.kind for each in sections))
         counts = [
             self._say(f"summary.{kind}", n=sum(each.kind is kind for each in sections)) for kind in kinds
@@ -277,7 +281,7 @@ class Teller:
 
     # A block ------------------------------------------------------------------------------------------------
 
-    def _block(self, group: Sequence[Section]) -> Block:
+    def _block(self, group: Sequence[MailSection]) -> Block:
         first = group[0]
         rows, parts = _shared([self._part(each) for each in group])
         answers = list(dict.fromkeys(each.response for each in group if each.response))
@@ -295,7 +299,7 @@ class Teller:
             technical="\n\n".join("\n".join(technical(each, self._agent)) for each in group),
         )
 
-    def _lead(self, group: Sequence[Section]) -> Iterator[str]:
+    def _lead(self, group: Sequence[MailSection]) -> Iterator[str]:
         first = group[0]
         values = self._values(group)
         key = _lead_key(group)
@@ -308,7 +312,7 @@ class Teller:
             )
         yield from self._consequence(group)
 
-    def _why(self, group: Sequence[Section]) -> Iterator[str]:
+    def _why(self, group: Sequence[MailSection]) -> Iterator[str]:
         first, values = group[0], self._values(group)
         if first.kind is Kind.RECOVERED:
             return
@@ -319,7 +323,7 @@ class Teller:
         if not by_hand and not (first.kind is Kind.DISABLED and first.cause is Cause.GONE):
             yield self._say(f"cause.{self._cause_key(first)}", **values)
 
-    def _consequence(self, group: Sequence[Section]) -> Iterator[str]:
+    def _consequence(self, group: Sequence[MailSection]) -> Iterator[str]:
         """Say in numbers what became of events."""
         until = earliest(group, lambda each: each.held_until_us)
         if group[0].kind is Kind.HELD_EXPIRING:
@@ -330,14 +334,14 @@ class Teller:
         yield from self._told("held", "held_until" if until else "held", group, when=when)
         yield from self._given_up(group)
 
-    def _given_up(self, group: Sequence[Section]) -> Iterator[str]:
+    def _given_up(self, group: Sequence[MailSection]) -> Iterator[str]:
         """Say how events were given up: each way is counted by itself, and none claims attempts that were not made."""
         counts = _fates(group)
         for fate in Fate:
             if count := counts[fate]:
                 yield self._say(f"consequence.dead_{fate}", n=count, events=self._events(count, group))
 
-    def _values(self, group: Sequence[Section]) -> dict[str, str]:
+    def _values(self, group: Sequence[MailSection]) -> dict[str, str]:
         """Return what sentences on a block may name."""
         first, zone = group[0], zone_of(group[0].time_zone)
         until = earliest(group, deadline)
@@ -356,7 +360,7 @@ class Teller:
             "platform": self._platform,
         }
 
-    def _cause_key(self, section: Section) -> str:
+    def _cause_key(self, section: MailSection) -> str:
         """Return the key of the cause, the closest that there are words for."""
         cause = section.cause
         if cause is Cause.REDIRECT and redirect_target(section):
@@ -369,7 +373,7 @@ class Teller:
                 return key
         return cause.value
 
-    def _advice(self, group: Sequence[Section]) -> Iterator[str]:
+    def _advice(self, group: Sequence[MailSection]) -> Iterator[str]:
         first = group[0]
         match first.kind:
             case Kind.RECOVERED:
@@ -382,7 +386,7 @@ class Teller:
             case _:
                 yield from self._repair(group)
 
-    def _repair(self, group: Sequence[Section]) -> Iterator[str]:
+    def _repair(self, group: Sequence[MailSection]) -> Iterator[str]:
         first = group[0]
         if is_partly(first) and first.cause in _PLAIN_CLIENT_ERROR:
             yield self._say("advice.some_types")
@@ -394,7 +398,7 @@ class Teller:
         if first.kind is Kind.DISABLED and first.cause is not Cause.GONE:
             yield self._say("advice.enable")
 
-    def _next(self, group: Sequence[Section]) -> Iterator[str]:
+    def _next(self, group: Sequence[MailSection]) -> Iterator[str]:
         first = group[0]
         if first.kind in OFF:
             yield self._say("next.enable")
@@ -410,7 +414,7 @@ class Teller:
         """Say how events that were not delivered can be had again: by an answer, where answers reach somebody."""
         return self._say(f"{key}_reply" if self._mail.reply_to else key)
 
-    def _trying(self, group: Sequence[Section]) -> Iterator[str]:
+    def _trying(self, group: Sequence[MailSection]) -> Iterator[str]:
         """Say what becomes of what waits."""
         if group[0].cause is Cause.FILTER_SLOW:
             yield self._say("next.filter")
@@ -419,7 +423,7 @@ class Teller:
         elif any(each.waiting for each in group):
             yield self._say("next.trying_rest")
 
-    def _end(self, group: Sequence[Section]) -> Iterator[str]:
+    def _end(self, group: Sequence[MailSection]) -> Iterator[str]:
         """Say where it leads if nothing changes."""
         until = earliest(group, deadline)
         if is_partly(group[0]):
@@ -431,20 +435,20 @@ class Teller:
         if group[0].kind is Kind.FLAPPING:
             yield self._say("next.calm")
 
-    def _told(self, name: str, key: str, group: Sequence[Section], **values: str) -> Iterator[str]:
+    def _told(self, name: str, key: str, group: Sequence[MailSection], **values: str) -> Iterator[str]:
         count = sum(getattr(each, name) for each in group)
         if count:
             yield self._say(f"consequence.{key}", n=count, events=self._events(count, group), **values)
 
     # An endpoint --------------------------------------------------------------------------------------------
 
-    def _part(self, section: Section) -> Part:
+    def _part(self, section: MailSection) -> TextPart:
         rows = tuple((self._say(f"label.{key}"), value) for key, value in self._rows(section) if value)
         url = console_url(self._mail, section)
         link = Link(self._say("link.endpoint"), url) if url else None
-        return Part(self._site(section), rows, link)
+        return TextPart(self._site(section), rows, link)
 
-    def _rows(self, section: Section) -> Iterator[tuple[str, str]]:
+    def _rows(self, section: MailSection) -> Iterator[tuple[str, str]]:
         number = self._words.number
         yield "url", section.url or self._say("other.unreadable")
         yield "description", isolated(unlinked(section.description or ""))
@@ -458,7 +462,7 @@ class Teller:
             yield name, number(count) if count else ""
         yield from self._times(section)
 
-    def _times(self, section: Section) -> Iterator[tuple[str, str]]:
+    def _times(self, section: MailSection) -> Iterator[tuple[str, str]]:
         zone = zone_of(section.time_zone)
 
         def moment(at_us: int | None) -> str:
@@ -476,10 +480,10 @@ class Teller:
             yield "disable_at", moment(section.disable_at_us)
         yield "held_until", moment(section.held_until_us)
 
-    def _site(self, section: Section) -> str:
+    def _site(self, section: MailSection) -> str:
         return isolated(shown_name(section.site_name or section.site_id)) or self._say("other.your_site")
 
-    def _host(self, section: Section, length: int = _HOST_MAX) -> str:
+    def _host(self, section: MailSection, length: int = _HOST_MAX) -> str:
         return clean_line(section.host, length) or self._say("other.unreadable")
 
 
@@ -493,7 +497,7 @@ _HEADINGS: Final = (
 )
 
 
-def _shared(parts: Sequence[Part]) -> tuple[Rows, tuple[Part, ...]]:
+def _shared(parts: Sequence[TextPart]) -> tuple[Rows, tuple[TextPart, ...]]:
     """Take out of several endpoints the facts that all of them share."""
     if len(parts) == 1:
         return (), tuple(parts)
@@ -503,7 +507,7 @@ def _shared(parts: Sequence[Part]) -> tuple[Rows, tuple[Part, ...]]:
     )
 
 
-def _fates(group: Sequence[Section]) -> dict[Fate, int]:
+def _fates(group: Sequence[MailSection]) -> dict[Fate, int]:
     """Count what was given up by how; what an earlier version has stored without a reason was perhaps never tried."""
     counts = dict.fromkeys(Fate, 0)
     for section in group:
@@ -513,7 +517,7 @@ def _fates(group: Sequence[Section]) -> dict[Fate, int]:
     return counts
 
 
-def _lead_key(group: Sequence[Section]) -> str:
+def _lead_key(group: Sequence[MailSection]) -> str:
     """Return which sentence a block begins with; one that names a date only where there is one."""
     first = group[0]
     if is_partly(first):

@@ -124,7 +124,7 @@ def cause_of(outcome: Outcome | None, status: int | None, error: str | None) -> 
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Section:
+class MailSection:
     """One endpoint in a mail. Times are microseconds since 1970.
 
     Attributes:
@@ -198,7 +198,7 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Fault:
+class OperatorLine:
     """What cannot be sent, and only the platform's operator can mend: one line of a mail to them.
 
     Attributes:
@@ -244,11 +244,11 @@ class Digest:
     language: str
     at_us: int
     since_us: int
-    sections: tuple[Section, ...] = ()
+    sections: tuple[MailSection, ...] = ()
     more: int = 0
     unsubscribe_token: str | None = None
     storm: tuple[int, int, int] | None = None
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[OperatorLine, ...] = ()
 
 
 def gravest(kinds: list[Kind]) -> Kind:
@@ -256,7 +256,7 @@ def gravest(kinds: list[Kind]) -> Kind:
     return min(kinds, key=GRAVITY.__getitem__)
 
 
-def arranged(sections: list[Section]) -> tuple[tuple[Section, ...], int]:
+def arranged(sections: list[MailSection]) -> tuple[tuple[MailSection, ...], int]:
     """Order sections as a mail shows them, and say how many had no room."""
     ordered = sorted(
         sections, key=lambda s: (GRAVITY[s.kind], s.site_name, s.site_id, s.host, s.cause, s.endpoint_id)
@@ -280,14 +280,16 @@ def digest_of(stored: dict[str, Any]) -> Digest:
         kind=Kind(stored["kind"]),
         sections=sections,
         storm=None if storm is None else tuple(storm),
-        faults=tuple(Fault(**{**each, "cause": Cause(each["cause"])}) for each in stored.get("faults", ())),
+        faults=tuple(
+            OperatorLine(**{**each, "cause": Cause(each["cause"])}) for each in stored.get("faults", ())
+        ),
         **rest,
     )
 
 
-def _section_of(stored: dict[str, Any]) -> Section:
+def _section_of(stored: dict[str, Any]) -> MailSection:
     rest = {k: v for k, v in stored.items() if k not in {"kind", "cause", "types", "dead_by", "event_ids"}}
-    return Section(
+    return MailSection(
         kind=Kind(stored["kind"]),
         cause=Cause(stored["cause"]),
         types=tuple((str(name), int(count)) for name, count in stored["types"]),

@@ -27,10 +27,10 @@ from pghookd.owner_mail import message
 from pghookd.owner_mail.digest import GRAVITY, OF_OPERATOR, Kind, clean_line, digest_of
 from pghookd.owner_mail.mailbox import is_of_strangers
 from pghookd.owner_mail.message import Letters
-from pghookd.owner_mail.smtp import Deferred, Outcome, Post, Rejected, Sent
+from pghookd.owner_mail.smtp import Deferred, Outcome, Rejected, Sent, SmtpClient
 from pghookd.postgres.client import DatabaseError, Row, Session, query
 from pghookd.process.logs import LogEvent
-from pghookd.settings.schema import Mail
+from pghookd.settings.schema import MailSettings
 
 LOOK_EVERY_S: Final = 5.0
 PAGE: Final = 20
@@ -147,10 +147,10 @@ class Mailer:
     def __init__(
         self,
         session: Session,
-        post: Post,
+        post: SmtpClient,
         letters: Letters,
         *,
-        settings: Mail,
+        settings: MailSettings,
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
         wall_us: Callable[[], int],

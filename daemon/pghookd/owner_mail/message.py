@@ -30,10 +30,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pghookd import __version__
 from pghookd.owner_mail.catalogue import catalogues, language_of, moment_of
-from pghookd.owner_mail.content import Statement, Teller
+from pghookd.owner_mail.content import ContentWriter, Statement
 from pghookd.owner_mail.digest import Digest, clean_line
 from pghookd.owner_mail.sections import unsubscribe_url
-from pghookd.settings.schema import Mail
+from pghookd.settings.schema import MailSettings
 
 TEXT: Final = "digest.txt.j2"
 HTML: Final = "digest.html.j2"
@@ -134,14 +134,14 @@ class Letters:
         user_agent: the header that requests carry, told to owners whose server refuses them.
     """
 
-    def __init__(self, mail: Mail, *, user_agent: str = f"pghookd/{__version__}") -> None:
+    def __init__(self, mail: MailSettings, *, user_agent: str = f"pghookd/{__version__}") -> None:
         self._mail = mail
         ours = dict(_files(importlib.resources.files("pghookd.owner_mail").joinpath("letters"), []))
         self._faults: dict[str, None] = {}
         theirs = self._theirs()
         words, wrong = catalogues(_catalogue_files(ours), _catalogue_files(theirs))
         self._faults.update(dict.fromkeys(wrong))
-        self._tellers = {name: Teller(each, mail, user_agent) for name, each in words.items()}
+        self._tellers = {name: ContentWriter(each, mail, user_agent) for name, each in words.items()}
         self._ours = _Templates(ours)
         self._theirs_or_ours = _Templates({**ours, **theirs}) if theirs else self._ours
 
@@ -190,7 +190,7 @@ class Letters:
         message.as_bytes()  # what cannot be sent is to fail here
         return message
 
-    def _teller(self, digest: Digest) -> Teller:
+    def _teller(self, digest: Digest) -> ContentWriter:
         return self._tellers[language_of(digest.language, self._tellers)]
 
     def _page(self, template: str, statement: Statement) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 
-from pghookd.owner_mail.blocks import Block, Part
+from pghookd.owner_mail.blocks import Block, TextPart
 from pghookd.owner_mail.catalogue import Words
-from pghookd.owner_mail.digest import Digest, Fault, Kind
+from pghookd.owner_mail.digest import Digest, Kind, OperatorLine
 from pghookd.owner_mail.sections import unlinked
 
 
@@ -73,10 +73,10 @@ class OperatorTeller:
             parts=tuple(self._part(each) for each in digest.faults),
         )
 
-    def _part(self, fault: Fault) -> Part:
-        return Part(unlinked(fault.site_id), tuple(self._rows(fault)))
+    def _part(self, fault: OperatorLine) -> TextPart:
+        return TextPart(unlinked(fault.site_id), tuple(self._rows(fault)))
 
-    def _rows(self, fault: Fault) -> Iterator[tuple[str, str]]:
+    def _rows(self, fault: OperatorLine) -> Iterator[tuple[str, str]]:
         yield self._say("label.reason"), ": ".join(filter(None, (fault.cause.value, fault.error)))
         yield self._say("label.types"), f"{unlinked(fault.type)} ({self._words.number(fault.events)})"
         yield self._say("label.endpoint"), str(fault.endpoint_id)

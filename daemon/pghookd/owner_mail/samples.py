@@ -16,14 +16,14 @@ from pghookd.owner_mail.digest import (
     Cause,
     Digest,
     Fate,
-    Fault,
     Kind,
-    Section,
+    MailSection,
+    OperatorLine,
     arranged,
     gravest,
 )
 from pghookd.owner_mail.message import Letters, message_id
-from pghookd.settings.schema import Mail, Settings
+from pghookd.settings.schema import MailSettings, Settings
 
 HOUR_US: Final = 3_600_000_000
 DAY_US: Final = 24 * HOUR_US
@@ -38,7 +38,7 @@ _STAND_INS: Final = {
     "unsubscribe_url": "https://console.shops.example/unsubscribe?token={token}",
 }
 
-_SHOP: Final = Section(
+_SHOP: Final = MailSection(
     kind=Kind.FAILING,
     endpoint_id=42,
     site_id="shop-17",
@@ -62,11 +62,11 @@ _SHOP: Final = Section(
 )
 
 
-def _failing() -> list[Section]:
+def _failing() -> list[MailSection]:
     return [_SHOP]
 
 
-def _partly() -> list[Section]:
+def _partly() -> list[MailSection]:
     return [
         dataclasses.replace(
             _SHOP,
@@ -84,7 +84,7 @@ def _partly() -> list[Section]:
     ]
 
 
-def _reminder() -> list[Section]:
+def _reminder() -> list[MailSection]:
     return [
         dataclasses.replace(
             _SHOP,
@@ -105,7 +105,7 @@ def _reminder() -> list[Section]:
     ]
 
 
-def _warning() -> list[Section]:
+def _warning() -> list[MailSection]:
     return [
         dataclasses.replace(
             _SHOP,
@@ -125,7 +125,7 @@ def _warning() -> list[Section]:
     ]
 
 
-def _disabled() -> list[Section]:
+def _disabled() -> list[MailSection]:
     return [
         dataclasses.replace(
             _SHOP,
@@ -147,14 +147,14 @@ def _disabled() -> list[Section]:
     ]
 
 
-def _held_expiring() -> list[Section]:
+def _held_expiring() -> list[MailSection]:
     return [
         dataclasses.replace(each, kind=Kind.HELD_EXPIRING, held_until_us=NOW_US + 2 * DAY_US, response="")
         for each in _disabled()
     ]
 
 
-def _recovered() -> list[Section]:
+def _recovered() -> list[MailSection]:
     return [
         dataclasses.replace(
             _SHOP,
@@ -176,7 +176,7 @@ def _recovered() -> list[Section]:
     ]
 
 
-def _flapping() -> list[Section]:
+def _flapping() -> list[MailSection]:
     return [
         dataclasses.replace(
             _SHOP,
@@ -194,7 +194,7 @@ def _flapping() -> list[Section]:
     ]
 
 
-def _several() -> list[Section]:
+def _several() -> list[MailSection]:
     """Return what an owner of many sites may be told at once: one dead server, and three other things."""
     sites = ("Bakery", "Florist", "Bookshop", "Tea House")
     dead = [
@@ -229,7 +229,7 @@ def _several() -> list[Section]:
     return [*dead, *_disabled(), *warned, *_recovered()]
 
 
-_MAKERS: Final[dict[str, Callable[[], list[Section]]]] = {
+_MAKERS: Final[dict[str, Callable[[], list[MailSection]]]] = {
     "failing": _failing,
     "partly": _partly,
     "reminder": _reminder,
@@ -244,7 +244,7 @@ _MAKERS: Final[dict[str, Callable[[], list[Section]]]] = {
 }
 NAMES: Final = tuple(_MAKERS)  # every kind, and two more: what fails in parts, and several things at once
 _FAULTS: Final = (
-    Fault(
+    OperatorLine(
         Cause.INVALID,
         "shop-17",
         "order created",
@@ -253,8 +253,10 @@ _FAULTS: Final = (
         NOW_US - HOUR_US,
         "evt_0009d6000000010660fa643be000",
     ),
-    Fault(Cause.TOO_LARGE, "shop-18", "product_updated", 43, 1, NOW_US, "evt_0009d6000000020660fa64a1d2c0"),
-    Fault(
+    OperatorLine(
+        Cause.TOO_LARGE, "shop-18", "product_updated", 43, 1, NOW_US, "evt_0009d6000000020660fa64a1d2c0"
+    ),
+    OperatorLine(
         Cause.BLOCKED,
         "shop-19",
         "order_created",
@@ -289,7 +291,7 @@ def sample(name: str, language: str = "en") -> Digest:
     )
 
 
-def with_stand_ins(mail: Mail) -> Mail:
+def with_stand_ins(mail: MailSettings) -> MailSettings:
     """Return settings in which what is not set is made up, so that there is a whole letter to look at."""
     return mail.model_copy(
         update={name: value for name, value in _STAND_INS.items() if not getattr(mail, name)}

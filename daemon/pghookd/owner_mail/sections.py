@@ -23,12 +23,12 @@ from pghookd.owner_mail.digest import (
     Cause,
     Digest,
     Kind,
-    Section,
+    MailSection,
     clean_line,
     clean_text,
     shown_url,
 )
-from pghookd.settings.schema import Mail
+from pghookd.settings.schema import MailSettings
 
 OFF: Final = frozenset({Kind.DISABLED, Kind.HELD_EXPIRING})  # told of endpoints that are switched off
 _ANSWER_LINES_MAX: Final = 12
@@ -54,7 +54,7 @@ _ORIGIN: Final = re.compile(r"(?:https?://)?[A-Za-z0-9.:\[\]-]+")
 # Where links lead -------------------------------------------------------------------------------------------
 
 
-def console_url(mail: Mail, section: Section) -> str | None:
+def console_url(mail: MailSettings, section: MailSection) -> str | None:
     """Return where an endpoint is opened: `mail.console_url` with `/{site_id}/{endpoint_id}` behind its path.
 
     None where that is not set, or the site's id cannot be a part of a path: dots lead elsewhere.
@@ -66,7 +66,7 @@ def console_url(mail: Mail, section: Section) -> str | None:
     return parts._replace(path=path).geturl()
 
 
-def unsubscribe_url(mail: Mail, digest: Digest) -> str | None:
+def unsubscribe_url(mail: MailSettings, digest: Digest) -> str | None:
     """Return `mail.unsubscribe_url` with the owner's token; None where one of them is missing."""
     if not (mail.unsubscribe_url and digest.unsubscribe_token):
         return None
@@ -76,9 +76,9 @@ def unsubscribe_url(mail: Mail, digest: Digest) -> str | None:
 # Sections ---------------------------------------------------------------------------------------------------
 
 
-def groups(sections: Iterable[Section]) -> list[list[Section]]:
+def groups(sections: Iterable[MailSection]) -> list[list[MailSection]]:
     """Put together what is in the same trouble on the same host, in the order of the first of each."""
-    found: dict[tuple[object, ...], list[Section]] = {}
+    found: dict[tuple[object, ...], list[MailSection]] = {}
     for each in sections:
         types = each.types if each.partly else ()
         key = (
@@ -89,22 +89,24 @@ def groups(sections: Iterable[Section]) -> list[list[Section]]:
     return list(found.values())
 
 
-def is_partly(section: Section) -> bool:
+def is_partly(section: MailSection) -> bool:
     """Whether it is told as failing in parts; a graver kind says all there is."""
     return section.partly and section.kind in {Kind.FAILING, Kind.REMINDER}
 
 
-def deadline(section: Section) -> int | None:
+def deadline(section: MailSection) -> int | None:
     """Return when something ends: what is held, or, while it is on, our patience."""
     return section.held_until_us if section.kind in OFF else section.disable_at_us
 
 
-def ended(section: Section) -> int:
+def ended(section: MailSection) -> int:
     """Return since when it works again."""
     return section.last_failure_us if section.ended_us is None else section.ended_us
 
 
-def earliest(told: Sequence[Section], when: Callable[[Section], int | None]) -> tuple[int, dt.tzinfo] | None:
+def earliest(
+    told: Sequence[MailSection], when: Callable[[MailSection], int | None]
+) -> tuple[int, dt.tzinfo] | None:
     """Return the earliest such moment, with its site's zone."""
     dated = [(at_us, place) for place, each in enumerate(told) if (at_us := when(each)) is not None]
     if not dated:
@@ -123,7 +125,7 @@ def status_text(status: int | None) -> str:
         return str(int(status))
 
 
-def redirect_target(section: Section) -> str | None:
+def redirect_target(section: MailSection) -> str | None:
     """Return where a redirect pointed: `https://host`, as webhook/judge.py noted it."""
     name, _, target = (section.error or "").partition(": ")
     named = name == "redirect" and section.cause is Cause.REDIRECT and _ORIGIN.fullmatch(target)
@@ -133,7 +135,7 @@ def redirect_target(section: Section) -> str | None:
 # For developers, the same in every language -----------------------------------------------------------------
 
 
-def technical(section: Section, agent: str) -> Iterator[str]:
+def technical(section: MailSection, agent: str) -> Iterator[str]:
     """Yield lines on an endpoint; times as in RFC 3339, UTC."""
     status = f", HTTP {section.status}" if section.status is not None else ""
     error = f" ({section.error})" if section.error and section.error != section.cause else ""
@@ -171,7 +173,7 @@ def _iso(at_us: int) -> str:
 # Strangers' texts -------------------------------------------------------------------------------------------
 
 
-def harmless(section: Section, among: int = 1) -> Section:
+def harmless(section: MailSection, among: int = 1) -> MailSection:
     """Clean all texts of a section, whatever was stored; the more there are, the shorter the long ones."""
     length = min(NAME_MAX, _NAMES_MAX // among)
     return dataclasses.replace(

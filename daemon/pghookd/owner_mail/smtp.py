@@ -23,7 +23,7 @@ from typing import Any, Final, Self, TypeAlias
 import aiosmtplib
 
 from pghookd.owner_mail.digest import clean_line
-from pghookd.settings.schema import Smtp
+from pghookd.settings.schema import SmtpSettings
 
 WITHIN_S: Final = 60.0  # for one mail, a new connection included
 MAILS_MAX: Final = 100  # on one connection
@@ -111,7 +111,7 @@ async def _nothing() -> None:
     pass
 
 
-class Post:
+class SmtpClient:
     """Sends mails one after the other over one connection; an async context manager.
 
     Args:
@@ -123,7 +123,7 @@ class Post:
 
     def __init__(
         self,
-        settings: Smtp,
+        settings: SmtpSettings,
         *,
         context: ssl.SSLContext,
         monotonic: Callable[[], float],

@@ -21,7 +21,7 @@ from typing import Final
 from pghookd import __version__
 from pghookd.postgres import client, migration_plan
 from pghookd.postgres.client import Session
-from pghookd.postgres.migration_plan import Applied, Migration, Plan
+from pghookd.postgres.migration_plan import Applied, Migration, MigrationPlan
 
 LOCK_CLASS: Final = 1_885_825_131  # of all our advisory locks
 LOCK_KEY: Final = -1  # of this one
@@ -59,7 +59,7 @@ class Found:
     """
 
     exists: bool
-    plan: Plan
+    plan: MigrationPlan
     version: int
 
     @property
@@ -135,7 +135,9 @@ async def look(
         return _foreign()
     if not row["has_table"]:
         return Found(
-            exists=True, plan=Plan((), (), ("the schema webhooks has lost its table migrations",)), version=0
+            exists=True,
+            plan=MigrationPlan((), (), ("the schema webhooks has lost its table migrations",)),
+            version=0,
         )
     rows = await session.fetch(
         "select version, name, sha256, min_daemon from webhooks.migrations order by version"
@@ -150,7 +152,7 @@ def _foreign() -> Found:
         "the schema webhooks in this database is not pghookd's (no comment on it begins with 'pghookd:');"
         " rename it or use another database"
     )
-    return Found(exists=False, plan=Plan((), (), (fault,)), version=0)
+    return Found(exists=False, plan=MigrationPlan((), (), (fault,)), version=0)
 
 
 # Acting -----------------------------------------------------------------------------------------------------

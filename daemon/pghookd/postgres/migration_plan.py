@@ -42,7 +42,7 @@ class Applied:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class MigrationPlan:
     """What a schema needs.
 
     Attributes:
@@ -81,7 +81,7 @@ def _migration(file_name: str, content: bytes) -> Migration:
     return Migration(int(match[1]), match[2], sql, checksum, wanted[1] if wanted else None)
 
 
-def plan(available: Sequence[Migration], applied: Sequence[Applied], daemon_version: str) -> Plan:
+def plan(available: Sequence[Migration], applied: Sequence[Applied], daemon_version: str) -> MigrationPlan:
     """Compare what this program brings with what the schema has had.
 
     Args:
@@ -107,7 +107,7 @@ def plan(available: Sequence[Migration], applied: Sequence[Applied], daemon_vers
                 f" this is {daemon_version}"
             )
     pending = tuple(each for each in available if each.version > newest)
-    return Plan(() if faults else pending, tuple(sorted(had - known.keys())), tuple(faults))
+    return MigrationPlan(() if faults else pending, tuple(sorted(had - known.keys())), tuple(faults))
 
 
 def _named(migration: Migration) -> str:

@@ -90,7 +90,7 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # Lines out --------------------------------------------------------------------------------------------------
 
 
-class Sink:
+class LogSink:
     """Carries lines to a file descriptor without ever making the caller wait.
 
     Args:
@@ -174,7 +174,7 @@ class Sink:
 class _SinkLogger:
     """What structlog hands finished lines to."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: LogSink) -> None:
         self._sink = sink
 
     def msg(self, line: bytes) -> None:
@@ -254,7 +254,7 @@ class _Pretty:
 class _Drops:
     """Says, before the next line, that lines were dropped."""
 
-    def __init__(self, sink: Sink, *, priority: bool) -> None:
+    def __init__(self, sink: LogSink, *, priority: bool) -> None:
         self._sink = sink
         self._json = _Json(priority=priority)
 
@@ -274,7 +274,7 @@ def configure(
     level: str = "info",
     environ: Mapping[str, str] = os.environ,
     descriptor: int | None = None,
-) -> Sink:
+) -> LogSink:
     """Set structlog and logging up; once more after a reload, and then close the sink of before.
 
     Args:
@@ -287,7 +287,7 @@ def configure(
         The sink: close it last.
     """
     target = _standard_output() if descriptor is None else descriptor
-    sink = Sink(target)
+    sink = LogSink(target)
     pretty = form == "pretty" or (form == "auto" and os.isatty(target))
     priority = form == "auto" or "JOURNAL_STREAM" in environ
     colors = pretty and os.isatty(target) and not environ.get("NO_COLOR")

@@ -16,25 +16,23 @@ from typing import Final, TypeAlias, TypedDict, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery import poison
-from pghookd.delivery.backlog.due import DueRows
-from pghookd.delivery.backlog.due import Terms as Aside
-from pghookd.delivery.deliverer import Deliverer, Terms
+from pghookd.delivery.backlog.due import Backlog, BacklogTerms
+from pghookd.delivery.deliverer import Deliverer, DeliveryTerms
 from pghookd.delivery.poison import Arrival
-from pghookd.delivery.poison_guard import Place, Suspects
-from pghookd.delivery.recording.recorder import Due, Recorder
-from pghookd.delivery.recording.recorder import Terms as Recording
+from pghookd.delivery.poison_guard import Place, PoisonGuard
+from pghookd.delivery.recording.recorder import Due, Recorder, RecorderTerms
 from pghookd.delivery.replays import Replays
 from pghookd.egress.sender import Sender
 from pghookd.encryption.keyring import Vault, revealing
 from pghookd.endpoint_health.faults import FaultReports
-from pghookd.endpoint_health.monitor import Around, Care, no_checkpoint
+from pghookd.endpoint_health.monitor import Monitor, MonitorHooks, no_checkpoint
 from pghookd.event_log import former_server, identity
 from pghookd.event_log.doorbell import Bell
 from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.fan_out import FanOut
-from pghookd.event_log.identity import ForeignDatabase, Here, RivalDatabase, Server, StoredShard
+from pghookd.event_log.identity import ForeignDatabase, Here, RivalDatabase, ServerIdentity, StoredShard
 from pghookd.event_log.payload_filter import Filters
-from pghookd.event_log.position import BEGINNING, Log, Marks, Position, ShardLog, Snapshot
+from pghookd.event_log.position import BEGINNING, EventLog, Position, ShardLog, Snapshot, XidMarks
 from pghookd.event_log.reader import Reader
 from pghookd.event_log.rows import shard_of, stay_of
 from pghookd.event_log.supersede import Keys
@@ -258,14 +256,14 @@ async def _in_time(work: Awaitable[T]) -> T:
         raise DatabaseAway(f"the sessions were not set up within {ASSEMBLE_WITHIN_S:g} s") from None
 
 
-async def _assemble(world: World, sessions: Sessions, record: Session, here: Here) -> Crew:
+async def _assemble(world: World, sessions: Sessions, record: Session, here: Here) -> Loops:
     """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
     read, work = await sessions.read(), await sessions.work()
     await sessions.tend()
     await sessions.care()
     await sessions.bell()
     await sessions.mail()  # without a mail server too: a reload may name one, and no session is opened later
-    hears = Hears(world.monotonic)
+    hears = NotificationRouter(world.monotonic)
     await read.listen("pghookd", hears)
     server = await identify(sessions.all())
     await check_echo(read, work, hears.echo)
@@ -289,14 +287,14 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
         raise DatabaseAway("the server restarted meanwhile")
     arrival = poison.arrive(stays, world.run)
     keys = Keys(world.settings.delivery.payload_bytes_max, world.wall_us)
-    log = Log(now, _shard_logs(stored), _marks(stored), keys=keys)
-    crew = Crew(world, sessions, server, log, stored, hears, arrival)
+    log = EventLog(now, _shard_logs(stored), _marks(stored), keys=keys)
+    crew = Loops(world, sessions, server, log, stored, hears, arrival)
     await crew.begin(arrival)
     return crew
 
 
 async def _check_place(
-    world: World, record: Session, here: Here, server: Server, stays: Sequence[Stay]
+    world: World, record: Session, here: Here, server: ServerIdentity, stays: Sequence[Stay]
 ) -> None:
     """Hold this place against those of before; note where the database still runs besides.
 
@@ -319,18 +317,18 @@ def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:
     return {row.shard: ShardLog(row.shard, row.position or Position(BEGINNING)) for row in stored}
 
 
-def _marks(stored: Sequence[StoredShard]) -> Marks:
+def _marks(stored: Sequence[StoredShard]) -> XidMarks:
     """Start from the lowest floor: one shard's is none for another that stands further back, and is stored for it too.
 
     The marks beside them say what holds for later snapshots.
     """
-    marks = Marks(min(row.floor for row in stored), min(row.front for row in stored))
+    marks = XidMarks(min(row.floor for row in stored), min(row.front for row in stored))
     for mark in sorted({row.mark for row in stored if row.mark is not None}, key=lambda mark: mark.xid):
         marks.note(mark)
     return marks
 
 
-class Hears:
+class NotificationRouter:
     """Sorts what is heard on the channel. Anyone may send there, so it never means more than: look now.
 
     Ids are read up to a number of characters a second. Beyond that a list of them means any endpoint, which costs no
@@ -372,17 +370,17 @@ class Hears:
         return [int(i) for i in text.split(",") if i.isascii() and i.isdecimal() and len(i) < 19]  # noqa: PLR2004 - a bigint
 
 
-class Crew:
+class Loops:
     """The loops of one epoch, wired together."""
 
     def __init__(
         self,
         world: World,
         sessions: Sessions,
-        server: Server,
-        log: Log,
+        server: ServerIdentity,
+        log: EventLog,
         stored: Sequence[StoredShard],
-        hears: Hears,
+        hears: NotificationRouter,
         arrival: Arrival,
     ) -> None:
         self._world = world
@@ -397,7 +395,7 @@ class Crew:
         due = self._due = self._make_due()
         replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)
         place = Place(world.host, sessions["record"].address, world.run)
-        self._suspects = Suspects(replays, place, arrival, monotonic=world.monotonic)
+        self._suspects = PoisonGuard(replays, place, arrival, monotonic=world.monotonic)
         self._wary = arrival.is_wary
         self.recorder = self._make_recorder(server, self._suspects)
         self._suspects.hurry = self.recorder.hurry
@@ -439,9 +437,9 @@ class Crew:
         self.care.apply(settings)
         self.mailing.apply(settings)
 
-    def _make_due(self) -> DueRows:
+    def _make_due(self) -> Backlog:
         world = self._world
-        return DueRows(
+        return Backlog(
             self._lanes,
             self._order,
             self._log,
@@ -454,7 +452,7 @@ class Crew:
             random01=world.random01,
         )
 
-    def _make_recorder(self, server: Server, due: Due) -> Recorder:
+    def _make_recorder(self, server: ServerIdentity, due: Due) -> Recorder:
         settings = self._world.settings
         return Recorder(
             self._sessions["record"],
@@ -463,7 +461,7 @@ class Crew:
             self._order,
             server,
             due,
-            Recording(
+            RecorderTerms(
                 batch_max=settings.recorder.batch_max,
                 batch_wait_s=settings.recorder.batch_wait_ms / 1000,
                 heartbeat_s=settings.database.heartbeat_s,
@@ -476,13 +474,13 @@ class Crew:
             beat=self._world.beats.of("record"),
         )
 
-    def _make_care(self) -> Care:
+    def _make_care(self) -> Monitor:
         world, session = self._world, self._sessions["care"]
         reports = FaultReports(session, world.settings, logger=world.logger, queued=self._queued.set)
-        return Care(
+        return Monitor(
             session,
             world.settings,
-            Around(
+            MonitorHooks(
                 traffic=self._lanes.traffic,
                 unwatch=self.recorder.unwatch,
                 behind_s=lambda: self.recorder.behind_s(world.monotonic()),
@@ -624,7 +622,7 @@ class Crew:
 
     async def _read(self) -> None:
         for (position, floor, front), shards in _walks(self._stored).items():
-            await self.reader.recover(position, Marks(floor, front), shards)
+            await self.reader.recover(position, XidMarks(floor, front), shards)
         self._order.recovered = True
         await self.reader.run(self.bell)
 
@@ -657,7 +655,7 @@ class _Bounds(TypedDict):
     concurrency: int
     endpoint_concurrency: int
     queue_bytes_max: int
-    policy: breaker.Policy
+    policy: breaker.BreakerPolicy
 
 
 def _bounds(settings: Settings) -> _Bounds:
@@ -666,17 +664,19 @@ def _bounds(settings: Settings) -> _Bounds:
         "concurrency": delivery.concurrency,
         "endpoint_concurrency": delivery.endpoint_concurrency,
         "queue_bytes_max": delivery.queue_bytes_max,
-        "policy": breaker.Policy(given.attempts, given.share, given.probe_s, given.probe_max_s),
+        "policy": breaker.BreakerPolicy(given.attempts, given.share, given.probe_s, given.probe_max_s),
     }
 
 
-def _aside(settings: Settings) -> Aside:
-    return Aside(settings.breaker.probe_s, settings.retention.held_days, settings.delivery.payload_bytes_max)
+def _aside(settings: Settings) -> BacklogTerms:
+    return BacklogTerms(
+        settings.breaker.probe_s, settings.retention.held_days, settings.delivery.payload_bytes_max
+    )
 
 
-def _terms(settings: Settings) -> Terms:
+def _terms(settings: Settings) -> DeliveryTerms:
     delivery = settings.delivery
-    return Terms(
+    return DeliveryTerms(
         concurrency=delivery.concurrency,
         batch_max=settings.recorder.batch_max,
         payload_bytes_max=delivery.payload_bytes_max,

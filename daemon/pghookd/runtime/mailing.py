@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from pghookd.egress.tls import trust
 from pghookd.owner_mail.mailer import Checkpoint, Mailer
 from pghookd.owner_mail.message import Letters
-from pghookd.owner_mail.smtp import Post
+from pghookd.owner_mail.smtp import SmtpClient
 from pghookd.postgres.client import Session
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
@@ -91,7 +91,7 @@ class Mailing:
             return None
         return Mailer(
             self._session,
-            Post(settings.smtp, context=context, monotonic=self._monotonic),
+            SmtpClient(settings.smtp, context=context, monotonic=self._monotonic),
             Letters(settings.mail, user_agent=settings.delivery.user_agent),
             settings=settings.mail,
             logger=self._logger,

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from pghookd.event_log.identity import Server
+from pghookd.event_log.identity import ServerIdentity
 from pghookd.event_log.rows import server_of
 from pghookd.postgres.client import PING, POOLER, DatabaseAway, Session, Unfit, connect, query
-from pghookd.settings.schema import Database
+from pghookd.settings.schema import DatabaseSettings
 
 ECHO_WITHIN_S: Final = 2.0
 TEND_WITHIN_S: Final = 300  # for a statement that nobody waits for; ANALYZE of a large log takes minutes
@@ -117,7 +117,7 @@ HOT: Final = {
 class Sessions:
     """The epoch's connections; none of them outlives it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: DatabaseSettings) -> None:
         self._database = database
         self._open: dict[str, Session] = {}
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -216,7 +216,7 @@ class Sessions:
 # Whose server, and is it fit? ---------------------------------------------------------------------------
 
 
-async def identify(sessions: Sequence[Session]) -> Server:
+async def identify(sessions: Sequence[Session]) -> ServerIdentity:
     """Ask every session who its server is; they must agree, and it must be one that we can work with."""
     rows = [await session.fetchrow(query("identify_server")) for session in sessions]
     first = rows[0]

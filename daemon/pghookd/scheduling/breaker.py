@@ -30,7 +30,7 @@ _ROUNDING: Final = 1e-9  # 0.1 x 30 is a little more than 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Policy:
+class BreakerPolicy:
     """The settings `breaker.*`.
 
     Attributes:
@@ -62,7 +62,7 @@ class Breaker:
         probe_at: monotonic seconds; a probe may go out from then on.
     """
 
-    policy: Policy
+    policy: BreakerPolicy
     window: int = 0
     is_open: bool = False
     wait_s: float = 0.0

@@ -252,7 +252,7 @@ class Lanes:
         concurrency: int,
         endpoint_concurrency: int,
         queue_bytes_max: int,
-        policy: breaker.Policy | None = None,
+        policy: breaker.BreakerPolicy | None = None,
         queue_max: int = QUEUE_MAX,
         idle_max: int = IDLE_LANES_MAX,
     ) -> None:
@@ -260,7 +260,7 @@ class Lanes:
         self._payloads = PayloadBudget(queue_bytes_max)
         self._endpoint_concurrency = endpoint_concurrency
         self._queue_bytes_max = queue_bytes_max
-        self._policy = policy or breaker.Policy()
+        self._policy = policy or breaker.BreakerPolicy()
         self._queue_max = queue_max
         self._idle_max = idle_max
         self._lanes: dict[LaneKey, Lane] = {}
@@ -291,7 +291,12 @@ class Lanes:
         return self._slots.flying
 
     def apply(
-        self, *, concurrency: int, endpoint_concurrency: int, queue_bytes_max: int, policy: breaker.Policy
+        self,
+        *,
+        concurrency: int,
+        endpoint_concurrency: int,
+        queue_bytes_max: int,
+        policy: breaker.BreakerPolicy,
     ) -> None:
         """Take other bounds; what is queued or in flight beyond them ends as it began."""
         self._slots.resize(concurrency)

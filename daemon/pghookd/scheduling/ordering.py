@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pghookd.model.delivery import Delivery, Endpoint, Event, Line, Reason, State
-from pghookd.model.outcome import Attempted, Died, Kept, Write
+from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.model.verdict import Dead, Disable, Retry
 from pghookd.scheduling.lanes import PARKED_FOR, Lane, Lanes, Offer, Site
 
@@ -40,7 +40,7 @@ def line_of(event: Event) -> str:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Lot:
+class EndpointLines:
     """All lines of one endpoint.
 
     Attributes:
@@ -100,20 +100,20 @@ class Order:
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes = lanes
-        self._lots: dict[int, Lot] = {}
+        self._lots: dict[int, EndpointLines] = {}
         self.recovered = False
         self.unread: set[str] = set()
 
     def __contains__(self, endpoint_id: int) -> bool:
         return endpoint_id in self._lots
 
-    def lot(self, endpoint_id: int) -> Lot:
+    def lot(self, endpoint_id: int) -> EndpointLines:
         """Return an ordered endpoint's lines; at first sight its rows are still to be looked through."""
         lot = self._lots.get(endpoint_id)
         if lot is None:
             if len(self._lots) >= LOTS_MAX:
                 self._make_room()
-            lot = self._lots[endpoint_id] = Lot()
+            lot = self._lots[endpoint_id] = EndpointLines()
             self._lanes.parked.add(endpoint_id)
         return lot
 
@@ -151,7 +151,7 @@ class Order:
         self._follow(lane, line, delivery)
         return Offer.QUEUED
 
-    def _is_looked_at_next(self, lot: Lot, lane: Lane) -> bool:
+    def _is_looked_at_next(self, lot: EndpointLines, lane: Lane) -> bool:
         """Return True if the first look through an endpoint's rows is still to come, and nothing puts it off."""
         first = lot.walk == 0 and not lot.sorted
         return first and self.recovered and not lane.breaker.is_open and not lane.paused_until
@@ -177,7 +177,7 @@ class Order:
             lot.site = lane.site
         self._lanes.count(lot.site, 1, delivery)
 
-    def _unfollow(self, lot: Lot, line: Line) -> Delivery:
+    def _unfollow(self, lot: EndpointLines, line: Line) -> Delivery:
         delivery = line.ahead.popleft()
         if lot.site is not None:
             self._lanes.count(lot.site, -1, delivery)
@@ -221,7 +221,7 @@ class Order:
         """Return True if all of a site's events from before this epoch have found their place."""
         return self.recovered and site_id not in self.unread
 
-    def _note_row(self, lot: Lot, line: Line, delivery: Delivery, *, was_in: bool) -> None:
+    def _note_row(self, lot: EndpointLines, line: Line, delivery: Delivery, *, was_in: bool) -> None:
         line.behind = True
         line.unwritten.add(delivery.event.event_id)
         if was_in:
@@ -229,7 +229,7 @@ class Order:
             line.sure = False
         lot.ripen(line)
 
-    def _go_on(self, lot: Lot, line: Line, endpoint_id: int, now: float) -> list[Write]:
+    def _go_on(self, lot: EndpointLines, line: Line, endpoint_id: int, now: float) -> list[Write]:
         """Let the next of a line into the lane."""
         if not line.ahead:
             return []
@@ -243,17 +243,17 @@ class Order:
             return []
         self._note_row(lot, line, delivery, was_in=True)
         return [
-            Kept(delivery, State.PARKED, PARKED_FOR[offer]),
+            BacklogWrite(delivery, State.PARKED, PARKED_FOR[offer]),
             *self._fall_behind(lot, line, Reason.ORDERING),
         ]
 
-    def _fall_behind(self, lot: Lot, line: Line, reason: Reason) -> list[Write]:
+    def _fall_behind(self, lot: EndpointLines, line: Line, reason: Reason) -> list[Write]:
         state = State.HELD if reason is Reason.DISABLED else State.PARKED
         writes: list[Write] = []
         while line.ahead:
             delivery = self._unfollow(lot, line)
             self._note_row(lot, line, delivery, was_in=True)
-            writes.append(Kept(delivery, state, reason))
+            writes.append(BacklogWrite(delivery, state, reason))
         return writes
 
     def settled(self, delivery: Delivery, now: float) -> list[Write]:
@@ -391,20 +391,20 @@ class Order:
 
 def _leaves_row(write: Write) -> bool:
     match write:
-        case Attempted():
+        case AttemptWrite():
             return isinstance(write.verdict, Retry | Disable)
-        case Kept():
+        case BacklogWrite():
             return True
-        case Died():
+        case DeadWrite():
             return False
 
 
 def _gives_up(write: Write) -> bool:
-    return isinstance(write, Attempted) and isinstance(write.verdict, Dead)
+    return isinstance(write, AttemptWrite) and isinstance(write.verdict, Dead)
 
 
 def _waits(write: Write) -> bool:
     """Whether the row has a time before which nothing of its line goes."""
-    if isinstance(write, Attempted):
+    if isinstance(write, AttemptWrite):
         return isinstance(write.verdict, Retry)
-    return isinstance(write, Kept) and write.state is State.WAITING
+    return isinstance(write, BacklogWrite) and write.state is State.WAITING

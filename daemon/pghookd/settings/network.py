@@ -73,7 +73,7 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Policy:
+class EgressPolicy:
     """The operator's word on egress (settings `egress.*`).
 
     Attributes:

@@ -180,7 +180,7 @@ Mailbox = Annotated[str, _checked(_fit_address)]
 Url = Annotated[str, _checked(_fit_url)]
 
 
-class Section(pydantic.BaseModel):
+class SettingsSection(pydantic.BaseModel):
     """What all sections share: frozen, finite numbers, no unknown name, no value in an error text."""
 
     model_config = ConfigDict(
@@ -188,7 +188,7 @@ class Section(pydantic.BaseModel):
     )
 
 
-class Database(Section):
+class DatabaseSettings(SettingsSection):
     """The Postgres that holds the schema `webhooks`."""
 
     url: Annotated[Secret, pydantic.AfterValidator(_fit_database)] = Secret(
@@ -200,7 +200,7 @@ class Database(Section):
     home: Annotated[str, _checked(_fit_name), Field(max_length=100)] = ""  # the database's name; empty: none
 
 
-class Delivery(Section):
+class DeliverySettings(SettingsSection):
     """How requests are made."""
 
     concurrency: Annotated[Count, Field(le=10_000)] = 512
@@ -216,14 +216,14 @@ class Delivery(Section):
     user_agent: Annotated[str, _checked(_fit_header), Field(min_length=1)] = f"pghookd/{__version__}"
 
 
-class Recorder(Section):
+class RecorderSettings(SettingsSection):
     """How outcomes are gathered into batches."""
 
     batch_max: Annotated[Count, Field(le=10_000)] = 500
     batch_wait_ms: Annotated[OrOff, Field(le=1000)] = 5
 
 
-class Retry(Section):
+class RetrySettings(SettingsSection):
     """When a failed delivery is tried again."""
 
     schedule: Schedule = parse_schedule(
@@ -235,7 +235,7 @@ class Retry(Section):
     age_max_s: Positive = 358_500
 
 
-class Breaker(Section):
+class BreakerSettings(SettingsSection):
     """When an endpoint that fails is left alone for a while."""
 
     attempts: Count = 20
@@ -244,7 +244,7 @@ class Breaker(Section):
     probe_max_s: Positive = 600
 
 
-class Disable(Section):
+class DisableSettings(SettingsSection):
     """When an endpoint that keeps failing is switched off."""
 
     after_s: OrOff = 432_000
@@ -253,7 +253,7 @@ class Disable(Section):
     warn_s: Positive = 86_400
 
 
-class Egress(Section):
+class EgressSettings(SettingsSection):
     """Where requests may go."""
 
     allow: Annotated[Words, pydantic.AfterValidator(_fit_places)] = ()
@@ -264,9 +264,9 @@ class Egress(Section):
     ca_file: str = ""  # empty: the system's
     nat64: bool = False
 
-    def policy(self) -> network.Policy:
+    def policy(self) -> network.EgressPolicy:
         """Return the same in the form that decisions are made with."""
-        return network.Policy(
+        return network.EgressPolicy(
             allow=network.parse_places(self.allow),
             deny=network.parse_places(self.deny),
             https_only=self.https_only,
@@ -280,13 +280,13 @@ class Egress(Section):
         return network.parse_proxy(text) if text else None
 
 
-class Poll(Section):
+class PollSettings(SettingsSection):
     """The slow look for what no bell announced."""
 
     fallback_s: OrOff = 5
 
 
-class Smtp(Section):
+class SmtpSettings(SettingsSection):
     """The mail server; an empty host means that no mails are sent."""
 
     host: str = ""
@@ -296,7 +296,7 @@ class Smtp(Section):
     password: Secret = Secret("")
 
 
-class Mail(Section):
+class MailSettings(SettingsSection):
     """What owners are told, and how often."""
 
     sender: Mailbox = ""
@@ -318,14 +318,14 @@ class Mail(Section):
     check_s: Positive = 30
 
 
-class Storm(Section):
+class StormSettings(SettingsSection):
     """When so many sites fail at once that the fault is probably ours."""
 
     share: Share = 0.3  # of the sites with traffic
     hosts_min: Count = 20  # registrable domains
 
 
-class Retention(Section):
+class RetentionSettings(SettingsSection):
     """How long things are kept."""
 
     held_days: Positive = 14
@@ -333,13 +333,13 @@ class Retention(Section):
     response_days: OrOff = 0
 
 
-class Secrets(Section):
+class SecretsSettings(SettingsSection):
     """The key that encrypts secrets at rest."""
 
     key: Annotated[Secret, pydantic.AfterValidator(_fit_keys)] = Secret("")  # several: the first encrypts
 
 
-class Log(Section):
+class LogSettings(SettingsSection):
     """What is said on standard output."""
 
     format: Literal["auto", "pretty", "json"] = "auto"
@@ -347,29 +347,29 @@ class Log(Section):
     successes: Annotated[int, _from_text(parse_sampling), Field(ge=0)] = 0  # 0 none, 1 all, N one of N
 
 
-class Settings(Section):
+class Settings(SettingsSection):
     """All settings, by section."""
 
-    database: Database = Database()
-    delivery: Delivery = Delivery()
-    recorder: Recorder = Recorder()
-    retry: Retry = Retry()
-    breaker: Breaker = Breaker()
-    disable: Disable = Disable()
-    egress: Egress = Egress()
-    poll: Poll = Poll()
-    smtp: Smtp = Smtp()
-    mail: Mail = Mail()
-    storm: Storm = Storm()
-    retention: Retention = Retention()
-    secrets: Secrets = Secrets()
-    log: Log = Log()
+    database: DatabaseSettings = DatabaseSettings()
+    delivery: DeliverySettings = DeliverySettings()
+    recorder: RecorderSettings = RecorderSettings()
+    retry: RetrySettings = RetrySettings()
+    breaker: BreakerSettings = BreakerSettings()
+    disable: DisableSettings = DisableSettings()
+    egress: EgressSettings = EgressSettings()
+    poll: PollSettings = PollSettings()
+    smtp: SmtpSettings = SmtpSettings()
+    mail: MailSettings = MailSettings()
+    storm: StormSettings = StormSettings()
+    retention: RetentionSettings = RetentionSettings()
+    secrets: SecretsSettings = SecretsSettings()
+    log: LogSettings = LogSettings()
 
 
 def _named_fields() -> Iterator[tuple[str, pydantic.fields.FieldInfo]]:
     for section, holder in Settings.model_fields.items():
         kind = holder.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(kind, type) and issubclass(kind, SettingsSection):
             for name, field in kind.model_fields.items():
                 yield f"{section}.{name}", field
 

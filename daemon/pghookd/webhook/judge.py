@@ -31,7 +31,7 @@ _THROTTLED: Final = frozenset({429, 502, 504})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Policy:
+class RetryPolicy:
     """The settings `retry.*`, an endpoint's own schedule in their place where it has one. Times in seconds.
 
     Attributes:
@@ -69,7 +69,7 @@ _RECORDS: Final = {status: Record(Outcome.DELIVERED, status) for status in range
 def judge(
     answer: Answer,
     failure_n: int,
-    policy: Policy,
+    policy: RetryPolicy,
     *,
     now_s: float,
     age_from_s: float,
@@ -105,7 +105,7 @@ def judge(
     return Retry(_wait_s(answer, scheduled, policy, now_s))
 
 
-def _spared(failure_n: int, spared: int, policy: Policy, age_s: float, random01: float) -> Verdict:
+def _spared(failure_n: int, spared: int, policy: RetryPolicy, age_s: float, random01: float) -> Verdict:
     """Judge what the receiver had no part in: only age ends it, and the waits grow by themselves."""
     if age_s > policy.age_max_s:
         return Dead(Reason.TOO_OLD)
@@ -115,7 +115,7 @@ def _spared(failure_n: int, spared: int, policy: Policy, age_s: float, random01:
     return Retry(wait_s * (1.0 + policy.jitter * (2.0 * random01 - 1.0)), is_spared=True)
 
 
-def pause_s(reply: Reply, policy: Policy, now_s: float) -> float:
+def pause_s(reply: Reply, policy: RetryPolicy, now_s: float) -> float:
     """Return for how many seconds the receiver asks to be left alone, by all deliveries; 0: it does not.
 
     `Retry-After` of a 429 or 503 (RFC 9110, 10.2.3; RFC 6585, 4), up to `retry_after_max_s`.
@@ -168,7 +168,7 @@ def _is_blocked_for_good(fault: Fault) -> bool:
     return fault.outcome is Outcome.BLOCKED and name != "address"
 
 
-def _wait_s(answer: Answer, scheduled: float, policy: Policy, now_s: float) -> float:
+def _wait_s(answer: Answer, scheduled: float, policy: RetryPolicy, now_s: float) -> float:
     least = max(scheduled, policy.throttle_floor_s) if _is_throttled(answer) else scheduled
     if isinstance(answer, Reply) and answer.status in _WITH_RETRY_AFTER:
         asked = retry_after_s(answer.retry_after, now_s)

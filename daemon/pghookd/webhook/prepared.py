@@ -21,7 +21,7 @@ from pghookd.settings.schema import Settings
 from pghookd.webhook import auth, judge, profile, signing
 from pghookd.webhook.auth import Auth, Basic, Bearer
 from pghookd.webhook.envelope import StaticHead
-from pghookd.webhook.profile import ProfileHead, Secrets
+from pghookd.webhook.profile import ProfileHead, SigningSecrets
 
 _NONE: Final = EndpointOptions()
 
@@ -41,14 +41,14 @@ class Defaults:
     user_agent: str
     timeout_s: float
     profile: str
-    retry: judge.Policy
+    retry: judge.RetryPolicy
     reveal: Reveal = dataclasses.field(default=plain_only, repr=False)
 
     @classmethod
     def of(cls, settings: Settings, reveal: Reveal = plain_only) -> Defaults:
         """Take them from the settings."""
         delivery, retry = settings.delivery, settings.retry
-        policy = judge.Policy(
+        policy = judge.RetryPolicy(
             schedule=retry.schedule,
             jitter=retry.jitter,
             throttle_floor_s=retry.throttle_floor_s,
@@ -76,7 +76,7 @@ class Manner:
     sign: signing.Sign | None = dataclasses.field(repr=False)  # a key is in it
     profile: ProfileHead | None
     timeout_s: float
-    policy: judge.Policy
+    policy: judge.RetryPolicy
     fault: Fault | None = None
     auth: Auth | None = None
 
@@ -122,7 +122,9 @@ def _timeout_s(endpoint: Endpoint, defaults: Defaults) -> float:
     return asked
 
 
-def _secrets(endpoint: Endpoint, asked: EndpointOptions, reveal: Reveal) -> tuple[Secrets, Unopened | None]:
+def _secrets(
+    endpoint: Endpoint, asked: EndpointOptions, reveal: Reveal
+) -> tuple[SigningSecrets, Unopened | None]:
     """Open what signs; where one cannot be opened there is none, and why."""
     previous = asked.previous_secret
     try:
@@ -130,11 +132,11 @@ def _secrets(endpoint: Endpoint, asked: EndpointOptions, reveal: Reveal) -> tupl
         if previous is not None:
             previous = reveal(previous, endpoint.endpoint_id, SECRET)
     except Unopened as error:
-        return Secrets(), error
-    return Secrets(newest, previous, asked.previous_until_s), None
+        return SigningSecrets(), error
+    return SigningSecrets(newest, previous, asked.previous_until_s), None
 
 
-def _sign(secrets: Secrets) -> signing.Sign | None:
+def _sign(secrets: SigningSecrets) -> signing.Sign | None:
     if secrets.secret is None:
         return None
     newest = signing.signer_of(secrets.secret)
@@ -185,7 +187,7 @@ def _head(head: StaticHead, identified: Auth | None) -> StaticHead:
     return dataclasses.replace(head, later=head.later + auth.line(identified.scheme))
 
 
-def _policy(asked: EndpointOptions, retry: judge.Policy) -> judge.Policy:
+def _policy(asked: EndpointOptions, retry: judge.RetryPolicy) -> judge.RetryPolicy:
     if asked.retry_schedule is not None:
         retry = dataclasses.replace(retry, schedule=parse_schedule(asked.retry_schedule))
     if asked.success_statuses is not None:

@@ -213,7 +213,7 @@ Line: TypeAlias = tuple[str, Template]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Secrets:
+class SigningSecrets:
     """What may sign: the secret, and during a rotation the previous one, until a time in Unix seconds."""
 
     secret: str | None = dataclasses.field(default=None, repr=False)
@@ -251,7 +251,9 @@ class ProfileHead:
         return self.profile.body == "payload"
 
     @classmethod
-    def of(cls, profile: Profile, secrets: Secrets, source: str | None, endpoint_id: int) -> ProfileHead:
+    def of(
+        cls, profile: Profile, secrets: SigningSecrets, source: str | None, endpoint_id: int
+    ) -> ProfileHead:
         """Prepare a profile for an endpoint.
 
         Args:
@@ -339,7 +341,7 @@ def _known(source: str | None, endpoint_id: int) -> dict[str, str]:
     return {"source": sent, "source_host": host, "endpoint_id": str(endpoint_id)}
 
 
-def _keys(profile: Profile, secrets: Secrets) -> tuple[bytes, ...]:
+def _keys(profile: Profile, secrets: SigningSecrets) -> tuple[bytes, ...]:
     if secrets.secret is None or secrets.secret.startswith(PRIVATE_PREFIX):
         return ()
     given = (secrets.secret, secrets.previous)

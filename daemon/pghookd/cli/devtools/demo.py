@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.live import Live
 
 from pghookd.cli.devtools import demo_view
-from pghookd.cli.devtools.demo_view import Hook, Mail, Tally
-from pghookd.cli.devtools.embedded_postgres import EmbeddedFault, Server
+from pghookd.cli.devtools.demo_view import Hook, ShownMail, Tally
+from pghookd.cli.devtools.embedded_postgres import EmbeddedFault, EmbeddedServer
 from pghookd.cli.devtools.payloads import Shop
-from pghookd.cli.devtools.receiver import Arrival, Receiver
+from pghookd.cli.devtools.receiver import ReceivedRequest, Receiver
 from pghookd.postgres import migrate
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Session, connect
 from pghookd.process import logs
@@ -81,7 +81,7 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
     console = demo_view.console()
     where = (folder or _default_folder()).expanduser().resolve()
     try:
-        with _alone(where), Server(where) as server:
+        with _alone(where), EmbeddedServer(where) as server:
             log, sink = _journal(where)
             with (
                 log,
@@ -104,7 +104,7 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
 class Demo:
     """One run of it."""
 
-    def __init__(self, server: Server, folder: Path, console: Console, events: int | None) -> None:
+    def __init__(self, server: EmbeddedServer, folder: Path, console: Console, events: int | None) -> None:
         self._server = server
         self._folder = folder
         self._console = console
@@ -208,7 +208,7 @@ class Demo:
             if self._wanted is not None:
                 self._event_ids.append(row["event_id"])
 
-    def _arrive(self, arrival: Arrival) -> None:
+    def _arrive(self, arrival: ReceivedRequest) -> None:
         self._arrived = time.monotonic()
         if self._cold and arrival.event_type == _TEST_TYPE:
             self._cold -= 1
@@ -239,7 +239,7 @@ class Demo:
             """ values ('bakery', 'order_created', '{"id": 4711, "total": 12.5}');"""
         )
 
-    def _keep(self, mail: Mail) -> None:
+    def _keep(self, mail: ShownMail) -> None:
         self._tally.mails.append(mail)
         if not self._console.is_terminal:
             self._print(demo_view.mail_line(mail))
@@ -299,16 +299,16 @@ class Demo:
         return _OK if fine else _NO
 
 
-def settings_of(server: Server, smtp: configuration.Smtp) -> configuration.Settings:
+def settings_of(server: EmbeddedServer, smtp: configuration.SmtpSettings) -> configuration.Settings:
     """Return the demo's settings: the defaults, but for the database, loopback, mails and impatience."""
     return configuration.Settings(
-        database=configuration.Database(url=configuration.Secret(server.url()), adopt="auto"),
-        delivery=configuration.Delivery(timeout_s=5, connect_timeout_s=2, grace_s=6),
-        retry=configuration.Retry(schedule=parse_schedule(SCHEDULE), throttle_floor_s=0),
-        breaker=configuration.Breaker(probe_s=2, probe_max_s=5),
-        egress=configuration.Egress(allow=("127.0.0.0/8",)),
+        database=configuration.DatabaseSettings(url=configuration.Secret(server.url()), adopt="auto"),
+        delivery=configuration.DeliverySettings(timeout_s=5, connect_timeout_s=2, grace_s=6),
+        retry=configuration.RetrySettings(schedule=parse_schedule(SCHEDULE), throttle_floor_s=0),
+        breaker=configuration.BreakerSettings(probe_s=2, probe_max_s=5),
+        egress=configuration.EgressSettings(allow=("127.0.0.0/8",)),
         smtp=smtp,
-        mail=configuration.Mail(
+        mail=configuration.MailSettings(
             sender="webhooks@platform.example",
             platform_name="The Demo Platform",
             first_wait_s=10,
@@ -322,15 +322,17 @@ def settings_of(server: Server, smtp: configuration.Smtp) -> configuration.Setti
 
 
 @contextlib.asynccontextmanager
-async def _mails_to(folder: Path, kept: Callable[[Mail], None]) -> AsyncIterator[configuration.Smtp]:
+async def _mails_to(
+    folder: Path, kept: Callable[[ShownMail], None]
+) -> AsyncIterator[configuration.SmtpSettings]:
     """Run a mail server that keeps what it gets, and yield the way to it; none without the extra `embedded`."""
     try:
         from pghookd.cli.devtools.demo_mailbox import Mailbox  # noqa: PLC0415 - an installation of before may not have aiosmtpd
     except ModuleNotFoundError:
-        yield configuration.Smtp()
+        yield configuration.SmtpSettings()
         return
     async with Mailbox(folder, kept) as mailbox:
-        yield configuration.Smtp(host="127.0.0.1", port=mailbox.port, tls="none")
+        yield configuration.SmtpSettings(host="127.0.0.1", port=mailbox.port, tls="none")
 
 
 @contextlib.contextmanager
@@ -417,7 +419,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _journal(folder: Path) -> tuple[TextIO, logs.Sink]:
+def _journal(folder: Path) -> tuple[TextIO, logs.LogSink]:
     """Let the daemon's lines go to a file: the terminal belongs to the view."""
     target = (folder / "daemon.log").open("w")
     os.fchmod(target.fileno(), 0o600)

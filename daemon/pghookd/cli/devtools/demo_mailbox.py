@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 from aiosmtpd.smtp import SMTP, Envelope
 
-from pghookd.cli.devtools.demo_view import Mail
+from pghookd.cli.devtools.demo_view import ShownMail
 
 _ENDINGS: Final = (".eml", ".html")
 
@@ -32,7 +32,7 @@ class Mailbox:
         kept: told of every mail.
     """
 
-    def __init__(self, folder: Path, kept: Callable[[Mail], None]) -> None:
+    def __init__(self, folder: Path, kept: Callable[[ShownMail], None]) -> None:
         self._folder = folder
         self._kept = kept
         self._count = 0
@@ -72,7 +72,7 @@ class Mailbox:
         file = self._write(stem, content, message)
         recipient = ", ".join(envelope.rcpt_tos)
         self._kept(
-            Mail(
+            ShownMail(
                 time.strftime("%H:%M:%S"),
                 recipient,
                 str(message["Subject"]).strip(),

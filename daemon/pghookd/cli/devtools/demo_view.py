@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pghookd.cli.devtools.receiver import Arrival
+from pghookd.cli.devtools.receiver import ReceivedRequest
 
 LATENCIES_MAX: Final = 1000  # the last ones of each endpoint
 EARLY_MAX: Final = 10_000
@@ -37,7 +37,7 @@ class Hook:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Mail:
+class ShownMail:
     """A mail to an owner, as the demo's mail server has kept it.
 
     Attributes:
@@ -73,13 +73,15 @@ class Tally:
         self.hooks = {hook.path: hook for hook in hooks}
         self.counts = {path: Counts() for path in self.hooks}
         self.pending: dict[tuple[int, str], int] = {}  # (event_id, path) -> committed at, microseconds
-        self.last: collections.deque[Arrival] = collections.deque(maxlen=LAST_SHOWN)
-        self.mails: collections.deque[Mail] = collections.deque(maxlen=MAILS_SHOWN)
+        self.last: collections.deque[ReceivedRequest] = collections.deque(maxlen=LAST_SHOWN)
+        self.mails: collections.deque[ShownMail] = collections.deque(maxlen=MAILS_SHOWN)
         self.expected = 0
         self.delivered = 0  # of what was expected
         self.refuted = 0
         self.events = 0
-        self._early: dict[tuple[int, str], Arrival] = {}  # arrived before the INSERT's answer came back
+        self._early: dict[
+            tuple[int, str], ReceivedRequest
+        ] = {}  # arrived before the INSERT's answer came back
 
     def insert(self, event_id: int, site_id: str, event_type: str, committed_at_us: int) -> None:
         """Note an event whose INSERT has returned."""
@@ -93,7 +95,7 @@ class Tally:
                 if early is not None:
                     self._deliver(early)
 
-    def arrive(self, arrival: Arrival) -> None:
+    def arrive(self, arrival: ReceivedRequest) -> None:
         """Note a request and its answer."""
         self.last.append(arrival)
         counts = self.counts.get(arrival.path)
@@ -108,7 +110,7 @@ class Tally:
         counts.delivered += 1
         self._deliver(arrival)
 
-    def _deliver(self, arrival: Arrival) -> None:
+    def _deliver(self, arrival: ReceivedRequest) -> None:
         key = arrival.event_id, arrival.path
         committed_at_us = self.pending.pop(key, None)
         if committed_at_us is None:  # not ours, or ours a moment too early
@@ -161,7 +163,7 @@ def console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def _arrival(arrival: Arrival) -> Text:
+def _arrival(arrival: ReceivedRequest) -> Text:
     style, word = ("green", "verified") if arrival.refuted is None else ("red", arrival.refuted)
     if arrival.refuted is None and arrival.status != 200:  # noqa: PLR2004 - OK
         style, word = "yellow", "refused"  # on purpose, its signature was right
@@ -173,12 +175,12 @@ def _arrival(arrival: Arrival) -> Text:
     )
 
 
-def mail_line(mail: Mail) -> str:
+def mail_line(mail: ShownMail) -> str:
     """Return what is said of a mail in one plain line."""
     return f"{mail.at} mail to {mail.recipient}: {mail.subject} ({mail.file})"
 
 
-def _mail(mail: Mail) -> Text:
+def _mail(mail: ShownMail) -> Text:
     return Text.assemble(  # fits into 80 columns
         f"{mail.at} mail to {mail.recipient}, {mail.file}\n    ",
         (mail.subject, "cyan"),

@@ -46,7 +46,7 @@ class EmbeddedFault(Exception):  # noqa: N818 - one word per thing: what keeps u
     """The embedded Postgres is not installed or does not start; the message says what to do."""
 
 
-class Server:
+class EmbeddedServer:
     """One server in one folder. It outlives this process unless stopped; use as a context manager to be sure.
 
     All methods block: a start takes about a second, the first one two.
@@ -243,7 +243,7 @@ class Server:
             return ""
 
 
-def remove(server: Server) -> None:
+def remove(server: EmbeddedServer) -> None:
     """Stop a server as quickly as possible and delete its folder; for tests."""
     with contextlib.suppress(EmbeddedFault):
         server.stop("immediate")

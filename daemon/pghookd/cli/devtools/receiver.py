@@ -53,7 +53,7 @@ class TooLarge(Exception):  # noqa: N818 - as Refuted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Arrival:
+class ReceivedRequest:
     """One request, and what was answered.
 
     Attributes:
@@ -93,7 +93,7 @@ class Receiver:
     """
 
     def __init__(
-        self, mood: Callable[[str, str, int], bool], seen: Callable[[Arrival], None], *, port: int = 0
+        self, mood: Callable[[str, str, int], bool], seen: Callable[[ReceivedRequest], None], *, port: int = 0
     ) -> None:
         self._mood = mood
         self._seen = seen
@@ -160,14 +160,16 @@ class Receiver:
             status = 200 if self._mood(path, webhook_id, attempt) else 503
         except Refuted as error:
             status, refuted = 400, str(error)
-        self._seen(Arrival(path, webhook_id, event_type, attempt, time.time_ns() // 1000, status, refuted))
+        self._seen(
+            ReceivedRequest(path, webhook_id, event_type, attempt, time.time_ns() // 1000, status, refuted)
+        )
         return status
 
     def refuse(self, error: TooLarge) -> int:
         """Note a request whose body was not looked at; return the status of the answer."""
         webhook_id, attempt = error.headers.get("webhook-id", ""), error.headers.get("x-webhook-attempt", "1")
         now_us = time.time_ns() // 1000
-        self._seen(Arrival(error.path, webhook_id, "", int(attempt), now_us, TOO_LARGE, None))
+        self._seen(ReceivedRequest(error.path, webhook_id, "", int(attempt), now_us, TOO_LARGE, None))
         return TOO_LARGE
 
     def _believe(self, path: str, headers: Mapping[str, str], body: bytes) -> str:

@@ -21,7 +21,7 @@ import orjson
 from pghookd.cli.devtools.payloads import Shop
 from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Answer, Fault, Reply
-from pghookd.settings.network import Policy
+from pghookd.settings.network import EgressPolicy
 from pghookd.settings.schema import Settings
 from pghookd.webhook import envelope
 from pghookd.webhook.signing import Sign
@@ -59,7 +59,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Case:
+class SampleCase:
     """One request of a way.
 
     Attributes:
@@ -97,7 +97,7 @@ class Case:
 class Judged:
     """A case and what came of it; times in milliseconds."""
 
-    case: Case
+    case: SampleCase
     webhook_id: str
     status: int | None
     error: str | None
@@ -105,24 +105,24 @@ class Judged:
     right: bool
 
 
-def cases(way: Way, attempts: int) -> Iterator[Case]:
+def cases(way: Way, attempts: int) -> Iterator[SampleCase]:
     """Say what a way consists of; `attempts` is for RETRY."""
-    good = Case("a good event")
+    good = SampleCase("a good event")
     match way:
         case Way.ONCE:
             yield good
         case Way.TWICE:
             yield good
-            yield Case("the same again: answer it, and do nothing twice")
+            yield SampleCase("the same again: answer it, and do nothing twice")
         case Way.TAMPER:
             yield good
-            yield Case("changed after it was signed: refuse it", number=1, tampered=True)
+            yield SampleCase("changed after it was signed: refuse it", number=1, tampered=True)
         case Way.STALE:
             yield good
-            yield Case(f"signed {STALE_S // 60} minutes ago: refuse it", number=1, age_s=STALE_S)
+            yield SampleCase(f"signed {STALE_S // 60} minutes ago: refuse it", number=1, age_s=STALE_S)
         case Way.RETRY:
             for attempt in range(1, attempts + 1):
-                yield Case(f"attempt {attempt} of one event", attempt=attempt)
+                yield SampleCase(f"attempt {attempt} of one event", attempt=attempt)
 
 
 def payload_of(event_type: str) -> bytes:
@@ -136,7 +136,7 @@ def payload_of(event_type: str) -> bytes:
 
 async def send(
     settings: Settings,
-    policy: Policy,
+    policy: EgressPolicy,
     url: str,
     sample: Sample,
     way: Way,
@@ -180,7 +180,7 @@ def _event_id() -> int:
 
 
 async def _send_one(
-    settings: Settings, sender: Sender, url: str, sample: Sample, case: Case, event: tuple[int, int]
+    settings: Settings, sender: Sender, url: str, sample: Sample, case: SampleCase, event: tuple[int, int]
 ) -> Judged:
     event_id, created_at_us = event
     webhook_id = envelope.webhook_id(event_id, created_at_us)
@@ -201,7 +201,7 @@ async def _send_one(
 
 
 def _request(
-    user_agent: str, sample: Sample, case: Case, event_id: int, created_at_us: int
+    user_agent: str, sample: Sample, case: SampleCase, event_id: int, created_at_us: int
 ) -> tuple[bytes, bytes]:
     webhook_id = envelope.webhook_id(event_id, created_at_us)
     signed_body = envelope.body(event_id, sample.event_type, created_at_us, sample.payload)

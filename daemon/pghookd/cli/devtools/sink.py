@@ -14,7 +14,7 @@ from typing import Self
 
 from pghookd.cli.devtools.printing_receiver import Printer, Received
 from pghookd.egress.sender import Sender
-from pghookd.settings.schema import Settings, Smtp
+from pghookd.settings.schema import Settings, SmtpSettings
 
 
 class Sink(Sender):
@@ -43,4 +43,4 @@ class Sink(Sender):
 
 def without_mails(settings: Settings) -> Settings:
     """Return the settings with no mail server: owners of a copied database must hear nothing of it."""
-    return settings.model_copy(update={"smtp": Smtp()})
+    return settings.model_copy(update={"smtp": SmtpSettings()})

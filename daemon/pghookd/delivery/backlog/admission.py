@@ -15,13 +15,13 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery.payload_pages import load_payloads
 from pghookd.event_log.payload_filter import Filters, filter_of
-from pghookd.event_log.position import Log
+from pghookd.event_log.position import EventLog
 from pghookd.event_log.rows import endpoint_of
 from pghookd.event_log.supersede import DEDUPE_DAYS, NEWER_MAX
 from pghookd.model import event_options
 from pghookd.model.delivery import DAY_IDS, Delivery, Endpoint, Event, Reason, State
 from pghookd.model.event_type import valid_type
-from pghookd.model.outcome import Died, Kept, Write
+from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Row, Session, columns, query
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import PARKED_FOR, Lanes, Offer
@@ -38,7 +38,7 @@ _UNMOURNED: Final = frozenset(
 )  # deaths that the producer or the owner wants
 
 
-class Step:
+class BacklogStep:
     """What one step between two batches works with, and when it has done enough.
 
     Attributes:
@@ -59,7 +59,7 @@ class Step:
     def put(self, write: Write, now: float) -> None:
         """Hand a write to the recorder."""
         self._writes += 1
-        if isinstance(write, Died) and write.reason not in _UNMOURNED:
+        if isinstance(write, DeadWrite) and write.reason not in _UNMOURNED:
             self.deaths[write.delivery.endpoint_id, write.delivery.event.site_id, write.reason] += 1
         self._put(write, now)
 
@@ -84,7 +84,7 @@ class Admission:
 
     lanes: Lanes
     order: Order
-    log: Log
+    log: EventLog
     filters: Filters
     shards: int
     payload_bytes_max: int
@@ -98,7 +98,7 @@ class Admission:
         rows = await session.fetch(query("read_endpoints"), list(ids), self.shards)
         return {row["endpoint_id"]: endpoint_of(row) for row in rows}
 
-    async def place(self, step: Step, rows: Iterable[Row]) -> None:
+    async def place(self, step: BacklogStep, rows: Iterable[Row]) -> None:
         """Take those rows that are ours and not in memory yet; of ordered endpoints only note that they are due."""
         fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self.lanes.aboard]
         if not fresh:
@@ -116,7 +116,7 @@ class Admission:
         endpoint = endpoints.get(row["endpoint_id"])
         return endpoint is None or endpoint.shard in self.log.shards
 
-    async def _line_up(self, step: Step, rows: list[Row]) -> None:
+    async def _line_up(self, step: BacklogStep, rows: list[Row]) -> None:
         """Note of due rows of ordered endpoints that it may be their turn."""
         lines = [(row["endpoint_id"], row["line"]) for row in rows if row["line"] is not None]
         bare = [(row["event_id"], row["endpoint_id"]) for row in rows if row["line"] is None]
@@ -161,17 +161,17 @@ class Admission:
                 return number  # something that comes before it has left memory meanwhile
             write: Write | None
             if key in superseded:
-                write = Died(delivery, Reason.SUPERSEDED)
+                write = DeadWrite(delivery, Reason.SUPERSEDED)
             elif key in sifted.left_out:
-                write = Died(delivery, Reason.DROPPED)
+                write = DeadWrite(delivery, Reason.DROPPED)
             elif key in sifted.unknown:
                 parked = row["reason"] == Reason.FILTER_SLOW.value
-                write = None if parked else Kept(delivery, State.PARKED, Reason.FILTER_SLOW)
+                write = None if parked else BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW)
             else:
                 write = self._take_aboard(row, delivery, endpoint, now)
             if write is not None:
                 put(write, now)
-            stays = key not in self.lanes.aboard and not isinstance(write, Died)
+            stays = key not in self.lanes.aboard and not isinstance(write, DeadWrite)
             if stays and delivery.line is not None:
                 return number
             entered += key in self.lanes.aboard
@@ -211,22 +211,22 @@ class Admission:
     ) -> Write | None:
         """Queue one row's delivery, or return what is to be written of it instead."""
         if endpoint is None:
-            return Died(delivery, Reason.NO_ENDPOINT)
+            return DeadWrite(delivery, Reason.NO_ENDPOINT)
         if not row["exists"]:
             self._log_gone(row["event_id"] // DAY_IDS)
-            return Died(delivery, Reason.EXPIRED)
+            return DeadWrite(delivery, Reason.EXPIRED)
         if not endpoint.enabled:
-            return Kept(delivery, State.HELD, Reason.DISABLED)
+            return BacklogWrite(delivery, State.HELD, Reason.DISABLED)
         if (reason := self._why_unsendable(delivery.event)) is not None:
-            return Died(delivery, reason)
+            return DeadWrite(delivery, reason)
         options = delivery.event.options
         if options is not None and options.wait_s > 0:  # adopted, or held until its endpoint was on again
-            return Kept(delivery, State.WAITING, Reason.DELIVER_AFTER, options.wait_s)
+            return BacklogWrite(delivery, State.WAITING, Reason.DELIVER_AFTER, options.wait_s)
         if options is not None and row["reason"] != Reason.REPLAY.value:
             self.log.keys.note(delivery)
         reason = self._offer(row, delivery, endpoint, now)
         stays = row["state"] != State.WAITING.value  # where it stands already
-        return None if reason is None or stays else Kept(delivery, State.PARKED, reason)
+        return None if reason is None or stays else BacklogWrite(delivery, State.PARKED, reason)
 
     def _log_gone(self, day: int) -> None:
         if day not in self.gone_days:

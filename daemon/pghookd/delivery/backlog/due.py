@@ -13,14 +13,14 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.delivery.backlog.admission import Admission, Put, Step
+from pghookd.delivery.backlog.admission import Admission, BacklogStep, Put
 from pghookd.delivery.backlog.held import HeldRows
 from pghookd.delivery.backlog.lines import LineRows
 from pghookd.delivery.backlog.parked import ParkedRows
 from pghookd.event_log.payload_filter import Filters, filter_of
-from pghookd.event_log.position import Log
+from pghookd.event_log.position import EventLog
 from pghookd.model.delivery import Endpoint, Reason, State
-from pghookd.model.outcome import Kept
+from pghookd.model.outcome import BacklogWrite
 from pghookd.postgres.client import DatabaseError, Row, Session, query
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import Lanes
@@ -42,7 +42,7 @@ _BEGINNING: Final = (0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Terms:
+class BacklogTerms:
     """The settings of the backlog.
 
     Attributes:
@@ -56,18 +56,18 @@ class Terms:
     payload_bytes_max: int = 1 << 20
 
 
-class DueRows:
+class Backlog:
     """The scheduler: remembers how far it has looked, and asks from there."""
 
     def __init__(
         self,
         lanes: Lanes,
         order: Order,
-        log: Log,
+        log: EventLog,
         filters: Filters,
         *,
         shards: int,
-        terms: Terms,
+        terms: BacklogTerms,
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
         wall_us: Callable[[], int],
@@ -103,7 +103,7 @@ class DueRows:
         self._changed_at = 0.0
         self._all_changed = False  # there were more: review all that have rows
 
-    def apply(self, terms: Terms) -> None:
+    def apply(self, terms: BacklogTerms) -> None:
         """Go on with other settings."""
         self._terms = terms
         self._admission.payload_bytes_max = terms.payload_bytes_max
@@ -142,7 +142,7 @@ class DueRows:
         Returns:
             Whether there is more to take at once.
         """
-        step = Step(session, now, put, self._monotonic)
+        step = BacklogStep(session, now, put, self._monotonic)
         self._lanes.measure(now)
         if now >= self._look_again_at:
             self._look_again(now)
@@ -169,14 +169,14 @@ class DueRows:
         self._lanes.parked.rewind_all()
         self._order.look_again()
 
-    def _shed(self, step: Step) -> None:
+    def _shed(self, step: BacklogStep) -> None:
         self._shed_at = step.now + SHED_EVERY_S
         for delivery in self._lanes.shed(step.now):
-            step.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), step.now)
+            step.put(BacklogWrite(delivery, State.PARKED, Reason.LANE_FULL), step.now)
         for write in self._order.shed(step.now):
             step.put(write, step.now)
 
-    def _log_deaths(self, step: Step) -> None:
+    def _log_deaths(self, step: BacklogStep) -> None:
         for (endpoint_id, site_id, reason), deliveries in step.deaths.items():
             self._logger.warning(
                 LogEvent.DELIVERY_DIED,
@@ -188,7 +188,7 @@ class DueRows:
 
     # Due ----------------------------------------------------------------------------------------------------
 
-    async def _due(self, step: Step) -> None:
+    async def _due(self, step: BacklogStep) -> None:
         """Take the next page of due rows; a pass is never cut short, so that each of them has its turn."""
         if self._rung and not self._in_pass:
             self._cursor, self._rung = _BEGINNING, False
@@ -215,7 +215,7 @@ class DueRows:
             self._all_changed = False
             self._held.look_again()  # so that those that are off are looked through again
 
-    async def _go_on_walking(self, step: Step) -> None:
+    async def _go_on_walking(self, step: BacklogStep) -> None:
         began = self._monotonic()
         while self._walk is not None:
             rows = await self._find(step.session)
@@ -257,7 +257,7 @@ class DueRows:
 
     # Endpoints that were perhaps changed ----------------------------------------------------------------------
 
-    async def _review_changed(self, step: Step) -> None:
+    async def _review_changed(self, step: BacklogStep) -> None:
         """Review those that have rows, or that memory knows as if they had."""
         self._changed_at = step.now + CHANGED_EVERY_S
         changed, self._changed = self._changed, set()
@@ -265,7 +265,7 @@ class DueRows:
         known = {i for i in changed if i in self._lanes.parked or i in self._held or i in self._order}
         await self._review(step, known | {row["endpoint_id"] for row in rows})
 
-    async def _review(self, step: Step, endpoint_ids: set[int]) -> None:
+    async def _review(self, step: BacklogStep, endpoint_ids: set[int]) -> None:
         """Take what has changed of endpoints; one that has not is looked at when it is its turn, and no earlier."""
         if not endpoint_ids:
             return
@@ -283,11 +283,11 @@ class DueRows:
                 self._lanes.parked.look(endpoint_id, FIRST)
             self._reorder(step, endpoint_id, endpoint)
 
-    def _reorder(self, step: Step, endpoint_id: int, endpoint: Endpoint | None) -> None:
+    def _reorder(self, step: BacklogStep, endpoint_id: int, endpoint: Endpoint | None) -> None:
         """Look through the rows of an ordered endpoint; let go of one that is ordered no more."""
         if endpoint is None or not is_ordered(endpoint):
             for delivery in self._order.forget(endpoint_id):
-                step.put(Kept(delivery, State.PARKED, Reason.LANE_FULL), step.now)
+                step.put(BacklogWrite(delivery, State.PARKED, Reason.LANE_FULL), step.now)
         elif self._order.is_walking(endpoint_id):
             self.endpoints_changed([endpoint_id])  # once that is done: else it might never be
         else:

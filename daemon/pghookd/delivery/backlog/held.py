@@ -7,7 +7,7 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.delivery.backlog.admission import Step
+from pghookd.delivery.backlog.admission import BacklogStep
 from pghookd.model.delivery import Reason
 from pghookd.postgres.client import DatabaseError, query
 from pghookd.process.logs import LogEvent
@@ -59,7 +59,7 @@ class HeldRows:
         else:
             self._held.discard(endpoint_id)
 
-    async def step(self, step: Step) -> None:
+    async def step(self, step: BacklogStep) -> None:
         """Hold a page of rows, and expire a page if it is time."""
         if self._holding and step.now >= self._hold_at:
             self._hold_at = await self._unless_refused(self._hold(step), step.now)
@@ -74,7 +74,7 @@ class HeldRows:
             self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
             return now + REFUSED_AGAIN_S
 
-    async def _hold(self, step: Step) -> float:
+    async def _hold(self, step: BacklogStep) -> float:
         """Hold a page of one disabled endpoint's rows; endpoints take turns."""
         endpoint_id, after = next(iter(self._holding.items()))
         last: int | None = await step.session.fetchval(query("hold_backlog"), endpoint_id, after, HOLD_PAGE)
@@ -85,7 +85,7 @@ class HeldRows:
             self._held.add(endpoint_id)
         return step.now + HOLD_EVERY_S
 
-    async def _expire(self, step: Step) -> float:
+    async def _expire(self, step: BacklogStep) -> float:
         """Give up a page of what has been held for too long."""
         rows = await step.session.fetch(query("expire_held"), self.held_days, EXPIRE_PAGE)
         for row in rows:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Final
 
-from pghookd.delivery.backlog.admission import Admission, Step
+from pghookd.delivery.backlog.admission import Admission, BacklogStep
 from pghookd.model.delivery import Endpoint, Line
 from pghookd.postgres.client import query
 from pghookd.scheduling.lanes import Lanes
@@ -29,7 +29,7 @@ class LineRows:
     order: Order
     admission: Admission
 
-    async def refill(self, step: Step, endpoint_id: int, appetite: int) -> None:
+    async def refill(self, step: BacklogStep, endpoint_id: int, appetite: int) -> None:
         """Take the next rows of an ordered endpoint's lines."""
         lot = self.order.lot(endpoint_id)
         if not self.order.recovered:
@@ -46,7 +46,7 @@ class LineRows:
             return
         await self._refill_lines(step, endpoint_id, appetite)
 
-    async def _refill_lines(self, step: Step, endpoint_id: int, appetite: int) -> None:
+    async def _refill_lines(self, step: BacklogStep, endpoint_id: int, appetite: int) -> None:
         """Take rows of a few lines that may have some; look again at once if there are more lines."""
         probing = self.lanes.probe_at(endpoint_id) is not None
         endpoints: dict[int, Endpoint] | None = None
@@ -67,7 +67,7 @@ class LineRows:
 
     async def _refill_line(
         self,
-        step: Step,
+        step: BacklogStep,
         endpoints: Mapping[int, Endpoint],
         endpoint_id: int,
         line: Line,

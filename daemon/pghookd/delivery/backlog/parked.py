@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from pghookd.delivery.backlog.admission import Admission, Step
+from pghookd.delivery.backlog.admission import Admission, BacklogStep
 from pghookd.delivery.backlog.lines import LineRows
 from pghookd.event_log.payload_filter import Filters
 from pghookd.postgres.client import query
@@ -30,7 +30,7 @@ class ParkedRows:
     admission: Admission
     lines: LineRows
 
-    async def step(self, step: Step) -> bool:
+    async def step(self, step: BacklogStep) -> bool:
         """Look at endpoints whose time has come, at one at least; at none while memory is full.
 
         Returns:
@@ -45,7 +45,7 @@ class ParkedRows:
                 return True
         return False
 
-    async def _look(self, step: Step, endpoint_id: int) -> None:
+    async def _look(self, step: BacklogStep, endpoint_id: int) -> None:
         appetite = self.lanes.appetite(endpoint_id, step.now)
         if appetite and endpoint_id in self.order:
             await self.lines.refill(step, endpoint_id, appetite)
@@ -57,7 +57,7 @@ class ParkedRows:
         if not_before > step.now + LOOK_EVERY_S:
             self.lanes.parked.look(endpoint_id, not_before)
 
-    async def _refill(self, step: Step, endpoint_id: int, page: int) -> None:
+    async def _refill(self, step: BacklogStep, endpoint_id: int, page: int) -> None:
         """Take the next page of an endpoint's rows; behind the last one begin again before they count as gone."""
         parked = self.lanes.parked
         after = parked.after(endpoint_id)
@@ -71,7 +71,7 @@ class ParkedRows:
         elif not self.lanes.aboard.count(endpoint_id):
             self.admission.caught_up(endpoint_id)
 
-    async def _find_probe(self, step: Step, endpoint_id: int) -> None:
+    async def _find_probe(self, step: BacklogStep, endpoint_id: int) -> None:
         """Offer pages of rows until one of them is the probe; what cannot be sent is buried on the way.
 
         Payloads that have to be loaded come last in their page: whether they are too large shows only then.

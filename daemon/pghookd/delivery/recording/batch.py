@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Final, assert_never
 
 from pghookd.model.delivery import Delivery, Outcome, Reason, State
-from pghookd.model.outcome import UNSENT, Attempted, Died, Kept, Write
+from pghookd.model.outcome import UNSENT, AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry, Verdict
 
 _TROUBLING: Final = frozenset({Reason.FILTER_SLOW})  # without an attempt; of what an owner can mend
@@ -20,7 +20,7 @@ _TROUBLING: Final = frozenset({Reason.FILTER_SLOW})  # without an attempt; of wh
 def is_plain(write: Write) -> bool:
     """Return True if a row of `attempts` is all there is to write: no lock on another table stands in its way."""
     return (
-        isinstance(write, Attempted)
+        isinstance(write, AttemptWrite)
         and isinstance(write.verdict, Delivered)
         and not write.delivery.in_backlog
     )
@@ -49,7 +49,7 @@ class Trouble:
     last_success_us: int | None = None
     successes: int = 0
 
-    def note(self, write: Attempted) -> None:
+    def note(self, write: AttemptWrite) -> None:
         """Take the next attempt, in the order of their outcomes."""
         at_us = write.attempted_at_us
         if write.outcome is Outcome.DELIVERED:
@@ -60,7 +60,7 @@ class Trouble:
             self.first_failure_us = at_us if self.first_failure_us is None else self.first_failure_us
             self.failed, self.first_success_us = write, None
 
-    def note_unsent(self, write: Kept | Died) -> None:
+    def note_unsent(self, write: BacklogWrite | DeadWrite) -> None:
         """Take what was not tried and should have been: it failed when it is recorded."""
         self.failed, self.first_success_us = write, None
 
@@ -79,7 +79,7 @@ class Trouble:
     def row(self, endpoint_id: int, failed: Write) -> tuple[object, ...]:
         """Return the row of note_failures."""
         what: tuple[object, ...]
-        if isinstance(failed, Attempted):
+        if isinstance(failed, AttemptWrite):
             at_us, attempt = failed.attempted_at_us, failed.delivery.attempts + 1
             what = (failed.outcome.value, failed.status, failed.error)
         else:
@@ -138,7 +138,7 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
     states: dict[tuple[int, int], Write] = {}
     for write in writes:
         delivery = write.delivery
-        if isinstance(write, Attempted):
+        if isinstance(write, AttemptWrite):
             batch.attempts.append(_attempt_row(write))
             # a success counts where the endpoint was in trouble before, or has failed in this very batch
             if (
@@ -159,7 +159,7 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
     return batch
 
 
-def _note(batch: Batch, write: Attempted) -> None:
+def _note(batch: Batch, write: AttemptWrite) -> None:
     """Note a failure, or a success after one; a fault of our own and a test are nobody's trouble."""
     if write.outcome is not Outcome.FAILED and not _is_test(write.delivery):
         batch.troubles.setdefault(write.delivery.endpoint_id, Trouble()).note(write)
@@ -170,7 +170,7 @@ def _is_test(delivery: Delivery) -> bool:
     return delivery.event.endpoint_id == delivery.endpoint_id
 
 
-def _attempt_row(write: Attempted) -> tuple[object, ...]:
+def _attempt_row(write: AttemptWrite) -> tuple[object, ...]:
     delivery = write.delivery
     return (
         delivery.event.event_id,
@@ -188,11 +188,11 @@ def _attempt_row(write: Attempted) -> tuple[object, ...]:
 
 def _add_state(batch: Batch, write: Write) -> None:
     match write:
-        case Attempted():
+        case AttemptWrite():
             _add_verdict(batch, write.delivery, write.verdict)
-        case Kept():
+        case BacklogWrite():
             _keep(batch, write.delivery, write.state, write.reason, write.delivery.attempts, write.wait_s)
-        case Died():
+        case DeadWrite():
             _die(batch, write.delivery, write.reason, write.delivery.attempts)
         case _:
             assert_never(write)

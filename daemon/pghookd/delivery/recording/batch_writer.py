@@ -16,9 +16,9 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery.recording.batch import Batch, Trouble, batch_of, is_plain, key_of
-from pghookd.delivery.recording.pending import Aside
+from pghookd.delivery.recording.pending import DelayedOutcomes
 from pghookd.model.delivery import DAY_IDS
-from pghookd.model.outcome import Attempted, Write
+from pghookd.model.outcome import AttemptWrite, Write
 from pghookd.model.verdict import Disable
 from pghookd.postgres.client import DatabaseError, Session, columns, number_literal, query
 from pghookd.process.logs import LogEvent
@@ -51,7 +51,7 @@ class _Locked(Exception):  # noqa: N818 - it ends a transaction, and is no mista
         """Return True if the write has to wait for a row that is held."""
         if key_of(write) in self.keys:
             return True
-        disables = isinstance(write, Attempted) and isinstance(write.verdict, Disable)
+        disables = isinstance(write, AttemptWrite) and isinstance(write.verdict, Disable)
         return disables and write.delivery.endpoint_id in self.endpoints
 
 
@@ -69,7 +69,7 @@ class Written:
     """
 
     done: list[Write] = dataclasses.field(default_factory=list)
-    aside: list[tuple[Write, Aside]] = dataclasses.field(default_factory=list)
+    aside: list[tuple[Write, DelayedOutcomes]] = dataclasses.field(default_factory=list)
     later: list[Write] = dataclasses.field(default_factory=list)
     troubles: list[dict[int, Trouble]] = dataclasses.field(default_factory=list)
     is_retry: bool = False
@@ -124,7 +124,7 @@ class BatchWriter:
                 await self._transact(batch)
             except _Locked as found:
                 held = [write for write in writes if found.stops(write)]
-                written.aside += [(write, Aside.LOCKED) for write in held]
+                written.aside += [(write, DelayedOutcomes.LOCKED) for write in held]
                 writes = [write for write in writes if not found.stops(write)]
                 if not writes:
                     return
@@ -160,8 +160,8 @@ class BatchWriter:
         stateful = {id(write.delivery) for write in writes if not is_plain(write)}
         for write in writes:
             if id(write.delivery) in stateful:
-                if isinstance(write, Attempted):
-                    written.aside.append((write, Aside.LOCKED))
+                if isinstance(write, AttemptWrite):
+                    written.aside.append((write, DelayedOutcomes.LOCKED))
                 else:
                     written.later.append(write)
         return [write for write in writes if id(write.delivery) not in stateful]
@@ -169,7 +169,7 @@ class BatchWriter:
     async def _isolate(self, writes: list[Write], error: DatabaseError, written: Written) -> None:
         """Find the row that Postgres rejects: the others are not to blame."""
         if error.may_be_a_missing_partition and (gone := await self._find_gone_days(writes)):
-            lost = {id(w.delivery) for w in writes if isinstance(w, Attempted) and _day_of(w) in gone}
+            lost = {id(w.delivery) for w in writes if isinstance(w, AttemptWrite) and _day_of(w) in gone}
             await self._forget([write for write in writes if id(write.delivery) in lost], written)
             if rest := [write for write in writes if id(write.delivery) not in lost]:
                 await self._write(rest, written)
@@ -180,7 +180,7 @@ class BatchWriter:
             await self._write(writes[half:], written)
             return
         [write] = writes
-        if isinstance(write, Attempted) and (
+        if isinstance(write, AttemptWrite) and (
             write.response is not None or write.error not in {None, UNRECORDABLE}
         ):
             write.response, write.error = None, UNRECORDABLE if write.error else None
@@ -190,12 +190,12 @@ class BatchWriter:
         self._logger.error(
             LogEvent.OUTCOME_REFUSED, event_id=event_id, endpoint_id=endpoint_id, error=str(error)
         )
-        written.aside.append((write, Aside.REFUSED))
+        written.aside.append((write, DelayedOutcomes.REFUSED))
 
     # Days that were dropped ------------------------------------------------------------------------------------------
 
     async def _find_gone_days(self, writes: list[Write]) -> set[int]:
-        days = {_day_of(write) for write in writes if isinstance(write, Attempted)}
+        days = {_day_of(write) for write in writes if isinstance(write, AttemptWrite)}
         rows = await self._session.fetch(query("find_gone_days"), sorted(days))
         return {row["day"] for row in rows}
 
@@ -208,7 +208,7 @@ class BatchWriter:
         locked = {(row["event_id"], row["endpoint_id"]) for row in rows}
         for write in writes:
             if key_of(write) in locked:
-                written.aside.append((write, Aside.LOCKED))
+                written.aside.append((write, DelayedOutcomes.LOCKED))
             else:
                 written.done.append(write)
 

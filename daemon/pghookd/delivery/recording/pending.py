@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from pghookd.model.delivery import Delivery
-from pghookd.model.outcome import Attempted, Write
+from pghookd.model.outcome import AttemptWrite, Write
 
 OTHERS_LEAST: Final = 50  # rows of a batch that outcomes leave to other writes, so that these never starve
 BATCH_BYTES_MAX: Final = 100_000  # of responses in a batch: a statement that a socket takes at once
@@ -24,7 +24,7 @@ OUTCOMES_ASIDE_MAX: Final = 2000  # requests that a crash would repeat; beyond t
 ASIDE_MAX: Final = 20_000  # writes of any kind set aside, as many as deliveries fit in memory
 
 
-class Aside(enum.StrEnum):
+class DelayedOutcomes(enum.StrEnum):
     """Why a write is set aside."""
 
     LOCKED = "locked"  # somebody holds its row, or the table
@@ -42,7 +42,7 @@ class SetAside:
         outcomes: how many of them are outcomes.
     """
 
-    reason: Aside
+    reason: DelayedOutcomes
     again_at: float
     writes: list[Write] = dataclasses.field(default_factory=list)
     outcomes: int = 0
@@ -58,7 +58,7 @@ class Pending:
     """
 
     def __init__(self) -> None:
-        self._outcomes: list[Attempted] = []
+        self._outcomes: list[AttemptWrite] = []
         self._put_at: list[float] = []  # when each of them was put
         self._others: dict[int, tuple[Write, float]] = {}  # by delivery: a later word replaces an earlier one
         self._aside: dict[int, SetAside] = {}  # by endpoint
@@ -74,7 +74,7 @@ class Pending:
         delivery = write.delivery
         if self._stuck and id(delivery) in self._stuck:
             self._add_aside(self._aside[delivery.endpoint_id], write)
-        elif isinstance(write, Attempted):
+        elif isinstance(write, AttemptWrite):
             if self._others:
                 self._others.pop(id(delivery), None)
             self._outcomes.append(write)
@@ -146,7 +146,7 @@ class Pending:
 
     # Set aside --------------------------------------------------------------------------------------------------------
 
-    def set_aside(self, write: Write, reason: Aside, again_at: float) -> bool:
+    def set_aside(self, write: Write, reason: DelayedOutcomes, again_at: float) -> bool:
         """Set a write aside behind what is set aside of its endpoint; return True if it is the endpoint's first."""
         endpoint_id = write.delivery.endpoint_id
         entry = self._aside.get(endpoint_id)
@@ -157,7 +157,7 @@ class Pending:
         return new
 
     def _add_aside(self, entry: SetAside, write: Write) -> None:
-        is_outcome = isinstance(write, Attempted)
+        is_outcome = isinstance(write, AttemptWrite)
         entry.writes.append(write)
         entry.outcomes += is_outcome
         self.aside += 1
@@ -173,7 +173,7 @@ class Pending:
         return self._aside[endpoint_id].writes[:most]
 
     def retried(
-        self, endpoint_id: int, tried: int, stay: Iterable[Write], reason: Aside, again_at: float
+        self, endpoint_id: int, tried: int, stay: Iterable[Write], reason: DelayedOutcomes, again_at: float
     ) -> bool:
         """Keep what could not be written of the oldest `tried` writes; return True if nothing is left.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from pghookd.event_log.identity import Server, check_newest
-from pghookd.event_log.position import Log, Mark, Position
+from pghookd.event_log.identity import ServerIdentity, check_newest
+from pghookd.event_log.position import EventLog, Mark, Position
 from pghookd.postgres.client import Session, columns, query
 
 STORE_EVERY_S: Final = 1.0
@@ -23,7 +23,9 @@ _COLUMNS: Final = 6
 class PositionStore:
     """Remembers what was stored, and when."""
 
-    def __init__(self, session: Session, log: Log, server: Server, *, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, session: Session, log: EventLog, server: ServerIdentity, *, monotonic: Callable[[], float]
+    ) -> None:
         self._session = session
         self._log = log
         self._server = server

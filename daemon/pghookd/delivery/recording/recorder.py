@@ -18,12 +18,12 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery.recording.batch_writer import BatchWriter, Written
 from pghookd.delivery.recording.notes import Notes
-from pghookd.delivery.recording.pending import Aside, Pending
+from pghookd.delivery.recording.pending import DelayedOutcomes, Pending
 from pghookd.delivery.recording.positions import PositionStore
-from pghookd.event_log.identity import Server
-from pghookd.event_log.position import Log, settle
+from pghookd.event_log.identity import ServerIdentity
+from pghookd.event_log.position import EventLog, settle
 from pghookd.model.delivery import Delivery, Reason, State
-from pghookd.model.outcome import Kept, Write
+from pghookd.model.outcome import BacklogWrite, Write
 from pghookd.postgres.client import PING, DatabaseError, Session
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import NEVER, Lanes
@@ -42,8 +42,8 @@ RETRIES_A_STEP: Final = 20  # endpoints whose delayed writes are tried between t
 CHORE_AGAIN_S: Final = 1.0  # after a statement between two batches was refused
 FINISH_WITHIN_S: Final = 10.0  # at the orderly end, while a table is locked
 
-_AGAIN_S: Final = {Aside.LOCKED: LOCKED_AGAIN_S, Aside.REFUSED: REFUSED_AGAIN_S}
-_PAUSE_S: Final = {Aside.LOCKED: LOCKED_PAUSE_S, Aside.REFUSED: REFUSED_PAUSE_S}
+_AGAIN_S: Final = {DelayedOutcomes.LOCKED: LOCKED_AGAIN_S, DelayedOutcomes.REFUSED: REFUSED_AGAIN_S}
+_PAUSE_S: Final = {DelayedOutcomes.LOCKED: LOCKED_PAUSE_S, DelayedOutcomes.REFUSED: REFUSED_PAUSE_S}
 
 
 class Due(Protocol):
@@ -63,7 +63,7 @@ class Due(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Terms:
+class RecorderTerms:
     """The settings of the recorder."""
 
     batch_max: int
@@ -78,12 +78,12 @@ class Recorder:
     def __init__(
         self,
         session: Session,
-        log: Log,
+        log: EventLog,
         lanes: Lanes,
         order: Order,
-        server: Server,
+        server: ServerIdentity,
         due: Due,
-        terms: Terms,
+        terms: RecorderTerms,
         *,
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
@@ -280,12 +280,12 @@ class Recorder:
             now = self._monotonic()
             for other in self._order.settled(write.delivery, now):
                 self.put(other, now)
-        if isinstance(write, Kept) and write.state is State.PARKED:
+        if isinstance(write, BacklogWrite) and write.state is State.PARKED:
             self._lanes.parked.note(write.delivery.endpoint_id, write.delivery.event.event_id)
 
     # What is set aside ------------------------------------------------------------------------------------------------
 
-    def _set_aside(self, write: Write, reason: Aside) -> None:
+    def _set_aside(self, write: Write, reason: DelayedOutcomes) -> None:
         """Keep a write for later; an endpoint that an outcome is missing of is sent nothing meanwhile."""
         now = self._monotonic()
         endpoint_id = write.delivery.endpoint_id
@@ -298,13 +298,13 @@ class Recorder:
             )
         self._pause(endpoint_id, reason, now)
 
-    def _pause(self, endpoint_id: int, reason: Aside, now: float) -> None:
+    def _pause(self, endpoint_id: int, reason: DelayedOutcomes, now: float) -> None:
         lane = self._lanes.by_endpoint.get(endpoint_id)
         if lane is None or not self._pending.is_aside(endpoint_id):
             return
         for delivery in self._lanes.pause(lane, _PAUSE_S[reason], now, asked=False):
             self._lanes.parked.add(endpoint_id)
-            self.put(Kept(delivery, State.PARKED, Reason.PAUSED), now)
+            self.put(BacklogWrite(delivery, State.PARKED, Reason.PAUSED), now)
 
     async def _retry(self, now: float, most: int = RETRIES_A_STEP) -> bool:
         """Try a few endpoints' delayed writes again, each alone, since others may still be locked.
@@ -319,8 +319,8 @@ class Recorder:
             written = await self._writer.retry(tried)
             done = {id(write) for write in written.done}
             stay = [write for write in tried if id(write) not in done]
-            is_refused = any(reason is Aside.REFUSED for _, reason in written.aside)
-            reason = Aside.REFUSED if is_refused else Aside.LOCKED
+            is_refused = any(reason is DelayedOutcomes.REFUSED for _, reason in written.aside)
+            reason = DelayedOutcomes.REFUSED if is_refused else DelayedOutcomes.LOCKED
             again_at = self._monotonic() + (_AGAIN_S[reason] if stay else 0.0)
             if self._pending.retried(endpoint_id, len(tried), stay, reason, again_at):
                 site_id = tried[0].delivery.event.site_id
@@ -381,9 +381,12 @@ class Recorder:
             for delivery in page:  # said before it is so: an outcome that comes meanwhile must clear the row
                 delivery.in_backlog = True
                 self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
-            written = await self._writer.write([Kept(d, State.WAITING, Reason.QUEUED) for d in page])
-            refused = [write for write, reason in written.aside if reason is Aside.REFUSED]
-            for write in (*written.done, *(w for w, reason in written.aside if reason is Aside.LOCKED)):
+            written = await self._writer.write([BacklogWrite(d, State.WAITING, Reason.QUEUED) for d in page])
+            refused = [write for write, reason in written.aside if reason is DelayedOutcomes.REFUSED]
+            for write in (
+                *written.done,
+                *(w for w, reason in written.aside if reason is DelayedOutcomes.LOCKED),
+            ):
                 settle(write.delivery)  # what is locked has a row
             if refused:
                 return REFUSED_AGAIN_S
