@@ -312,7 +312,7 @@ async def test_lines_are_looked_through_while_changes_are_heard_of(con, session)
     for _ in range(10):
         bench.due.endpoints_changed([1])
         await bench.step()
-    assert bench.lanes.aboard
+    assert bench.lanes.in_memory
 
 
 async def test_all_due_rows_have_their_turn_during_a_flood_of_due(con, session):
@@ -333,7 +333,7 @@ async def test_all_due_rows_have_their_turn_during_a_flood_of_due(con, session):
     for _ in range(10):
         bench.due.ring()
         await bench.step()
-    assert len(bench.lanes.aboard) == rows
+    assert len(bench.lanes.in_memory) == rows
 
 
 async def test_no_parked_endpoint_is_looked_at_while_memory_is_full(session):

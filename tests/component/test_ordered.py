@@ -71,18 +71,18 @@ class OneByOne:
     def __init__(self, answer=lambda _request: 200, delay_s=0.0):
         self.answer = answer
         self.delay_s = delay_s
-        self.flying = defaultdict(set)  # the requests of each key
+        self.in_flight = defaultdict(set)  # the requests of each key
         self.broken = []  # keys that had two
         self.most = 0  # in flight together, of all keys
 
     async def __call__(self, request):
         key = request.data["key"]
-        if self.flying[key]:
+        if self.in_flight[key]:
             self.broken.append(key)
-        self.flying[key].add(request.number)
-        self.most = max(self.most, sum(map(len, self.flying.values())))
+        self.in_flight[key].add(request.number)
+        self.most = max(self.most, sum(map(len, self.in_flight.values())))
         await asyncio.sleep(self.delay_s)
-        self.flying[key].discard(request.number)
+        self.in_flight[key].discard(request.number)
         return self.answer(request)
 
 
@@ -258,7 +258,7 @@ async def test_lines_of_a_disabled_endpoint_are_not_looked_at_again_and_again(da
     due.endpoints_changed([endpoint_id])
     for n in range(100, 110):
         await due.step(session, n * 0.3, lambda _write, _now: None)
-    assert len(lanes.aboard) == len(KEYS)
+    assert len(lanes.in_memory) == len(KEYS)
     await session._session.close()
 
 
@@ -329,7 +329,7 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
                 )
             await insert(rng.randrange(30))
             await asyncio.sleep(rng.random() * 0.3)  # into the middle of it
-        receiver.script.flying.clear()  # what was in flight is cut off
+        receiver.script.in_flight.clear()  # what was in flight is cut off
     events = numbers.total()
     async with living(database, **QUICK):
 
@@ -363,5 +363,5 @@ async def test_lines_that_wait_for_the_log_are_looked_at_a_few_at_a_time(databas
     assert session.asked["read_line"] == LINES_A_LOOK
     order.unread = set()
     await due.step(session, 2.0, lambda _write, _now: None)
-    assert len(lanes.aboard) >= LINES_A_LOOK
+    assert len(lanes.in_memory) >= LINES_A_LOOK
     await opened.close()

@@ -282,8 +282,8 @@ async def test_what_was_written_of_a_row_takes_no_delivery_ashore_that_was_taken
     async with desk(database) as it:
         event = Event(1, "s", "order_created", 0, b"{}")
         before, anew = (Delivery(event, 1, 0, 0.0, in_backlog=True) for _ in range(2))
-        it.lanes.aboard[1, 1] = anew
+        it.lanes.in_memory[1, 1] = anew
         it.recorder._settle(BacklogWrite(before, State.HELD, Reason.DISABLED))
-        assert it.lanes.aboard[1, 1] is anew
+        assert it.lanes.in_memory[1, 1] is anew
         it.recorder._settle(BacklogWrite(anew, State.HELD, Reason.DISABLED))
-        assert not it.lanes.aboard
+        assert not it.lanes.in_memory

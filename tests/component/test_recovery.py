@@ -248,7 +248,7 @@ async def test_what_is_unsettled_for_ten_seconds_gets_a_row_and_the_position_mov
             )
 
         await until(beyond)
-        assert gate.waiting == 2  # due, but aboard: not sent a second time
+        assert gate.waiting == 2  # due, but in memory: not sent a second time
         gate.opened.set()
         await until(lambda: all_recorded(session))
         await until(lambda: _is_empty(session, "backlog"))

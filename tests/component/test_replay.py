@@ -323,17 +323,17 @@ async def test_kill_and_resume_lose_and_repeat_nothing_but_what_was_in_flight(da
     ids = await insert(con, 1500)
     await kill_off(con, ids)
     await go(con, "site_id => 'a', rate_per_s => 1000")
-    flying = 0
+    in_flight = 0
     for wanted in (100, 500, 900):
         async with living(database) as life:
             await receiver.wait_for(wanted)
             await life.kill()
-            flying += 16 + 500  # the lane's width, and a batch that was not written
+            in_flight += 16 + 500  # the lane's width, and a batch that was not written
     async with living(database):
         await until(ended(con), 20.0)
     times = Counter(request.event_id for request in receiver.requests)
     assert sorted(times) == ids
-    assert times.total() - len(ids) <= flying
+    assert times.total() - len(ids) <= in_flight
     assert [tuple(row) for row in await con.fetch(PROGRESS)] == [("done", 1500, 1500)]
 
 

@@ -95,7 +95,7 @@ async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session
     await session.execute("update webhooks.endpoints set event_types = '{none}' where url like '%:9/2'")
     async with desk(database) as it:
         nothing_goes_out(it)
-        it.lanes._slots.flying = 512
+        it.lanes._slots.in_flight = 512
         async with asyncio.timeout(20):
             for _ in range(4):
                 await emit(session, "flood", PAGE)
@@ -106,7 +106,7 @@ async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session
             others = await emit(session, "other")
             await it.reader.read()
         assert queued_of(it, "other") == others
-        it.lanes._slots.flying = 0
+        it.lanes._slots.in_flight = 0
 
 
 async def test_a_long_transaction_is_skimmed_up_to_the_first_event_of_others(database, session):

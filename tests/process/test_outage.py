@@ -87,7 +87,7 @@ class Day:
         self.parked.extend((each.event.event_id, each.attempts) for each in deliveries)
 
     def look(self):
-        for _ in range(self.lanes.appetite(1, self.now)):
+        for _ in range(self.lanes.refill_quota(1, self.now)):
             if not self.parked:
                 break
             event_id, attempts = self.parked.popleft()
@@ -100,7 +100,7 @@ class Day:
     def start(self):
         while (taken := self.lanes.next(self.now)) is not None:
             _, each = taken
-            self.most_flying = max(self.most_flying, self.lane.flying)
+            self.most_flying = max(self.most_flying, self.lane.in_flight)
             if each.late and self.closed_at is not None:
                 self.late_starts[int(self.now - self.closed_at)] += 1
             elif self.closed_at is not None:

@@ -234,7 +234,7 @@ async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver
     (write,) = gate.writes
     assert isinstance(write, BacklogWrite)
     assert (write.delivery, write.state, write.reason) == (delivery, State.PARKED, Reason.PAUSED)
-    assert (lanes.flying, lane.allowed, lanes.parked, receiver.requests) == (0, 2, {1}, [])
+    assert (lanes.in_flight, lane.allowed, lanes.parked, receiver.requests) == (0, 2, {1}, [])
 
 
 async def test_a_turn_of_the_event_loop_begins_a_few_requests_only(receiver, until):
@@ -246,7 +246,7 @@ async def test_a_turn_of_the_event_loop_begins_a_few_requests_only(receiver, unt
         deliverer.kick()
         begun = [0]
         while begun[-1] < 200:
-            begun.append(lanes.flying + len(gate.writes))
+            begun.append(lanes.in_flight + len(gate.writes))
             await asyncio.sleep(0)
         await until(lambda: len(gate.writes) == 200)
     most = max(after - before for before, after in itertools.pairwise(begun))

@@ -219,7 +219,7 @@ class Crew:
     @property
     def idle(self):
         lanes = self.lanes
-        return not (lanes.flying or lanes.queued or self.recorder.waiting or lanes.aboard)
+        return not (lanes.in_flight or lanes.queued or self.recorder.waiting or lanes.in_memory)
 
 
 async def _nothing():

@@ -344,7 +344,9 @@ class World:
             return "no life"
         lanes = crew.lanes
         backlog = list(self.database.table["backlog"].values())[:3]
-        return f"flying {lanes.flying} queued {lanes.queued} aboard {len(lanes.aboard)} backlog {backlog}"
+        return (
+            f"in flight {lanes.in_flight} queued {lanes.queued} in memory {len(lanes.in_memory)} backlog {backlog}"
+        )
 
     def run(self):
         """Live the history; raise BrokenError, with the seed in it, where an invariant does not hold."""
@@ -449,7 +451,7 @@ class World:
         self._check_attempts(replayed)
         self._check_order(dead | replayed.keys())
         lanes = self.crew.lanes
-        if lanes.flying or lanes.queued or lanes.queued_bytes or lanes.aboard:
+        if lanes.in_flight or lanes.queued or lanes.queued_bytes or lanes.in_memory:
             raise BrokenError(f"counters: {self._left()}, bytes {lanes.queued_bytes}")
 
     def _check_replays(self, dead):

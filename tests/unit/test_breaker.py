@@ -82,7 +82,7 @@ def test_closed_it_counts_anew_and_reopened_it_begins_with_the_first_wait():
     assert (breaker.is_open, breaker.window != 0, breaker.probe_at) == (True, True, 7.0)
     breaker.probe_failed(10.0, 0.5)
     assert breaker.probe_at == 70.0
-    breaker.hasten()
+    breaker.probe_now()
     assert breaker.probe_at == 0.0
 
 

@@ -95,7 +95,7 @@ def test_each_success_makes_room_for_one_more():
         answer(lanes, lane)
         widths.append(len(start(lanes)))
     assert widths == [2] * 6
-    assert lane.flying == 8
+    assert lane.in_flight == 8
 
 
 def test_a_lane_grows_up_to_the_endpoints_concurrency_and_no_further():
@@ -106,7 +106,7 @@ def test_a_lane_grows_up_to_the_endpoints_concurrency_and_no_further():
         start(lanes)
         answer(lanes, each)
     start(lanes)
-    assert (lane.flying, own.flying) == (4, 3)
+    assert (lane.in_flight, own.in_flight) == (4, 3)
 
 
 def test_a_failure_halves_and_one_remains():
@@ -130,11 +130,11 @@ def test_a_lane_that_fails_goes_on_with_one_at_a_time():
     lane = fill(lanes, 1, 10)
     for _ in range(10):
         assert start(lanes)
-        while lane.flying:
+        while lane.in_flight:
             fail(lanes, lane, counts=False)
         if not lane.queue:
             break
-    assert (lane.queue, lanes.queued, lanes.flying) == (deque(), 0, 0)
+    assert (lane.queue, lanes.queued, lanes.in_flight) == (deque(), 0, 0)
 
 
 # Bounds and turns -------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_no_more_than_the_bound_fly_in_all():
         fill(lanes, number, 3)
     assert len(start(lanes)) == 5
     assert lanes.next(0.0) is None
-    assert lanes.flying == 5
+    assert lanes.in_flight == 5
 
 
 def test_other_bounds_hold_for_lanes_that_exist():
@@ -286,7 +286,7 @@ def balance(rnd):
     lanes = make(
         concurrency=7, endpoint_concurrency=3, policy=BreakerPolicy(attempts=6, share=0.5, probe_s=2.0)
     )
-    flying, inside, now = [], 0, 0.0
+    in_flight, inside, now = [], 0, 0.0
     rates = {4: 7.0, 5: 30.0}
     for _ in range(1000):
         what, number, now = rnd.randrange(10), rnd.randrange(1, 6), now + 0.02
@@ -296,10 +296,10 @@ def balance(rnd):
             each = delivery(number, late=rnd.random() < 0.3, since=now)
             inside += lanes.offer(lane, each, now) is Offer.QUEUED
         elif what < 7 and (taken := lanes.next(now)) is not None:
-            flying.append(taken)
+            in_flight.append(taken)
             assert taken[0].paused_until <= now
-        elif what < 9 and flying:
-            lane, each = flying.pop(rnd.randrange(len(flying)))
+        elif what < 9 and in_flight:
+            lane, each = in_flight.pop(rnd.randrange(len(in_flight)))
             inside -= 1
             if rnd.random() < 0.5:
                 lanes.succeeded(lane, each, now, rnd.random())
@@ -313,18 +313,18 @@ def balance(rnd):
         elif what == 9:
             rnd.choice((lanes.parked.add, lanes.caught_up))(number)
             lanes.catch_up(lane, now)
-        assert lanes.flying == len(flying) <= 7
-        assert lanes.queued + lanes.flying == inside
-        assert all(lane.flying <= 3 for lane in lanes.busy())
+        assert lanes.in_flight == len(in_flight) <= 7
+        assert lanes.queued + lanes.in_flight == inside
+        assert all(lane.in_flight <= 3 for lane in lanes.busy())
         probes = [lane.probe for lane in lanes.busy() if lane.breaker.is_open and lane.queued]
         assert all(probe is not None for probe in probes)  # an open lane holds nothing else
         assert all(lane.queued <= 1 for lane in lanes.busy() if lane.breaker.is_open)
     while inside:  # nothing is ever forgotten in a queue
-        flying.extend(start(lanes, now))
-        assert flying or lanes.rests_until > now
+        in_flight.extend(start(lanes, now))
+        assert in_flight or lanes.rests_until > now
         now = lanes.rests_until or now
-        while flying:
-            lanes.succeeded(*flying.pop(), now)
+        while in_flight:
+            lanes.succeeded(*in_flight.pop(), now)
             inside -= 1
     assert (lanes.queued, lanes.queued_bytes, list(lanes.busy())) == (0, 0, [])
 
@@ -338,7 +338,7 @@ def test_a_rate_holds_for_live_and_late_work_together_however_late_the_timer_com
     while now < 20.0:
         while len(lane.queue) < 20:
             lanes.offer(lane, delivery(since=now), now)
-        for _ in range(lanes.appetite(1, now)):
+        for _ in range(lanes.refill_quota(1, now)):
             lanes.offer(lane, delivery(since=now, late=True), now)
         while (taken := lanes.next(now)) is not None:
             started.append(taken[1].late)
@@ -364,11 +364,11 @@ def test_a_lane_with_a_rate_does_not_keep_up_while_that_holds_it_back():
     answer(lanes, lane, lanes.next(0.0)[1])
     lanes.offer(lane, delivery(), 0.0)
     assert lanes.offer(lane, delivery(), 0.0) is Offer.PARK
-    assert lanes.appetite(1, 0.0) == LANE_QUEUE_MAX // 2
+    assert lanes.refill_quota(1, 0.0) == LANE_QUEUE_MAX // 2
     lanes.lane(endpoint(2, rate_per_s=3000.0))
-    assert lanes.appetite(2, 0.0) == 32  # it has not proved itself
+    assert lanes.refill_quota(2, 0.0) == 32  # it has not proved itself
     lane = lanes.lane(endpoint(1, rate_per_s=3.0))
-    assert lanes.appetite(1, 0.0) == 6
+    assert lanes.refill_quota(1, 0.0) == 6
 
 
 def test_an_endpoint_that_changes_takes_its_new_rate_at_once_and_the_same_one_goes_on():
@@ -396,7 +396,7 @@ def test_in_a_pause_nothing_starts_and_afterwards_it_goes_on():
     fail(lanes, lane, first)
     answer(lanes, lane, second)  # was sent before
     assert (start(lanes, 3.9), lanes.rests_until) == ([], 4.0)
-    assert (lanes.appetite(1, 3.9), lanes.probe_at(1)) == (0, 4.0)
+    assert (lanes.refill_quota(1, 3.9), lanes.probe_at(1)) == (0, 4.0)
     assert len(start(lanes, 4.0)) == lane.allowed == 2
     assert (lanes.probe_at(1), lanes.rests_until, lane.pace) == (None, None, None)
 
@@ -410,8 +410,8 @@ def test_in_a_long_pause_nothing_is_in_memory_and_what_was_parked_comes_back_at_
     fail(lanes, lane, each)
     assert lanes.offer(lane, delivery(), 54.0) is Offer.PAUSED
     assert lanes.offer(lane, delivery(event_id=7), 56.0) is Offer.QUEUED  # soon over
-    assert (start(lanes, 59.9), lanes.appetite(1, 59.9)) == ([], 0)
-    assert lanes.appetite(1, 60.0) == 10
+    assert (start(lanes, 59.9), lanes.refill_quota(1, 59.9)) == ([], 0)
+    assert lanes.refill_quota(1, 60.0) == 10
     assert lane.pace.per_s == 5.0
     lanes.offer(lane, delivery(late=True), 60.0)
     answer(lanes, lane, now=60.0)
@@ -476,8 +476,8 @@ def test_no_probe_goes_out_before_a_pause_is_over():
     lanes.pause(lane, 60.0, 0.0)
     lanes.parked.add(1)
     assert lanes.offer(lane, delivery(late=True), 59.9) is Offer.OPEN
-    assert (lanes.appetite(1, 59.9), lanes.probe_at(1)) == (0, 60.0)
-    assert lanes.appetite(1, 60.0) == 1
+    assert (lanes.refill_quota(1, 59.9), lanes.probe_at(1)) == (0, 60.0)
+    assert lanes.refill_quota(1, 60.0) == 1
     probe = delivery(late=True)
     assert lanes.offer(lane, probe, 60.0) is Offer.QUEUED
     lanes.pause(lane, 4.0, 60.0)  # said by one that was sent long ago
@@ -578,7 +578,7 @@ def test_a_proved_lane_below_its_width_is_waited_for():
     lanes.next(0.0)
     answer(lanes, lane)
     lanes.offer(lane, delivery(), 0.0)
-    assert lane.flying < lane.allowed
+    assert lane.in_flight < lane.allowed
     assert lanes.offer(lane, delivery(), 99.0) is Offer.WAIT
 
 
@@ -640,29 +640,29 @@ def test_no_lane_is_blamed_that_might_start_more_if_it_were_let():
     answer(lanes, lane, next(each for of, each in start(lanes) if of is lane))
     while not lanes.full:
         lanes.offer(lane, delivery(2), 0.0)
-    assert lane.flying < lane.allowed
+    assert lane.in_flight < lane.allowed
     assert {each.endpoint_id for each in lanes.shed(99.0)} == {1}
 
 
 def test_a_lane_that_does_not_keep_up_takes_few_parked_rows_back_and_none_while_memory_is_full():
     lanes = make(endpoint_concurrency=4, queue_bytes_max=2000)
-    assert lanes.appetite(1, 0.0) == 8  # not known: it has not proved itself
+    assert lanes.refill_quota(1, 0.0) == 8  # not known: it has not proved itself
     lane = fill(lanes, 1, 3)
     lanes.offer(lane, delivery(late=True), 0.0)
-    assert lanes.appetite(1, 0.0) == 7
+    assert lanes.refill_quota(1, 0.0) == 7
     start(lanes)
     answer(lanes, lane)
-    assert lanes.appetite(1, 0.5) == LANE_QUEUE_MAX // 2
+    assert lanes.refill_quota(1, 0.5) == LANE_QUEUE_MAX // 2
     fill(lanes, 1, 10)
-    assert lanes.appetite(1, 9.0) == 7  # the one at the head waits too long; live ones do not count
+    assert lanes.refill_quota(1, 9.0) == 7  # the one at the head waits too long; live ones do not count
     for _ in range(4):
         lanes.offer(lane, delivery(late=True), 0.0)
-    assert lanes.appetite(1, 9.0) == 0  # enough late ones are queued
-    assert lanes.appetite(1, 0.5) == LANE_QUEUE_MAX // 2
+    assert lanes.refill_quota(1, 9.0) == 0  # enough late ones are queued
+    assert lanes.refill_quota(1, 0.5) == LANE_QUEUE_MAX // 2
     while not lanes.full:
         lanes.offer(lane, delivery(), 0.5)
-    assert lanes.appetite(1, 0.5) == 0
-    assert lanes.appetite(2, 0.5) == 0
+    assert lanes.refill_quota(1, 0.5) == 0
+    assert lanes.refill_quota(2, 0.5) == 0
 
 
 def test_nothing_is_shed_while_every_slot_is_taken():
@@ -694,7 +694,7 @@ def test_emptying_returns_everything_in_order_and_leaves_what_flies():
     lane = fill(lanes, 1, 10)
     start(lanes)
     assert [each.event.event_id for each in lanes.empty(lane)] == list(range(2, 10))
-    assert (lanes.queued, lanes.queued_bytes, lane.flying) == (0, 0, 2)
+    assert (lanes.queued, lanes.queued_bytes, lane.in_flight) == (0, 0, 2)
     assert lanes.next(0.0) is None
     fail(lanes, lane)
     answer(lanes, lane)
@@ -708,7 +708,7 @@ def test_lanes_without_work_are_forgotten_oldest_first():
     for number in range(2, IDLE + 7):
         lanes.lane(endpoint(number))
     kept = range(7, IDLE + 7)
-    assert busy.flying == 1
+    assert busy.in_flight == 1
     assert lanes.by_endpoint.keys() == {1, *kept}
     assert lanes._lanes.keys() == {lane.key for lane in lanes.by_endpoint.values()}
     answer(lanes, busy)  # now it idles as well, and the oldest has to go
@@ -767,7 +767,7 @@ def test_what_is_queued_when_a_breaker_opens_is_to_be_parked_and_nothing_more_is
     lanes = make(policy=SOON)
     lane, parked = opened(lanes, queued=5)
     assert [each.event.event_id for each in parked] == [2, 3, 4, 5, 6]
-    assert (lane.breaker.is_open, lanes.queued, lanes.appetite(1, 9.9)) == (True, 0, 0)
+    assert (lane.breaker.is_open, lanes.queued, lanes.refill_quota(1, 9.9)) == (True, 0, 0)
     assert lanes.offer(lane, delivery(), 9.9) is Offer.OPEN
 
 
@@ -790,9 +790,9 @@ def test_the_probe_is_the_oldest_parked_one_where_there_are_any():
     lane, _ = opened(lanes)
     lanes.parked.add(1)
     assert lanes.offer(lane, delivery(), 10.0) is Offer.OPEN
-    assert lanes.appetite(1, 10.0) == 1
+    assert lanes.refill_quota(1, 10.0) == 1
     assert lanes.offer(lane, delivery(late=True), 10.0) is Offer.QUEUED
-    assert lanes.appetite(1, 10.0) == 0
+    assert lanes.refill_quota(1, 10.0) == 0
 
 
 def test_answers_to_what_was_sent_before_it_opened_change_nothing():
@@ -831,7 +831,7 @@ def test_a_probe_that_ended_without_a_request_moves_no_wait():
     start(lanes, 10.0)
     width = lane.width
     lanes.unsent(lane, probe)
-    assert (lane.width, lane.flying, lanes.flying, lanes.probe_at(1)) == (width, 0, 0, 10.0)
+    assert (lane.width, lane.in_flight, lanes.in_flight, lanes.probe_at(1)) == (width, 0, 0, 10.0)
     assert lanes.parked.take(10.0, 60.0) == 1  # looked at again at once
     assert lanes.offer(lane, delivery(late=True), 10.0) is Offer.QUEUED
 
@@ -845,7 +845,7 @@ def test_an_endpoint_that_has_changed_is_looked_at_before_all_others():
     lanes.lane(endpoint(2))
     assert lanes.parked.take(1.0, 60.0) is None  # nothing is new
     lanes.lane(endpoint(2, concurrency=7))
-    assert (lanes.parked.take(1.0, 60.0), lanes.appetite(2, 1.0)) == (2, 1)
+    assert (lanes.parked.take(1.0, 60.0), lanes.refill_quota(2, 1.0)) == (2, 1)
 
 
 def test_an_open_breaker_is_not_forgotten_and_asks_at_once_when_the_endpoint_changes():
@@ -866,18 +866,18 @@ def test_a_breaker_that_was_open_before_a_restart_is_open():
     lanes = make(policy=SOON)
     lanes.reopen(1, 7.0)
     lanes.parked.add(1)
-    assert [lanes.appetite(1, now) for now in (6.9, 7.0)] == [0, 1]
+    assert [lanes.refill_quota(1, now) for now in (6.9, 7.0)] == [0, 1]
     lane = lanes.lane(endpoint(1))
     assert lanes.offer(lane, delivery(), 7.0) is Offer.OPEN
     assert lanes.offer(lane, delivery(late=True), 7.0) is Offer.QUEUED
-    assert lanes.appetite(1, 7.0) == 0
+    assert lanes.refill_quota(1, 7.0) == 0
 
 
 def test_a_breaker_that_was_switched_off_meanwhile_is_closed():
     lanes = make(policy=BreakerPolicy(share=0.0))
     lanes.reopen(1, 7.0)
     assert lanes.probe_at(1) is None
-    assert lanes.appetite(1, 0.0) > 1
+    assert lanes.refill_quota(1, 0.0) > 1
 
 
 def test_a_lane_that_never_answered_opens_after_few_timeouts_a_proved_one_as_ever():
@@ -964,12 +964,12 @@ def test_without_a_pace_late_work_has_one_turn_in_four():
 def test_a_lane_with_a_pace_takes_little_into_memory():
     lanes = make(policy=SOON)
     lane = closed(lanes, late=0)
-    assert lanes.appetite(1, 10.0) == 10
+    assert lanes.refill_quota(1, 10.0) == 10
     for n in range(6):
         lanes.offer(lane, delivery(event_id=n, late=True), 10.0)
-    assert lanes.appetite(1, 10.0) == 0
+    assert lanes.refill_quota(1, 10.0) == 0
     lane.pace.per_s = 700.0
-    assert lanes.appetite(1, 10.0) == LANE_QUEUE_MAX // 2 - 6
+    assert lanes.refill_quota(1, 10.0) == LANE_QUEUE_MAX // 2 - 6
 
 
 def test_switched_on_again_goes_at_a_pace_unless_its_breaker_decides():
@@ -1005,7 +1005,7 @@ def test_a_full_pool_does_not_wait_for_a_lane_that_hangs_unless_there_is_much_el
         fill(lanes, number, 1)
     start(lanes)
     fill(lanes, 1, 2)
-    assert (lanes.flying, lanes.starving) == (16, True)
+    assert (lanes.in_flight, lanes.starving) == (16, True)
     assert lanes.offer(hanging, delivery(), 0.0) is Offer.PARK
     for number in range(10, 20):
         fill(lanes, number, 900)

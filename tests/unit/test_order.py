@@ -46,8 +46,8 @@ class House:
         self.number = 0
         self.rows = {}  # event_id: (key, due: bool), durable
         self.pending = []  # writes that are not
-        self.aboard = set()
-        self.flying = []
+        self.in_memory = set()
+        self.in_flight = []
         self.sent = {key: [] for key in KEYS}
         self.unsaid = []  # rows whose time has come, before anybody has seen it
 
@@ -74,16 +74,16 @@ class House:
             delivery = taken[1]
             key = line_of(delivery.event) or None
             given_up = [w.delivery for w in self.pending if isinstance(getattr(w, "verdict", None), Dead)]
-            for other in self.flying + given_up:
+            for other in self.in_flight + given_up:
                 assert line_of(other.event) != line_of(delivery.event)
-            self.flying.append(delivery)
+            self.in_flight.append(delivery)
             if delivery.event.event_id not in self.sent[key]:
                 self.sent[key].append(delivery.event.event_id)
 
     def answer(self):
-        if not self.flying:
+        if not self.in_flight:
             return
-        delivery = self.flying.pop(self.rnd.randrange(len(self.flying)))
+        delivery = self.in_flight.pop(self.rnd.randrange(len(self.in_flight)))
         good = self.rnd.random() < 0.8
         verdict = Delivered() if good else self.rnd.choice([Retry(1.0), Retry(1.0), Dead(Reason.EXHAUSTED)])
         outcome = Outcome.DELIVERED if good else Outcome.REFUSED
@@ -106,7 +106,7 @@ class House:
                 self.rows[event_id] = (line_of(write.delivery.event), not waits)
             else:
                 self.rows.pop(event_id, None)
-            self.aboard.discard(event_id)
+            self.in_memory.discard(event_id)
             for other in self.order.settled(write.delivery, self.now):
                 self.put(other)
 
@@ -119,7 +119,7 @@ class House:
     def say_due(self):
         """Say so of rows that are not in memory already."""
         for event_id in self.unsaid:
-            if event_id in self.rows and event_id not in self.aboard:
+            if event_id in self.rows and event_id not in self.in_memory:
                 self.order.due(1, self.rows[event_id][0])
         self.unsaid.clear()
 
@@ -130,12 +130,12 @@ class House:
         if lot.walk is not None:
             page = sorted(event_id for event_id in self.rows if event_id > lot.walk - (lot.walk == 0))[:5]
             self.order.walked(1, {self.rows[event_id][0] for event_id in page}, page[-1] if page else None)
-        if not lot.sorted or not self.lanes.appetite(1, self.now):
+        if not lot.sorted or not self.lanes.refill_quota(1, self.now):
             return
         for line in self.order.ripe(1):
             limit = min(3, self.order.room(line)) + len(line.ahead) + 1
             rows = sorted(event_id for event_id, (key, _) in self.rows.items() if key == line.name)[:limit]
-            fresh = [event_id for event_id in rows if event_id not in self.aboard]
+            fresh = [event_id for event_id in rows if event_id not in self.in_memory]
             if self.number < 100:
                 self.arrive()  # the reader goes on while rows are read, and answers come
                 self.answer()
@@ -158,7 +158,7 @@ class House:
             self.order.assign(delivery)
             if self.order.rejoin(self.lane, delivery, self.now) is not Offer.QUEUED:
                 return number
-            self.aboard.add(event_id)
+            self.in_memory.add(event_id)
         return len(fresh)
 
 
@@ -182,10 +182,10 @@ def test_each_key_goes_one_by_one_by_id(seed):
         house.now += 40.0
         for step in (house.start, house.answer, house.fall_due, house.say_due, house.look):
             step()
-        if not house.rows and not house.flying and not house.pending and not house.lanes.queued:
+        if not house.rows and not house.in_flight and not house.pending and not house.lanes.queued:
             break
     assert not house.rows
-    assert (house.lanes.queued, house.lanes.queued_bytes, house.lanes.flying) == (0, 0, 0)
+    assert (house.lanes.queued, house.lanes.queued_bytes, house.lanes.in_flight) == (0, 0, 0)
     for sent in house.sent.values():
         assert sent == sorted(sent)
     house.look()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.scheduling.in_memory import Aboard
+from pghookd.scheduling.in_memory import InMemory
 from pghookd.scheduling.parked import _STALE_MAX, FIRST, Parked
 
 
@@ -41,11 +41,11 @@ def test_a_look_may_be_put_off_put_forward_and_put_first():
     parked = of(1, 2, 3)
     assert taken(parked, 0.0, 3) == [1, 2, 3]
     parked.look(1, 60.0)
-    parked.hasten(2, 70.0)  # it comes earlier anyway
+    parked.probe_now(2, 70.0)  # it comes earlier anyway
     parked.look(3, FIRST)
     parked.look(4, FIRST)  # has no rows
     assert taken(parked, 0.1, 3) == [3, 2, None]
-    parked.hasten(1, 0.2)
+    parked.probe_now(1, 0.2)
     assert parked.take(0.2, 60.0) in {1, 2, 3}
     assert 4 not in parked
 
@@ -87,14 +87,14 @@ def test_looks_that_were_planned_anew_do_not_pile_up(plans):
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 3)), max_size=40))
 def test_deliveries_in_memory_are_counted_by_endpoint(steps):
-    aboard, model = Aboard(), {}
+    in_memory, model = InMemory(), {}
     for add, event_id, endpoint_id in steps:
         key = (event_id, endpoint_id)
         if add:
-            aboard[key] = model[key] = object()
+            in_memory[key] = model[key] = object()
         else:
-            assert aboard.pop(key, None) is model.pop(key, None)
-    assert dict(aboard) == model
+            assert in_memory.pop(key, None) is model.pop(key, None)
+    assert dict(in_memory) == model
     for endpoint_id in range(1, 4):
-        assert aboard.count(endpoint_id) == sum(key[1] == endpoint_id for key in model)
-    assert len(aboard._counts) == len({key[1] for key in model})
+        assert in_memory.count(endpoint_id) == sum(key[1] == endpoint_id for key in model)
+    assert len(in_memory._counts) == len({key[1] for key in model})

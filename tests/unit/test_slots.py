@@ -75,7 +75,7 @@ def test_slow_successes_of_one_site_count_twice():
     lanes.measure(2 * LONG_S)
     for lane, delivery in flights[: SLOTS // 4]:
         lanes.succeeded(lane, delivery, 2 * LONG_S)
-    assert lanes.flying == SLOTS // 4
+    assert lanes.in_flight == SLOTS // 4
     assert not started(lanes, 2 * LONG_S)
 
 
@@ -209,10 +209,10 @@ def test_shares_hold_and_all_work_ends(seed, slots):
         flights += started(lanes, now)
         shares = lanes._slots
         for lane, _delivery in flights:
-            assert lane.site.flying <= max(shares.site_max, 1)
-            assert lane.host.flying <= shares.host_limit
-            assert 0 <= lane.site.long <= lane.site.flying
-        assert lanes.flying == len(flights) <= slots
+            assert lane.site.in_flight <= max(shares.site_max, 1)
+            assert lane.host.in_flight <= shares.host_limit
+            assert 0 <= lane.site.long <= lane.site.in_flight
+        assert lanes.in_flight == len(flights) <= slots
         if not left:
             break
         now += rng.random()
@@ -228,7 +228,7 @@ def test_shares_hold_and_all_work_ends(seed, slots):
         else:
             lanes.measure(now)
     assert left == 0
-    assert lanes.flying == lanes.queued == 0
+    assert lanes.in_flight == lanes.queued == 0
 
 
 # Bytes of large payloads ----------------------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ def test_few_ends_may_have_any_cause_and_then_all_is_named_for_longer_each_time(
 def test_who_was_on_its_way_is_tried_alone_and_quarantined_when_it_was_thrice():
     names = [Suspect(n, 1) for n in range(16)]
     first = arrive([stay(3, names)], "a")
-    assert first.suspects == tuple(Suspect(n, 1, 1, flying=False) for n in range(16))
+    assert first.suspects == tuple(Suspect(n, 1, 1, in_flight=False) for n in range(16))
     assert first.named_for_s == 0
     second = arrive([stay(4, [Suspect(7, 1, 1), *first.suspects[8:]])], "b")
-    assert second.suspects == (Suspect(7, 1, 2, flying=False), *first.suspects[8:])
+    assert second.suspects == (Suspect(7, 1, 2, in_flight=False), *first.suspects[8:])
     third = arrive([stay(5, [Suspect(7, 1, 2), *first.suspects[8:]])], "c")
-    assert third.quarantined == (Suspect(7, 1, 3, flying=False),)
+    assert third.quarantined == (Suspect(7, 1, 3, in_flight=False),)
     assert third.suspects == first.suspects[8:]
 
 
@@ -59,5 +59,5 @@ def test_what_is_none_of_ours_is_left_out(text):
 
 
 def test_what_is_written_is_read():
-    names = (Suspect(5, 6, 1, flying=False), Suspect(7, 8))
+    names = (Suspect(5, 6, 1, in_flight=False), Suspect(7, 8))
     assert suspect.read(suspect.write(names)) == names

@@ -185,7 +185,7 @@ class Deliverer:
     async def drain(self, grace_s: float) -> bool:
         """Start nothing any more and wait for what is in flight; whether all of it ended in time."""
         self._stopping = True
-        if not self._lanes.flying:
+        if not self._lanes.in_flight:
             return True
         self._idle.clear()
         try:
@@ -199,7 +199,7 @@ class Deliverer:
         terms = self._terms
         if self._stopping or self._starts >= STARTS_A_TURN or self._gate.closed(now):
             return None
-        if self._lanes.flying + self._gate.unrecorded >= terms.concurrency + terms.batch_max:
+        if self._lanes.in_flight + self._gate.unrecorded >= terms.concurrency + terms.batch_max:
             return None
         taken = self._lanes.next(now)
         if taken is not None:
@@ -236,7 +236,7 @@ class Deliverer:
             lane, delivery = taken
             if not self._lanes.starving:
                 self.kick()  # slow start: one success makes room for more than this worker
-        if self._stopping and not self._lanes.flying:
+        if self._stopping and not self._lanes.in_flight:
             self._idle.set()
 
     def _fail(self, lane: Lane, write: Write, now: float) -> None:

@@ -57,14 +57,14 @@ def arrive(stays: Sequence[Stay], run: str) -> Arrival:
     named = [suspect for stay in stays for suspect in stay.suspects]
     if any(stay.run not in {None, run} for stay in stays):
         ends += 1
-        named = [_blamed(suspect) for suspect in named if suspect.flying or suspect.ends]
+        named = [_blamed(suspect) for suspect in named if suspect.in_flight or suspect.ends]
     suspects = tuple(suspect for suspect in named if 0 < suspect.ends < QUARANTINED_AFTER)
     quarantined = tuple(suspect for suspect in named if suspect.ends >= QUARANTINED_AFTER)
     return Arrival(ends, suspects, quarantined, 0.0 if suspects else _named_for_s(ends))
 
 
 def _blamed(suspect: Suspect) -> Suspect:
-    return dataclasses.replace(suspect, ends=suspect.ends + suspect.flying, flying=False)
+    return dataclasses.replace(suspect, ends=suspect.ends + suspect.in_flight, in_flight=False)
 
 
 def _named_for_s(ends: int) -> float:

@@ -86,7 +86,7 @@ class PoisonGuard:
             await self._after_others(suspect)
         await (self._turns if suspect is None else self._alone).acquire()  # until the outcome is durable
         flight = next(self._flights)
-        self._flying[flight] = dataclasses.replace(suspect or Suspect(*key), flying=True)
+        self._flying[flight] = dataclasses.replace(suspect or Suspect(*key), in_flight=True)
         written = self._written.next()
         self.hurry()
         try:
@@ -137,8 +137,8 @@ class PoisonGuard:
         await self._write(session)
 
     async def _write(self, session: Session) -> None:
-        flying = {suspect.key: suspect for suspect in self._flying.values()}
-        text = suspect.write({**self._tried, **flying}.values())
+        in_flight = {suspect.key: suspect for suspect in self._flying.values()}
+        text = suspect.write({**self._tried, **in_flight}.values())
         await session.execute(query("enter_home"), *dataclasses.astuple(self._place), self._ends, text)
 
 

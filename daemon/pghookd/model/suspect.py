@@ -18,13 +18,13 @@ class Suspect:
     Attributes:
         event_id: with `endpoint_id`, which one.
         ends: ends without a word at which it was on its way.
-        flying: whether it was when this was written.
+        in_flight: whether it was when this was written.
     """
 
     event_id: int
     endpoint_id: int
     ends: int = 0
-    flying: bool = True
+    in_flight: bool = True
 
     @property
     def key(self) -> tuple[int, int]:

@@ -94,7 +94,7 @@ class Breaker:
         """Wait as long again."""
         self._wait(self.wait_s, now, random01)
 
-    def hasten(self) -> None:
+    def probe_now(self) -> None:
         """Ask at once: the endpoint was changed."""
         self.wait_s, self.probe_at = self.policy.probe_s, 0.0
 

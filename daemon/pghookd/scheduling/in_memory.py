@@ -14,7 +14,7 @@ from pghookd.model.delivery import Delivery
 Key: TypeAlias = tuple[int, int]  # event_id, endpoint_id
 
 
-class Aboard(MutableMapping[Key, Delivery]):
+class InMemory(MutableMapping[Key, Delivery]):
     """Deliveries by event and endpoint."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from pghookd.model.delivery import Delivery, Endpoint, Loaded, Reason
 from pghookd.scheduling import breaker
 from pghookd.scheduling.breaker import Breaker
 from pghookd.scheduling.hosts import host_and_port
-from pghookd.scheduling.in_memory import Aboard
+from pghookd.scheduling.in_memory import InMemory
 from pghookd.scheduling.parked import AT_ONCE, FIRST, Parked
 from pghookd.scheduling.payload_budget import PayloadBudget
 from pghookd.scheduling.rate import Pace, Rate
@@ -241,7 +241,7 @@ class Lanes:
         queued_bytes: bytes of their payloads, a payload counted once per delivery.
         delivered: successes so far.
         patience_s: a lane whose head has waited for longer does not keep up.
-        aboard: deliveries in memory that have a row in `backlog`, by event and endpoint: not due a second time.
+        in_memory: deliveries in memory that have a row in `backlog`, by event and endpoint: not due a second time.
         parked: endpoints that may have parked rows, or held ones that go out.
         by_endpoint: an endpoint's lane.
     """
@@ -282,13 +282,13 @@ class Lanes:
         self._period = 0
         self._active: set[str] = set()  # sites with traffic in this period
         self._active_before: set[str] = set()
-        self.aboard = Aboard()
+        self.in_memory = InMemory()
         self.parked = Parked()
 
     @property
-    def flying(self) -> int:
+    def in_flight(self) -> int:
         """Requests in flight, in all lanes."""
-        return self._slots.flying
+        return self._slots.in_flight
 
     def apply(
         self,
@@ -341,7 +341,7 @@ class Lanes:
         lane.resize(lane.width)
         lane.cache = None
         if lane.breaker.is_open:
-            lane.breaker.hasten()
+            lane.breaker.probe_now()
         if lane.paused_until and by_owner:
             self._end_pause(lane)
         lane.curb()
@@ -369,7 +369,7 @@ class Lanes:
 
     def busy(self) -> Iterator[Lane]:
         """Lanes that have something queued or in flight."""
-        return (lane for lane in list(self._lanes.values()) if lane.queue or lane.late or lane.flying)
+        return (lane for lane in list(self._lanes.values()) if lane.queue or lane.late or lane.in_flight)
 
     def traffic(self) -> int:
         """Return how many sites have had work in the last ten to twenty minutes, as far as lanes remember."""
@@ -424,10 +424,10 @@ class Lanes:
 
     def _feeds_others(self, lane: Lane) -> bool:
         """Whether reading on is of use: a slot is free, or the others that hold them will soon have no more work."""
-        if self.flying < self._slots.size:
+        if self.in_flight < self._slots.size:
             return True
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
-        return 2 * lane.flying < self._slots.size and (self.starving or not fed)
+        return 2 * lane.in_flight < self._slots.size and (self.starving or not fed)
 
     def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
         """Return how many more deliveries memory takes at once of each of some sites; 0 or less if none.
@@ -487,7 +487,7 @@ class Lanes:
                 self.patience_s = max(STUCK_AFTER_S, 2 * self.queued / per_s)
 
     def _push(self, lane: Lane, delivery: Delivery) -> None:
-        if not lane.queue and not lane.late and not lane.flying:
+        if not lane.queue and not lane.late and not lane.in_flight:
             self._idle.pop(lane.key, None)
             # It may have been forgotten while idle.
             self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane
@@ -495,7 +495,7 @@ class Lanes:
         if delivery.event.payload is None:
             lane.unloaded += 1
         self.count(lane.site, 1, delivery)
-        if not lane.in_turn and lane.flying < lane.allowed:
+        if not lane.in_turn and lane.in_flight < lane.allowed:
             self._line_up(lane)
 
     def count(self, site: Site, change: int, delivery: Delivery) -> None:
@@ -519,19 +519,19 @@ class Lanes:
     def next(self, now: float) -> tuple[Lane, Delivery] | None:
         """Take the next delivery to send, lanes with work taking turns; None when there is none or no slot."""
         slots = self._slots
-        if slots.flying >= slots.size:
+        if slots.in_flight >= slots.size:
             return None
         if self._rests and self._rests[0][0] <= now:
-            self._rouse(now)
+            self._wake_due_lanes(now)
         while self._turns:
             site = self._turns.popleft()
             lane = site.turns.popleft()
             lane.in_turn = False
             if site.turns:
                 self._turns.append(site)
-            if lane.flying >= lane.allowed or not (lane.queue or lane.late):
+            if lane.in_flight >= lane.allowed or not (lane.queue or lane.late):
                 continue
-            if (lane.unloaded or slots.flying >= slots.plenty) and not self._may_start(lane):
+            if (lane.unloaded or slots.in_flight >= slots.plenty) and not self._may_start(lane):
                 continue
             queue = self._queue_of(lane, now) if lane.late or lane.curbed else lane.queue
             if queue:
@@ -540,7 +540,7 @@ class Lanes:
                 delivery.flight = slots.start(lane, now)
                 if lane.period != self._period:
                     self._note_traffic(lane)
-                if (lane.queue or lane.late) and lane.flying < lane.allowed:
+                if (lane.queue or lane.late) and lane.in_flight < lane.allowed:
                     self._line_up(lane)
                 return lane, delivery
         return None
@@ -551,7 +551,7 @@ class Lanes:
             lane.in_turn = True  # until it is loaded
             return False
         slots = self._slots
-        if slots.flying >= slots.plenty and not slots.admits(lane):
+        if slots.in_flight >= slots.plenty and not slots.admits(lane):
             lane.in_turn = True  # until its share has room
             return False
         return True
@@ -596,7 +596,7 @@ class Lanes:
         """When the first lane of which something waits for a time is to be looked at; None: there is no such lane."""
         return self._rests[0][0] if self._rests else None
 
-    def _rouse(self, now: float) -> None:
+    def _wake_due_lanes(self, now: float) -> None:
         while self._rests and self._rests[0][0] <= now:
             at, _, lane = heapq.heappop(self._rests)
             if at == lane.rests_at:  # otherwise it was looked at earlier
@@ -606,9 +606,9 @@ class Lanes:
 
     def _go_on(self, lane: Lane) -> None:
         if lane.queue or lane.late:
-            if not lane.in_turn and lane.flying < lane.allowed:
+            if not lane.in_turn and lane.in_flight < lane.allowed:
                 self._line_up(lane)
-        elif not lane.flying:
+        elif not lane.in_flight:
             self._leave(lane)
 
     def _look_again(self, lane: Lane) -> None:
@@ -875,7 +875,7 @@ class Lanes:
             lane.pace = None
             self._go_on(lane)
 
-    def appetite(self, endpoint_id: int, now: float) -> int:
+    def refill_quota(self, endpoint_id: int, now: float) -> int:
         """Return how many parked deliveries an endpoint may take back: one that does not keep up only a few."""
         lane = self.by_endpoint.get(endpoint_id)
         if self.full or (lane is not None and self._is_paused(lane, now)):
@@ -913,7 +913,7 @@ class Lanes:
 
         Little at a time: outcomes wait behind what is parked.
         """
-        if not self.full or self.flying >= self._slots.size:
+        if not self.full or self.in_flight >= self._slots.size:
             return []
         shed: list[Delivery] = []
         for lane in self.busy():
@@ -932,7 +932,7 @@ class Lanes:
         lanes = [lane for lane in self._lanes.values() if lane.key.site_id == site_id]
         stuck = [lane for lane in lanes if lane.queued > 2 * lane.limit and self._is_stuck(lane, now)]
         busy = sum(1 for lane in lanes if lane.queued)
-        if not stuck or self.flying >= self._slots.size or busy >= max(endpoints, len(lanes)):
+        if not stuck or self.in_flight >= self._slots.size or busy >= max(endpoints, len(lanes)):
             return []
         shed: list[Delivery] = []
         for lane in stuck:
@@ -945,7 +945,7 @@ class Lanes:
             return True
         if lane.waits_for is not None:
             return lane.waits_longer(self.patience_s, now)
-        return lane.flying >= lane.allowed and (not lane.proved or lane.waits_longer(self.patience_s, now))
+        return lane.in_flight >= lane.allowed and (not lane.proved or lane.waits_longer(self.patience_s, now))
 
     def _take(self, lane: Lane, keep: int) -> list[Delivery]:
         """Take the newest out of a lane, the late ones first, until so many are left; oldest first."""

@@ -71,7 +71,7 @@ class EndpointLines:
             line = self.lines[name] = Line(name)
         return line
 
-    def ripen(self, line: Line) -> None:
+    def mark_ready(self, line: Line) -> None:
         """Take a line's rows to be worth a look, unless the first of them waits for its time."""
         if not line.blocked:
             self.ripe[line.name] = None
@@ -227,7 +227,7 @@ class Order:
         if was_in:
             line.returning.add(delivery.event.event_id)
             line.sure = False
-        lot.ripen(line)
+        lot.mark_ready(line)
 
     def _go_on(self, lot: EndpointLines, line: Line, endpoint_id: int, now: float) -> list[Write]:
         """Let the next of a line into the lane."""
@@ -298,7 +298,7 @@ class Order:
                 continue
             line = lot.line(name)
             line.behind, line.blocked = True, False
-            lot.ripen(line)
+            lot.mark_ready(line)
         if last_event_id is not None:
             lot.walk = last_event_id
         else:
@@ -321,7 +321,7 @@ class Order:
         lot = self.lot(endpoint_id)
         line = lot.line(name)
         line.behind, line.blocked = True, False
-        lot.ripen(line)
+        lot.mark_ready(line)
         self._lanes.parked.add(endpoint_id)
 
     def look_again(self) -> None:
@@ -330,7 +330,7 @@ class Order:
             for line in lot.lines.values():
                 if line.behind:
                     line.blocked = False
-                    lot.ripen(line)
+                    lot.mark_ready(line)
 
     def ripe(self, endpoint_id: int) -> Iterator[Line]:
         """Yield the lines whose rows may be taken now, those that have waited longest first; each is asked for once."""
@@ -349,7 +349,7 @@ class Order:
     def postpone(self, endpoint_id: int, line: Line) -> None:
         """Look at a line's rows again later: events of its site that come before them may still be unread."""
         if (lot := self._lots.get(endpoint_id)) is not None:
-            lot.ripen(line)
+            lot.mark_ready(line)
 
     def taken(self, endpoint_id: int, line: Line, *, all_of_it: bool, blocked: bool, again: bool) -> None:
         """Say what a look at a line's rows came to.
@@ -369,7 +369,7 @@ class Order:
             lot.tidy(line)
         line.blocked = blocked  # also where it was: its row may be taken before it is said to be due
         if line.behind and (again or line.unwritten):
-            lot.ripen(line)
+            lot.mark_ready(line)
 
     def is_clear(self, endpoint_id: int) -> bool:
         """Whether no rows of an endpoint need to be looked for."""

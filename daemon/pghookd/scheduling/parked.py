@@ -72,7 +72,7 @@ class Parked(AbstractSet[int]):
         if self._at.get(endpoint_id, at) != at:
             self._plan(endpoint_id, at)
 
-    def hasten(self, endpoint_id: int, at: float) -> None:
+    def probe_now(self, endpoint_id: int, at: float) -> None:
         """Plan the next look for a time, unless it comes earlier; ignored if the endpoint is not in the set."""
         if self._at.get(endpoint_id, at) > at:
             self._plan(endpoint_id, at)

@@ -42,19 +42,19 @@ class Holder:
     """A site, or a host with its port, and what it has in flight.
 
     Attributes:
-        flying: requests in flight.
+        in_flight: requests in flight.
         long: those in flight for longer than LONG_S.
         waiting: lanes that wait for this holder's share.
     """
 
-    flying: int = 0
+    in_flight: int = 0
     long: int = 0
     waiting: OrderedDict[Member, None] = dataclasses.field(default_factory=OrderedDict)
 
     @property
     def is_slow(self) -> bool:
         """Return True if half of its requests or more are long."""
-        return self.long > 0 and 2 * self.long >= self.flying
+        return self.long > 0 and 2 * self.long >= self.in_flight
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -64,7 +64,7 @@ class Member:
     Attributes:
         site: whose it is.
         host: where its requests go.
-        flying: requests in flight.
+        in_flight: requests in flight.
         long: those in flight for longer than LONG_S.
         proved: has answered 2xx since it was made or its breaker opened.
         waits_for: the site or host whose share it waits for; None if it does not wait.
@@ -72,7 +72,7 @@ class Member:
 
     site: Holder
     host: Holder
-    flying: int = dataclasses.field(default=0, kw_only=True)
+    in_flight: int = dataclasses.field(default=0, kw_only=True)
     long: int = dataclasses.field(default=0, kw_only=True)
     proved: bool = dataclasses.field(default=False, kw_only=True)
     waits_for: Holder | None = dataclasses.field(default=None, kw_only=True)
@@ -105,7 +105,7 @@ def _weight(member: Member) -> float:
         return 1.0
     if member.proved:
         return 0.0
-    return 1.0 if member.flying else 0.5
+    return 1.0 if member.in_flight else 0.5
 
 
 class Slots:
@@ -113,7 +113,7 @@ class Slots:
 
     Attributes:
         size: how many there are.
-        flying: how many are taken.
+        in_flight: how many are taken.
         site_max: what one site may hold.
         host_max: what one host may hold, but for sites that have nothing in flight.
         host_limit: what one host may hold at all.
@@ -121,7 +121,7 @@ class Slots:
     """
 
     def __init__(self, size: int) -> None:
-        self.flying = 0
+        self.in_flight = 0
         self._flights: deque[Flight] = deque()
         self._blocked: OrderedDict[Holder, None] = OrderedDict()  # those that lanes wait for
         self.resize(size)
@@ -138,12 +138,12 @@ class Slots:
 
     def admits(self, member: Member) -> bool:
         """Return True if a lane may take a slot now; otherwise it waits until `end` or `age` returns it."""
-        site, host, flying = member.site, member.host, self.flying
-        if site.flying + _weight(member) * site.long >= self.site_max:
+        site, host, in_flight = member.site, member.host, self.in_flight
+        if site.in_flight + _weight(member) * site.long >= self.site_max:
             self._block(member, site)
-        elif host.flying >= (self.host_max if site.flying else self.host_limit):
+        elif host.in_flight >= (self.host_max if site.in_flight else self.host_limit):
             self._block(member, host)
-        elif flying >= self._unhurried and site.flying and self._is_reserved(site, host):
+        elif in_flight >= self._unhurried and site.in_flight and self._is_reserved(site, host):
             self._block(member, site)
         else:
             return True
@@ -151,7 +151,7 @@ class Slots:
 
     def _is_reserved(self, site: Holder, host: Holder) -> bool:
         """Return True if the slots that are left are not for a site that has something in flight."""
-        return self.flying >= self._reserved or site.is_slow or host.is_slow
+        return self.in_flight >= self._reserved or site.is_slow or host.is_slow
 
     def _block(self, member: Member, holder: Holder) -> None:
         member.waits_for = holder
@@ -160,10 +160,10 @@ class Slots:
 
     def start(self, member: Member, now: float) -> Flight:
         """Take a slot."""
-        self.flying += 1
-        member.flying += 1
-        member.site.flying += 1
-        member.host.flying += 1
+        self.in_flight += 1
+        member.in_flight += 1
+        member.site.in_flight += 1
+        member.host.in_flight += 1
         flight = Flight(member, member.host, now)
         self._flights.append(flight)
         return flight
@@ -171,10 +171,10 @@ class Slots:
     def end(self, member: Member, flight: Flight | None) -> Sequence[Member]:
         """Give a slot back; return the lanes that are to be looked at again."""
         site, host = member.site, member.host if flight is None else flight.host
-        self.flying -= 1
-        member.flying -= 1
-        site.flying -= 1
-        host.flying -= 1
+        self.in_flight -= 1
+        member.in_flight -= 1
+        site.in_flight -= 1
+        host.in_flight -= 1
         if flight is not None:
             flight.landed = True
             while self._flights and self._flights[0].landed:
@@ -191,10 +191,10 @@ class Slots:
         others = len(self._blocked)
         if site.waiting:
             others -= 1
-            self._wake(site, min(WAKES, self.site_max - site.flying), woken)
+            self._wake(site, min(WAKES, self.site_max - site.in_flight), woken)
         if host.waiting:
             others -= 1
-            self._wake(host, min(WAKES, self.host_limit - host.flying), woken)
+            self._wake(host, min(WAKES, self.host_limit - host.in_flight), woken)
         if others:
             self._wake_others(site, host, woken)
         return woken
@@ -211,7 +211,7 @@ class Slots:
 
     def _wake_others(self, site: Holder, host: Holder, woken: list[Member]) -> None:
         """Wake lanes of other holders, which take turns: they may have waited for any slot to be free."""
-        for _ in range(min(WAKES, len(self._blocked)) if self.flying < self._reserved else 0):
+        for _ in range(min(WAKES, len(self._blocked)) if self.in_flight < self._reserved else 0):
             holder = next(iter(self._blocked))
             self._blocked.move_to_end(holder)
             if holder is not site and holder is not host:

@@ -100,7 +100,7 @@ class Admission:
 
     async def place(self, step: BacklogStep, rows: Iterable[Row]) -> None:
         """Take those rows that are ours and not in memory yet; of ordered endpoints only note that they are due."""
-        fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self.lanes.aboard]
+        fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self.lanes.in_memory]
         if not fresh:
             return
         endpoints = await self.read_endpoints(step.session, {row["endpoint_id"] for row in fresh})
@@ -125,7 +125,7 @@ class Admission:
             lines += [(row["endpoint_id"], row["line"]) for row in found]
         for endpoint_id, name in lines:
             self.order.due(endpoint_id, name)
-            self.lanes.parked.hasten(endpoint_id, step.now)
+            self.lanes.parked.probe_now(endpoint_id, step.now)
 
     async def enter(
         self,
@@ -171,10 +171,10 @@ class Admission:
                 write = self._take_aboard(row, delivery, endpoint, now)
             if write is not None:
                 put(write, now)
-            stays = key not in self.lanes.aboard and not isinstance(write, DeadWrite)
+            stays = key not in self.lanes.in_memory and not isinstance(write, DeadWrite)
             if stays and delivery.line is not None:
                 return number
-            entered += key in self.lanes.aboard
+            entered += key in self.lanes.in_memory
             if entered == most:
                 return number + 1
         return len(taken)
@@ -253,7 +253,7 @@ class Admission:
         else:
             offer = self.order.rejoin(lane, delivery, now)
         if offer is Offer.QUEUED:
-            self.lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
+            self.lanes.in_memory[delivery.event.event_id, delivery.endpoint_id] = delivery
             return None
         return PARKED_FOR[offer]
 

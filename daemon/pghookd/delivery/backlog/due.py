@@ -292,4 +292,4 @@ class Backlog:
             self.endpoints_changed([endpoint_id])  # once that is done: else it might never be
         else:
             self._order.restart(endpoint_id)
-            self._lanes.parked.hasten(endpoint_id, step.now)
+            self._lanes.parked.probe_now(endpoint_id, step.now)

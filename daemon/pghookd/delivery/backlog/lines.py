@@ -29,7 +29,7 @@ class LineRows:
     order: Order
     admission: Admission
 
-    async def refill(self, step: BacklogStep, endpoint_id: int, appetite: int) -> None:
+    async def refill(self, step: BacklogStep, endpoint_id: int, refill_quota: int) -> None:
         """Take the next rows of an ordered endpoint's lines."""
         lot = self.order.lot(endpoint_id)
         if not self.order.recovered:
@@ -44,9 +44,9 @@ class LineRows:
         if self.order.is_clear(endpoint_id):
             self.admission.caught_up(endpoint_id)
             return
-        await self._refill_lines(step, endpoint_id, appetite)
+        await self._refill_lines(step, endpoint_id, refill_quota)
 
-    async def _refill_lines(self, step: BacklogStep, endpoint_id: int, appetite: int) -> None:
+    async def _refill_lines(self, step: BacklogStep, endpoint_id: int, refill_quota: int) -> None:
         """Take rows of a few lines that may have some; look again at once if there are more lines."""
         probing = self.lanes.probe_at(endpoint_id) is not None
         endpoints: dict[int, Endpoint] | None = None
@@ -54,11 +54,11 @@ class LineRows:
         for looked, line in enumerate(self.order.ripe(endpoint_id), 1):
             if endpoints is None:
                 endpoints = await self.admission.read_endpoints(step.session, [endpoint_id])
-            found = await self._refill_line(step, endpoints, endpoint_id, line, appetite, probing=probing)
+            found = await self._refill_line(step, endpoints, endpoint_id, line, refill_quota, probing=probing)
             taken += found
             # A probe is still wanted after a line all of whose rows were buried.
-            appetite = self.lanes.appetite(endpoint_id, step.now) if probing else appetite - found
-            if appetite <= 0 or step.is_over:
+            refill_quota = self.lanes.refill_quota(endpoint_id, step.now) if probing else refill_quota - found
+            if refill_quota <= 0 or step.is_over:
                 break
             if looked >= LINES_A_LOOK:
                 if taken:  # otherwise all of them may wait for the same thing, which takes its time
@@ -71,18 +71,18 @@ class LineRows:
         endpoints: Mapping[int, Endpoint],
         endpoint_id: int,
         line: Line,
-        appetite: int,
+        refill_quota: int,
         *,
         probing: bool,
     ) -> int:
         """Take what is next of one line, up to the first that has to wait; return how many were taken."""
-        page = PROBE_PAGE if probing else min(appetite, self.order.room(line)) + 1
+        page = PROBE_PAGE if probing else min(refill_quota, self.order.room(line)) + 1
         limit = page + len(line.ahead)
         rows = await step.session.fetch(query("read_line"), endpoint_id, line.name, limit)
         if rows and rows[0]["site_id"] in self.order.unread:
             self.order.postpone(endpoint_id, line)
             return 0
-        fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.lanes.aboard]
+        fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.lanes.in_memory]
         due = list(itertools.takewhile(lambda row: row["due"], fresh))
         if not all(endpoint.enabled for endpoint in endpoints.values()):
             due = []  # until it is switched on: then all its rows are looked through again

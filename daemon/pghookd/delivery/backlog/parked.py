@@ -46,13 +46,13 @@ class ParkedRows:
         return False
 
     async def _look(self, step: BacklogStep, endpoint_id: int) -> None:
-        appetite = self.lanes.appetite(endpoint_id, step.now)
-        if appetite and endpoint_id in self.order:
-            await self.lines.refill(step, endpoint_id, appetite)
-        elif appetite and self.lanes.probe_at(endpoint_id) is not None:
+        refill_quota = self.lanes.refill_quota(endpoint_id, step.now)
+        if refill_quota and endpoint_id in self.order:
+            await self.lines.refill(step, endpoint_id, refill_quota)
+        elif refill_quota and self.lanes.probe_at(endpoint_id) is not None:
             await self._find_probe(step, endpoint_id)
-        elif appetite:
-            await self._refill(step, endpoint_id, appetite)
+        elif refill_quota:
+            await self._refill(step, endpoint_id, refill_quota)
         not_before = max(self.lanes.probe_at(endpoint_id) or 0.0, self.filters.rests_until(endpoint_id))
         if not_before > step.now + LOOK_EVERY_S:
             self.lanes.parked.look(endpoint_id, not_before)
@@ -68,7 +68,7 @@ class ParkedRows:
                 parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))
         elif after:
             parked.rewind(endpoint_id)
-        elif not self.lanes.aboard.count(endpoint_id):
+        elif not self.lanes.in_memory.count(endpoint_id):
             self.admission.caught_up(endpoint_id)
 
     async def _find_probe(self, step: BacklogStep, endpoint_id: int) -> None:
@@ -77,13 +77,13 @@ class ParkedRows:
         Payloads that have to be loaded come last in their page: whether they are too large shows only then.
         """
         parked = self.lanes.parked
-        while self.lanes.appetite(endpoint_id, step.now) and endpoint_id not in self.order:
+        while self.lanes.refill_quota(endpoint_id, step.now) and endpoint_id not in self.order:
             after = parked.after(endpoint_id)
             rows = await step.session.fetch(query("read_parked"), endpoint_id, after, PROBE_PAGE)
             await self.admission.place(step, sorted(rows, key=lambda row: row["payload"] is None))
             if len(rows) < PROBE_PAGE:
                 parked.rewind(endpoint_id)
-                if not rows and not after and not self.lanes.aboard.count(endpoint_id):
+                if not rows and not after and not self.lanes.in_memory.count(endpoint_id):
                     self.admission.caught_up(endpoint_id)
                 return
             parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))

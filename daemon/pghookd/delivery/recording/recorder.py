@@ -274,8 +274,8 @@ class Recorder:
         settle(write.delivery)
         if write.delivery.in_backlog:
             key = (write.delivery.event.event_id, write.delivery.endpoint_id)
-            if self._lanes.aboard.get(key) is write.delivery:  # its row may have been taken anew meanwhile
-                del self._lanes.aboard[key]
+            if self._lanes.in_memory.get(key) is write.delivery:  # its row may have been taken anew meanwhile
+                del self._lanes.in_memory[key]
         if write.delivery.line is not None:
             now = self._monotonic()
             for other in self._order.settled(write.delivery, now):
@@ -380,7 +380,7 @@ class Recorder:
         for page in _pages(late, self._terms.batch_max):
             for delivery in page:  # said before it is so: an outcome that comes meanwhile must clear the row
                 delivery.in_backlog = True
-                self._lanes.aboard[delivery.event.event_id, delivery.endpoint_id] = delivery
+                self._lanes.in_memory[delivery.event.event_id, delivery.endpoint_id] = delivery
             written = await self._writer.write([BacklogWrite(d, State.WAITING, Reason.QUEUED) for d in page])
             refused = [write for write, reason in written.aside if reason is DelayedOutcomes.REFUSED]
             for write in (
