@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+from collections import Counter
 
 import pytest
 from tree import DAEMON, ROOT, load
@@ -12,6 +13,11 @@ from tree import DAEMON, ROOT, load
 MODULES = load()
 LINES_MAX = 60
 MEDIAN_MAX = 8
+CLASS_LINES_MAX = 300
+# Longer classes, each to be divided; the list may only become shorter.
+LONG_CLASSES = {"ContentWriter", "Deliverer", "FanOut", "Lanes", "Monitor", "Reader", "Recorder"}
+# The same protocol three times; the list may only become shorter.
+NAMED_TWICE = {"Due"}
 NO_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
 SOURCES = sorted([*DAEMON.rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 EXCEPTION = re.compile(r"#\s*(?:noqa|type:\s*ignore)(?P<codes>[^-]*)(?P<reason>-.*)?$")
@@ -39,6 +45,19 @@ def test_functions_are_short(module):
 def test_most_functions_are_very_short():
     lengths = [lines_of(function) for module in MODULES.values() for function in module.functions()]
     assert statistics.median(lengths) <= MEDIAN_MAX
+
+
+def classes():
+    return [n for module in MODULES.values() for n in ast.walk(module.tree) if isinstance(n, ast.ClassDef)]
+
+
+def test_classes_are_short():
+    assert {each.name for each in classes() if lines_of(each) > CLASS_LINES_MAX} == LONG_CLASSES
+
+
+def test_no_class_name_stands_twice():
+    counts = Counter(each.name for each in classes())
+    assert {name for name, count in counts.items() if count > 1} == NAMED_TWICE
 
 
 @pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)

@@ -344,9 +344,7 @@ class World:
             return "no life"
         lanes = crew.lanes
         backlog = list(self.database.table["backlog"].values())[:3]
-        return (
-            f"in flight {lanes.in_flight} queued {lanes.queued} in memory {len(lanes.in_memory)} backlog {backlog}"
-        )
+        return f"in flight {lanes.in_flight} queued {lanes.queued} in memory {len(lanes.in_memory)} backlog {backlog}"
 
     def run(self):
         """Live the history; raise BrokenError, with the seed in it, where an invariant does not hold."""
