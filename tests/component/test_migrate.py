@@ -46,7 +46,7 @@ async def session(database_url):
 async def test_a_schedule_from_before_the_bound_is_lifted_to_it(database_url, session, folder):
     bound = next(each for each in migrate.load() if each.name == "rights")
     migrations = folder / "migrations"
-    for file in migration_plan.iterdir():
+    for file in migrations.iterdir():
         file.unlink()
     for each in migrate.load():
         if each.version < bound.version:

@@ -393,7 +393,7 @@ async def test_without_an_answer_within_the_lease_no_request_starts(database, se
         assert it.recorder.closed(it.clock()) is None
         it.clock.ahead_s += 0.2
         assert it.recorder.closed(it.clock()) == "lease"
-        await it.recorder._tend()
+        await it.recorder._upkeep()
         assert it.recorder.closed(it.clock()) is None
 
 

@@ -11,7 +11,7 @@ from pghookd.delivery.replays import Replays
 from pghookd.postgres import client
 from pghookd.runtime.sessions import PLANS
 from pghookd.scheduling.lanes import Lanes
-from support.crew import Diary, NothingDue, living
+from support.crew import Diary, living
 
 DAY = 2**32  # ids
 REPLAY = "select replay_id, deliveries from webhooks.replay({}, dry_run => {})"
@@ -340,19 +340,17 @@ async def test_kill_and_resume_lose_and_repeat_nothing_but_what_was_in_flight(da
 # Rate, pause, resume, cancel: with a clock of our own --------------------------------------------------------------
 
 
-class Hurried(NothingDue):
-    """No scheduler either: a replay's rows stay where they were put."""
-
-    def hurry(self):
-        """Look at none."""
-
-
 @pytest.fixture
 async def desk(database):
     """Return `await step(now)` and the Replays behind it, on a session like the recorder's."""
     session = await client.connect(database, name="record", settings=PLANS)
     lanes = Lanes(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9)
-    replays = Replays(Hurried(), lanes, logger=Diary().logger, monotonic=lambda: 0.0)
+    replays = Replays(
+        lanes,
+        made_due=lambda: None,  # rows stay where they were put
+        logger=Diary().logger,
+        monotonic=lambda: 0.0,
+    )
 
     async def step(now):
         await replays.step(session, now, lambda _write, _now: None)

@@ -139,7 +139,7 @@ class Crew:
             wall_us=world.database.now_us,
             random01=rng.random,
         )
-        self.replays = make.get("replays", Replays)(self.due, self.lanes, **common)
+        self.replays = make.get("replays", Replays)(self.lanes, made_due=self.due.more_due, **common)
         self.record_session = sessions[1]
         self.recorder = make.get("recorder", Recorder)(
             sessions[1],
@@ -147,12 +147,12 @@ class Crew:
             self.lanes,
             self.order,
             SERVER,
-            self.replays,
             RecorderTerms(world.batch_max, 0.005, 1.0, LEASE_S),
             **common,
             recorded=lambda: self.deliverer.kick(),  # noqa: PLW0108 - made later
             beat=lambda: None,
         )
+        self.recorder.take_on(self.replays, self.due)
         policy = judge.RetryPolicy(world.schedule, 0.2, 0.5, 5.0, 1e6)
         self.deliverer = Deliverer(
             make.get("sender", Receivers)(instance),
@@ -206,7 +206,7 @@ class Crew:
 
     async def _read(self):
         for (position, floor, front), shards in epoch._walks(self._stored).items():
-            await self.reader.recover(position, epoch.Marks(floor, front), shards)
+            await self.reader.recover(position, epoch.XidMarks(floor, front), shards)
         self.order.recovered = True
         await self.reader.run(self)
 

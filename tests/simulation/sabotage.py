@@ -58,6 +58,7 @@ class DropsReplays(Replays):
         table = session._database.table
         replayed = [key for key, row in table["backlog"].items() if row["reason"] == "replay"]
         await session.execute(query("clear_backlog"), *columns(replayed, 2))
+        return False
 
 
 class HighFloor(XidMarks):

@@ -266,7 +266,8 @@ class World:
         for crew in [instance.crew for instance in self.instances if instance.crew is not None]:
             if self.rng.random() < heard:
                 delay_s = self.rng.random() * 0.2
-                self.loop.call_later(delay_s, crew.fan_out.endpoints_changed, [endpoint_id])
+                for listener in (crew.fan_out, crew.due):
+                    self.loop.call_later(delay_s, listener.endpoints_changed, [endpoint_id])
 
     def _heal(self):
         self.trouble = self.trouble.__class__()

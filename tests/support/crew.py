@@ -227,16 +227,6 @@ async def serving(url, *, clock=None, environ=None, host=None, wall_us=None, **c
         await daemon.kill()
 
 
-class NothingDue:
-    """No scheduler."""
-
-    async def step(self, session, now, put):
-        """Take nothing."""
-
-    def endpoints_changed(self, endpoint_ids):
-        """Look at none."""
-
-
 class Desk:
     """A reader and a recorder on a real database, each step of which a test asks for itself.
 
@@ -259,7 +249,6 @@ class Desk:
             self.lanes,
             self.order,
             server,
-            NothingDue(),
             RecorderTerms(batch_max=500, batch_wait_s=0.005, heartbeat_s=2.0),
             logger=Diary().logger,
             monotonic=self.clock,
@@ -339,7 +328,7 @@ class Desk:
         """Walk every shard from where it was stored to this desk's first snapshot."""
         stored = await stored_shards(self.record_session)
         for (position, floor, front), shards in epoch._walks(stored).items():
-            await self.reader.recover(position, epoch.Marks(floor, front), shards)
+            await self.reader.recover(position, epoch.XidMarks(floor, front), shards)
 
 
 async def stored_shards(session):

@@ -6,8 +6,7 @@ import pytest
 
 from pghookd.delivery import poison
 from pghookd.delivery.poison import arrive
-from pghookd.model import suspect
-from pghookd.model.suspect import Stay, Suspect
+from pghookd.model.suspect import Stay, Suspect, read_suspects, write_suspects
 
 HERE = ("here", "db.internal:5432")
 
@@ -55,9 +54,9 @@ def test_ends_on_all_machines_count_together():
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[[1,2,3]]", '[[1,"x",0,true]]', "null"])
 def test_what_is_none_of_ours_is_left_out(text):
-    assert suspect.read(text) == ()
+    assert read_suspects(text) == ()
 
 
 def test_what_is_written_is_read():
     names = (Suspect(5, 6, 1, in_flight=False), Suspect(7, 8))
-    assert suspect.read(suspect.write(names)) == names
+    assert read_suspects(write_suspects(names)) == names

@@ -10,32 +10,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
 from pghookd.delivery import poison
 from pghookd.delivery.poison import Arrival
-from pghookd.model import suspect
 from pghookd.model.delivery import Delivery
 from pghookd.model.outcome import Write
-from pghookd.model.suspect import Suspect
+from pghookd.model.suspect import Suspect, write_suspects
 from pghookd.postgres.client import Session, query
 
 LOOK_S: Final = 0.05
 OTHERS_FIRST_S: Final = 5.0  # then they are not waited for any longer: perhaps they are not due
-
-
-class Due(Protocol):
-    """What takes due rows into memory."""
-
-    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
-        """Take a page if it is time; return whether there is more to take at once."""
-        ...
-
-    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Look at endpoints that were perhaps switched; None: at all."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,10 +35,18 @@ class Place:
 
 
 class PoisonGuard:
-    """What the recorder does between two batches, names first; and the gate that named deliveries go through."""
+    """The gate that named deliveries go through; writing their names is a chore of the recorder's.
 
-    def __init__(self, due: Due, place: Place, arrival: Arrival, *, monotonic: Callable[[], float]) -> None:
-        self._due = due
+    Args:
+        place: ours.
+        arrival: what is known of the runs before.
+        wake: has the recorder do its chores at once.
+        monotonic: seconds.
+    """
+
+    def __init__(
+        self, place: Place, arrival: Arrival, *, wake: Callable[[], None], monotonic: Callable[[], float]
+    ) -> None:
         self._place = place
         self._ends = arrival.unclean_ends
         self._tried = {suspect.key: suspect for suspect in arrival.suspects}
@@ -66,11 +61,7 @@ class PoisonGuard:
         self._ended: set[int] = set()  # flights whose outcomes are with the recorder
         self._recorded: set[int] = set()  # and were, one step ago
         self._written: Final = _Written()
-        self.hurry: Callable[[], None] = lambda: None
-
-    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Say it to those whom it concerns."""
-        self._due.endpoints_changed(endpoint_ids)
+        self._wake = wake
 
     # For the deliverer ------------------------------------------------------------------------------------------------
 
@@ -88,13 +79,13 @@ class PoisonGuard:
         flight = next(self._flights)
         self._flying[flight] = dataclasses.replace(suspect or Suspect(*key), in_flight=True)
         written = self._written.next()
-        self.hurry()
+        self._wake()
         try:
             await written
             yield
         finally:
             self._ended.add(flight)
-            self.hurry()
+            self._wake()
 
     async def _after_others(self, suspect: Suspect) -> None:
         """Let those go first that were there at fewer ends: if it was none of them, they are out of it by the next."""
@@ -105,13 +96,13 @@ class PoisonGuard:
 
     # For the recorder -------------------------------------------------------------------------------------------------
 
-    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
-        """Write the names if they have changed, then take due rows."""
+    async def step(self, session: Session, now: float, _put: Callable[[Write, float], None]) -> bool:
+        """Write the names if they have changed."""
         self._forget(now)
         if self._written.awaited:
             with self._written:
                 await self._write(session)
-        return await self._due.step(session, now, put)
+        return False
 
     def _forget(self, now: float) -> None:
         """Leave out whose outcome is durable: it was put before the batch that has just been written."""
@@ -138,7 +129,7 @@ class PoisonGuard:
 
     async def _write(self, session: Session) -> None:
         in_flight = {suspect.key: suspect for suspect in self._flying.values()}
-        text = suspect.write({**self._tried, **in_flight}.values())
+        text = write_suspects({**self._tried, **in_flight}.values())
         await session.execute(query("enter_home"), *dataclasses.astuple(self._place), self._ends, text)
 
 

@@ -7,8 +7,8 @@ first, since rows that are replayed join their lane's late ones.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -27,29 +27,18 @@ PAGES_A_STEP: Final = 16
 REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
 
 
-class Due(Protocol):
-    """What takes due rows into memory."""
-
-    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
-        """Take a page if it is time."""
-        ...
-
-    def hurry(self) -> None:
-        """Take it to be time."""
-        ...
-
-    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Look at endpoints that were perhaps switched; None: at all."""
-        ...
-
-
 class Replays:
-    """What the recorder does between two batches: replays first, then what is due."""
+    """A chore of the recorder's, done before due rows are taken."""
 
     def __init__(
-        self, due: Due, lanes: Lanes, *, logger: FilteringBoundLogger, monotonic: Callable[[], float]
+        self,
+        lanes: Lanes,
+        *,
+        made_due: Callable[[], None],
+        logger: FilteringBoundLogger,
+        monotonic: Callable[[], float],
     ) -> None:
-        self._due = due
+        self._made_due = made_due
         self._lanes = lanes
         self._logger = logger
         self._monotonic = monotonic
@@ -61,18 +50,14 @@ class Replays:
         """Somebody has started, paused, resumed or cancelled one."""
         self._look_at = 0.0
 
-    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Say it to those whom it concerns."""
-        self._due.endpoints_changed(endpoint_ids)
-
-    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
-        """Take pages of replays if it is time, then due rows; return whether there is more of these."""
+    async def step(self, session: Session, now: float, _put: Callable[[Write, float], None]) -> bool:
+        """Take pages of replays if it is time."""
         try:
             await self._replay(session, now)
         except DatabaseError as error:
             self._look_at = self._page_at = now + REFUSED_AGAIN_S
             self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
-        return await self._due.step(session, now, put)
+        return False
 
     async def _replay(self, session: Session, now: float) -> None:
         if now >= self._look_at:
@@ -98,7 +83,7 @@ class Replays:
                 return
             meter.taken += row["taken"]
             if row["taken"]:
-                self._due.hurry()
+                self._made_due()
             if row["ended"]:
                 return
             if self._monotonic() - now > STEP_S:

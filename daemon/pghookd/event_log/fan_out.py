@@ -51,12 +51,8 @@ class Outbox(Protocol):
         """Wait until it has room, or until fewer writes than so many are waiting."""
         ...
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Go on at once with what is done between two batches."""
-        ...
-
-    def heal(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Endpoints have changed; None: any of them."""
         ...
 
 
@@ -317,7 +313,7 @@ class FanOut:
             hand.append((endpoint, delivery))
         elif not self._find_place(lane, delivery, now):
             self._hands[endpoint.site_id] = deque([(endpoint, delivery)])
-            self._outbox.hurry()  # a look at rows may be what it waits for
+            self._outbox.wake()  # a look at rows may be what it waits for
 
     def _put(self, write: Write, now: float) -> None:
         self._outbox.put(write, now)
@@ -404,14 +400,10 @@ class FanOut:
         self._endpoints.ask_again()
         if endpoint_ids is None:
             self._changed = None
-            self._outbox.heal(None)
-        else:
-            ids = list(endpoint_ids)
-            if self._changed is not None:
-                self._changed.update(ids)
-                if len(self._changed) > CHANGED_MAX:
-                    self._changed = None
-            self._outbox.heal(ids)
+        elif self._changed is not None:
+            self._changed.update(endpoint_ids)
+            if len(self._changed) > CHANGED_MAX:
+                self._changed = None
 
     async def attend(self) -> None:
         """Look again at a page of the endpoints that have changed, and at which rows are durable by now.

@@ -6,9 +6,9 @@ from typing import TypeAlias
 
 from pghookd.event_log.identity import ServerIdentity, StoredShard
 from pghookd.event_log.position import Mark, Position, Snapshot
-from pghookd.model import endpoint_options, event_options, suspect
+from pghookd.model import endpoint_options, event_options
 from pghookd.model.delivery import Endpoint, Event
-from pghookd.model.suspect import Stay
+from pghookd.model.suspect import Stay, read_suspects
 from pghookd.postgres.client import Row
 
 # event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
@@ -44,7 +44,7 @@ def endpoint_of(row: Row) -> Endpoint:
 
 def stay_of(row: Row) -> Stay:
     """Make a Stay of a row of read_home."""
-    named = suspect.read(row["suspects"])
+    named = read_suspects(row["suspects"])
     return Stay(
         host=row["host"],
         server=row["server"],

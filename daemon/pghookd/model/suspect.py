@@ -57,7 +57,7 @@ class Stay:
     rival: str | None = None
 
 
-def read(text: str) -> tuple[Suspect, ...]:
+def read_suspects(text: str) -> tuple[Suspect, ...]:
     """Read the column `suspects`; what is none of ours is left out."""
     rows = orjson.loads(text)
     if not isinstance(rows, list):
@@ -70,6 +70,6 @@ def read(text: str) -> tuple[Suspect, ...]:
     )
 
 
-def write(suspects: Iterable[Suspect]) -> str:
+def write_suspects(suspects: Iterable[Suspect]) -> str:
     """Return the column `suspects`."""
     return orjson.dumps([dataclasses.astuple(suspect) for suspect in suspects]).decode("ascii")

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from pghookd.event_log import identity
 from pghookd.event_log.position import Snapshot
 from pghookd.event_log.rows import server_of, shard_of
-from pghookd.model import suspect
+from pghookd.model.suspect import write_suspects
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Session, connect, query
 from pghookd.process.host_id import host_id
 from pghookd.settings.schema import Settings
@@ -119,7 +119,7 @@ async def _anchor(session: Session, place: Home, *, skip_backlog: bool) -> dict[
 async def _enter(session: Session, place: Home, queued: int, *, skip_backlog: bool) -> None:
     """Note where the daemon is at home from now on, and that it was adopted there."""
     await session.execute("delete from webhooks.home")
-    await session.execute(query("enter_home"), place.host, session.address, None, 0, suspect.write(()))
+    await session.execute(query("enter_home"), place.host, session.address, None, 0, write_suspects(()))
     await session.execute(query("name_home"), place.name)
     await session.execute(
         "insert into webhooks.operations (what, detail)"

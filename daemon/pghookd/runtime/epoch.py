@@ -20,7 +20,7 @@ from pghookd.delivery.backlog.due import Backlog, BacklogTerms
 from pghookd.delivery.deliverer import Deliverer, DeliveryTerms
 from pghookd.delivery.poison import Arrival
 from pghookd.delivery.poison_guard import Place, PoisonGuard
-from pghookd.delivery.recording.recorder import Due, Recorder, RecorderTerms
+from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
 from pghookd.delivery.replays import Replays
 from pghookd.egress.sender import Sender
 from pghookd.encryption.keyring import Vault, revealing
@@ -341,9 +341,19 @@ class NotificationRouter:
         self._chars = 0  # read in it
         self.echo = asyncio.Event()
         self.wake = asyncio.Event()
-        self.due: Callable[[], None] = lambda: None
-        self.replay: Callable[[], None] = lambda: None
-        self.endpoints: Callable[[list[int] | None], None] = lambda _: None
+        self._due: Callable[[], None] = lambda: None
+        self._replay: Callable[[], None] = lambda: None
+        self._endpoints: Sequence[Callable[[list[int] | None], None]] = ()
+
+    def route(
+        self,
+        *,
+        due: Callable[[], None],
+        replay: Callable[[], None],
+        endpoints: Sequence[Callable[[list[int] | None], None]],
+    ) -> None:
+        """Pass what is heard on to these from now on; ids of endpoints, or None for any of them."""
+        self._due, self._replay, self._endpoints = due, replay, endpoints
 
     def __call__(self, payload: str) -> None:
         """Take one notification."""
@@ -351,13 +361,17 @@ class NotificationRouter:
         if payload == "echo":
             self.echo.set()
         elif payload == "due":
-            self.due()
+            self._due()
         elif payload == "replay":
-            self.replay()
+            self._replay()
         elif payload == "endpoints":
-            self.endpoints(None)
+            self._endpoints_changed(None)
         elif payload.startswith("endpoints:"):
-            self.endpoints(self._read(payload[len("endpoints:") :]))
+            self._endpoints_changed(self._read(payload[len("endpoints:") :]))
+
+    def _endpoints_changed(self, ids: list[int] | None) -> None:
+        for changed in self._endpoints:
+            changed(ids)
 
     def _read(self, text: str) -> list[int] | None:
         """Return the ids of a list, without what is no bigint; None if more was sent than is read in a second."""
@@ -393,12 +407,12 @@ class Loops:
         self._filters = Filters(logger=world.logger, monotonic=world.monotonic)
         self._order = Order(self._lanes)
         due = self._due = self._make_due()
-        replays = Replays(due, self._lanes, logger=world.logger, monotonic=world.monotonic)
+        self.recorder = self._make_recorder(server)
+        replays = Replays(self._lanes, made_due=due.more_due, logger=world.logger, monotonic=world.monotonic)
         place = Place(world.host, sessions["record"].address, world.run)
-        self._suspects = PoisonGuard(replays, place, arrival, monotonic=world.monotonic)
+        self._suspects = PoisonGuard(place, arrival, wake=self.recorder.wake, monotonic=world.monotonic)
         self._wary = arrival.is_wary
-        self.recorder = self._make_recorder(server, self._suspects)
-        self._suspects.hurry = self.recorder.hurry
+        self.recorder.take_on(self._suspects, replays, due)
         self._queued = asyncio.Event()
         self.mailing = self._make_mailing()
         self.care = self._make_care()
@@ -416,7 +430,11 @@ class Loops:
             beat=world.beats.of("read"),
         )
         self.bell = self._make_bell(hears.wake)
-        hears.due, hears.replay, hears.endpoints = due.ring, replays.ring, fan_out.endpoints_changed
+        hears.route(
+            due=due.ring,
+            replay=replays.ring,
+            endpoints=[fan_out.endpoints_changed, due.endpoints_changed],
+        )
         world.reloads.follow(self.apply)
 
     def apply(self, settings: Settings, sender: Sender) -> None:
@@ -452,7 +470,7 @@ class Loops:
             random01=world.random01,
         )
 
-    def _make_recorder(self, server: ServerIdentity, due: Due) -> Recorder:
+    def _make_recorder(self, server: ServerIdentity) -> Recorder:
         settings = self._world.settings
         return Recorder(
             self._sessions["record"],
@@ -460,7 +478,6 @@ class Loops:
             self._lanes,
             self._order,
             server,
-            due,
             RecorderTerms(
                 batch_max=settings.recorder.batch_max,
                 batch_wait_s=settings.recorder.batch_wait_ms / 1000,

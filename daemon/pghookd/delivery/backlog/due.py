@@ -114,7 +114,7 @@ class Backlog:
         self._rung = True
         self._look_at = 0.0
 
-    def hurry(self) -> None:
+    def more_due(self) -> None:
         """Rows have been made due on this session: later than all that were looked at."""
         self._look_at = 0.0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -32,7 +32,7 @@ from pghookd.scheduling.ordering import Order
 ANSWER_MAX_AGE: Final = 0.6  # of the lease: no POST starts unless its session answered within this
 OUTCOME_MAX_AGE_S: Final = 5.0  # nor while an outcome older than this is unrecorded
 CHECKPOINT_AFTER_S: Final = 10.0  # a delivery unsettled for this long gets a row of its own
-TEND_EVERY_S: Final = 0.25
+UPKEEP_EVERY_S: Final = 0.25
 PENDING_MAX: Final = 5000  # writes that are no outcomes and wait; callers of `room` wait beyond
 LOCKED_AGAIN_S: Final = 1.0  # after a row was locked, until its write is tried again
 LOCKED_PAUSE_S: Final = 2.0  # its endpoint is sent nothing for so long: longer than until the next try
@@ -46,19 +46,15 @@ _AGAIN_S: Final = {DelayedOutcomes.LOCKED: LOCKED_AGAIN_S, DelayedOutcomes.REFUS
 _PAUSE_S: Final = {DelayedOutcomes.LOCKED: LOCKED_PAUSE_S, DelayedOutcomes.REFUSED: REFUSED_PAUSE_S}
 
 
-class Due(Protocol):
-    """What takes due rows back into memory, between two batches."""
+class Chore(Protocol):
+    """Work on the recorder's session that is done between two batches."""
 
-    def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> Awaitable[bool]:
-        """Take a bounded page if there is one to take; `put` takes what is to be written instead.
+    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
+        """Do a bounded piece of it, if it is time; `put` takes what is to be written.
 
         Returns:
-            Whether there is more to take at once.
+            True if there is more to do at once.
         """
-        ...
-
-    def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Look at endpoints that were perhaps switched; None: at all."""
         ...
 
 
@@ -82,7 +78,6 @@ class Recorder:
         lanes: Lanes,
         order: Order,
         server: ServerIdentity,
-        due: Due,
         terms: RecorderTerms,
         *,
         logger: FilteringBoundLogger,
@@ -95,8 +90,10 @@ class Recorder:
         self._log = log
         self._lanes = lanes
         self._order = order
-        self._due = due
-        self._more_is_due = False
+        self._chores: dict[
+            Chore, float
+        ] = {}  # in their order; each with when it is done next, monotonic seconds
+        self._more_to_do = False
         self._terms = terms
         self._logger = logger
         self._monotonic = monotonic
@@ -117,12 +114,15 @@ class Recorder:
         self._answered_at = monotonic()
         self._check_at = 0.0
         self._retry_at = 0.0
-        self._due_at = 0.0
         self._stopping = False
 
     def apply(self, *, batch_max: int, batch_wait_s: float) -> None:
         """Gather the next batches by other bounds."""
         self._terms = dataclasses.replace(self._terms, batch_max=batch_max, batch_wait_s=batch_wait_s)
+
+    def take_on(self, *chores: Chore) -> None:
+        """Do these between two batches, one after the other, from now on."""
+        self._chores |= dict.fromkeys(chores, 0.0)
 
     # What others may ask and say ------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Recorder:
             for other in self._order.note(write, now):
                 self.put(other, now)
 
-    def hurry(self) -> None:
+    def wake(self) -> None:
         """Go on at once with what is done between two batches."""
         self._wake.set()
 
@@ -171,10 +171,6 @@ class Recorder:
             return "unrecorded"
         return "delayed" if self._pending.aside and self._pending.is_full else None
 
-    def heal(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Endpoints have changed: rows of those that are off are held, those of others go out; None: any of them."""
-        self._due.endpoints_changed(endpoint_ids)
-
     def unwatch(self, endpoint_id: int, last_failure_us: int) -> None:
         """Forget an endpoint whose trouble is over, unless it has failed again."""
         self.notes.unwatch(endpoint_id, last_failure_us)
@@ -186,11 +182,11 @@ class Recorder:
         await self.notes.begin()
 
     async def run(self) -> None:
-        """Write and tend until told to stop."""
+        """Write, and do chores, until told to stop."""
         while not self._stopping:
             await self._gather()
             await self._flush(self._terms.batch_max)
-            await self._tend()
+            await self._upkeep()
             self._recorded()
             self._beat()
 
@@ -208,7 +204,7 @@ class Recorder:
         while self._pending.outcomes + self._pending.others and self._monotonic() < until:
             self._rest_others()
             if not self._pending.takeable:
-                await asyncio.sleep(TEND_EVERY_S)
+                await asyncio.sleep(UPKEEP_EVERY_S)
             await self._flush(self._terms.batch_max)
         await self._retry(NEVER, self._pending.endpoints_aside)
         await self._unless_refused(self._positions.store(self._monotonic()))
@@ -220,12 +216,12 @@ class Recorder:
     async def _gather(self) -> None:
         pending = self._pending
         self._rest_others()
-        if self._more_is_due:
+        if self._more_to_do:
             return
         if not pending.takeable:
             self._wake.clear()
             try:
-                async with asyncio.timeout(TEND_EVERY_S):
+                async with asyncio.timeout(UPKEEP_EVERY_S):
                     await self._wake.wait()
             except TimeoutError:
                 return
@@ -334,32 +330,35 @@ class Recorder:
 
     # Between batches --------------------------------------------------------------------------------------------------
 
-    async def _tend(self) -> None:
+    async def _upkeep(self) -> None:
         """Do what can wait; a statement that Postgres refuses harms no other, and is tried again a second later."""
         now = self._monotonic()
         if self._pending.aside and now >= self._retry_at:
-            self._retry_at = now if await self._retry(now) else now + TEND_EVERY_S
+            self._retry_at = now if await self._retry(now) else now + UPKEEP_EVERY_S
         if self.notes.is_due(now) and await self.notes.write(now):
             self._failed()
         if now >= self._check_at:
             self._check_at = now + await self._checkpoint(now)
-        if now >= self._due_at:
-            self._due_at = now if await self._unless_refused(self._take_due(now)) else now + CHORE_AGAIN_S
+        self._more_to_do = False
+        for chore, again_at in self._chores.items():
+            if now >= again_at:
+                done = await self._unless_refused(self._step(chore, now))
+                self._chores[chore] = now if done else now + CHORE_AGAIN_S
         if await self._unless_refused(self._positions.step(now)):
             self._answered_at = now
         if now - self._answered_at >= self._terms.heartbeat_s:
             await self._session.fetchval(PING)
             self._answered_at = now
 
-    async def _take_due(self, now: float) -> bool:
-        self._more_is_due = False
-        self._more_is_due = await self._due.step(self._session, now, self.put)
+    async def _step(self, chore: Chore, now: float) -> bool:
+        if await chore.step(self._session, now, self.put):
+            self._more_to_do = True
         return True
 
-    async def _unless_refused(self, chore: Awaitable[bool]) -> bool:
-        """Await a chore; return what it returns, or False if Postgres refused a statement of it."""
+    async def _unless_refused(self, work: Awaitable[bool]) -> bool:
+        """Await some work; return what it returns, or False if Postgres refused a statement of it."""
         try:
-            return await chore
+            return await work
         except DatabaseError as error:
             self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
             return False
@@ -374,7 +373,7 @@ class Recorder:
         """
         late = self._log.overdue(now - CHECKPOINT_AFTER_S)
         if not late or self._writer.is_table_locked(now):
-            return TEND_EVERY_S
+            return UPKEEP_EVERY_S
         spoken_for = {id(delivery) for delivery in self._pending.deliveries()}
         late = [delivery for delivery in late if id(delivery) not in spoken_for]
         for page in _pages(late, self._terms.batch_max):
@@ -392,7 +391,7 @@ class Recorder:
                 return REFUSED_AGAIN_S
             if self._pending.outcomes:
                 return 0.0
-        return TEND_EVERY_S
+        return UPKEEP_EVERY_S
 
 
 def _pages(deliveries: list[Delivery], size: int) -> Iterator[list[Delivery]]:
