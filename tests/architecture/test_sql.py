@@ -9,6 +9,9 @@ from tree import DAEMON, SQL, load
 
 QUERIES = sorted((SQL / "queries").glob("*/*.sql"))
 MIGRATIONS = sorted((SQL / "migrations").glob("*.sql"))
+WIDTH = 120
+# Lines of queries that are wider; the number may only fall. A migration stays as it was applied.
+WIDE_LINES_MAX = 149
 TEXTS = set().union(*(module.texts() for module in load().values()))
 STRINGS = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -48,6 +51,16 @@ def test_parameters_are_numbered_without_a_gap(path):
 @pytest.mark.parametrize("path", QUERIES, ids=lambda path: path.stem)
 def test_a_query_is_named_verb_and_noun(path):
     assert re.fullmatch(r"[a-z]+(?:_[a-z]+)+", path.stem)
+
+
+def test_lines_of_queries_are_no_wider_than_prose():
+    wide = [
+        f"{path.name}:{number}"
+        for path in QUERIES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > WIDTH
+    ]
+    assert len(wide) <= WIDE_LINES_MAX, wide
 
 
 def test_migrations_are_numbered_without_a_gap():
