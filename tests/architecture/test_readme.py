@@ -1,4 +1,4 @@
-"""What the README lists is what the code has: settings, log events, and commands."""
+"""What the README and the guides list is what the code has: settings, log events, states and commands."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import NAMES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "systemd" / "README.md").read_text(encoding="utf-8")
+GUIDES = (
+    README,
+    OPERATIONS,
+    *((ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in ("sql", "daemon", "tests")),
+)
+README_LINES_MAX = 200
 DOTTED = re.compile(r"`([a-z]+\.[a-z][a-z0-9_]*)`")
 
 
 def section(name):
-    """Return what stands between `<!-- name -->` and the next `<!-- /name -->`."""
-    found = re.search(rf"<!-- {name} -->(.*?)<!-- /{name} -->", README, re.DOTALL)
-    assert found, f"the README has no section between <!-- {name} --> and <!-- /{name} -->"
+    """Return what stands in the operations guide between `<!-- name -->` and the next `<!-- /name -->`."""
+    found = re.search(rf"<!-- {name} -->(.*?)<!-- /{name} -->", OPERATIONS, re.DOTALL)
+    assert found, f"systemd/README.md has no section between <!-- {name} --> and <!-- /{name} -->"
     return found[1]
 
 
@@ -41,7 +48,11 @@ def test_the_life_of_an_endpoint_is_the_table_that_decides_it():
 
 @pytest.mark.parametrize("command", sorted(cli.commands))
 def test_every_command_is_spoken_of(command):
-    assert re.search(rf"pghookd {command}\b", README)
+    assert any(re.search(rf"pghookd {command}\b", guide) for guide in GUIDES)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= README_LINES_MAX
 
 
 def test_the_two_commands_are_one_line_each():

@@ -137,7 +137,7 @@ class Booted:
     # Files ------------------------------------------------------------------------------------------------------------
 
     def _install(self):
-        """As README.md says: a virtual environment in /opt/pghookd, settings in /etc/pghookd, a user by sysusers.d."""
+        """As systemd/README.md says: a virtual environment in /opt/pghookd, settings in /etc, a user by sysusers.d."""
         opt = self._folder / "opt" / "pghookd"
         for name in ("bin", "python", "packages", "daemon", "sql"):
             (opt / name).mkdir(parents=True)

@@ -77,6 +77,8 @@ def test_wheel_and_sdist_hold_sql_and_letters_and_nothing_foreign(built):
     assert {"pghookd/py.typed", "pghookd/settings/schema.py"} <= in_wheel
     assert {name.split("/")[0] for name in in_wheel} == {"pghookd", f"pghookd-{__version__}.dist-info"}
     assert {"pyproject.toml", "README.md", "LICENSE", "systemd/pghookd.service"} <= in_sdist
+    assert {"CONTRIBUTING.md", "SECURITY.md"} <= in_sdist
+    assert {f"{folder}/README.md" for folder in ("daemon", "sql", "systemd", "tests")} <= in_sdist
 
 
 async def test_the_installed_command_works_from_anywhere(installed, database_url):

@@ -1,6 +1,6 @@
 """Every setting, once: its section, name, meaning, bounds and default, as one frozen object.
 
-A section is a class and a setting is a field, so that the list in the README, the names the environment may
+A section is a class and a setting is a field, so that the list in systemd/README.md, the names the environment may
 use and the object the daemon works with cannot drift apart. All are accepted from the first release on, also
 those that only a later one gives meaning to.
 
