@@ -1,7 +1,7 @@
 """The rarely used options of an event, as one value; None for an event without any.
 
-The database returns them as one flat JSON text (column `options` of the queries that read events), so that an event
-without options costs one null. Unusable values are ignored, because producers fill these columns.
+The database returns them as one flat JSON text (column `options` of the queries that read events): an event without
+options costs one null. Unusable values are ignored, because producers fill these columns.
 
 Never here: time, SQL, the effect of an option.
 """

@@ -271,8 +271,8 @@ async def connect(
         name: shown in pg_stat_activity.
         settings: server settings of this session.
         writable: True to refuse a standby.
-        answer_within_s: a statement that takes longer ends the session, because the server's own timeouts have no
-            effect while the network passes nothing on; None if a statement may take any time.
+        answer_within_s: seconds after which a statement ends the session; None if it may take any time. The server's
+            own timeouts have no effect while the network passes nothing on.
         address: connect to this `Session.address` instead of the URL's hosts; None to use the URL's hosts.
 
     Raises:

@@ -1,8 +1,8 @@
 """Decides which migrations bring a schema up to date, or why it must not be touched.
 
 Migrations are files `NNNN_name.sql` that are never edited after release. The schema stores the checksum of each one
-as it was applied. A schema may be newer than this program: it is accepted, unless a migration requires a later
-version of the program (`-- min_daemon: X.Y.Z` in the head of the file).
+as it was applied. A schema newer than this program is accepted, unless a migration requires a later version of the
+program (`-- min_daemon: X.Y.Z` in the head of the file).
 
 Never here: running SQL, files.
 """

@@ -1,7 +1,7 @@
 """Reports the daemon's state to systemd: ready, stopping, alive (sd_notify(3)).
 
 Written here, because the package of that name blocks the event loop. A message is a datagram that is sent at once or
-not at all: a service manager that does not read must never delay a delivery.
+not at all. A service manager that does not read must never delay a delivery.
 
 Never here: when the daemon is ready or alive (runtime/app.py).
 """

@@ -13,8 +13,8 @@
                         our own fault, `blocked` was never sent)
     probing -> closed   deliveries parked meanwhile go out at a growing rate (scheduling/rate)
 
-The window is a ring of bits in which a one is a failure. Attempts not made yet count as successes, so that a cold start
-needs as many failures as a warm one and a short disturbance does not open the breaker. A success while the window is
+The window is a ring of bits in which a one is a failure. Attempts not made yet count as successes. So a cold start
+needs as many failures as a warm one, and a short disturbance does not open the breaker. A success while the window is
 empty costs one comparison.
 
 Never here: which delivery is the probe (scheduling/lanes), a clock, randomness.

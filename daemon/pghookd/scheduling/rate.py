@@ -1,9 +1,9 @@
 """Ramp-up and rate limit: how often deliveries may start.
 
-A pace protects a receiver that has just recovered from being overwhelmed. Each success adds the same amount, so that
-the pace grows by a factor of e every `grow_s` seconds if all succeed, and no faster than the receiver answers. A
-failure halves it, at most once in `grow_s` seconds. So it falls if more than 3 in 10 fail, and grows otherwise (halved,
-and multiplied by e to the power of the share of successes).
+A pace keeps a receiver that has just recovered from being overwhelmed. Each success adds the same amount. So the pace
+grows by a factor of e every `grow_s` seconds if all succeed, and no faster than the receiver answers. A failure halves
+it, at most once in `grow_s` seconds. So it falls if more than 3 in 10 fail, and grows otherwise: it is halved, and
+multiplied by e to the power of the share of successes.
 
 A rate is the endpoint's own limit, its column `rate_per_s`. Neither successes nor failures change it.
 

@@ -7,11 +7,11 @@
                              quarters by sites with nothing
                              in flight
     a site that is slow      nothing of the last quarter     its lanes wait until slots are free again
-    a site with any          nothing of the last eighth      likewise
-    a site with none         all of them                     lanes wait for any slot
+    a site with requests     nothing of the last eighth      likewise
+    a site with no requests  all of them                     lanes wait for any slot
 
 A holder is slow if at least half of its requests are long. For a lane with a success, the long requests of its site
-count once, like all others; for a lane with nothing in flight they count one and a half times. So neither waits for
+count once, like all others. For a lane with nothing in flight they count one and a half times. So neither waits for
 hanging lanes of its site. These rules need no answers: they count only requests in flight.
 
 The limits hold on a quiet platform too: a slot that a slow receiver holds cannot be taken back when others need it.

@@ -1,8 +1,8 @@
 """Counts, by site, the rows that the fan-out has handed to the recorder and that are not durable yet.
 
 A site whose deliveries all become rows (parked, held, dead) must not fill the recorder. It may have half of the rows
-still free; its further events stay in the log. So one site takes at most half of all rows, and however many sites
-there are, a site without rows still has room.
+still free; its further events stay in the log. So one site takes at most half of all rows, and no number of sites can
+take the room of a site without rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from pghookd.model.delivery import Delivery
 
 UNWRITTEN_MAX: Final = 2000  # rows: four full batches of the recorder, about 0.2 to 0.4 s of its time
-UNWRITTEN_LEAST: Final = 20  # rows that a site may have however many the others have
+UNWRITTEN_LEAST: Final = 20  # rows that a site may have, however many the others have
 
 
 class Unwritten:

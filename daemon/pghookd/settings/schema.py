@@ -234,7 +234,7 @@ class RetrySettings(SettingsSection):
 
 
 class BreakerSettings(SettingsSection):
-    """When a failing endpoint gets no requests but probes."""
+    """When a failing endpoint gets only probes."""
 
     attempts: Count = 20
     share: Share = 0.5
