@@ -1,1 +1,1 @@
-"""Secrets at rest."""
+"""Encrypts secrets at rest."""

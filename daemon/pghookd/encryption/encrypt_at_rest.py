@@ -1,8 +1,8 @@
-"""Encrypts secrets of endpoints, and auth, where they lie, page by page: those in plain text, or under an older key.
+"""Encrypts the secrets and auth of endpoints in the table, page by page, if in plain text or under an older key.
 
-A row is only written while it holds the very texts that were read, so that a rotation in between is never undone.
+A row is written only if its texts are still those that were read, so that a rotation in between is never undone.
 
-Never here: a cipher (encryption/keyring.py), and a secret in anything that is told.
+Never here: a cipher (encryption/keyring.py), a secret in a log line or report.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PAGE: Final = 200  # endpoints
 
 @dataclasses.dataclass(slots=True)
 class Progress:
-    """How far a rotation of the key is.
+    """The progress of a key rotation.
 
     Attributes:
-        total: endpoints with a secret or auth when it began.
-        looked_at: of them so far.
-        wrapped: whose secrets or auth were not under the first key, and are now.
-        unopened: those that no key opens; they are left as they are.
+        total: number of endpoints with a secret or auth at the start.
+        looked_at: number of endpoints processed so far.
+        wrapped: number of endpoints whose secrets or auth were newly encrypted with the first key.
+        unopened: ids of endpoints with a text that no key decrypts; these texts are not changed.
     """
 
     total: int = 0
@@ -36,18 +36,18 @@ class Progress:
 
 
 async def wrap_plain(session: Session, vault: Vault) -> bool:
-    """Encrypt a page of secrets in plain text; whether there may be more."""
+    """Encrypt a page of plain-text secrets; return True if there may be more."""
     rows = await session.fetch(query("find_plain_secrets"), PAGE)
     return await _wrap(session, vault, rows, []) > 0 and len(rows) == PAGE
 
 
 async def rotate_key(session: Session, vault: Vault, tell: Callable[[Progress], None]) -> Progress:
-    """Bring every secret under the vault's first key. What was interrupted goes on where it is begun again.
+    """Encrypt every secret with the vault's first key. After an interruption it can be started again.
 
     Args:
-        session: in no transaction.
-        vault: its further keys open what is there.
-        tell: is called after each page.
+        session: a session outside a transaction.
+        vault: the keys; the further ones decrypt existing secrets.
+        tell: called with the progress after each page.
     """
     progress = Progress(total=await session.fetchval(_COUNT))
     last = -(2**63)
@@ -73,11 +73,11 @@ async def _wrap(session: Session, vault: Vault, rows: Sequence[Row], unopened: l
     return done
 
 
-_SEEN: Final = (1, 3, 6)  # where the columns of wrap_secrets hold what was seen, before what it became
+_SEEN: Final = (1, 3, 6)  # columns of wrap_secrets with a text that was read; the new text follows each
 
 
 def _wrapped(vault: Vault, row: Row, unopened: list[int]) -> tuple[object, ...]:
-    """Return the columns of wrap_secrets for a row; what no key opens stays, and keeps nothing else from it."""
+    """Return the columns of wrap_secrets for a row; a text that no key decrypts stays, and the others change."""
     endpoint_id, secret = row["endpoint_id"], row["secret"]
     made: list[object] = [endpoint_id]
     for name, purpose in _TEXTS.items():

@@ -1,11 +1,11 @@
-"""Encrypts secrets for the database and opens them again: AES-256-GCM, each bound to its endpoint.
+"""Encrypts secrets for the database and decrypts them: AES-256-GCM, each secret bound to its endpoint.
 
     enc:v1:<key id>:<base64 of a nonce of 12 bytes, the ciphertext, a tag of 16 bytes>
 
-The associated data name endpoint and purpose, so that a secret copied into another row opens nothing. `secret` and
-`previous_secret` have one purpose: webhooks.rotate_secret moves the text from the one to the other, without a key.
+The associated data name endpoint and purpose, so that a secret copied into another row cannot be decrypted. `secret`
+and `previous_secret` share a purpose: webhooks.rotate_secret moves the text from one to the other, without a key.
 
-Never here: SQL, and any text that holds a secret or a key.
+Never here: SQL, a message that contains a secret or a key.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ NONCE_BYTES: Final = 12  # NIST SP 800-38D: random, and far fewer than 2^32 secr
 
 
 def _forbid_dumps() -> None:
-    """Leave no core dump, and let no other process of the same user read our memory; only Linux can (prctl(2))."""
+    """Forbid core dumps, and reading our memory by other processes of the same user; only on Linux (prctl(2))."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class Vault:
-    """Some keys, the first of which encrypts."""
+    """The keys by id; the first one encrypts, all of them decrypt."""
 
     def __init__(self, keys: Mapping[str, bytes], random_bytes: Callable[[int], bytes] = os.urandom) -> None:
-        from cryptography.hazmat.primitives.ciphers import aead  # noqa: PLC0415 - 5 MB that few have a use for
+        from cryptography.hazmat.primitives.ciphers import aead  # noqa: PLC0415 - 5 MB that few installations need
 
         self._ciphers = {key_id: aead.AESGCM(key) for key_id, key in keys.items()}
         self._random_bytes = random_bytes
@@ -44,7 +44,7 @@ class Vault:
 
     @classmethod
     def of(cls, settings: Settings) -> Vault | None:
-        """Make one of `secrets.key`, and keep this process out of core dumps; None: there is no key."""
+        """Make a vault from `secrets.key` and forbid core dumps of this process; None if no key is set."""
         text = settings.secrets.key.get_secret_value()
         if not text.strip():
             return None
@@ -52,17 +52,17 @@ class Vault:
         return cls(parse_keys(text))
 
     def seal(self, plain: str, endpoint_id: int, purpose: str) -> str:
-        """Encrypt a secret with the first key; never twice to the same text."""
+        """Encrypt a secret with the first key; the text differs each time."""
         nonce = self._random_bytes(NONCE_BYTES)
         data = plain.encode("utf-8", "surrogatepass")
         made = self._ciphers[self.key_id].encrypt(nonce, data, _bound_to(endpoint_id, purpose))
         return f"{PREFIX}{self.key_id}:{base64.b64encode(nonce + made).decode('ascii')}"
 
     def reveal(self, text: str, endpoint_id: int, purpose: str) -> str:
-        """Return the secret in plain text; one that is not encrypted is returned as it is.
+        """Decrypt a secret; a plain-text secret is returned as it is.
 
         Raises:
-            Unopened: no key of ours opens it for this endpoint and purpose.
+            Unopened: no key decrypts it for this endpoint and purpose.
         """
         if not is_sealed(text):
             return text
@@ -79,10 +79,10 @@ class Vault:
         return opened.decode("utf-8", "surrogatepass")
 
     def resealed(self, text: str | None, endpoint_id: int, purpose: str) -> str | None:
-        """Return a secret under the first key; one that is so already, and None, as they are.
+        """Return a secret encrypted with the first key; None, or one encrypted with it already, as it is.
 
         Raises:
-            Unopened: as `reveal`.
+            Unopened: as in `reveal`.
         """
         if text is None or (is_sealed(text) and key_id_of(text) == self.key_id):
             return text
@@ -90,7 +90,7 @@ class Vault:
 
 
 def revealing(vault: Vault | None) -> Reveal:
-    """Return what opens secrets with a vault, or without one what is plain."""
+    """Return the function that decrypts secrets with a vault; without a vault, one that accepts only plain text."""
     return plain_only if vault is None else vault.reveal
 
 

@@ -1,1 +1,1 @@
-"""The values that all rooms use."""
+"""Defines the values that all rooms use."""

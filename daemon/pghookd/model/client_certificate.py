@@ -1,4 +1,4 @@
-"""A certificate and its key, with which we identify ourselves to a receiver."""
+"""The client certificate and private key with which the daemon authenticates itself to a receiver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClientCertificate:
-    """What we show in the TLS handshake: a certificate, its chain after it, and its private key without a password."""
+    """A certificate in PEM, followed by its chain, and its private key without a password, for the TLS handshake."""
 
     certificate: str = dataclasses.field(repr=False)
     key: str = dataclasses.field(repr=False)
@@ -28,12 +28,12 @@ class ClientCertificate:
 
 
 def _certificate(pem: str) -> Certificate:
-    """Read the first one."""
-    from cryptography import x509  # noqa: PLC0415 - 5 MB that few have a use for
+    """Parse the first certificate of a PEM text."""
+    from cryptography import x509  # noqa: PLC0415 - 5 MB that few installations need
 
     try:
         return x509.load_pem_x509_certificates(pem.encode())[0]
-    except Exception:  # noqa: BLE001 - whatever it is, this is no certificate; its message may quote it
+    except Exception:  # noqa: BLE001 - any error means that it is no certificate; its message may quote the text
         raise ValueError("auth.client_certificate.certificate is no certificate in PEM") from None
 
 
@@ -41,9 +41,9 @@ def _private_key(pem: str) -> PrivateKeyTypes:
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - as above
 
     try:
-        # Looking for primes takes a quarter of a second; that the halves belong together is looked at anyway.
+        # Checking the primes takes a quarter of a second; __post_init__ compares the key with the certificate anyway.
         return serialization.load_pem_private_key(
             pem.encode(), password=None, unsafe_skip_rsa_key_validation=True
         )
-    except Exception:  # noqa: BLE001 - as above, and of a key
+    except Exception:  # noqa: BLE001 - as above, for a key
         raise ValueError("auth.client_certificate.key is no private key in PEM, or has a password") from None

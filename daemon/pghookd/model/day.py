@@ -1,9 +1,9 @@
-"""Whether the id clock may move: ids carry the day, and they never go back.
+"""Decides whether the id clock may move: event ids carry the day, and they never go back.
 
-A step of at most two days needs the server's clock alone. A longer one needs witnesses: the daemon's own clock, and the
-newest events. One wrong look at a clock would otherwise move the ids for good.
+A step of at most two days needs the server's clock alone. For a longer step the daemon's own clock and the newest
+events must agree with it. Otherwise one wrong reading of a clock would move the ids for good.
 
-Never here: SQL, a clock, the moving.
+Never here: SQL, a clock, moving the id clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STEP_DAYS_MAX: Final = 2  # a weekend's clock error is harmless: the calendar ca
 AGREE_DAYS: Final = 1  # two clocks may read midnight at different moments
 DAY_US: Final = 86_400_000_000
 _FIRST: Final = dt.date(2020, 1, 1)
-_FIRST_US: Final = 1_577_836_800_000_000  # the same, in microseconds since 1970
+_FIRST_US: Final = 1_577_836_800_000_000  # the same day, in microseconds since 1970
 
 
 def day_of(wall_us: int) -> int:
@@ -24,13 +24,13 @@ def day_of(wall_us: int) -> int:
 
 
 def why_refuse(*, id_day: int, today: int, own_day: int, event_day: int | None) -> str | None:
-    """Say why the ids must not move to `today` yet, or return None if they may.
+    """Return why the ids must not move to `today` yet; None if they may.
 
     Args:
-        id_day: the day that ids are drawn from.
+        id_day: the day of the ids given out now.
         today: the day by the server's clock.
         own_day: the day by the daemon's clock.
-        event_day: the latest day on which one of the newest events was made; None if there are no events.
+        event_day: the latest day on which one of the newest events was created; None if there are no events.
     """
     if today - id_day <= STEP_DAYS_MAX:
         return None
@@ -42,7 +42,7 @@ def why_refuse(*, id_day: int, today: int, own_day: int, event_day: int | None) 
 
 
 def _date(day: int) -> str:
-    """Return a day as a date, or as its number where the calendar has no such date."""
+    """Return a day as an ISO date, or as its number if the calendar has no such date."""
     try:
         return (_FIRST + dt.timedelta(days=day)).isoformat()
     except OverflowError:
@@ -50,7 +50,7 @@ def _date(day: int) -> str:
 
 
 class Reminder:
-    """Limits a warning about a lasting state: the first after a delay, the next ones as far apart.
+    """Limits warnings about a lasting state: the first comes after a delay, the next ones at an interval.
 
     Args:
         first_s: how long the state must last before the first warning, seconds.
@@ -63,11 +63,11 @@ class Reminder:
         self._due_at: float | None = None
 
     def is_due(self, now: float, *, lasts: bool) -> bool:
-        """Note the state as of now; return True if a warning is due.
+        """Record whether the state lasts; return True if a warning is due.
 
         Args:
             now: monotonic seconds.
-            lasts: whether the state holds now; if not, the next time begins anew.
+            lasts: True if the state holds now; False resets the delay.
         """
         if not lasts:
             self._due_at = None

@@ -1,4 +1,4 @@
-"""The values that everything else speaks of: endpoint, event, delivery, attempt, outcome.
+"""The values that all rooms share: endpoint, event, delivery, attempt, outcome.
 
 One word per thing, the same in SQL, Python, logs and README. Nothing here decides or acts.
 """
@@ -24,15 +24,15 @@ EVENT_TYPES = (
 
 
 DAY_IDS: Final = 4_294_967_296  # event ids of a day, and of a partition
-# What begins the error of an attempt that got no token: the receiver was not asked.
+# Prefix of an attempt's error if no token was obtained: no request went to the receiver.
 OAUTH2: Final = "oauth2: "
-_RESERVED: Final = "webhook_"  # types that begin so are ours, and not part of `*`
+_RESERVED: Final = "webhook_"  # prefix of pghookd's own types, which `*` does not include
 
 
 class Outcome(enum.StrEnum):
-    """What one attempt came to. A closed set (column `attempts.outcome`)."""
+    """The result of one attempt. A closed set (column `attempts.outcome`)."""
 
-    DELIVERED = "delivered"  # a 2xx head was received; the body cannot change it
+    DELIVERED = "delivered"  # a 2xx head was received; the body cannot change the outcome
     REFUSED = "refused"  # any other answer
     TIMEOUT = "timeout"
     UNREACHABLE = "unreachable"
@@ -41,7 +41,7 @@ class Outcome(enum.StrEnum):
 
 
 class State(enum.StrEnum):
-    """Where an undelivered delivery stands. A closed set (column `backlog.state`, and `dead`)."""
+    """The state of an undelivered delivery. A closed set (column `backlog.state`, and `dead`)."""
 
     WAITING = "waiting"
     PARKED = "parked"
@@ -49,7 +49,7 @@ class State(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why a delivery is where it is (columns `backlog.reason`, `dead.reason`)."""
+    """Why a delivery is in its state (columns `backlog.reason`, `dead.reason`)."""
 
     # waiting
     RETRY = "retry"
@@ -60,9 +60,9 @@ class Reason(enum.StrEnum):
     # parked
     LANE_FULL = "lane_full"
     BREAKER_OPEN = "breaker_open"
-    PAUSED = "paused"  # its receiver said when to come again
+    PAUSED = "paused"  # its receiver asked for a pause, or outcomes of its endpoint are delayed
     FILTER_SLOW = "filter_slow"
-    ORDERING = "ordering"  # an earlier one of its ordering_key is unsettled
+    ORDERING = "ordering"  # an earlier delivery of its ordering_key is unsettled
     # held
     DISABLED = "disabled"
     # dead
@@ -80,7 +80,7 @@ class Reason(enum.StrEnum):
 
 
 class DisabledReason(enum.StrEnum):
-    """Who switched an endpoint off (column `endpoints.disabled_reason`)."""
+    """Why an endpoint was disabled (column `endpoints.disabled_reason`)."""
 
     OWNER = "owner"
     OPERATOR = "operator"
@@ -90,18 +90,18 @@ class DisabledReason(enum.StrEnum):
 
 
 def reserved_from(event_type: str) -> int:
-    """Return the least length of a prefix that may take a type: one of a reserved type must be reserved itself."""
+    """Return the minimum length of a prefix that matches a type; for a reserved type, that of the reserved prefix."""
     return len(_RESERVED) if event_type.startswith(_RESERVED) else 0
 
 
 def _begins(event_type: str, prefix: str) -> bool:
-    """Return True if a prefix takes a type."""
+    """Return True if a prefix matches a type."""
     return len(prefix) >= reserved_from(event_type) and event_type.startswith(prefix)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row of `endpoints`, as read after the page that needed it."""
+    """One row of `endpoints`, read after the page of events that needed it."""
 
     endpoint_id: int
     site_id: str
@@ -114,10 +114,10 @@ class Endpoint:
     source: str | None = None  # sites.url, sent as x-webhook-source
     concurrency: int | None = None  # null means delivery.endpoint_concurrency
     timeout_s: float | None = None  # null means delivery.timeout_s
-    options: EndpointOptions | None = None  # what is seldom set; null: nothing of it
+    options: EndpointOptions | None = None  # rarely used options; None if none is set
 
     def takes(self, event_type: str) -> bool:
-        """Whether this endpoint asked for the type; `order_*` is all that begin so, `*` all but the reserved ones."""
+        """Return True if it subscribes to the type; `order_*` matches by prefix, `*` all but reserved types."""
         return any(
             wanted == event_type or (wanted.endswith("*") and _begins(event_type, wanted[:-1]))
             for wanted in self.event_types
@@ -126,27 +126,27 @@ class Endpoint:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Event:
-    """One row of `events`. Shared by all its deliveries; not frozen because thousands are made a second."""
+    """One row of `events`, shared by all its deliveries. Not frozen, because thousands are made per second."""
 
     event_id: int
     site_id: str
     type: str
     created_at_us: int  # microseconds since 1970, UTC
-    payload: bytes | None  # the producer's own JSON text; None: large, loaded when it is sent
-    endpoint_id: int | None = None  # only to this one
-    options: EventOptions | None = None  # what is seldom set; None: nothing of it
-    webhook_id: str = ""  # made with the body
-    triggered_at: str = ""  # made with the body
-    body: bytes | None = None  # the envelope, made once for all deliveries of the event
+    payload: bytes | None  # the producer's own JSON text; None if it is large and loaded before it is sent
+    endpoint_id: int | None = None  # the only endpoint to deliver to; None if all that subscribe
+    options: EventOptions | None = None  # rarely used options; None if none is set
+    webhook_id: str = ""  # made together with the body
+    triggered_at: str = ""  # made together with the body
+    body: bytes | None = None  # the envelope, built once for all deliveries of the event
 
 
 @dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
 class Newest:
-    """The newest event known of one `supersede_key` at one endpoint, held by its deliveries (event_log/supersede).
+    """The newest known event of one `supersede_key` at one endpoint, held by its deliveries (event_log/supersede).
 
     Attributes:
-        event_id: of the newest one; 0: none is known.
-        before_us: its deliver_before, while it has not been sent, microseconds since 1970; None: it has no end.
+        event_id: id of the newest event; 0 if none is known.
+        before_us: its deliver_before, as long as it has not been sent, microseconds since 1970; None if it has no end.
     """
 
     event_id: int = 0
@@ -155,18 +155,18 @@ class Newest:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Line:
-    """The deliveries of one ordering_key at one `ordered` endpoint, as far as memory knows (scheduling/ordering).
+    """The deliveries of one ordering_key at one `ordered` endpoint that are in memory (scheduling/ordering).
 
     Attributes:
-        name: the ordering_key; empty: events that have none.
-        head: in the endpoint's lane, or given up and not recorded yet.
-        ahead: wait for it in memory, oldest first.
-        led_at: monotonic seconds, when the head became it.
-        behind: rows of it are in `backlog`, perhaps, that are not in memory.
-        blocked: the first of those waits for its time.
-        sure: nothing that was in memory has become a row since its rows were last looked at.
-        unwritten: events whose rows are not durable yet.
-        returning: those of them that were in memory, so that later ones may have rows already.
+        name: the ordering_key; empty for events without one.
+        head: the delivery in the endpoint's lane, or given up and not recorded yet; None if there is none.
+        ahead: deliveries in memory that wait for the head, oldest first.
+        led_at: monotonic seconds at which the head became the head.
+        behind: True if `backlog` may have rows of the line that are not in memory.
+        blocked: True if the first of these rows waits for its time.
+        sure: True if no delivery in memory has become a row since the rows were last read.
+        unwritten: ids of events whose rows are not durable yet.
+        returning: those of `unwritten` that were in memory, so that later events may have rows already.
     """
 
     name: str
@@ -182,12 +182,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
-    """What loading a large payload came to.
+    """The result of loading a large payload.
 
     Attributes:
-        payload: None if the delivery is to be given up.
-        died: why, then.
-        cost: what the payload counts for in the bytes that sites share (scheduling/payload_budget).
+        payload: the payload; None if the delivery must be given up.
+        died: the reason for giving it up; None if it was loaded.
+        cost: bytes that the payload counts for in the budget that sites share (scheduling/payload_budget).
     """
 
     payload: bytes | None
@@ -197,31 +197,29 @@ class Loaded:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Delivery:
-    """One event on its way to one endpoint, while it is in memory."""
+    """The delivery of one event to one endpoint, while it is in memory."""
 
     event: Event
     endpoint_id: int
     attempts: int  # attempts recorded so far; the next one is attempts + 1
     since: float  # monotonic seconds at which it came into memory
-    ticket: object | None = (
-        None  # what of the log waits for it (event_log/position); None: it has a row of its own
-    )
+    ticket: object | None = None  # the part of the log it settles (event_log/position); None if it has a row
     in_backlog: bool = False
-    age_from_us: int = 0  # what age_max_s counts from; microseconds since 1970
-    late: bool = False  # comes back from `parked` or `held`, or is replayed: live traffic goes first
-    attempts_before: int = 0  # of `attempts`, those before a replay: the schedule counts from there
-    newest: Newest | None = None  # of its supersede_key; None: it has none
-    line: Line | None = None  # of an endpoint that is ordered
-    loaded: Loaded | None = None  # where the event's payload is large
+    age_from_us: int = 0  # start of the age that age_max_s limits, microseconds since 1970
+    late: bool = False  # back from `parked` or `held`, or replayed: live traffic goes first
+    attempts_before: int = 0  # those of `attempts` before a replay: the schedule starts after them
+    newest: Newest | None = None  # the newest event of its supersede_key; None if it has no such key
+    line: Line | None = None  # its line, if the endpoint is ordered
+    loaded: Loaded | None = None  # the result of loading the event's large payload; None if not loaded
     flight: object | None = None  # its slot while it is in flight (scheduling/slots)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reply:
-    """A response head was received.
+    """A response of which at least the head was received.
 
     Attributes:
-        status: as sent by the receiver.
+        status: the status code sent by the receiver.
         body: at most `response_bytes_max` bytes, possibly cut.
         retry_after: the raw header's value, if present.
         control: the raw value of `webhook-delivery`, lower case, if present.
@@ -237,11 +235,11 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fault:
-    """No response: what stood in the way.
+    """Why there was no response.
 
     Attributes:
-        outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED; REFUSED by a token endpoint, where the receiver was not asked.
-        error: a constant name, or `name: detail` (NAMES: timeout connect, response; unreachable dns, refused,
+        outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED; REFUSED if a token endpoint refused before any request.
+        error: a constant name, or `name: detail` (names: timeout connect, response; unreachable dns, refused,
             reset, stale_connection, ...; blocked url, scheme, port, ...).
     """
 

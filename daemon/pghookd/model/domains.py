@@ -1,7 +1,7 @@
-"""Whose a host is: the domain that somebody registered, or the network of an address.
+"""Maps a host to its owner: the registrable domain of a name, or the network of an address.
 
-Limits and storms are counted by it, because names below one's own domain cost nothing. The Public Suffix List would be
-exact, but it is 300 KB and goes stale. This rule errs on the side of counting two owners as one.
+Limits and storms are counted by owner, because names below a domain of one's own cost nothing. The Public Suffix List
+would be exact, but it has 300 KB and goes stale. This rule rather counts two owners as one than one as two.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _SOLD_UNDER: Final = frozenset(
     }
 )  # fmt: skip
 _COUNTRY_LENGTH: Final = 2  # letters of a country's top-level domain
-_NETWORK_BITS: Final = {4: 24, 6: 48}  # what one customer of a provider gets at most, as a rule
+_NETWORK_BITS: Final = {4: 24, 6: 48}  # the largest network that a provider usually gives to one customer
 
 
 def a_label(domain: str) -> str:
-    """Return a domain in lower case and ASCII, without a dot at its end; what cannot be encoded stays as it is."""
+    """Return a domain in lower case and ASCII, without a trailing dot; as it is if it cannot be encoded."""
     plain = domain.strip().rstrip(".").lower()
     if plain.isascii():
         return plain
@@ -35,7 +35,7 @@ def a_label(domain: str) -> str:
 
 
 def registrable(host: str) -> str:
-    """Return the domain that somebody registered: the last two labels, or three; of an address its network."""
+    """Return the registrable domain of a host, its last two or three labels; for an address its network."""
     name = a_label(host)
     try:
         address = ipaddress.ip_address(name.strip("[]"))
@@ -47,7 +47,7 @@ def registrable(host: str) -> str:
 
 
 def registrable_of(url: str) -> str:
-    """Return the registrable domain of a URL's host; empty where it has none."""
+    """Return the registrable domain of a URL's host; empty if the URL has no host or cannot be parsed."""
     try:
         return registrable(urlsplit(url).hostname or "")
     except ValueError:

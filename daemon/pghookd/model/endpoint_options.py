@@ -1,10 +1,10 @@
-"""What an endpoint asks for beyond the platform's ways, as one value that is None for those that ask for nothing.
+"""The rarely used options of an endpoint, as one value; None for an endpoint without any.
 
-The database hands it over as one flat JSON text (column `options` of read_endpoints); read once for each text, and the
-same text is the same object, so that comparing an endpoint with its last reading costs nothing. Nothing is judged
-here: what cannot be used must not stop the log, only the deliveries to that endpoint (webhook/prepared).
+The database returns them as one flat JSON text (column `options` of read_endpoints). Each text is parsed once, and
+equal texts give the same object, so that comparing an endpoint with its last reading costs nothing. The options are
+not validated here: an invalid one must only stop the deliveries to its endpoint (webhook/prepared), not the log.
 
-Never here: time, SQL, what the options lead to.
+Never here: time, SQL, the effect of an option.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 import orjson
 
-RATE_MIN: Final = 0.001  # a second, as the constraint of the column has it; it may have been dropped
+RATE_MIN: Final = 0.001  # per second, like the column's constraint, which may have been dropped
 RATE_MAX: Final = 10_000.0
 STATUSES_LENGTH_MAX: Final = 200  # characters
 _STATUSES: Final = re.compile(r"(2[0-9]{2})(?:-(2[0-9]{2}))?", re.ASCII)
@@ -24,20 +24,20 @@ _STATUSES: Final = re.compile(r"(2[0-9]{2})(?:-(2[0-9]{2}))?", re.ASCII)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EndpointOptions:
-    """The columns of `endpoints` that are seldom set. None: as the settings say.
+    """The rarely set columns of `endpoints`. None if the settings apply.
 
     Attributes:
-        retry_schedule: as the setting `retry.schedule` is written.
-        headers: the JSON text of the endpoint's own header lines.
-        success_statuses: such as `200,201,204` or `200-204`.
-        profile: a preset of webhook/profile, `plain`, or `custom`; None: setting `delivery.profile`.
-        profile_spec: the JSON text of a custom profile.
-        previous_secret: signs beside the secret during a rotation.
-        previous_until_s: Unix seconds at which that ends.
-        filter: the text of a jsonpath; events of which it is false are left out.
-        rate_per_s: how many requests may start in a second.
-        ordered: deliver one by one per ordering_key.
-        auth: how requests identify themselves (webhook/auth): the JSON text, or that encrypted.
+        retry_schedule: in the syntax of the setting `retry.schedule`.
+        headers: the endpoint's own header lines, as JSON text.
+        success_statuses: for example `200,201,204` or `200-204`.
+        profile: a preset of webhook/profile, `plain`, or `custom`; None if the setting `delivery.profile` applies.
+        profile_spec: a custom profile, as JSON text.
+        previous_secret: signs in addition to the secret during a rotation.
+        previous_until_s: Unix seconds at which the rotation ends.
+        filter: a jsonpath; events for which it is false are not delivered.
+        rate_per_s: maximum of requests started per second.
+        ordered: True to deliver one at a time per ordering_key.
+        auth: how requests authenticate themselves (webhook/auth): JSON text, plain or encrypted.
     """
 
     retry_schedule: str | None = None
@@ -54,22 +54,22 @@ class EndpointOptions:
 
     @property
     def rate(self) -> float | None:
-        """The rate where there is one that can be kept; NaN and infinity arrive as texts."""
+        """The rate limit; None if there is none within the bounds. NaN and infinity arrive as texts."""
         asked = self.rate_per_s
         return asked if isinstance(asked, int | float) and RATE_MIN <= asked <= RATE_MAX else None
 
 
 @functools.lru_cache(maxsize=10_000)
 def read(text: str) -> EndpointOptions:
-    """Make the options of the text of the column `options`."""
+    """Parse the text of the column `options`."""
     return EndpointOptions(**orjson.loads(text))
 
 
 def parse_headers(text: str) -> tuple[tuple[str, str], ...]:
-    """Read `{"name": "value", ...}`; whether they may be sent is for webhook/headers.
+    """Parse `{"name": "value", ...}`; webhook/headers decides whether they may be sent.
 
     Raises:
-        ValueError: it is no object of texts.
+        ValueError: the text is not a JSON object with only strings as values.
     """
     found = orjson.loads(text)
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
@@ -78,10 +78,10 @@ def parse_headers(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def parse_statuses(text: str) -> frozenset[int]:
-    """Read `200,201,204` or `200-204`: the 2xx that count as success.
+    """Parse `200,201,204` or `200-204`: the 2xx status codes that count as success.
 
     Raises:
-        ValueError: a part is no 2xx nor a range of them that goes up, or the text is over 200 characters.
+        ValueError: a part is neither a 2xx nor an ascending range of them, or the text has over 200 characters.
     """
     found: set[int] = set()
     for part in text.split(","):

@@ -1,9 +1,9 @@
-"""What an event asks for beyond its delivery, as one value that is None for those that ask for nothing.
+"""The rarely used options of an event, as one value; None for an event without any.
 
-The database hands it over as one flat JSON text (column `options` of the queries that read events), so that an event
-without options costs one null. Whatever cannot be used is left out: the columns are the producer's.
+The database returns them as one flat JSON text (column `options` of the queries that read events): an event without
+options costs one null. Unusable values are ignored, because producers fill these columns.
 
-Never here: time, SQL, what becomes of a delivery.
+Never here: time, SQL, the effect of an option.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 import orjson
 
-# W3C Trace Context, 3.2: version, trace-id, parent-id, flags; a later version than 00 may go on after a dash.
+# W3C Trace Context, 3.2: version, trace-id, parent-id, flags; versions after 00 may append more after a dash.
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]*)?"
 )
@@ -23,18 +23,18 @@ _FIRST_VERSION: Final = "00"
 
 @dataclasses.dataclass(slots=True, eq=False)
 class EventOptions:
-    """The columns of `events` that are seldom set.
+    """The rarely set columns of `events`.
 
     Attributes:
-        trace_line: the header line `traceparent`, with its line end; empty: none, or not one that may be passed on.
-        wait_s: seconds until `deliver_after` when the event was read; 0: it is past.
-        deliver_after_us: microseconds since 1970; 0: none.
-        deliver_before_us: no attempt starts from then on, microseconds since 1970; None: no end.
-        ordering_key: endpoints that are ordered get events with it one by one.
-        dedupe_key: the first event of a site with it is delivered, no other one.
-        supersede_key: a newer event with it replaces this one where it is undelivered.
-        payload_bytes: of a payload that is loaded when it is sent; only where there is a supersede_key.
-        duplicate: another event of its dedupe_key came first; None: the reader has not found out yet.
+        trace_line: the header line `traceparent`, with its line end; empty if there is no valid one.
+        wait_s: seconds until `deliver_after`, from when the event was read; 0 if it is past.
+        deliver_after_us: microseconds since 1970; 0 if not set.
+        deliver_before_us: microseconds since 1970 from which no attempt starts; None if there is no end.
+        ordering_key: ordered endpoints get events with the same key one at a time.
+        dedupe_key: only the first event of a site with the same key is delivered.
+        supersede_key: a newer event with the same key replaces this one while it is undelivered.
+        payload_bytes: size of a payload that is loaded before it is sent; only set with a supersede_key.
+        duplicate: True if another event of its dedupe_key came first; None if the reader does not know yet.
     """
 
     trace_line: bytes = b""
@@ -48,12 +48,12 @@ class EventOptions:
     duplicate: bool | None = False
 
     def has_expired(self, now_us: int) -> bool:
-        """Return True if no attempt may start any more."""
+        """Return True if no more attempt may start."""
         return self.deliver_before_us is not None and now_us >= self.deliver_before_us
 
 
 def read(text: str) -> EventOptions:
-    """Make the options of the text of the column `options`; its times are Unix seconds."""
+    """Parse the text of the column `options`; its times are Unix seconds."""
     found = orjson.loads(text)
     before = found.get("deliver_before")
     return EventOptions(
@@ -69,7 +69,7 @@ def read(text: str) -> EventOptions:
 
 
 def trace_line(traceparent: str) -> bytes:
-    """Return the header line that passes a trace on; empty where the value is none (W3C Trace Context, 3.2)."""
+    """Return the header line that propagates a trace; empty if the value is invalid (W3C Trace Context, 3.2)."""
     match = _TRACEPARENT.fullmatch(traceparent)
     if match is None or (match[1] == _FIRST_VERSION and match[2] is not None):
         return b""

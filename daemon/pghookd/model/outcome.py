@@ -1,6 +1,6 @@
-"""What one delivery came to: an attempt, a row of `backlog`, a death.
+"""The outcomes of a delivery that the recorder writes: an attempt, a row of `backlog`, or a dead delivery.
 
-Never here: batches of them (delivery/batch).
+Never here: batches of outcomes (delivery/batch).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Final, TypeAlias
 from pghookd.model.delivery import Delivery, Outcome, Reason, State
 from pghookd.model.verdict import Verdict
 
-UNSENT: Final = "unsent"  # stands where an outcome would: there was no attempt, and the error is the reason
+UNSENT: Final = "unsent"  # stored as the outcome if there was no attempt; the error is then the reason
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class AttemptWrite:
-    """One request was made, or refused before it left."""
+    """A request was made, or refused before it was sent."""
 
     delivery: Delivery
     outcome: Outcome
@@ -30,12 +30,12 @@ class AttemptWrite:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class BacklogWrite:
-    """A delivery gets a row in `backlog` without an attempt: queued for long, parked, or held."""
+    """A delivery gets a row in `backlog` without an attempt: it is waiting, parked or held."""
 
     delivery: Delivery
     state: State
     reason: Reason
-    wait_s: float | None = None  # seconds until it is due, of one that waits; None: at once
+    wait_s: float | None = None  # seconds until a waiting delivery is due; None if at once
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -1,6 +1,6 @@
-"""Deliveries that were in flight when a daemon ended, as the row of `home` keeps them.
+"""Deliveries that were in flight when a daemon crashed, as a row of `home` stores them.
 
-Never here: who is quarantined (delivery/poison).
+Never here: which deliveries are quarantined (delivery/poison).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import orjson
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Suspect:
-    """A delivery that was named.
+    """A delivery that was named in the database before it was sent.
 
     Attributes:
-        event_id: with `endpoint_id`, which one.
-        ends: ends without a word at which it was on its way.
-        in_flight: whether it was when this was written.
+        event_id: identifies the delivery, together with `endpoint_id`.
+        endpoint_id: its endpoint.
+        ends: number of crashes during which it was in flight.
+        in_flight: True if it was in flight when this was written.
     """
 
     event_id: int
@@ -28,7 +29,7 @@ class Suspect:
 
     @property
     def key(self) -> tuple[int, int]:
-        """Event and endpoint."""
+        """The event_id and the endpoint_id."""
         return self.event_id, self.endpoint_id
 
 
@@ -37,13 +38,13 @@ class Stay:
     """One row of `home`.
 
     Attributes:
-        host: the machine.
-        server: the address of the database, as given.
-        run: of the process that lives there, or ended without a word; None: it ended in order.
-        unclean_ends: of processes, in a row.
-        suspects: what was named last.
+        host: the id of the machine.
+        server: the address of the database, as the daemon connected to it.
+        run: the id of the process that runs there or crashed; None if it ended normally.
+        unclean_ends: number of crashes in a row.
+        suspects: the deliveries named last.
         name: the setting `database.home` there; empty if it was not set.
-        started_at_us: when the server started that was seen last, microseconds since 1970; None if not known.
+        started_at_us: start time of the server seen last, microseconds since 1970; None if not known.
         rival: the address at which the same database may still run, so that this place is no home; None if it is one.
     """
 
@@ -58,7 +59,7 @@ class Stay:
 
 
 def read_suspects(text: str) -> tuple[Suspect, ...]:
-    """Read the column `suspects`; what is none of ours is left out."""
+    """Parse the column `suspects`; entries of another shape are ignored."""
     rows = orjson.loads(text)
     if not isinstance(rows, list):
         return ()
@@ -71,5 +72,5 @@ def read_suspects(text: str) -> tuple[Suspect, ...]:
 
 
 def write_suspects(suspects: Iterable[Suspect]) -> str:
-    """Return the column `suspects`."""
+    """Return the text for the column `suspects`."""
     return orjson.dumps([dataclasses.astuple(suspect) for suspect in suspects]).decode("ascii")

@@ -1,4 +1,4 @@
-"""What follows from an answer: delivered, try again, dead, switch the endpoint off.
+"""The verdicts on an answer: delivered, retry, dead, or disable the endpoint.
 
 Never here: how an answer is judged (webhook/judge).
 """
@@ -13,7 +13,7 @@ from pghookd.model.delivery import DisabledReason, Reason
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivered:
-    """A 2xx: done."""
+    """The receiver accepted the delivery."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Retry:
     """Try again after `wait_s` seconds.
 
     Attributes:
-        wait_s: seconds.
-        is_spared: the attempt failed by a fault of our own: the schedule does not count it.
+        wait_s: seconds to wait.
+        is_spared: True if the attempt failed through our own fault, so that the schedule does not count it.
     """
 
     wait_s: float
@@ -31,14 +31,14 @@ class Retry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dead:
-    """Never try again."""
+    """Give the delivery up."""
 
     reason: Reason
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Disable:
-    """Switch the endpoint off; this delivery and its others are held."""
+    """Disable the endpoint; this delivery and its others are held."""
 
     reason: DisabledReason
 

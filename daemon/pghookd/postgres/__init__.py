@@ -1,1 +1,1 @@
-"""Sessions and the schema."""
+"""Opens Postgres sessions and migrates the schema."""

@@ -1,9 +1,9 @@
-"""Brings the schema `webhooks` up to date, and says what state it is in.
+"""Brings the schema `webhooks` up to date, and reports its state.
 
-One session holds the migrations' advisory lock and applies them, so that the lock cannot outlive or be
-outlived by the work. A schema of that name that is not ours, or ours and altered, is left alone.
+One session holds the migrations' advisory lock and applies them, so that lock and work always end together. A schema
+of that name that is not pghookd's, or was altered, is not touched.
 
-Never here: the decision what is to be done (postgres/migration_plan.py), DDL (sql/migrations).
+Never here: the decision which migrations to apply (postgres/migration_plan.py), DDL (sql/migrations).
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from pghookd.postgres import client, migration_plan
 from pghookd.postgres.client import Session
 from pghookd.postgres.migration_plan import Applied, Migration, MigrationPlan
 
-LOCK_CLASS: Final = 1_885_825_131  # of all our advisory locks
-LOCK_KEY: Final = -1  # of this one
+LOCK_CLASS: Final = 1_885_825_131  # shared by all advisory locks of pghookd
+LOCK_KEY: Final = -1  # key of this lock
 LOCK_WAIT_S: Final = 60.0
 _LOCK_PAUSE_S: Final = 0.25
-_MARKER: Final = "pghookd:"  # what the comment on our schema begins with
+_MARKER: Final = "pghookd:"  # prefix of the comment on pghookd's schema
 _SETTINGS: Final = {
-    # DDL that waits for an open transaction makes producers queue behind it: better to give up and say so.
+    # DDL that waits for an open transaction makes producers queue behind it: better to give up and report it.
     "lock_timeout": "10s",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "60s",
-    # Nobody's functions in a schema in front of pg_catalog are run with the rights of a migration.
+    # No function in a schema before pg_catalog may run with the rights of a migration.
     "search_path": "pg_catalog",
     "client_min_messages": "warning",
 }
 _PREPARE: Final = "select webhooks.prepare_days()"
 
 
-class SchemaFault(Exception):  # noqa: N818 - it is a state of the schema, not a mistake of ours
-    """The schema is missing, not ours, altered, or only for a later program; the sentences say which."""
+class SchemaFault(Exception):  # noqa: N818 - a state of the schema, not a programming error
+    """The schema is missing, not pghookd's, altered, or needs a later version; each fault is a sentence."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__("; ".join(faults))
@@ -50,12 +50,12 @@ class SchemaFault(Exception):  # noqa: N818 - it is a state of the schema, not a
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """What stands in the database.
+    """The state of the schema in the database.
 
     Attributes:
-        exists: there is a schema `webhooks`, and it is ours.
-        plan: what it needs; with faults it must be left alone.
-        version: the newest migration it has had; 0 for none.
+        exists: True if there is a schema `webhooks` and it is pghookd's.
+        plan: the migrations it needs; if the plan has faults, the schema must not be touched.
+        version: number of the newest migration applied; 0 if none.
     """
 
     exists: bool
@@ -64,30 +64,30 @@ class Found:
 
     @property
     def is_usable(self) -> bool:
-        """The daemon may run on it: nothing wrong, nothing missing; newer is fine."""
+        """Return True if the daemon may run on it: no faults and nothing pending; it may be newer."""
         return self.exists and not self.plan.faults and not self.plan.pending
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """What a run of `migrate` came to."""
+    """The result of a run of `migrate`."""
 
-    applied: tuple[Migration, ...]  # or to be applied, in a dry run
+    applied: tuple[Migration, ...]  # in a dry run, those to be applied
     version: int
     newer: tuple[int, ...]
     roles: bool
 
 
 def bundled() -> Traversable:
-    """Return the folder of SQL that this program brings."""
+    """Return the folder of the SQL that is installed with this program."""
     return importlib.resources.files("pghookd").joinpath("sql")
 
 
 def load(folder: Traversable | None = None) -> tuple[Migration, ...]:
-    """Return the migrations in `folder`/migrations; None: the program's own.
+    """Return the migrations in `folder`/migrations; the program's own if `folder` is None.
 
     Raises:
-        ValueError: the folder is not in order.
+        ValueError: a file in the folder is invalid or missing.
     """
     files = (folder or bundled()).joinpath("migrations").iterdir()
     return migration_plan.parse(
@@ -96,7 +96,7 @@ def load(folder: Traversable | None = None) -> tuple[Migration, ...]:
 
 
 def script(folder: Traversable | None = None, *, roles: bool = False) -> str:
-    """Return all of it as text for other tools; asks no database."""
+    """Return all migrations as one text for other tools, without a database."""
     available = load(folder)
     closing = [_PREPARE] if any("function webhooks.prepare_days" in each.sql for each in available) else []
     text = migration_plan.script(available, closing=closing)
@@ -108,7 +108,7 @@ def _roles(folder: Traversable | None) -> str:
 
 
 def functions_of(role: str) -> tuple[str, ...]:
-    """Return the names of the functions that roles.sql lets a role call, without the schema."""
+    """Return the names, without the schema, of the functions that roles.sql allows a role to call."""
     granted = re.findall(rf"grant execute on function([^;]*?)\bto {role};", _roles(None))
     return tuple(name for each in granted for name in re.findall(r"\bwebhooks\.(\w+)", each))
 
@@ -119,10 +119,10 @@ def functions_of(role: str) -> tuple[str, ...]:
 async def look(
     session: Session, available: tuple[Migration, ...], daemon_version: str = __version__
 ) -> Found:
-    """Say what stands in the database; changes nothing.
+    """Return the state of the schema in the database, without changing it.
 
     Raises:
-        DatabaseAway, DatabaseError: as of the session.
+        DatabaseAway, DatabaseError: as raised by the session.
     """
     row = await session.fetchrow(
         """select obj_description(n.oid, 'pg_namespace') as comment,
@@ -167,20 +167,20 @@ async def migrate(
     say: Callable[[str], None] = lambda _text: None,
     lock_wait_s: float = LOCK_WAIT_S,
 ) -> Report:
-    """Apply what is missing, each migration in its transaction.
+    """Apply the pending migrations, each in its own transaction.
 
     Args:
-        url: of the database; empty: libpq's PG* variables.
-        dry_run: only report.
-        roles: make the roles and their grants as well; repeatable.
-        folder: of the SQL; None: the program's own.
-        say: is told when something takes time.
-        lock_wait_s: how long another `migrate` is waited for.
+        url: of the database; if empty, libpq's PG* variables apply.
+        dry_run: True to report only.
+        roles: True to create the roles and their grants as well; may be repeated.
+        folder: of the SQL; None for the program's own.
+        say: called with a message when it has to wait.
+        lock_wait_s: maximum wait for another `migrate`, seconds.
 
     Raises:
-        DatabaseAway: it cannot be reached or was lost; what was applied until then stays.
-        DatabaseError: Postgres refused a statement; its migration was rolled back.
-        SchemaFault: the schema is to be left alone, or another `migrate` did not end in time.
+        DatabaseAway: the database cannot be reached or was lost; migrations applied before stay.
+        DatabaseError: Postgres rejected a statement; its migration was rolled back.
+        SchemaFault: the schema must not be touched, or another `migrate` did not end in time.
     """
     available = load(folder)
     session = await client.connect(url, name="migrate", settings=_SETTINGS)
@@ -224,16 +224,16 @@ async def _apply(session: Session, migration: Migration) -> None:
 
 
 async def _prepare_days(session: Session) -> None:
-    """Give a new schema its first partitions: until then an insert would fail."""
+    """Create the first partitions of a new schema, without which an insert would fail."""
     if await session.fetchval("select to_regprocedure('webhooks.prepare_days(int)') is not null"):
         await session.execute(_PREPARE)
 
 
 @asynccontextmanager
 async def _locked(session: Session, say: Callable[[str], None], wait_s: float) -> AsyncIterator[None]:
-    """Hold the advisory lock; the session's end frees it in any case.
+    """Hold the advisory lock; the end of the session releases it in any case.
 
-    Tried again and again, not waited for: a waiter's snapshot would hold up what the other one may be doing.
+    Polls the lock instead of waiting for it, because a waiter's snapshot could block the work of the other `migrate`.
     """
     deadline = time.monotonic() + wait_s
     told = False

@@ -1,10 +1,10 @@
-"""What is to be done to bring a schema up to date, or why it must be left alone.
+"""Decides which migrations bring a schema up to date, or why it must not be touched.
 
-Migrations are files `NNNN_name.sql` that are never edited after release; the schema remembers the checksum of
-each as it was applied. A schema may be newer than this program: it is taken as it is, unless a migration
-names a later program as the least that understands it (`-- min_daemon: X.Y.Z` in the head of the file).
+Migrations are files `NNNN_name.sql` that are never edited after release. The schema stores the checksum of each one
+as it was applied. A schema newer than this program is accepted, unless a migration requires a later version of the
+program (`-- min_daemon: X.Y.Z` in the head of the file).
 
-Never here: SQL that runs, files.
+Never here: running SQL, files.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _VERSION: Final = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})*")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Migration:
-    """One file."""
+    """One migration file."""
 
     version: int
     name: str
     sql: str = dataclasses.field(repr=False)
     sha256: str
-    min_daemon: str | None  # a program below this must not use the schema
+    min_daemon: str | None  # earlier versions must not use the schema; None if all may
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,12 +43,12 @@ class Applied:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MigrationPlan:
-    """What a schema needs.
+    """The migrations that a schema needs, or its faults.
 
     Attributes:
-        pending: to be applied, in this order.
-        newer: versions the schema has and this program does not know; accepted.
-        faults: a sentence each; if there is one, nothing may be applied and the schema not be used.
+        pending: migrations to apply, in this order.
+        newer: versions in the schema that this program does not know; they are accepted.
+        faults: a sentence each; if there are any, no migration may be applied and the schema must not be used.
     """
 
     pending: tuple[Migration, ...]
@@ -57,10 +57,10 @@ class MigrationPlan:
 
 
 def parse(files: Mapping[str, bytes]) -> tuple[Migration, ...]:
-    """Return the migrations of a folder, by file name and content, in order.
+    """Parse the migrations of a folder, given as content by file name; return them in order.
 
     Raises:
-        ValueError: a name is no NNNN_name.sql, two have one number, one is missing, or a version is none.
+        ValueError: a name is not NNNN_name.sql, a number is duplicate or missing, or a min_daemon is not a version.
     """
     found = sorted((_migration(*file) for file in files.items()), key=lambda each: each.version)
     versions = [each.version for each in found]
@@ -82,10 +82,10 @@ def _migration(file_name: str, content: bytes) -> Migration:
 
 
 def plan(available: Sequence[Migration], applied: Sequence[Applied], daemon_version: str) -> MigrationPlan:
-    """Compare what this program brings with what the schema has had.
+    """Compare the migrations of this program with those applied to the schema.
 
     Args:
-        available: from `parse`.
+        available: the program's migrations, from `parse`.
         applied: all rows of `webhooks.migrations`.
         daemon_version: this program's version.
     """
@@ -115,7 +115,7 @@ def _named(migration: Migration) -> str:
 
 
 def _is_at_least(version: str, wanted: str) -> bool:
-    """Compare by the numbers at the front: 0.2.0.dev1 counts as 0.2.0."""
+    """Return True if a version is at least `wanted`, by the leading numbers: 0.2.0.dev1 counts as 0.2.0."""
     mine, least = _numbers(version), _numbers(wanted)
     width = max(len(mine), len(least))
     return mine + (0,) * (width - len(mine)) >= least + (0,) * (width - len(least))
@@ -127,11 +127,11 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def script(migrations: Sequence[Migration], *, closing: Sequence[str] = ()) -> str:
-    """Return everything as one text for psql and other tools: each migration in a transaction, with its row.
+    """Return one text for psql and other tools: each migration in a transaction, with its row.
 
     Args:
-        migrations: in order.
-        closing: statements that follow, each without its semicolon.
+        migrations: the migrations, in order.
+        closing: statements to append, each without its semicolon.
     """
     parts = [
         f"-- {_named(each)}\nbegin;\n{each.sql.rstrip()}\n{_row(each)}\ncommit;\n" for each in migrations
@@ -140,7 +140,7 @@ def script(migrations: Sequence[Migration], *, closing: Sequence[str] = ()) -> s
 
 
 def _row(migration: Migration) -> str:
-    # Names and versions fit the patterns above, the checksum is hexadecimal: nothing needs quoting.
+    # Names and versions match the patterns above, and the checksum is hexadecimal: nothing needs quoting.
     least = "null" if migration.min_daemon is None else f"'{migration.min_daemon}'"
     return (
         "insert into webhooks.migrations (version, name, sha256, min_daemon)\n"

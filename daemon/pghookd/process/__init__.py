@@ -1,1 +1,1 @@
-"""This process: logs, signals, systemd, the host."""
+"""Connects the process to its surroundings: logs, signals, systemd, the host."""

@@ -1,6 +1,6 @@
-"""Which machine this is: a name that stays across restarts and differs between machines; and its steady clock.
+"""The id of this machine, which survives restarts and differs between machines, and its steady clock.
 
-Never here: what follows from it (event_log/identity.py).
+Never here: what the daemon concludes from the id (event_log/identity.py).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _APPLICATION: Final = b"pghookd"
 _ID_BYTES: Final = 16
 _BOOTTIME: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
-# Returns seconds of a clock that never goes back, and counts the time while the machine is suspended. A virtual machine
-# that was suspended has lost its lease meanwhile; CLOCK_MONOTONIC would not show that, and stands in only where the
-# system has no such clock. A partial, since each delivery reads the clock several times and a function costs more.
+# Returns the seconds of a clock that never goes back and also counts while the machine is suspended. A suspended
+# virtual machine loses its lease meanwhile; CLOCK_MONOTONIC would not show that, and is used only if the system has no
+# CLOCK_BOOTTIME. A partial, since each delivery reads the clock several times and a function would cost more.
 steady_s: Final[Callable[[], float]] = (
     time.monotonic if _BOOTTIME is None else functools.partial(time.clock_gettime, _BOOTTIME)
 )
 
 
 def host_id(files: Sequence[Path] = ID_FILES) -> str:
-    """Return 32 hexadecimal digits made of machine-id(5), which is not to be shown as it is, or of the host's name."""
+    """Return 32 hexadecimal digits: a hash of machine-id(5), which must not be exposed itself, or of the host name."""
     for file in files:
         try:
             found = bytes.fromhex(file.read_text("ascii").strip())

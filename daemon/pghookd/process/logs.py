@@ -1,11 +1,11 @@
-"""What the daemon says: the names of its log events, and the way of a line to standard output.
+"""Logging: the names of the daemon's log events, and the path of a line to standard output.
 
-Pretty on a terminal, otherwise JSON behind the priority that the journal reads (sd-daemon(3)). Lines go
-through a bounded buffer to a thread of their own: a full pipe or disk, or a reader that stopped, may cost
-lines, never a delivery. What receivers and producers wrote is shown without control characters, so that a log
-on a terminal shows what happened and not what a stranger wants to be seen.
+On a terminal lines are pretty, otherwise JSON after the priority that the journal reads (sd-daemon(3)). A separate
+thread writes them from a bounded buffer: a full pipe or disk, or a stopped reader, may cost lines, but never a
+delivery. Control characters in texts of receivers and producers are escaped, so that these cannot manipulate a
+terminal that shows the log.
 
-Never here: what is worth a line (the loops), bodies, headers, secrets.
+Never here: which events are logged (the loops decide), bodies, headers, secrets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 
 class LogEvent(enum.StrEnum):
-    """Every event there is, `noun.past_verb`; others rely on the names."""
+    """All log events, named `noun.past_verb`; users rely on the names."""
 
     DAEMON_STARTED = "daemon.started"
     DAEMON_READY = "daemon.ready"
@@ -41,27 +41,21 @@ class LogEvent(enum.StrEnum):
     BELL_RUNG = "bell.rung"
     SHARD_TAKEN = "shard.taken"
     SHARD_LOST = "shard.lost"
-    SHARD_WITHHELD = "shard.withheld"  # sessions that are no instances hold the locks: `holders`
-    DATABASE_REFUSED = "database.refused"  # a statement; it is tried again
-    PARTITIONS_DELAYED = "partitions.delayed"  # a lock was not to be had; tried again
-    DAY_REFUSED = "day.refused"  # the id clock stays where it is, since clocks disagree: `reason`
+    SHARD_WITHHELD = "shard.withheld"  # sessions that are not instances hold the locks: `holders`
+    DATABASE_REFUSED = "database.refused"  # Postgres rejected a statement; it is retried
+    PARTITIONS_DELAYED = "partitions.delayed"  # a lock was not obtained; retried
+    DAY_REFUSED = "day.refused"  # the id clock does not move, because clocks disagree: `reason`
     LOG_REANCHORED = "log.reanchored"
-    OUTCOME_DELAYED = (
-        "outcome.delayed"  # its row is locked or rejected; its endpoint waits, and it is tried again
-    )
-    OUTCOME_RESUMED = "outcome.resumed"  # everything delayed of an endpoint is recorded
-    OUTCOME_REFUSED = "outcome.refused"  # Postgres rejects this one row; tried again once a minute
-    DAY_GONE = (
-        "day.gone"  # deliveries of a day that was dropped: nothing of them is recorded, none is sent again
-    )
+    OUTCOME_DELAYED = "outcome.delayed"  # its row is locked or rejected; retried while its endpoint is paused
+    OUTCOME_RESUMED = "outcome.resumed"  # all delayed outcomes of an endpoint are recorded
+    OUTCOME_REFUSED = "outcome.refused"  # Postgres rejects this one row; retried once a minute
+    DAY_GONE = "day.gone"  # deliveries of a dropped day are neither recorded nor sent again
     DELIVERY_ATTEMPTED = "delivery.attempted"
     DELIVERY_PARKED = "delivery.parked"
-    DELIVERY_BROKEN = "delivery.broken"  # a fault of ours, recorded as a failed attempt
+    DELIVERY_BROKEN = "delivery.broken"  # an internal error, recorded as a failed attempt
     DELIVERY_DIED = "delivery.died"
-    DELIVERY_SUSPECTED = (
-        "delivery.suspected"  # of ending the daemon: named before it goes out, or tried alone
-    )
-    FILTER_UNDECIDED = "filter.undecided"  # neither true nor false: delivered; said once an hour
+    DELIVERY_SUSPECTED = "delivery.suspected"  # of a crash: named before it is sent, or sent alone
+    FILTER_UNDECIDED = "filter.undecided"  # neither true nor false, so delivered; logged once an hour
     ROW_QUARANTINED = "row.quarantined"
     BREAKER_OPENED = "breaker.opened"
     BREAKER_CLOSED = "breaker.closed"
@@ -70,11 +64,11 @@ class LogEvent(enum.StrEnum):
     EMAIL_QUEUED = "email.queued"
     EMAIL_SENT = "email.sent"
     EMAIL_FAILED = "email.failed"
-    LOOP_STALLED = "loop.stalled"  # nothing moved for `for_s`
-    CLOCK_SKEWED = "clock.skewed"  # against the database's, by `skew_s`
-    NOTIFICATIONS_STUCK = "notifications.stuck"  # a listener's open transaction fills the queue
-    LINES_DROPPED = "lines.dropped"  # standard output did not take them; `count`
-    LIBRARY_WARNED = "library.warned"  # a line of the logging module, from asyncio or a library
+    LOOP_STALLED = "loop.stalled"  # the event loop stood still for `for_s`
+    CLOCK_SKEWED = "clock.skewed"  # differs from the database's clock by `skew_s`
+    NOTIFICATIONS_STUCK = "notifications.stuck"  # an open transaction of a listener fills the queue
+    LINES_DROPPED = "lines.dropped"  # standard output did not accept `count` lines
+    LIBRARY_WARNED = "library.warned"  # a record of the logging module, from asyncio or a library
 
 
 BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -91,11 +85,11 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 class LogSink:
-    """Carries lines to a file descriptor without ever making the caller wait.
+    """Writes lines to a file descriptor in a thread, so that the caller never waits.
 
     Args:
-        descriptor: where to; it stays open.
-        bytes_max: how much may wait; what comes beyond is dropped and counted.
+        descriptor: the file descriptor, which stays open.
+        bytes_max: maximum of bytes buffered; further lines are dropped and counted.
     """
 
     def __init__(self, descriptor: int, bytes_max: int = BUFFER_BYTES_MAX) -> None:
@@ -106,13 +100,13 @@ class LogSink:
         self._changed = threading.Condition()
         self._closing = False
         self._busy = False
-        self.dropped = 0  # lines so far
-        self._told = 0  # of them in a lines.dropped line
+        self.dropped = 0  # lines dropped so far
+        self._told = 0  # those already reported in a lines.dropped line
         self._thread = threading.Thread(target=self._carry, name="journal", daemon=True)
         self._thread.start()
 
     def put(self, line: bytes) -> None:
-        """Take a line, its newline included; from any thread."""
+        """Buffer a line, which includes its newline; may be called from any thread."""
         with self._changed:
             if self._closing or self._bytes + len(line) > self._bytes_max:
                 self.dropped += 1
@@ -122,19 +116,19 @@ class LogSink:
             self._changed.notify_all()
 
     def untold(self) -> int:
-        """Return how many lines were dropped since the last call, once there is room again."""
+        """Return how many lines were dropped since the last report; 0 while half of the buffer is full."""
         with self._changed:
             count = self.dropped - self._told if self._bytes < self._bytes_max // 2 else 0
             self._told += count
             return count
 
     def flush(self, within_s: float = _FLUSH_S) -> bool:
-        """Wait until all lines are out; False if they are not within the time."""
+        """Wait until all lines are written; return False if this takes longer than `within_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines and not self._busy, within_s)
 
     def close(self, within_s: float = _FLUSH_S) -> None:
-        """Flush, and end the thread; one that hangs in a write is left behind."""
+        """Flush, and end the thread; do not wait for a thread that hangs in a write."""
         self.flush(within_s)
         with self._changed:
             self._closing = True
@@ -159,12 +153,12 @@ class LogSink:
             return batch
 
     def _write(self, data: bytes) -> bool:
-        """Write everything; True if it was lost: closed pipe, full disk."""
+        """Write all data; return True if it was lost, for example to a closed pipe or a full disk."""
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._descriptor, view) :]
-            except BlockingIOError:  # somebody made the descriptor non-blocking
+            except BlockingIOError:  # the descriptor was made non-blocking from outside
                 select.select([], [self._descriptor], [], 1.0)
             except OSError:
                 return True
@@ -172,7 +166,7 @@ class LogSink:
 
 
 class _SinkLogger:
-    """What structlog hands finished lines to."""
+    """The logger to which structlog passes rendered lines."""
 
     def __init__(self, sink: LogSink) -> None:
         self._sink = sink
@@ -187,7 +181,7 @@ class _SinkLogger:
 
 
 def harmless(text: str, *, multiline: bool = False) -> str:
-    r"""Return the text with what cannot be seen (control, direction) as escapes such as \x1b, cut to size."""
+    r"""Return the text cut to size, with invisible characters (control, direction) as escapes such as \x1b."""
     if len(text) > _TEXT_MAX and not multiline:
         text = text[:_TEXT_MAX] + "..."
     if text.isprintable():
@@ -205,7 +199,7 @@ def _tame(value: object, depth: int = 0) -> object:
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else str(value)  # orjson knows no greater ones
+        return value if -(2**63) <= value < 2**64 else str(value)  # orjson supports no other integers
     if isinstance(value, Mapping) and depth < _DEPTH_MAX:
         return {harmless(str(key)): _tame(each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset) and depth < _DEPTH_MAX:
@@ -213,7 +207,7 @@ def _tame(value: object, depth: int = 0) -> object:
     return harmless(str(value))
 
 
-_HEAD: Final = ("timestamp", "level", "event")  # what a line begins with
+_HEAD: Final = ("timestamp", "level", "event")  # the first keys of a line
 
 
 def _tame_all(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -224,7 +218,7 @@ def _tame_all(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 
 
 class _Json:
-    """One JSON object a line, behind its priority if the journal is to read it."""
+    """Renders one JSON object per line, after its priority if the journal reads the lines."""
 
     def __init__(self, *, priority: bool) -> None:
         self._priority = priority
@@ -239,7 +233,7 @@ class _Json:
 
 
 class _Pretty:
-    """For eyes. Tracebacks stay plain: the rich ones print local variables, secrets among them."""
+    """Renders lines for people. Tracebacks are plain: rich ones print local variables, which may be secrets."""
 
     def __init__(self, *, colors: bool) -> None:
         self._render = structlog.dev.ConsoleRenderer(
@@ -252,7 +246,7 @@ class _Pretty:
 
 
 class _Drops:
-    """Says, before the next line, that lines were dropped."""
+    """Reports dropped lines before the next line."""
 
     def __init__(self, sink: LogSink, *, priority: bool) -> None:
         self._sink = sink
@@ -275,16 +269,16 @@ def configure(
     environ: Mapping[str, str] = os.environ,
     descriptor: int | None = None,
 ) -> LogSink:
-    """Set structlog and logging up; once more after a reload, and then close the sink of before.
+    """Set up structlog and logging. After a reload call it again, and then close the previous sink.
 
     Args:
         form: the setting `log.format`.
         level: the setting `log.level`.
-        environ: NO_COLOR and JOURNAL_STREAM are looked at.
-        descriptor: where lines go; None: standard output.
+        environ: the environment, for NO_COLOR and JOURNAL_STREAM.
+        descriptor: the file descriptor for lines; None for standard output.
 
     Returns:
-        The sink: close it last.
+        The sink, to be closed last.
     """
     target = _standard_output() if descriptor is None else descriptor
     sink = LogSink(target)
@@ -302,14 +296,14 @@ def configure(
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=lambda *_: _SinkLogger(sink),
-        cache_logger_on_first_use=False,  # else a reload could not change level and format
+        cache_logger_on_first_use=False,  # otherwise a reload could not change level and format
     )
     _take_over_logging()
     return sink
 
 
 def _standard_output() -> int:
-    """Return its descriptor, or the null device's if it was closed: a socket might get its number."""
+    """Return the descriptor of standard output; if closed, of the null device, since a socket may get its number."""
     try:
         os.fstat(_STDOUT)
     except OSError:
@@ -324,10 +318,10 @@ def logger() -> FilteringBoundLogger:
 
 
 class _Library(logging.Handler):
-    """Takes what asyncio and libraries say through the logging module."""
+    """Handles records that asyncio and libraries log through the logging module."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it in a line of ours; a line that cannot be made is not worth a fault."""
+        """Log a record as library.warned; ignore errors while doing so."""
         with contextlib.suppress(Exception):
             level = "error" if record.levelno >= logging.ERROR else "warning"
             say = getattr(logger(), level)

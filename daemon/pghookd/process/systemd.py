@@ -1,7 +1,7 @@
-"""Tells systemd how the daemon is: ready, stopping, alive (sd_notify(3)).
+"""Reports the daemon's state to systemd: ready, stopping, alive (sd_notify(3)).
 
-Own lines, because the package of that name blocks the loop. A message is a datagram that is sent or not: a
-manager that does not read must never hold up a delivery.
+Written here, because the package of that name blocks the event loop. A message is a datagram that is sent at once or
+not at all. A service manager that does not read must never delay a delivery.
 
 Never here: when the daemon is ready or alive (runtime/app.py).
 """
@@ -15,14 +15,14 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """Sends states to the socket named by NOTIFY_SOCKET; without one every call does nothing.
+    """Sends states to the socket named by NOTIFY_SOCKET; does nothing if there is none.
 
-    Each method returns whether the message was handed over, so that a caller may try again.
+    Each method returns True if the message was sent, so that a caller may try again.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
-        # @ stands for the NUL of an abstract socket. Other kinds (vsock) are for virtual machines.
+        # @ stands for the NUL of an abstract socket. Other address families (vsock) are for virtual machines.
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self._socket: socket.socket | None = None
         if path.startswith(("/", "@")):
@@ -31,27 +31,27 @@ class Notifier:
             )
 
     def ready(self, status: str) -> bool:
-        """Start-up or reload is done."""
+        """Report that start-up or reload is complete."""
         return self._send("READY=1", _status(status))
 
     def status(self, status: str) -> bool:
-        """One line for `systemctl status`."""
+        """Report one line of status, shown by `systemctl status`."""
         return self._send(_status(status))
 
     def reloading(self, monotonic_us: int) -> bool:
-        """A reload has begun; `ready` must follow. The time is CLOCK_MONOTONIC in microseconds."""
+        """Report the start of a reload; `ready` must follow. The time is CLOCK_MONOTONIC in microseconds."""
         return self._send("RELOADING=1", f"MONOTONIC_USEC={monotonic_us}")
 
     def stopping(self) -> bool:
-        """The daemon drains and will end."""
+        """Report that the daemon drains and will end."""
         return self._send("STOPPING=1")
 
     def watchdog(self) -> bool:
-        """All loops are alive."""
+        """Report that all loops are alive."""
         return self._send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -66,14 +66,14 @@ class Notifier:
 
 
 def _status(text: str) -> str:
-    """Keep a status in its line: another line would be another assignment."""
+    """Return a status as one line, since systemd would read a second line as another assignment."""
     return "STATUS=" + "".join(c if c.isprintable() else " " for c in text)
 
 
 def watchdog_interval_s(environ: Mapping[str, str] = os.environ, pid: int | None = None) -> float | None:
-    """Return the seconds within which systemd wants a sign of life (send at half of it); None: it wants none.
+    """Return the watchdog timeout of systemd, seconds (send at half of it); None if there is no watchdog.
 
-    WATCHDOG_PID names the process that is meant: an inherited environment asks nothing of a child.
+    WATCHDOG_PID names the process to watch, so that a child that inherits the environment is not concerned.
     """
     usec, meant = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not (usec.isascii() and usec.isdecimal() and int(usec) > 0):

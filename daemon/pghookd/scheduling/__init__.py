@@ -1,1 +1,1 @@
-"""What may start, and when."""
+"""Decides which deliveries may start, and when."""

@@ -1,20 +1,21 @@
-"""When an endpoint that fails is left alone, and when it is asked again.
+"""Circuit breaker: when a failing endpoint gets no requests, and when it is probed.
 
     state     what goes out   a failure                             a 2xx
-    closed    everything      counted; `share` of the last          counted
-                              `attempts` have failed, or none
-                              but timeouts ever came: open
-    open      nothing         ignored: it was sent before           ignored: single probes decide
-    probing   one delivery    open, the wait doubled                closed, nothing counted any more
+    closed    everything      counted; opens the breaker if         counted
+                              `share` of the last `attempts`
+                              failed, or timeouts come too often
+    open      nothing         ignored: it was sent before           ignored: only probes decide
+    probing   one delivery    open, the wait doubled                closed, the window is cleared
 
-    closed -> open      the first probe after `probe_s`, give or take a fifth, so that many do not ask together
-    open -> probing     the wait is over and there is a delivery to ask with
-    probing -> open     `probe_max_s` at the most; as long as before where the probe proved nothing (`failed` is our own
-                        fault, `blocked` never left)
-    probing -> closed   what was parked meanwhile goes out at a growing rate (scheduling/rate)
+    closed -> open      the first probe follows after `probe_s`, plus or minus a fifth, so that probes do not coincide
+    open -> probing     the wait is over and there is a delivery to send as the probe
+    probing -> open     the wait is at most `probe_max_s`; it stays the same if the probe proved nothing (`failed` is
+                        our own fault, `blocked` was never sent)
+    probing -> closed   deliveries parked meanwhile go out at a growing rate (scheduling/rate)
 
-The window is a ring of bits, a failure is a one: what has never been asked counts as answered, so that a cold start
-takes as many failures as a warm one, and no blip opens. A success where nothing has failed costs one look.
+The window is a ring of bits in which a one is a failure. Attempts not made yet count as successes. So a cold start
+needs as many failures as a warm one, and a short disturbance does not open the breaker. A success while the window is
+empty costs one comparison.
 
 Never here: which delivery is the probe (scheduling/lanes), a clock, randomness.
 """
@@ -25,8 +26,8 @@ import dataclasses
 import math
 from typing import Final
 
-JITTER: Final = 0.2  # share by which the wait for a probe varies
-_ROUNDING: Final = 1e-9  # 0.1 x 30 is a little more than 3
+JITTER: Final = 0.2  # share by which the wait for a probe varies, up or down
+_ROUNDING: Final = 1e-9  # in floating point 0.1 x 30 is a little more than 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,10 +35,10 @@ class BreakerPolicy:
     """The settings `breaker.*`.
 
     Attributes:
-        attempts: how many of the last ones are looked at.
-        share: of them must have failed to open; 0: never.
+        attempts: number of latest attempts in the window.
+        share: share of `attempts` that must fail to open the breaker; 0 means that it never opens.
         probe_s: seconds to the first probe.
-        probe_max_s: seconds between probes at the most.
+        probe_max_s: maximum of seconds between probes.
     """
 
     attempts: int = 20
@@ -46,20 +47,20 @@ class BreakerPolicy:
     probe_max_s: float = 600.0
 
     def opens(self, window: int) -> bool:
-        """Whether so many failures open a breaker."""
+        """Return True if the failures in a window open a breaker."""
         return self.share > 0 and window.bit_count() >= math.ceil(self.share * self.attempts - _ROUNDING)
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Breaker:
-    """One endpoint's.
+    """The breaker of one endpoint.
 
     Attributes:
-        policy: shared by all.
-        window: the last attempts, the newest in the lowest bit, one is a failure; not 0 while it is open.
-        is_open: whether nothing but probes may go out.
-        wait_s: what the last wait for a probe was made of, before its jitter.
-        probe_at: monotonic seconds; a probe may go out from then on.
+        policy: the settings, shared by all breakers.
+        window: the last attempts, the newest in the lowest bit; a one is a failure. Not 0 while the breaker is open.
+        is_open: True if only probes may go out.
+        wait_s: the last wait for a probe, before its jitter, seconds.
+        probe_at: monotonic seconds from which a probe may go out.
     """
 
     policy: BreakerPolicy
@@ -69,11 +70,11 @@ class Breaker:
     probe_at: float = 0.0
 
     def succeeded(self) -> None:
-        """Count a 2xx while closed. Where `window` is 0 the call may be left out."""
+        """Count a 2xx while closed. Callers may skip this while `window` is 0."""
         self.window = self.window << 1 & (1 << self.policy.attempts) - 1
 
     def failed(self, now: float, random01: float, *, too_often: bool = False) -> bool:
-        """Count a failure while closed; whether that has opened it. `too_often`: whatever the share is."""
+        """Count a failure while closed; return True if it opened. `too_often` opens it whatever the share is."""
         self.window = (self.window << 1 | 1) & (1 << self.policy.attempts) - 1
         if not self.policy.opens(self.window) and not (too_often and self.policy.share > 0):
             return False
@@ -82,7 +83,7 @@ class Breaker:
         return True
 
     def reopen(self, probe_at: float) -> None:
-        """Be open, as another epoch left it."""
+        """Open the breaker again, as an earlier epoch left it."""
         self.window, self.is_open = 1, True
         self.wait_s, self.probe_at = self.policy.probe_s, probe_at
 
@@ -91,15 +92,15 @@ class Breaker:
         self._wait(min(2 * self.wait_s, self.policy.probe_max_s), now, random01)
 
     def probe_proved_nothing(self, now: float, random01: float) -> None:
-        """Wait as long again."""
+        """Wait as long again: the probe told nothing about the endpoint."""
         self._wait(self.wait_s, now, random01)
 
     def probe_now(self) -> None:
-        """Ask at once: the endpoint was changed."""
+        """Allow a probe at once, because the endpoint was changed."""
         self.wait_s, self.probe_at = self.policy.probe_s, 0.0
 
     def close(self) -> None:
-        """Let everything out again, and count anew."""
+        """Close the breaker and clear the window."""
         self.window, self.is_open, self.wait_s = 0, False, 0.0
 
     def _wait(self, wait_s: float, now: float, random01: float) -> None:

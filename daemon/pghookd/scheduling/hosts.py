@@ -1,4 +1,4 @@
-"""What counts as one host: deliveries to it share its slots."""
+"""Identifies the host of a URL: deliveries to one host share its slots."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-ORIGINS_MAX: Final = 4096  # remembered; some 0.5 KB each
+ORIGINS_MAX: Final = 4096  # cache entries, about 0.5 KB each
 _AUTHORITY: Final = re.compile(r"//([^/?#]*)")
 
 
 def host_and_port(url: str) -> str:
-    """Return `host:port` of a URL, lower case, for counting; the URL itself if it does not parse. Decides nothing."""
+    """Return `host:port` of a URL, lower case; the URL itself if it cannot be parsed. For counting requests only."""
     scheme, colon, rest = url.partition(":")
     authority = _AUTHORITY.match(rest)
     return url if authority is None or not colon else _counted_as(scheme, authority[1]) or url

@@ -1,6 +1,7 @@
 """The deliveries in memory that have a row in `backlog`, counted by endpoint.
 
-A row of one that is here is not taken a second time. The count says without a search whether an endpoint has any.
+While a delivery is here, its row is not taken a second time. The counts answer without a search whether an endpoint
+has any.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ class InMemory(MutableMapping[Key, Delivery]):
         self._counts: Counter[int] = Counter()
 
     def __getitem__(self, key: Key) -> Delivery:
-        """Return a delivery; raises KeyError if it is not here."""
+        """Return a delivery; raise KeyError if it is not here."""
         return self._deliveries[key]
 
     def __setitem__(self, key: Key, delivery: Delivery) -> None:
-        """Add a delivery, in the place of another one of the same event and endpoint."""
+        """Add a delivery, or replace the one of the same event and endpoint."""
         if key not in self._deliveries:
             self._counts[key[1]] += 1
         self._deliveries[key] = delivery
 
     def __delitem__(self, key: Key) -> None:
-        """Remove a delivery; raises KeyError if it is not here."""
+        """Remove a delivery; raise KeyError if it is not here."""
         del self._deliveries[key]
         self._counts[key[1]] -= 1
         if not self._counts[key[1]]:

@@ -1,14 +1,14 @@
-"""Which delivery goes next: a lane per endpoint, slow start, a global bound, turns by site, and when to park.
+"""Chooses the next delivery: a lane per endpoint, slow start, a global limit, turns by site, and when to park.
 
-Bookkeeping is synchronous and decides everything; it returns what is to be started, parked or waited for, and does
-nothing itself. A lane has two queues: live traffic (and retries) goes first, what comes back from `parked` or `held`
-has one turn in four beside it. A lane whose breaker is open holds nothing but its probe; after that, what was parked
-goes out at a pace. From a lane whose receiver has asked for a pause nothing starts before that is over, and from one
-with a rate nothing before its turn. No clock: `now` (monotonic seconds) comes in, and so does what is random.
+Bookkeeping is synchronous and does no I/O. It decides everything and returns the deliveries to start, park or wait for.
+A lane has two queues: live traffic and retries go first; deliveries back from `parked` or `held` get one turn in four.
+A lane with an open breaker holds only its probe. Once the breaker closes, parked deliveries go out at a pace. A paused
+lane starts nothing until its pause ends, and a lane with a rate starts nothing before its rate allows it. No clock and
+no randomness: callers pass `now` (monotonic seconds) and random numbers.
 
-The width of a lane: one more for each success, half for each failure, and half where answers have become slow. How many
-slots a site and a host may hold: scheduling/slots. A lane whose next payload is large starts nothing until that payload
-has been loaded, within the bytes that scheduling/payload_budget grants its site.
+The width of a lane grows by one for each success. It is halved for each failure, and when answers have become slow.
+scheduling/slots limits the slots of a site and of a host. A lane whose next payload is large starts nothing until that
+payload is loaded; scheduling/payload_budget limits the bytes of each site.
 """
 
 from __future__ import annotations
@@ -33,58 +33,52 @@ from pghookd.scheduling.rate import Pace, Rate
 from pghookd.scheduling.slots import Flight, Holder, Member, Slots
 
 LANE_QUEUE_MAX: Final = 1000  # deliveries queued for one lane, and as many late ones
-STUCK_QUEUE_MAX: Final = 100  # for one that does not keep up
-QUEUE_MAX: Final = 20_000  # deliveries queued in all
-SITE_SHARE: Final = (
-    3  # a site may have a third of the memory that is free, which is a quarter of all for one alone
-)
-SITE_LEAST: Final = 20  # deliveries that it may have however much of it the others hold
-RESERVE: Final = 10  # a tenth of the memory is kept for these
-SITE_PAGE_MAX: Final = 500  # deliveries of one site made at once
-REFILL_LEAST: Final = (
-    250  # and so many at least of what was left in the log, where the site's part is large enough
-)
+STUCK_QUEUE_MAX: Final = 100  # the same for a lane that does not keep up
+QUEUE_MAX: Final = 20_000  # deliveries queued in all lanes
+SITE_SHARE: Final = 3  # a site may take a third of the free memory: a quarter of all memory if it is alone
+SITE_LEAST: Final = 20  # deliveries that a site may have in memory, however much the others hold
+RESERVE: Final = 10  # a tenth of the memory is kept for SITE_LEAST
+SITE_PAGE_MAX: Final = 500  # deliveries made at once for one site
+REFILL_LEAST: Final = 250  # least deliveries to read deferred events for, unless the site's part is smaller
 SHED_MAX: Final = 500  # deliveries taken out of memory at once
-IDLE_LANES_MAX: Final = 10_000  # lanes without work whose pace is remembered
-TRAFFIC_S: Final = 600.0  # an endpoint has traffic if it had some in such a period, or the one before
-START_WIDTH: Final = 2.0  # requests in flight of a lane that has not proved itself
+IDLE_LANES_MAX: Final = 10_000  # lanes without work that are kept, with their width
+TRAFFIC_S: Final = 600.0  # a site has traffic if it started requests in this period, or in the one before
+START_WIDTH: Final = 2.0  # requests in flight of a lane without a success yet
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
 MEASURE_EVERY_S: Final = 0.5
-BUSY_PER_S: Final = 2000.0  # deliveries: where so many go out, waiting for room costs less than parking
-LIVE_TURNS: Final = 3  # of live traffic to one of late work, while both wait
-GROWTHS_A_PROBE: Final = 3  # a pace grows by e as often in the time of the first wait for a probe
-PACED_AHEAD_S: Final = 2.0  # how much late work of a lane with a pace is taken into memory
+BUSY_PER_S: Final = 2000.0  # deliveries; at this throughput waiting for room costs less than parking
+LIVE_TURNS: Final = 3  # turns of live traffic for one turn of late work, while both wait
+GROWTHS_A_PROBE: Final = 3  # how many times a pace grows by e within `probe_s`
+PACED_AHEAD_S: Final = 2.0  # seconds of late work that a lane with a pace takes into memory
 PACED_LEAST: Final = 4
-HANGS_MAX: Final = (
-    3  # timeouts of a lane that never answered: each holds a slot for long, so that few must do
-)
-LANE_SHARE: Final = 4  # of all slots one endpoint may hold that part, whatever its `concurrency` says
-HOST_HANGS_MAX: Final = 50  # timeouts of a host in a row: from then on one timeout opens a lane's breaker
-PAUSE_PARKS_S: Final = 5.0  # in a pause that is longer nothing stays in memory
+HANGS_MAX: Final = 3  # timeouts in a row of a lane without a success: low, since each holds a slot for long
+LANE_SHARE: Final = 4  # an endpoint may hold a quarter of all slots, whatever its `concurrency` is
+HOST_HANGS_MAX: Final = 50  # timeouts of a host in a row, after which one timeout opens a lane's breaker
+PAUSE_PARKS_S: Final = 5.0  # during a longer pause the lane's deliveries are parked
 NEVER: Final = float("inf")
-SMOOTHING: Final = 0.125  # weight of an answer in a lane's smoothed time to answer
-SLOWER_S: Final = 0.05  # answers that take twice the lane's best time and this have become slow
-EASE_EVERY_S: Final = 1.0  # so often at the most is a lane halved for it
-EASE_LEAST: Final = 4  # down to this part of its limit: one that is slow whatever we do is not starved
-BEST_GROWS: Final = 1.25  # by so much is its best time forgotten then
+SMOOTHING: Final = 0.125  # weight of an answer in a lane's smoothed response time
+SLOWER_S: Final = 0.05  # answers are slow if they take over twice the lane's best time plus this
+EASE_EVERY_S: Final = 1.0  # a lane is halved for slow answers at most this often
+EASE_LEAST: Final = 4  # and to no less than a quarter of its limit, so that a slow receiver is not starved
+BEST_GROWS: Final = 1.25  # factor by which the best time then grows, so that an old best is forgotten
 
 
 class LaneKey(NamedTuple):
-    """What deliveries share a lane: they are delivered at one pace."""
+    """Key of a lane: deliveries with the same key share one queue and one pace."""
 
     site_id: str
     endpoint_id: int
 
 
 class Offer(enum.Enum):
-    """What to do with a delivery that was offered to a lane."""
+    """The result of offering a delivery to a lane."""
 
     QUEUED = "queued"
-    PARK = "park"  # give it a row in backlog: its lane is full while slots elsewhere are free
-    OPEN = "open"  # give it a row in backlog: its breaker is open
-    PAUSED = "paused"  # give it a row in backlog: its receiver has asked for a long pause
+    PARK = "park"  # give it a row in backlog: its lane is full and other lanes could use the memory
+    OPEN = "open"  # give it a row in backlog: the endpoint's breaker is open
+    PAUSED = "paused"  # give it a row in backlog: the lane is paused for long
     WAIT = "wait"  # leave it in the log until there is room
-    BEHIND = "behind"  # give it a row in backlog: its endpoint is ordered, and others come first (scheduling/ordering)
+    BEHIND = "behind"  # give it a row in backlog: its line has earlier deliveries (scheduling/ordering)
 
 
 PARKED_FOR: Final = {
@@ -92,21 +86,21 @@ PARKED_FOR: Final = {
     Offer.OPEN: Reason.BREAKER_OPEN,
     Offer.PAUSED: Reason.PAUSED,
     Offer.BEHIND: Reason.ORDERING,
-    Offer.WAIT: Reason.LANE_FULL,  # where there is no log to leave it in
+    Offer.WAIT: Reason.LANE_FULL,  # for a delivery that does not come from the log
 }
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Site(Holder):
-    """The lanes of one site: sites take turns, and within one its lanes do.
+    """The lanes of one site. Sites take turns, and so do the lanes within a site.
 
     Attributes:
-        turns: lanes that may start something; while there are any, the site stands in the turns of sites.
-        queued: deliveries queued, in all of its lanes, and in lines before them.
+        turns: lanes that may start a request; while there are any, the site takes part in the turns of sites.
+        queued: deliveries queued in its lanes, and in the lines in front of them.
         queued_bytes: bytes of their payloads.
-        loads: lanes whose next payload is to be loaded; while there are any, the site stands in the turns of loads.
-        loaded_bytes: what its large payloads in memory count for.
-        load_wants: what the first of `loads` counts for, where that is known since it had no room.
+        loads: lanes whose next payload must be loaded; while there are any, the site takes part in the turns of loads.
+        loaded_bytes: cost of its large payloads in memory, bytes.
+        load_wants: cost of the next payload of the first lane in `loads`, bytes; 0 if not known.
     """
 
     turns: deque[Lane] = dataclasses.field(default_factory=deque)
@@ -119,7 +113,7 @@ class Site(Holder):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Host(Holder):
-    """What lanes of all sites send to one host and port.
+    """The requests of all sites to one host and port.
 
     Attributes:
         hangs: timeouts in a row.
@@ -133,32 +127,32 @@ class Lane(Member):
     """One endpoint's deliveries in memory.
 
     Attributes:
-        key: whose it is.
-        site: the site's lanes.
-        host: the host and port of its URL.
-        endpoint: as last read.
-        limit: requests in flight at the most, as endpoint or settings say.
-        breaker: the endpoint's.
-        width: how many requests may be in flight, with its fraction.
+        key: its site and endpoint.
+        site: its site.
+        host: the host and port of the endpoint's URL.
+        endpoint: the endpoint, as last read.
+        limit: maximum of requests in flight, from the endpoint or the settings.
+        breaker: the endpoint's breaker.
+        width: how many requests may be in flight, as a float that grows and is halved.
         queue: live traffic and retries.
-        late: what comes back from `parked` or `held`.
-        unloaded: deliveries queued whose payload is large and not in memory.
-        allowed: its width in whole requests.
-        in_turn: stands among those that may start something, or waits for a share of slots or for a payload.
-        rests_at: when it is to be looked at again, since something of it waits for a time; NEVER: nothing does.
+        late: late work: deliveries back from `parked` or `held`.
+        unloaded: number of queued deliveries whose payload is large and not in memory.
+        allowed: the width in whole requests.
+        in_turn: True if it takes part in the turns, or waits for a share of slots or for a payload.
+        rests_at: monotonic seconds at which it takes part again, while a pause, rate or pace holds it; NEVER if none.
         led: live deliveries started since the last late one.
-        pace: of the late work while it catches up; None: as fast as the width allows.
-        probe: queued or in flight while the breaker is open.
-        curbed: has a rate or is paused; to be looked at before anything starts.
-        rate: how fast requests may start; None: as fast as the width allows.
-        paused_until: nothing starts before, monotonic seconds; 0: it is not paused.
-        asked_to_pause: its receiver has asked for that, so that it goes on gently.
-        hangs: timeouts in a row while it has not proved itself.
-        smooth_s: how long answers take, smoothed.
-        best_s: the least of late.
-        eases_at: monotonic seconds from which slow answers count again.
-        period: the last one in which it had traffic.
-        cache: what is prepared for the endpoint; dropped when the endpoint changes.
+        pace: the pace of late work during catch-up; None if only the width limits it.
+        probe: the delivery queued or in flight as the probe of an open breaker; None if there is none.
+        curbed: True if it has a rate or is paused, which must be checked before each start.
+        rate: limits how often requests may start; None if only the width limits them.
+        paused_until: monotonic seconds before which nothing starts; 0 if it is not paused.
+        asked_to_pause: True if its receiver asked for the pause, so that late work goes out at a pace after it.
+        hangs: timeouts in a row while it is not `proved`.
+        smooth_s: smoothed response time, seconds.
+        best_s: best recent response time, seconds.
+        eases_at: monotonic seconds from which slow answers may halve the lane again.
+        period: the last period of TRAFFIC_S in which it had traffic.
+        cache: the prepared parts of the endpoint's requests; dropped when the endpoint changes.
     """
 
     site: Site
@@ -198,7 +192,7 @@ class Lane(Member):
         self.allowed = int(self.width)
 
     def curb(self) -> None:
-        """Take the endpoint's rate; one that it had already goes on where it was."""
+        """Apply the endpoint's rate; an unchanged rate keeps its state."""
         options = self.endpoint.options
         per_s = None if options is None else options.rate
         if per_s is None:
@@ -208,16 +202,16 @@ class Lane(Member):
         self.curbed = self.rate is not None or self.paused_until > 0
 
     def opens_at(self) -> float:
-        """Return the time before which nothing may start, as far as rate and pause go."""
+        """Return the time before which pause and rate let nothing start, monotonic seconds."""
         return self.paused_until if self.rate is None else max(self.paused_until, self.rate.not_before)
 
     def is_barred(self, now: float) -> bool:
-        """Whether it is a pause, or its rate, that its deliveries wait for."""
+        """Return True if its deliveries wait for a pause or for its rate."""
         return self.paused_until > now or (self.rate is not None and self.rate.is_used_up(now))
 
     @property
     def late_per_s(self) -> float | None:
-        """How much late work may start in a second; None: as much as the width allows."""
+        """Late deliveries that may start per second; None if only the width limits them."""
         known = [each.per_s for each in (self.pace, self.rate) if each is not None]
         return min(known) if known else None
 
@@ -227,7 +221,7 @@ class Lane(Member):
         return len(self.queue) + len(self.late)
 
     def waits_longer(self, patience_s: float, now: float) -> bool:
-        """Whether the delivery at the head has been waiting for longer; late work that has a pace may."""
+        """Return True if the head of a queue has waited for longer; late work with a pace does not count."""
         if self.queue and now - self.queue[0].since > patience_s:
             return True
         return bool(self.late) and self.pace is None and now - self.late[0].since > patience_s
@@ -238,12 +232,12 @@ class Lanes:
 
     Attributes:
         queued: deliveries queued, in all lanes.
-        queued_bytes: bytes of their payloads, a payload counted once per delivery.
+        queued_bytes: bytes of their payloads; a payload counts once for each of its deliveries.
         delivered: successes so far.
         patience_s: a lane whose head has waited for longer does not keep up.
-        in_memory: deliveries in memory that have a row in `backlog`, by event and endpoint: not due a second time.
-        parked: endpoints that may have parked rows, or held ones that go out.
-        by_endpoint: an endpoint's lane.
+        in_memory: deliveries in memory with a row in `backlog`, so that the row is not taken a second time.
+        parked: endpoints that may have parked rows, or held rows that may go out.
+        by_endpoint: lanes by endpoint_id.
     """
 
     def __init__(
@@ -270,9 +264,9 @@ class Lanes:
         self._hosts: weakref.WeakValueDictionary[str, Host] = weakref.WeakValueDictionary()
         self._loads: deque[Site] = deque()
         self._turns: deque[Site] = deque()
-        self._rests: list[tuple[float, int, Lane]] = []  # a heap: when, a running number, who
+        self._rests: list[tuple[float, int, Lane]] = []  # a heap: time, sequence number, lane
         self._numbers = itertools.count()
-        self._reopened: dict[int, Breaker] = {}  # of endpoints that have no lane yet
+        self._reopened: dict[int, Breaker] = {}  # open breakers of endpoints without a lane yet
         self.queued = 0
         self.queued_bytes = 0
         self.delivered = 0
@@ -298,7 +292,7 @@ class Lanes:
         queue_bytes_max: int,
         policy: breaker.BreakerPolicy,
     ) -> None:
-        """Take other bounds; what is queued or in flight beyond them ends as it began."""
+        """Apply new limits; deliveries already queued or in flight beyond them are not affected."""
         self._slots.resize(concurrency)
         self._payloads.size = queue_bytes_max
         self._endpoint_concurrency = endpoint_concurrency
@@ -314,7 +308,7 @@ class Lanes:
     # Lanes ------------------------------------------------------------------------------------------------------------
 
     def lane(self, endpoint: Endpoint) -> Lane:
-        """Return the endpoint's lane, made when it is new, brought up to date when the endpoint has changed."""
+        """Return the endpoint's lane: a new one if it has none, and updated if the endpoint has changed."""
         lane = self.by_endpoint.get(endpoint.endpoint_id)
         if lane is not None and lane.endpoint is endpoint:
             return lane
@@ -332,7 +326,7 @@ class Lanes:
         return lane
 
     def _change(self, lane: Lane, endpoint: Endpoint) -> None:
-        """Take what has changed; its owner has, most often: then an open breaker may be asked, and a pause ends."""
+        """Apply a changed endpoint: probe at once if its breaker is open, and end a pause if its owner changed it."""
         by_owner = not _is_end_of_rotation(lane.endpoint, endpoint)
         if endpoint.url != lane.endpoint.url:
             lane.host = self._host(endpoint)
@@ -359,7 +353,7 @@ class Lanes:
         return self._reopened.pop(endpoint.endpoint_id, None) or Breaker(self._policy)
 
     def _leave(self, lane: Lane) -> None:
-        """Take a lane without work for idle, unless its breaker is open or it is paused: that is remembered."""
+        """Mark a lane without work as idle, so that it can be evicted; an open breaker or a pause must be kept."""
         if not lane.breaker.is_open and not lane.paused_until:
             self._idle[lane.key] = None
             while len(self._idle) > self._idle_max:
@@ -368,11 +362,11 @@ class Lanes:
                 self.by_endpoint.pop(key.endpoint_id, None)
 
     def busy(self) -> Iterator[Lane]:
-        """Lanes that have something queued or in flight."""
+        """Iterate over the lanes with deliveries queued or in flight."""
         return (lane for lane in list(self._lanes.values()) if lane.queue or lane.late or lane.in_flight)
 
     def traffic(self) -> int:
-        """Return how many sites have had work in the last ten to twenty minutes, as far as lanes remember."""
+        """Return how many sites have started requests in the last ten to twenty minutes."""
         return max(len(self._active), len(self._active_before))
 
     def _note_traffic(self, lane: Lane) -> None:
@@ -382,7 +376,7 @@ class Lanes:
     # Offers -----------------------------------------------------------------------------------------------------------
 
     def offer(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
-        """Queue a delivery, or say why not."""
+        """Queue a delivery, or return why it was not queued."""
         if lane.breaker.is_open:
             return self._offer_probe(lane, delivery, now)
         if lane.paused_until - now > PAUSE_PARKS_S:
@@ -399,7 +393,7 @@ class Lanes:
         return Offer.QUEUED
 
     def _offer_probe(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
-        """Let one through when it is time: the oldest of those that are parked, where there are any."""
+        """Queue the delivery as the probe if one is due; if the endpoint has parked rows, only a late one."""
         if lane.probe is not None or now < lane.breaker.probe_at or now < lane.paused_until:
             return Offer.OPEN
         if not delivery.late and lane.key.endpoint_id in self.parked:
@@ -410,33 +404,33 @@ class Lanes:
 
     @property
     def full(self) -> bool:
-        """Whether memory has no room for another delivery, of whatever lane."""
+        """Return True if memory has no room for another delivery of any lane."""
         return self.queued >= self._queue_max or self.queued_bytes >= self._queue_bytes_max
 
     @property
     def starving(self) -> bool:
-        """Return True if nothing that is queued may start."""
+        """Return True if no queued delivery may start."""
         return not self._turns
 
     def _parking_buys_something(self, lane: Lane, now: float) -> bool:
-        """Only where the lane does not keep up, and reading on could start something else."""
+        """Return True if the lane is stuck and reading on would give other lanes work."""
         return self._is_stuck(lane, now) and self._feeds_others(lane)
 
     def _feeds_others(self, lane: Lane) -> bool:
-        """Whether reading on is of use: a slot is free, or the others that hold them will soon have no more work."""
+        """Return True if reading on helps: a slot is free, or the other lanes will soon run out of work."""
         if self.in_flight < self._slots.size:
             return True
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.in_flight < self._slots.size and (self.starving or not fed)
 
     def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Return how many more deliveries memory takes at once of each of some sites; 0 or less if none.
+        """Return how many more deliveries of each site fit into memory now; 0 or less if none.
 
-        A site may hold a third of what is free, whoever else has work: one alone has a quarter of the memory. A tenth
-        is nobody's share: from it a site gets the few that it may have however much the others hold.
+        A site may hold a third of the free memory, so that a site alone holds a quarter of all memory. A tenth of the
+        memory is reserved: it gives every site SITE_LEAST deliveries, however much the others hold.
 
         Args:
-            sites: each with how many endpoints it has.
+            sites: site ids, each with the site's number of endpoints.
         """
         if self.full:
             return {site_id: 0 for site_id, _ in sites}
@@ -452,21 +446,21 @@ class Lanes:
         return rooms
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
-        """Return the same of one site, where it is worth reading the log for: REFILL_LEAST, or half of its part."""
+        """Return the room of one site; 0 if it is below both REFILL_LEAST and half of the site's part."""
         room = self.rooms_for([(site_id, endpoints)])[site_id]
         most = min(max(SITE_LEAST, self._part()), endpoints * LANE_QUEUE_MAX // 2)
         return room if room >= min(REFILL_LEAST, most / 2) else 0
 
     def _part(self) -> int:
-        """Return how many deliveries one site may have in memory, by what the others have."""
+        """Return how many deliveries one site may have in memory, given how many are queued in all."""
         return (self._queue_max - self._queue_max // RESERVE - self.queued) // SITE_SHARE
 
     def measure(self, now: float) -> None:
-        """Look how fast deliveries go out; call it a few times a second.
+        """Measure the throughput and set `patience_s` from it; call it a few times a second.
 
-        Where the daemon itself is the bottleneck every lane waits, and none is to blame: what is queued would be out in
-        queued / rate seconds, and patience is twice that. Parking costs a delivery's own work, so that it buys nothing
-        where BUSY_PER_S go out anyway.
+        When the daemon itself is the bottleneck, every lane waits and none is at fault. Draining the queues takes
+        queued / rate seconds; patience is twice that. Parking costs as much work as a delivery, so it gains nothing
+        while BUSY_PER_S deliveries go out.
         """
         for member in self._slots.age(now):
             self._look_again(cast("Lane", member))
@@ -489,7 +483,7 @@ class Lanes:
     def _push(self, lane: Lane, delivery: Delivery) -> None:
         if not lane.queue and not lane.late and not lane.in_flight:
             self._idle.pop(lane.key, None)
-            # It may have been forgotten while idle.
+            # The lane may have been evicted while idle.
             self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane
         (lane.late if delivery.late else lane.queue).append(delivery)
         if delivery.event.payload is None:
@@ -499,7 +493,7 @@ class Lanes:
             self._line_up(lane)
 
     def count(self, site: Site, change: int, delivery: Delivery) -> None:
-        """Count a delivery that joins a queue (1) or leaves it (-1), or a line that stands before one (ordering.py)."""
+        """Count a delivery that joins (1) or leaves (-1) a queue, or a line in front of it (scheduling/ordering)."""
         payload_bytes = change * len(delivery.event.payload or b"")
         self.queued += change
         self.queued_bytes += payload_bytes
@@ -517,7 +511,7 @@ class Lanes:
     # Turns ------------------------------------------------------------------------------------------------------------
 
     def next(self, now: float) -> tuple[Lane, Delivery] | None:
-        """Take the next delivery to send, lanes with work taking turns; None when there is none or no slot."""
+        """Take the next delivery to send, sites and lanes in turns; None if there is none or no slot is free."""
         slots = self._slots
         if slots.in_flight >= slots.size:
             return None
@@ -546,7 +540,7 @@ class Lanes:
         return None
 
     def _may_start(self, lane: Lane) -> bool:
-        """Return True if a lane has the payload of its next delivery, and a slot of its share is free."""
+        """Return True if the payload of a lane's next delivery is loaded and its share has a free slot."""
         if lane.unloaded and self._wants_payload(lane):
             lane.in_turn = True  # until it is loaded
             return False
@@ -557,7 +551,7 @@ class Lanes:
         return True
 
     def _queue_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
-        """Say which queue of a lane is next; None, and let the lane rest, where it is too early."""
+        """Return the queue of a lane to take from next; None if it is too early, and then let the lane rest."""
         if not lane.curbed:
             return self._turn_of(lane, now)
         at = lane.opens_at()
@@ -570,7 +564,7 @@ class Lanes:
         return queue
 
     def _turn_of(self, lane: Lane, now: float) -> deque[Delivery] | None:
-        """Say which queue of a lane with late work is next."""
+        """Return the queue to take from next in a lane with late work; None if it is too early."""
         if lane.queue and lane.led < LIVE_TURNS:
             lane.led += 1
             return lane.queue
@@ -586,22 +580,22 @@ class Lanes:
         return None
 
     def _rest(self, lane: Lane, at: float) -> None:
-        """Look at a lane again at a time, or earlier if that was planned."""
+        """Plan to check a lane again at a time, unless an earlier time is planned."""
         if at < lane.rests_at:
             lane.rests_at = at
             heapq.heappush(self._rests, (at, next(self._numbers), lane))
 
     @property
     def rests_until(self) -> float | None:
-        """When the first lane of which something waits for a time is to be looked at; None: there is no such lane."""
+        """Monotonic seconds at which the first resting lane must be checked; None if no lane rests."""
         return self._rests[0][0] if self._rests else None
 
     def _wake_due_lanes(self, now: float) -> None:
         while self._rests and self._rests[0][0] <= now:
             at, _, lane = heapq.heappop(self._rests)
-            if at == lane.rests_at:  # otherwise it was looked at earlier
+            if at == lane.rests_at:  # otherwise the lane was checked earlier
                 lane.rests_at = NEVER
-                self._is_paused(lane, now)  # so that it counts as idle where it is
+                self._is_paused(lane, now)  # ends a pause that is over, so that the lane can become idle
                 self._go_on(lane)
 
     def _go_on(self, lane: Lane) -> None:
@@ -619,7 +613,7 @@ class Lanes:
     # Large payloads ---------------------------------------------------------------------------------------------------
 
     def _wants_payload(self, lane: Lane) -> bool:
-        """Return True if a lane's next payload must be loaded first; it waits until then."""
+        """Return True if a lane's next payload must be loaded first, and queue the lane for that."""
         if self._next_unloaded(lane) is None:
             return False
         if not lane.site.loads:
@@ -628,7 +622,7 @@ class Lanes:
         return True
 
     def _next_unloaded(self, lane: Lane) -> Delivery | None:
-        """Return the delivery of a lane that may be next and whose payload is large and not in memory."""
+        """Return a delivery at the head of a queue whose large payload is not in memory; None if there is none."""
         for queue in (lane.queue, lane.late):
             if queue and queue[0].event.payload is None and queue[0].loaded is None:
                 return queue[0]
@@ -636,14 +630,14 @@ class Lanes:
 
     @property
     def wants_payloads(self) -> bool:
-        """Whether lanes wait for payloads to be loaded."""
+        """Return True if lanes wait for payloads to be loaded."""
         return bool(self._loads)
 
     def next_load(self) -> tuple[Lane, Delivery, int] | None:
-        """Take the next delivery whose payload is to be loaded, and the bytes that it may have; sites take turns.
+        """Take the next delivery whose payload must be loaded; sites take turns.
 
         Returns:
-            None if nothing is to be loaded, or if the sites that want something have no room for it.
+            Lane, delivery and the bytes it may take; None if no payload is wanted, or no site that wants one has room.
         """
         for _ in range(len(self._loads)):
             site = self._loads.popleft()
@@ -662,11 +656,11 @@ class Lanes:
         return None
 
     def cost_of(self, payload_bytes: int) -> int:
-        """Return what a large payload counts for in the bytes that sites share."""
+        """Return the cost of a large payload, in the bytes that sites share."""
         return self._payloads.cost(payload_bytes)
 
     def put_load_back(self, lane: Lane, cost: int) -> None:
-        """Let a lane wait for more room: its next payload counts for so many bytes."""
+        """Put a lane back as the first of its site, until there is room for its next payload's cost, in bytes."""
         site = lane.site
         if not site.loads:
             self._loads.append(site)
@@ -674,7 +668,7 @@ class Lanes:
         site.load_wants = cost
 
     def loaded(self, lane: Lane, delivery: Delivery, loaded: Loaded) -> None:
-        """Take a payload that was loaded, unless its delivery has left the lane meanwhile."""
+        """Store a loaded payload, unless its delivery has left the lane meanwhile."""
         if self._next_unloaded(lane) is delivery:
             delivery.loaded = loaded
             lane.unloaded -= 1
@@ -683,7 +677,7 @@ class Lanes:
         self._look_again(lane)
 
     def _unload(self, lane: Lane, delivery: Delivery) -> None:
-        """Forget a delivery's large payload, which is sent or will be loaded again."""
+        """Drop a delivery's large payload: it was sent, or will be loaded again."""
         if delivery.loaded is not None:
             self._payloads.used -= delivery.loaded.cost
             lane.site.loaded_bytes -= delivery.loaded.cost
@@ -692,7 +686,7 @@ class Lanes:
     # Answers ----------------------------------------------------------------------------------------------------------
 
     def _end(self, lane: Lane, delivery: Delivery) -> None:
-        """Give a slot and a payload's bytes back; lanes that waited for a share take part in the turns again."""
+        """Release the slot and the payload's bytes; lanes woken by that take part in the turns again."""
         if delivery.loaded is not None:
             self._unload(lane, delivery)
         for member in self._slots.end(lane, cast("Flight | None", delivery.flight)):
@@ -700,7 +694,7 @@ class Lanes:
         delivery.flight = None
 
     def succeeded(self, lane: Lane, delivery: Delivery, now: float, took_s: float = 0.0) -> bool:
-        """Take a request back that was answered 2xx: the lane grows by one; whether its breaker closed by it."""
+        """Record a request answered 2xx, and let the lane grow by one; return True if this closed its breaker."""
         self._end(lane, delivery)
         self.delivered += 1
         lane.proved, lane.host.hangs = True, 0
@@ -718,7 +712,7 @@ class Lanes:
         return closed
 
     def _ease(self, lane: Lane, now: float) -> None:
-        """Halve a lane whose answers have become slow; where few requests are as slow, believe it is not for us."""
+        """Halve a lane whose answers have become slow; if it is narrow already, accept the slowness as its best."""
         if now < lane.eases_at:
             return
         lane.eases_at = now + max(EASE_EVERY_S, lane.smooth_s / SMOOTHING)
@@ -729,7 +723,7 @@ class Lanes:
             lane.best_s = min(lane.smooth_s, max(lane.best_s, SLOWER_S) * BEST_GROWS)
 
     def _weigh(self, lane: Lane, delivery: Delivery, now: float) -> bool:
-        """Count a success where something has failed of late."""
+        """Count a success of an endpoint with recent failures; return True if it closed the breaker."""
         if not lane.breaker.is_open:
             lane.breaker.succeeded()
             return False
@@ -753,18 +747,18 @@ class Lanes:
         counts: bool = True,
         hung: bool = False,
     ) -> list[Delivery] | None:
-        """Take a request back that failed: the lane is halved.
+        """Record a failed request, and halve the lane.
 
         Args:
-            lane: its lane.
-            delivery: what it carried.
+            lane: the lane.
+            delivery: the delivery that was sent.
             now: monotonic seconds.
-            random01: from 0 to 1, for the wait until a probe.
-            counts: whether the endpoint is to blame, for the breaker.
-            hung: whether it has held its slot for as long as a request may.
+            random01: from 0 to 1, for the jitter of the wait for a probe.
+            counts: True if the endpoint is at fault, so that the breaker counts it.
+            hung: True if the request ended with a timeout.
 
         Returns:
-            None, or what was queued and is to be parked, if its breaker has just opened.
+            The queued deliveries, to be parked, if this opened the breaker; None otherwise.
         """
         self._end(lane, delivery)
         lane.resize(lane.width / 2)
@@ -782,16 +776,16 @@ class Lanes:
         return opened
 
     def _hangs_too_often(self, lane: Lane, *, hung: bool) -> bool:
-        """Count timeouts; return True if its breaker is to open whatever the share of failures is."""
+        """Count timeouts; return True if they must open the breaker, whatever the share of failures is."""
         host = lane.host
         host.hangs = host.hangs + 1 if hung else 0
         lane.hangs = lane.hangs + 1 if hung and not lane.proved else 0
         return lane.hangs >= HANGS_MAX or host.hangs > HOST_HANGS_MAX
 
     def unsent(self, lane: Lane, delivery: Delivery) -> None:
-        """Take back a delivery that ended without a request: nothing is known of the endpoint that was not before.
+        """Record a delivery that ended without a request, which tells nothing about the endpoint.
 
-        If it was the probe, another delivery may be it at once.
+        If it was the probe, another delivery may become the probe at once.
         """
         self._end(lane, delivery)
         if delivery is lane.probe:
@@ -812,15 +806,15 @@ class Lanes:
     # Pauses -----------------------------------------------------------------------------------------------------------
 
     def pause(self, lane: Lane, wait_s: float, now: float, *, asked: bool = True) -> list[Delivery]:
-        """Start nothing for so many seconds; return what is to be parked, if that is long.
+        """Pause a lane; return the queued deliveries, to be parked, if the pause is longer than PAUSE_PARKS_S.
 
-        What is in flight comes back in its own time, and a success does not end the pause: the endpoint's change does.
+        Requests in flight go on. A success does not end the pause; a change of the endpoint by its owner does.
 
         Args:
-            lane: which.
-            wait_s: seconds.
+            lane: the lane.
+            wait_s: length of the pause, seconds.
             now: monotonic seconds.
-            asked: its receiver has asked for it: afterwards it goes on gently.
+            asked: True if the receiver asked for the pause: then late work goes out at a pace after it.
         """
         lane.asked_to_pause = lane.asked_to_pause or asked
         lane.paused_until = max(lane.paused_until, now + wait_s)
@@ -829,13 +823,13 @@ class Lanes:
         return self._take(lane, 0) if lane.paused_until - now > PAUSE_PARKS_S else []
 
     def _is_paused(self, lane: Lane, now: float) -> bool:
-        """Whether it is; one that is over is forgotten."""
+        """Return True if a lane is paused; end a pause that is over."""
         if lane.paused_until and lane.paused_until <= now:
             self._end_pause(lane)
         return lane.paused_until > 0
 
     def _end_pause(self, lane: Lane) -> None:
-        """Let it go on, at a pace where much has gathered for a receiver that asked for the pause."""
+        """End a lane's pause; if the receiver asked for it, the parked rows go out at a pace."""
         asked, lane.asked_to_pause = lane.asked_to_pause, False
         lane.paused_until = 0.0
         lane.curb()
@@ -845,13 +839,13 @@ class Lanes:
     # Breakers and late work -------------------------------------------------------------------------------------------
 
     def reopen(self, endpoint_id: int, probe_at: float) -> None:
-        """Open the breaker of an endpoint that has no lane yet, as its parked rows say it was."""
+        """Open the breaker of an endpoint without a lane, because its parked rows show that it was open."""
         if self._policy.share > 0:
             restored = self._reopened[endpoint_id] = Breaker(self._policy)
             restored.reopen(probe_at)
 
     def probe_at(self, endpoint_id: int) -> float | None:
-        """Return when an endpoint whose breaker is open, or that is paused, may be asked; None: at once."""
+        """Return when a paused endpoint, or one with an open breaker, may get a request; None if it may at once."""
         lane = self.by_endpoint.get(endpoint_id)
         found = self._reopened.get(endpoint_id) if lane is None else lane.breaker
         at = found.probe_at if found is not None and found.is_open else None
@@ -860,7 +854,7 @@ class Lanes:
         return at
 
     def catch_up(self, lane: Lane, now: float) -> None:
-        """Let late work go out at a pace from now on: its endpoint was switched on again."""
+        """Let late work go out at a pace from now on: its endpoint was enabled again, or a pause has ended."""
         if lane.pace is None and not lane.breaker.is_open:
             lane.pace = self._pace(now)
 
@@ -868,7 +862,7 @@ class Lanes:
         return Pace(now, grow_s=self._policy.probe_s / GROWTHS_A_PROBE)
 
     def caught_up(self, endpoint_id: int) -> None:
-        """Nothing of an endpoint is parked any more."""
+        """Record that an endpoint has no parked rows any more."""
         self.parked.discard(endpoint_id)
         lane = self.by_endpoint.get(endpoint_id)
         if lane is not None:
@@ -876,7 +870,7 @@ class Lanes:
             self._go_on(lane)
 
     def refill_quota(self, endpoint_id: int, now: float) -> int:
-        """Return how many parked deliveries an endpoint may take back: one that does not keep up only a few."""
+        """Return how many parked deliveries an endpoint may take back; only a few if it does not keep up."""
         lane = self.by_endpoint.get(endpoint_id)
         if self.full or (lane is not None and self._is_paused(lane, now)):
             return 0
@@ -892,26 +886,26 @@ class Lanes:
             return wanted - len(lane.late) if len(lane.late) <= wanted // 2 else 0
         if lane.proved and lane.queued <= LANE_QUEUE_MAX // 4 and not lane.waits_longer(self.patience_s, now):
             return LANE_QUEUE_MAX // 2
-        late = len(lane.late)  # live traffic may never end, and late work has its turns beside it
+        late = len(lane.late)  # late work only: it has turns of its own, and live traffic may never end
         return 2 * lane.limit - late if late <= lane.limit else 0
 
     # Out of the queues ------------------------------------------------------------------------------------------------
 
     def empty(self, lane: Lane) -> list[Delivery]:
-        """Take everything out of a lane's queues: its endpoint was disabled."""
+        """Remove and return all queued deliveries of a lane whose endpoint was disabled."""
         return self._take(lane, 0)
 
     def forget(self, lane: Lane) -> list[Delivery]:
-        """Take everything out of a lane's queues, and remember nothing of it: its endpoint was deleted."""
+        """Remove and return all queued deliveries of a lane whose endpoint was deleted; reset breaker and pause."""
         lane.breaker.close()
         lane.paused_until, lane.asked_to_pause = 0.0, False
         lane.curb()
         return self._take(lane, 0)
 
     def shed(self, now: float) -> list[Delivery]:
-        """Take surplus of lanes that do not keep up, when they fill the memory while slots are free.
+        """Remove and return the surplus of stuck lanes, to be parked, if memory is full while slots are free.
 
-        Little at a time: outcomes wait behind what is parked.
+        About SHED_MAX at a time, because outcomes wait behind these rows in the recorder.
         """
         if not self.full or self.in_flight >= self._slots.size:
             return []
@@ -924,10 +918,10 @@ class Lanes:
         return shed
 
     def shed_for(self, site_id: str, endpoints: int, now: float) -> list[Delivery]:
-        """Take surplus of a site's lanes that do not keep up, where others of its endpoints have nothing queued.
+        """Remove and return the surplus of a site's stuck lanes if other endpoints of the site have nothing queued.
 
-        The site has used up its part of the memory, and these would get nothing more. Where all lanes are stuck it
-        would buy nothing: what the log holds is as well off there.
+        The site has used up its part of the memory, so those endpoints would get nothing. If all of its endpoints have
+        deliveries queued, parking gains nothing: their events may as well stay in the log.
         """
         lanes = [lane for lane in self._lanes.values() if lane.key.site_id == site_id]
         stuck = [lane for lane in lanes if lane.queued > 2 * lane.limit and self._is_stuck(lane, now)]
@@ -940,7 +934,7 @@ class Lanes:
         return shed
 
     def _is_stuck(self, lane: Lane, now: float) -> bool:
-        """Whether it is the lane that its deliveries wait for: it may start no more, and answers too little."""
+        """Return True if the lane itself holds up its deliveries: it may start no more, and answers too slowly."""
         if lane.curbed and lane.is_barred(now):
             return True
         if lane.waits_for is not None:
@@ -948,7 +942,7 @@ class Lanes:
         return lane.in_flight >= lane.allowed and (not lane.proved or lane.waits_longer(self.patience_s, now))
 
     def _take(self, lane: Lane, keep: int) -> list[Delivery]:
-        """Take the newest out of a lane, the late ones first, until so many are left; oldest first."""
+        """Remove the newest deliveries, late ones first, until `keep` are left; return them oldest first."""
         taken: list[Delivery] = []
         while lane.queued > keep:
             delivery = (lane.late or lane.queue).pop()
@@ -969,7 +963,7 @@ class Lanes:
 
 
 def _is_end_of_rotation(before: Endpoint, after: Endpoint) -> bool:
-    """Whether nothing has changed but that the secret before this one is of no use any more."""
+    """Return True if the only change is that the previous secret has ended."""
     old, new = before.options, after.options
     if old is None or old.previous_secret is None:
         return False

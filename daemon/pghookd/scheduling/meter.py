@@ -1,8 +1,8 @@
-"""How many of something have come due at a steady rate: a replay's deliveries.
+"""Counts how many deliveries of a replay are due at a steady rate.
 
-What was missed while nobody asked is made good up to a second; beyond that the time is lost, not crowded together.
+Time missed between two calls is made up for, up to one second. The rest is lost, so that no burst follows.
 
-Never here: a clock, what is taken.
+Never here: a clock, the deliveries.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ CREDIT_S: Final = 1.0
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Meter:
-    """A rate, since when, and what has been taken of it.
+    """A rate, its start, and the number taken since.
 
     Attributes:
-        per_s: more than 0.
-        began: monotonic seconds.
-        taken: since it began.
+        per_s: deliveries per second, more than 0.
+        began: monotonic seconds from which the rate counts.
+        taken: deliveries taken since `began`.
     """
 
     per_s: float
@@ -30,6 +30,6 @@ class Meter:
     def due(self, now: float) -> int:
         """Return how many may be taken now."""
         behind = now - self.began - self.taken / self.per_s
-        if behind > CREDIT_S + 1.0 / self.per_s:  # what has not come to a whole one is not missed
+        if behind > CREDIT_S + 1.0 / self.per_s:  # a fraction of a delivery is not missed yet
             self.began += behind - max(CREDIT_S, 1.0 / self.per_s)
         return int((now - self.began) * self.per_s + 1e-6) - self.taken

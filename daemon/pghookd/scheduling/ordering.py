@@ -1,12 +1,12 @@
-"""Which delivery of an `ordered` endpoint may go: of each line (an ordering_key at an endpoint) one at a time, by id.
+"""Delivers `ordered` endpoints in order: one delivery at a time of each line (an ordering_key at an endpoint), by id.
 
-A line stands in front of its endpoint's lane: its head is in the lane, the rest waits here, and what does not fit, or
-comes after a delivery that failed, has rows in `backlog` and comes back by event_id. That order is the log's: an event
-that was inserted after another's commit has the greater id and is never read before it.
+A line stands in front of its endpoint's lane. Its head is in the lane and the rest waits here. Deliveries that do not
+fit, or follow a failed one, have rows in `backlog` and come back by event_id. This is the order of the log: an event
+inserted after another one's commit has the greater id and is never read before it.
 
-What a line must know exactly is whether rows of it are in `backlog` that are not in memory: then nothing may pass them.
-Whatever leaves memory as a row says so here before it is written (`note`); what was there before this epoch is looked
-through when the endpoint is first seen, and until that is done, and recovery too, everything falls in behind.
+A line must know exactly whether `backlog` has rows of it that are not in memory, because no delivery may pass them.
+Every outcome is noted here before it is written (`note`). Rows of earlier epochs are looked through when the endpoint
+is first seen. Until that and recovery are done, every delivery waits behind the rows.
 
 Never here: a clock, SQL, endpoints that are not ordered.
 """
@@ -23,19 +23,17 @@ from pghookd.model.verdict import Dead, Disable, Retry
 from pghookd.scheduling.lanes import PARKED_FOR, Lane, Lanes, Offer, Site
 
 AHEAD_MAX: Final = 100  # deliveries in memory behind the head of one line
-LINES_MAX: Final = (
-    1000  # of one endpoint that are remembered; with more of them it is looked through again and again
-)
-LOTS_MAX: Final = 10_000  # ordered endpoints that are remembered
+LINES_MAX: Final = 1000  # lines of one endpoint in memory; with more, its rows are read again and again
+LOTS_MAX: Final = 10_000  # ordered endpoints in memory
 
 
 def is_ordered(endpoint: Endpoint) -> bool:
-    """Whether an endpoint is delivered to one by one."""
+    """Return True if deliveries to an endpoint go out in order."""
     return endpoint.options is not None and endpoint.options.ordered
 
 
 def line_of(event: Event) -> str:
-    """Return the name of an event's line; events without an ordering_key are one line together."""
+    """Return the name of an event's line; all events without an ordering_key share one line."""
     return (event.options and event.options.ordering_key) or ""
 
 
@@ -44,12 +42,12 @@ class EndpointLines:
     """All lines of one endpoint.
 
     Attributes:
-        lines: those with work, by name.
-        ripe: those whose rows are worth a look.
-        walk: its rows in `backlog` are to be looked through after this event_id; None: that is done.
-        sorted: each of its rows has a line; until then none is taken.
-        crowded: more lines have rows than are remembered: they are looked through again and again.
-        site: whose memory the deliveries take that wait in its lines; None if none ever did.
+        lines: lines with work, by name.
+        ripe: names of the lines whose rows may be taken, in order.
+        walk: event_id after which the endpoint's rows must still be looked through; None if that is done.
+        sorted: True once all rows have been assigned to lines; no row is taken before.
+        crowded: True if more than LINES_MAX lines have rows, so that the rows are looked through repeatedly.
+        site: the site whose memory the waiting deliveries count for; None if none has waited yet.
     """
 
     lines: dict[str, Line] = dataclasses.field(default_factory=dict)
@@ -61,23 +59,23 @@ class EndpointLines:
 
     @property
     def unknown(self) -> bool:
-        """Whether any line may have rows that nobody here knows of."""
+        """Return True if a line may have rows that are not known here."""
         return self.walk is not None or self.crowded
 
     def line(self, name: str) -> Line:
-        """Return a line, made when it has no work yet."""
+        """Return a line; a new one if it had no work."""
         line = self.lines.get(name)
         if line is None:
             line = self.lines[name] = Line(name)
         return line
 
     def mark_ready(self, line: Line) -> None:
-        """Take a line's rows to be worth a look, unless the first of them waits for its time."""
+        """Mark a line's rows as ready to be taken, unless the first row waits for its time."""
         if not line.blocked:
             self.ripe[line.name] = None
 
     def tidy(self, line: Line) -> None:
-        """Forget a line that has no work, or only rows where too many have."""
+        """Forget a line without work, or one with only rows in `backlog` if there are more than LINES_MAX lines."""
         if line.head is not None or line.ahead or line.unwritten or self.lines.get(line.name) is not line:
             return
         if line.behind:
@@ -92,10 +90,9 @@ class Order:
     """The lines of all ordered endpoints.
 
     Attributes:
-        recovered: whether all that was unsettled before this epoch has been read: rows of later events may lie in
-            `backlog` while earlier ones are still unread, so that no row is taken before.
-        unread: sites of which the recovery road has left events in the log: for these the same holds until those
-            events have found their place.
+        recovered: True once recovery has read all events that were unsettled before this epoch. No row is taken before,
+            because an earlier event may still be unread while `backlog` has rows of later ones.
+        unread: sites of which recovery has deferred events; for these the same holds until those events are processed.
     """
 
     def __init__(self, lanes: Lanes) -> None:
@@ -108,7 +105,7 @@ class Order:
         return endpoint_id in self._lots
 
     def lot(self, endpoint_id: int) -> EndpointLines:
-        """Return an ordered endpoint's lines; at first sight its rows are still to be looked through."""
+        """Return an ordered endpoint's lines; the rows of a new one must still be looked through."""
         lot = self._lots.get(endpoint_id)
         if lot is None:
             if len(self._lots) >= LOTS_MAX:
@@ -125,16 +122,16 @@ class Order:
     # In ---------------------------------------------------------------------------------------------------------------
 
     def assign(self, delivery: Delivery) -> Line:
-        """Give a delivery its line, before anything is decided or written of it; one without work is made anew."""
+        """Assign a delivery to its line, before it is queued or written."""
         line = delivery.line = self.lot(delivery.endpoint_id).line(line_of(delivery.event))
         return line
 
     def offer(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
-        """Queue a delivery that comes from the log, or say why not.
+        """Queue a delivery from the log, or return why it was not queued.
 
         Returns:
-            BEHIND if rows of its line come first, or memory holds enough of it. WAIT if the look that finds such rows
-            comes in a moment. Otherwise the answer of Lanes.offer. The caller passes what it then writes to `note`.
+            BEHIND if rows of its line come first, or memory holds enough of it. WAIT if memory is full, or the look
+            for such rows is about to come. Otherwise the result of Lanes.offer. The caller passes its write to `note`.
         """
         line = self.assign(delivery)
         if line.behind:
@@ -152,12 +149,12 @@ class Order:
         return Offer.QUEUED
 
     def _is_looked_at_next(self, lot: EndpointLines, lane: Lane) -> bool:
-        """Return True if the first look through an endpoint's rows is still to come, and nothing puts it off."""
+        """Return True if the first look through an endpoint's rows is still to come and nothing delays it."""
         first = lot.walk == 0 and not lot.sorted
         return first and self.recovered and not lane.breaker.is_open and not lane.paused_until
 
     def rejoin(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
-        """Queue a delivery of a `sure` line that comes from `backlog`, the first of it that is not in memory."""
+        """Queue a delivery from `backlog`: the first row of a `sure` line that is not in memory."""
         line = self.assign(delivery)
         if line.head is None:
             return self._lead(lane, line, delivery, now)
@@ -184,7 +181,7 @@ class Order:
         return delivery
 
     def _is_slow(self, line: Line, now: float) -> bool:
-        """Whether its receiver takes so long for one that memory gains nothing."""
+        """Return True if the head takes so long that more deliveries in memory gain nothing."""
         return now - line.led_at > self._lanes.patience_s
 
     def room(self, line: Line) -> int:
@@ -194,7 +191,7 @@ class Order:
     # Outcomes ---------------------------------------------------------------------------------------------------------
 
     def note(self, write: Write, now: float) -> list[Write]:
-        """Take what is about to be written of a delivery that has a line; return what is to be written besides."""
+        """Note an outcome of an ordered endpoint before it is written; return further rows to write."""
         delivery = write.delivery
         lot = self._lots.get(delivery.endpoint_id)
         if lot is None:
@@ -203,12 +200,12 @@ class Order:
         stays = _leaves_row(write)
         leads = delivery is line.head
         if stays:
-            # What recovery reads may come before rows that are there already: those wait as well.
+            # Recovery may read an event that comes before rows in `backlog`: these rows must wait for it.
             was_in = leads or delivery.in_backlog or not self._is_read(delivery.event.site_id)
             self._note_row(lot, line, delivery, was_in=was_in)
             line.blocked = line.blocked or _waits(write)
         more: list[Write] = []
-        if leads and not _gives_up(write):  # else it leads until that is durable: see `settled`
+        if leads and not _gives_up(write):  # a delivery given up leads until that is durable: see `settled`
             line.head = None
             if stays:
                 more = self._fall_behind(lot, line, Reason.ORDERING)
@@ -218,7 +215,7 @@ class Order:
         return more
 
     def _is_read(self, site_id: str) -> bool:
-        """Return True if all of a site's events from before this epoch have found their place."""
+        """Return True if all of a site's events from before this epoch have been processed."""
         return self.recovered and site_id not in self.unread
 
     def _note_row(self, lot: EndpointLines, line: Line, delivery: Delivery, *, was_in: bool) -> None:
@@ -230,7 +227,7 @@ class Order:
         lot.mark_ready(line)
 
     def _go_on(self, lot: EndpointLines, line: Line, endpoint_id: int, now: float) -> list[Write]:
-        """Let the next of a line into the lane."""
+        """Move the next delivery of a line into the lane; return rows to write if it cannot go."""
         if not line.ahead:
             return []
         lane = self._lanes.by_endpoint.get(endpoint_id)
@@ -257,9 +254,9 @@ class Order:
         return writes
 
     def settled(self, delivery: Delivery, now: float) -> list[Write]:
-        """What was noted of a delivery is durable; return what is to be written now.
+        """Record that a noted outcome is durable; return further rows to write.
 
-        One that was given up would be tried once more after a crash, and may be taken then: so its line goes on here.
+        A line whose head was given up goes on only here: after a crash before this, the head would be sent again.
         """
         line = delivery.line
         lot = self._lots.get(delivery.endpoint_id)
@@ -275,7 +272,7 @@ class Order:
         return more
 
     def shed(self, now: float) -> list[Write]:
-        """Take what waits behind slow heads out of memory, which is full."""
+        """Move deliveries that wait behind slow heads out of memory, which is full; return their rows."""
         return [
             write
             for lot in self._lots.values()
@@ -287,7 +284,7 @@ class Order:
     # Rows -------------------------------------------------------------------------------------------------------------
 
     def walked(self, endpoint_id: int, names: Iterable[str], last_event_id: int | None) -> None:
-        """Take a page of an endpoint's rows: the lines they belong to, and its last event_id; None: it was the end."""
+        """Note a page of an endpoint's rows: the names of their lines, and the last event_id; None at the end."""
         lot = self.lot(endpoint_id)
         if lot.sorted:
             for line in list(lot.lines.values()):
@@ -306,18 +303,18 @@ class Order:
             lot.walk, lot.crowded = (0, False) if lot.crowded else (None, False)
 
     def restart(self, endpoint_id: int) -> None:
-        """Look through an endpoint's rows once more: somebody may have changed them."""
+        """Look through an endpoint's rows once more, because they may have been changed from outside."""
         lot = self.lot(endpoint_id)
         lot.walk, lot.sorted = 0, False
         self._lanes.parked.add(endpoint_id)
 
     def is_walking(self, endpoint_id: int) -> bool:
-        """Return True if a look through an endpoint's rows has begun and not ended yet."""
+        """Return True if a look through an endpoint's rows has begun and not ended."""
         lot = self._lots.get(endpoint_id)
         return lot is not None and bool(lot.walk)
 
     def due(self, endpoint_id: int, name: str) -> None:
-        """Take a line's row to be due."""
+        """Mark a line's row as due."""
         lot = self.lot(endpoint_id)
         line = lot.line(name)
         line.behind, line.blocked = True, False
@@ -325,7 +322,7 @@ class Order:
         self._lanes.parked.add(endpoint_id)
 
     def look_again(self) -> None:
-        """Look at every line that waits, in case its first row is gone."""
+        """Mark every line with rows as ready, in case its first row is gone."""
         for lot in self._lots.values():
             for line in lot.lines.values():
                 if line.behind:
@@ -333,7 +330,7 @@ class Order:
                     lot.mark_ready(line)
 
     def ripe(self, endpoint_id: int) -> Iterator[Line]:
-        """Yield the lines whose rows may be taken now, those that have waited longest first; each is asked for once."""
+        """Yield the lines whose rows may be taken now, the longest waiting first; a yielded line is ready no more."""
         lot = self._lots[endpoint_id]
         for name in list(lot.ripe):
             line = lot.lines.get(name)
@@ -341,25 +338,25 @@ class Order:
             if line is None:
                 continue
             if line.returning or not self.room(line):
-                lot.ripe[name] = None  # to the end
+                lot.ripe[name] = None  # moves it to the end
             else:
                 line.sure = True
                 yield line
 
     def postpone(self, endpoint_id: int, line: Line) -> None:
-        """Look at a line's rows again later: events of its site that come before them may still be unread."""
+        """Mark a line as ready again for later: earlier events of its site may still be unread."""
         if (lot := self._lots.get(endpoint_id)) is not None:
             lot.mark_ready(line)
 
     def taken(self, endpoint_id: int, line: Line, *, all_of_it: bool, blocked: bool, again: bool) -> None:
-        """Say what a look at a line's rows came to.
+        """Record the result of taking a line's rows.
 
         Args:
-            endpoint_id: whose.
-            line: which.
-            all_of_it: every row of it is in memory, or gone.
-            blocked: the first that is not in memory waits for its time.
-            again: there is more to be taken.
+            endpoint_id: its endpoint.
+            line: the line.
+            all_of_it: True if every row of it is in memory or gone.
+            blocked: True if the first row that is not in memory waits for its time.
+            again: True if more rows can be taken.
         """
         lot = self._lots.get(endpoint_id)
         if lot is None:
@@ -367,19 +364,19 @@ class Order:
         if all_of_it and not line.unwritten:
             line.behind = False
             lot.tidy(line)
-        line.blocked = blocked  # also where it was: its row may be taken before it is said to be due
+        line.blocked = blocked  # may also clear it: the row can be taken before `due` reports it
         if line.behind and (again or line.unwritten):
             lot.mark_ready(line)
 
     def is_clear(self, endpoint_id: int) -> bool:
-        """Whether no rows of an endpoint need to be looked for."""
+        """Return True if no line of an endpoint can have rows outside memory."""
         lot = self._lots[endpoint_id]
         return not lot.unknown and not any(line.behind for line in lot.lines.values())
 
     # Out --------------------------------------------------------------------------------------------------------------
 
     def forget(self, endpoint_id: int) -> list[Delivery]:
-        """Let go of an endpoint that is gone, or ordered no more; return what waited in memory."""
+        """Forget an endpoint that is deleted or no longer ordered; return its deliveries that waited in memory."""
         lot = self._lots.pop(endpoint_id, None)
         if lot is None:
             return []
@@ -404,7 +401,7 @@ def _gives_up(write: Write) -> bool:
 
 
 def _waits(write: Write) -> bool:
-    """Whether the row has a time before which nothing of its line goes."""
+    """Return True if the row waits for a time before which nothing of its line may go."""
     if isinstance(write, AttemptWrite):
         return isinstance(write.verdict, Retry)
     return isinstance(write, BacklogWrite) and write.state is State.WAITING

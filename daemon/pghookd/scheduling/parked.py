@@ -1,7 +1,7 @@
-"""Which endpoints may have parked rows, when each is looked at next, and how far its rows have been read.
+"""Which endpoints may have parked rows, when each is checked next, and how far its rows have been read.
 
-Looks are taken in the order of their times, so that endpoints take turns however many there are. Rows are read along a
-cursor per endpoint. It falls back to a row that is parked below it: every row is reached, older ones first.
+Checks happen in the order of their times, so that all endpoints take turns. Each endpoint has a cursor along which its
+rows are read. The cursor falls back to a row that is parked below it, so that every row is reached, older ones first.
 
 Never here: a clock, SQL, whether an endpoint has room for its rows (scheduling/lanes).
 """
@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-FIRST: Final = -1.0  # the time of a look that goes before all others
-AT_ONCE: Final = 0.0  # the time of a look that goes before all that have a time of their own
-_STALE_MAX: Final = 100  # entries of the heap beyond two for each endpoint, before it is built anew
+FIRST: Final = -1.0  # time of a check that goes before all others
+AT_ONCE: Final = 0.0  # time of a check that goes before all checks planned for a time
+_STALE_MAX: Final = 100  # heap entries beyond two per endpoint, before the heap is rebuilt
 
 
 class Parked(AbstractSet[int]):
-    """A set of endpoint ids, with the next look at each. Times are monotonic seconds."""
+    """A set of endpoint ids, with the time of the next check of each. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._at: dict[int, float] = {}  # the time of the next look, per endpoint
-        self._heap: list[tuple[float, int, int]] = []  # time, a running number, endpoint; some are stale
+        self._at: dict[int, float] = {}  # the time of the next check, per endpoint
+        self._heap: list[tuple[float, int, int]] = []  # time, sequence number, endpoint_id; some are stale
         self._numbers = itertools.count()
         self._after: dict[int, int] = {}  # the last event_id read, per endpoint
 
@@ -41,25 +41,25 @@ class Parked(AbstractSet[int]):
         return len(self._at)
 
     def add(self, endpoint_id: int) -> None:
-        """Add an endpoint; a new one is looked at as soon as possible."""
+        """Add an endpoint; a new one is checked as soon as possible."""
         if endpoint_id not in self._at:
             self._plan(endpoint_id, AT_ONCE)
 
     def note(self, endpoint_id: int, event_id: int) -> None:
-        """Add an endpoint one of whose rows has been parked; the cursor falls back to that row."""
+        """Add an endpoint after a row of it was parked; the cursor falls back to that row."""
         self.add(endpoint_id)
         if event_id <= self._after.get(endpoint_id, 0):
             self._after[endpoint_id] = event_id - 1
 
     def discard(self, endpoint_id: int) -> None:
-        """Remove an endpoint, its look and its cursor."""
+        """Remove an endpoint, its planned check and its cursor."""
         self._at.pop(endpoint_id, None)
         self._after.pop(endpoint_id, None)
 
     # Looks ------------------------------------------------------------------------------------------------------------
 
     def take(self, now: float, again_at: float) -> int | None:
-        """Return the endpoint whose look is due first, its next one planned for `again_at`; None if none is due."""
+        """Return the endpoint whose check is due first, and plan its next one for `again_at`; None if none is due."""
         while self._heap and self._heap[0][0] <= now:
             at, _, endpoint_id = heapq.heappop(self._heap)
             if self._at.get(endpoint_id) == at:
@@ -68,12 +68,12 @@ class Parked(AbstractSet[int]):
         return None
 
     def look(self, endpoint_id: int, at: float) -> None:
-        """Plan the next look at an endpoint for a time, whatever was planned; ignored if it is not in the set."""
+        """Plan the next check of an endpoint for a time, whatever was planned; ignored if it is not in the set."""
         if self._at.get(endpoint_id, at) != at:
             self._plan(endpoint_id, at)
 
     def probe_now(self, endpoint_id: int, at: float) -> None:
-        """Plan the next look for a time, unless it comes earlier; ignored if the endpoint is not in the set."""
+        """Plan the next check for a time, unless it comes earlier; ignored if the endpoint is not in the set."""
         if self._at.get(endpoint_id, at) > at:
             self._plan(endpoint_id, at)
 
@@ -87,17 +87,17 @@ class Parked(AbstractSet[int]):
     # The cursor -------------------------------------------------------------------------------------------------------
 
     def after(self, endpoint_id: int) -> int:
-        """Return the event_id behind which to read an endpoint's rows; 0: from the beginning."""
+        """Return the event_id after which to read an endpoint's rows; 0 means from the beginning."""
         return self._after.get(endpoint_id, 0)
 
     def read(self, endpoint_id: int, event_id: int) -> None:
-        """Move an endpoint's cursor: its rows have been read up to this one."""
+        """Move an endpoint's cursor to the last row that was read."""
         self._after[endpoint_id] = event_id
 
     def rewind(self, endpoint_id: int) -> None:
-        """Read an endpoint's rows from the beginning."""
+        """Reset an endpoint's cursor, so that its rows are read from the beginning."""
         self._after.pop(endpoint_id, None)
 
     def rewind_all(self) -> None:
-        """Read all rows from the beginning: some may have been parked by others than this daemon."""
+        """Reset all cursors, because rows may have been parked from outside this daemon."""
         self._after.clear()

@@ -1,20 +1,20 @@
-"""Request slots: how many requests a site and a host may have in flight, and who waits for which share.
+"""Request slots: how many requests a site and a host may have in flight, and which lanes wait for which share.
 
-    who                      may hold of `concurrency`       at the bound
+    owner                    may hold of `concurrency`       at the limit
     a site                   a half; a request that takes    its lanes wait for one of its own requests to end
                              longer than LONG_S counts twice
     a host and port          five eighths, and up to three   lanes to it wait for a request to it to end
                              quarters by sites with nothing
                              in flight
     a site that is slow      nothing of the last quarter     its lanes wait until slots are free again
-    a site that has any      nothing of the last eighth      likewise
-    a site that has none     all there is                    lanes wait for any slot
+    a site with requests     nothing of the last eighth      likewise
+    a site with no requests  all of them                     lanes wait for any slot
 
-A holder is slow if half of its requests or more are long. For a lane that answers well the long requests of its site
-count once like all others, and for one that has nothing in flight one and a half times, so that neither waits for
-lanes of its site that hang. No answer is waited for to decide this: what is in flight counts while it is.
+A holder is slow if at least half of its requests are long. For a lane with a success, the long requests of its site
+count once, like all others. For a lane with nothing in flight they count one and a half times. So neither waits for
+hanging lanes of its site. These rules need no answers: they count only requests in flight.
 
-The bounds hold on a quiet platform too: a slot that a slow receiver holds cannot be taken back when others come.
+The limits hold on a quiet platform too: a slot that a slow receiver holds cannot be taken back when others need it.
 
 Never here: which lane is next (scheduling/lanes), a clock.
 """
@@ -29,17 +29,17 @@ from typing import Final
 
 SITE_SHARE: Final = 0.5  # of all slots
 HOST_SHARE: Final = 0.625
-HOST_LIMIT: Final = 0.75  # with sites that have nothing else in flight
-UNHURRIED: Final = 0.75  # of all slots; beyond, slow holders start nothing
-RESERVED: Final = 0.875  # of all slots; beyond, only sites with nothing in flight start anything
-LONG_S: Final = 1.0  # a request in flight for longer counts twice
-WAKES: Final = 2  # lanes woken at most for each request that ends, of its site, of its host and of others
-LOOKS: Final = 20  # holders woken in one look, and lanes of each
+HOST_LIMIT: Final = 0.75  # including requests of sites that had nothing else in flight
+UNHURRIED: Final = 0.75  # of all slots; beyond this, slow holders start nothing
+RESERVED: Final = 0.875  # of all slots; beyond this, only sites with nothing in flight start a request
+LONG_S: Final = 1.0  # a request in flight for longer is long and counts twice
+WAKES: Final = 2  # maximum of lanes woken when a request ends: of its site, of its host, and of others
+LOOKS: Final = 20  # maximum of holders woken in one call of `age`, and of lanes of each
 
 
 @dataclasses.dataclass(slots=True, eq=False, weakref_slot=True)
 class Holder:
-    """A site, or a host with its port, and what it has in flight.
+    """A site, or a host with its port, and its requests in flight.
 
     Attributes:
         in_flight: requests in flight.
@@ -53,20 +53,20 @@ class Holder:
 
     @property
     def is_slow(self) -> bool:
-        """Return True if half of its requests or more are long."""
+        """Return True if at least half of its requests are long."""
         return self.long > 0 and 2 * self.long >= self.in_flight
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Member:
-    """A lane, as far as slots go.
+    """The part of a lane that concerns slots.
 
     Attributes:
-        site: whose it is.
-        host: where its requests go.
+        site: the site that it belongs to.
+        host: the host that its requests go to.
         in_flight: requests in flight.
         long: those in flight for longer than LONG_S.
-        proved: has answered 2xx since it was made or its breaker opened.
+        proved: True if it has answered 2xx since it was made or its breaker opened.
         waits_for: the site or host whose share it waits for; None if it does not wait.
     """
 
@@ -83,10 +83,10 @@ class Flight:
 
     Attributes:
         member: the lane that it holds a slot for.
-        host: where it goes; the lane's host may change meanwhile.
+        host: the host that it goes to; the lane's host may change meanwhile.
         started_at: monotonic seconds.
-        is_long: it has been in flight for longer than LONG_S.
-        landed: it has ended.
+        is_long: True if it has been in flight for longer than LONG_S.
+        landed: True if it has ended.
     """
 
     __slots__ = ("host", "is_long", "landed", "member", "started_at")
@@ -100,7 +100,7 @@ class Flight:
 
 
 def _weight(member: Member) -> float:
-    """Return how much a long request of its site counts besides, where a lane wants a slot."""
+    """Return the extra weight of a site's long requests when this lane wants a slot."""
     if member.long:
         return 1.0
     if member.proved:
@@ -112,22 +112,22 @@ class Slots:
     """All slots.
 
     Attributes:
-        size: how many there are.
-        in_flight: how many are taken.
-        site_max: what one site may hold.
-        host_max: what one host may hold, but for sites that have nothing in flight.
-        host_limit: what one host may hold at all.
-        plenty: while fewer are taken nobody can have reached a bound, so that nothing need be counted.
+        size: number of slots.
+        in_flight: number of slots taken.
+        site_max: slots that one site may hold.
+        host_max: slots that one host may hold, unless the requesting site has nothing in flight.
+        host_limit: slots that one host may hold in any case.
+        plenty: while fewer slots are taken, no limit can be reached and none needs to be checked.
     """
 
     def __init__(self, size: int) -> None:
         self.in_flight = 0
         self._flights: deque[Flight] = deque()
-        self._blocked: OrderedDict[Holder, None] = OrderedDict()  # those that lanes wait for
+        self._blocked: OrderedDict[Holder, None] = OrderedDict()  # holders that lanes wait for
         self.resize(size)
 
     def resize(self, size: int) -> None:
-        """Have another number of slots from now on; requests beyond it end as they began."""
+        """Set the number of slots; requests in flight beyond it are not affected."""
         self.size = size
         self.site_max = math.ceil(size * SITE_SHARE)
         self.host_max = math.ceil(size * HOST_SHARE)
@@ -137,7 +137,7 @@ class Slots:
         self._reserved = math.ceil(size * RESERVED)
 
     def admits(self, member: Member) -> bool:
-        """Return True if a lane may take a slot now; otherwise it waits until `end` or `age` returns it."""
+        """Return True if a lane may take a slot now; if not, it waits until `end` or `age` returns it."""
         site, host, in_flight = member.site, member.host, self.in_flight
         if site.in_flight + _weight(member) * site.long >= self.site_max:
             self._block(member, site)
@@ -150,7 +150,7 @@ class Slots:
         return False
 
     def _is_reserved(self, site: Holder, host: Holder) -> bool:
-        """Return True if the slots that are left are not for a site that has something in flight."""
+        """Return True if the slots left are reserved for idle sites, or for holders that are not slow."""
         return self.in_flight >= self._reserved or site.is_slow or host.is_slow
 
     def _block(self, member: Member, holder: Holder) -> None:
@@ -169,7 +169,7 @@ class Slots:
         return flight
 
     def end(self, member: Member, flight: Flight | None) -> Sequence[Member]:
-        """Give a slot back; return the lanes that are to be looked at again."""
+        """Release a slot; return the lanes that may take part in the turns again."""
         site, host = member.site, member.host if flight is None else flight.host
         self.in_flight -= 1
         member.in_flight -= 1
@@ -186,7 +186,7 @@ class Slots:
         return self._wake_after(site, host) if self._blocked else ()
 
     def _wake_after(self, site: Holder, host: Holder) -> list[Member]:
-        """Wake what may take the slot that a request of a site to a host has given back."""
+        """Return lanes that may take the slot which a request of this site to this host has released."""
         woken: list[Member] = []
         others = len(self._blocked)
         if site.waiting:
@@ -200,7 +200,7 @@ class Slots:
         return woken
 
     def _wake(self, holder: Holder, most: int, woken: list[Member]) -> None:
-        """Take up to so many lanes out of a holder's waiting ones, those that have waited longest first."""
+        """Move up to `most` of a holder's waiting lanes to `woken`, the longest waiting first."""
         waiting = holder.waiting
         for _ in range(min(most, len(waiting))):
             member, _ = waiting.popitem(last=False)
@@ -210,7 +210,7 @@ class Slots:
             self._blocked.pop(holder, None)
 
     def _wake_others(self, site: Holder, host: Holder, woken: list[Member]) -> None:
-        """Wake lanes of other holders, which take turns: they may have waited for any slot to be free."""
+        """Wake lanes of other holders, in turns: they may have waited for any free slot."""
         for _ in range(min(WAKES, len(self._blocked)) if self.in_flight < self._reserved else 0):
             holder = next(iter(self._blocked))
             self._blocked.move_to_end(holder)
@@ -218,7 +218,7 @@ class Slots:
                 self._wake(holder, 1, woken)
 
     def forget(self, member: Member) -> None:
-        """Take a lane that has no work any more out of those that wait."""
+        """Remove a lane that has no more work from the waiting lanes."""
         holder, member.waits_for = member.waits_for, None
         if holder is not None:
             del holder.waiting[member]
@@ -226,10 +226,10 @@ class Slots:
                 self._blocked.pop(holder, None)
 
     def age(self, now: float) -> list[Member]:
-        """Count what has been in flight for longer than LONG_S as long; call it a few times a second.
+        """Count requests in flight for longer than LONG_S as long; call it a few times a second.
 
         Returns:
-            Lanes that wait and are to be looked at again: those that `end` woke may not have used what was free.
+            Waiting lanes that may take part in the turns again: lanes woken by `end` may have left slots unused.
         """
         flights = self._flights
         while flights and (flights[0].landed or flights[0].started_at < now - LONG_S):

@@ -1,8 +1,8 @@
-"""The rows that the fan-out has handed to the recorder and that are not durable yet, by site.
+"""Counts, by site, the rows that the fan-out has handed to the recorder and that are not durable yet.
 
 A site whose deliveries all become rows (parked, held, dead) must not fill the recorder. It may have half of the rows
-that are still free; what it has beyond that stays in the log. So one site has half of them at most, and no number of
-sites takes the room of a site that has none.
+still free; its further events stay in the log. So one site takes at most half of all rows, and no number of sites can
+take the room of a site without rows.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from typing import Final
 
 from pghookd.model.delivery import Delivery
 
-UNWRITTEN_MAX: Final = 2000  # rows: four full batches of the recorder, some 0.2 to 0.4 s of its time
-UNWRITTEN_LEAST: Final = 20  # rows that a site may have however many the others have
+UNWRITTEN_MAX: Final = 2000  # rows: four full batches of the recorder, about 0.2 to 0.4 s of its time
+UNWRITTEN_LEAST: Final = 20  # rows that a site may have, however many the others have
 
 
 class Unwritten:
-    """Rows on their way into `backlog` or `dead`."""
+    """Rows to be written into `backlog` or `dead`."""
 
     def __init__(self) -> None:
         self._deliveries: list[Delivery] = []
         self._of_site: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
-        """Return True if rows are on their way: without any, each site has more room than memory gives it at once."""
+        """Return True if rows are not durable yet; without any, each site has more room than memory gives it."""
         return bool(self._deliveries)
 
     def note(self, delivery: Delivery) -> None:
-        """Count a row that the recorder has been given; its ticket says when it is durable."""
+        """Count a row handed to the recorder; the delivery's ticket becomes None once the row is durable."""
         self._deliveries.append(delivery)
         self._of_site[delivery.event.site_id] += 1
 
     def sweep(self) -> None:
-        """Forget the rows that are durable by now."""
+        """Forget the rows that have become durable."""
         if self._deliveries:
             self._deliveries = [delivery for delivery in self._deliveries if delivery.ticket is not None]
             self._of_site = Counter(delivery.event.site_id for delivery in self._deliveries)

@@ -1,1 +1,1 @@
-"""Every setting, and how it is read."""
+"""Defines every setting, and loads them."""

@@ -1,11 +1,11 @@
-"""Retry schedules as settings and endpoints write them."""
+"""Parses retry schedules, as written in settings and endpoints."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-NO_RETRY: Final = "none"  # a schedule without a wait: one attempt
+NO_RETRY: Final = "none"  # a schedule without waits: a single attempt
 SCHEDULE_STEPS_MAX: Final = 100
 WAIT_S_MAX: Final = 30 * 86400.0
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -13,10 +13,10 @@ _STEP: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)", re.ASCII
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
-    """Read `5s,5m,2h,1d` (also `250ms`, `1.5h`): the waits after failure 1, 2, ..., in seconds; `none`: no retry.
+    """Parse `5s,5m,2h,1d` (also `250ms`, `1.5h`) into the waits after failure 1, 2, ..., in seconds; `none` into ().
 
     Raises:
-        ValueError: a step is no duration with a unit, is 0 or over 30 days, or there is no step or over 100.
+        ValueError: a step is not a duration with a unit, or is 0 or over 30 days; or there are no steps or over 100.
     """
     if text.strip() == NO_RETRY:
         return ()

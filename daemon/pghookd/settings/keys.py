@@ -1,4 +1,4 @@
-"""Encryption keys as settings write them."""
+"""Parses encryption keys, as written in settings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _KEY_ID: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 def parse_keys(text: str) -> dict[str, bytes]:
-    """Read the keys of `secrets.key`, the first of which encrypts.
+    """Parse the keys of `secrets.key`, by id; the first one encrypts.
 
     Args:
-        text: `id:key` once or more, separated by commas or white space; a key is base64 of 32 bytes. An id is
-            lower-case letters, digits, - and _; without one it is the first 8 hexadecimal digits of the key's SHA-256.
+        text: one or more `id:key`, separated by commas or white space; a key is base64 of 32 bytes. An id is 1 to 32
+            of a-z, 0-9, - and _; if omitted, it is the first 8 hexadecimal digits of the key's SHA-256.
 
     Raises:
-        ValueError: it is no such text; the message quotes nothing of it.
+        ValueError: the text is invalid; the message quotes no part of it.
     """
     found: dict[str, bytes] = {}
     for number, part in enumerate(re.split(r"[\s,]+", text.strip()), 1):

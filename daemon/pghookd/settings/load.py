@@ -1,11 +1,10 @@
-"""Gathers the settings from environment, credentials and TOML, and says everything that is wrong at once.
+"""Loads the settings from environment, credentials and TOML, and reports all faults at once.
 
-pydantic-settings merges the layers; its own readers are not used: they decode lists as JSON, skip unknown
-variables and missing files in silence, and print the value that was wrong, a password too. So each layer is
-read here, with the place of every value beside it, and faults are told as variable, file or TOML key, in the
-operator's words.
+pydantic-settings merges the layers. Its own readers are not used: they decode lists as JSON, silently skip unknown
+variables and missing files, and print wrong values, even passwords. So each layer is read here, and the place of every
+value is kept. A fault names the variable, file or TOML key, in the operator's words.
 
-Never here: what a setting means (settings/schema.py), and any value of a secret in a text.
+Never here: the meaning of a setting (settings/schema.py), a secret's value in a text.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from pghookd.settings.schema import Settings
 
 PREFIX: Final = "PGHOOKD_"
 _SHOWN_MAX: Final = 40  # characters of a wrong value
-_FILE_BYTES_MAX: Final = 65_536  # a credential is a line, not a disk
+_FILE_BYTES_MAX: Final = 65_536  # a credential is one line; the limit stops reading a file without end
 
 
 class SettingsError(ValueError):
-    """The settings are wrong.
+    """The settings have faults.
 
     Attributes:
-        faults: a sentence each, naming the variable, the file or the key.
-        rest: the settings with defaults where something is wrong, for those who only look further; None
-            where `database.url` itself is at fault.
+        faults: a sentence each, which names the variable, the file or the key.
+        rest: the settings with defaults in place of wrong values, for further checks only; None if `database.url`
+            itself is wrong.
     """
 
     def __init__(self, faults: tuple[str, ...], rest: Settings | None = None) -> None:
@@ -49,7 +48,7 @@ class SettingsError(ValueError):
 
 @dataclasses.dataclass(slots=True)
 class _Layer:
-    """The values of one source by full name, each with the words for its place."""
+    """The values of one source by full name, each with a description of its place."""
 
     values: dict[str, object] = dataclasses.field(default_factory=dict)
     places: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -74,12 +73,12 @@ def load(config_path: Path | None, environ: Mapping[str, str], credentials_dir: 
     """Return the settings: environment over credentials over TOML over defaults.
 
     Args:
-        config_path: the file named by `--config`; it must exist. None: no file.
-        environ: the environment; names begin with PGHOOKD_.
-        credentials_dir: the folder of `section.name` files ($CREDENTIALS_DIRECTORY); None: none.
+        config_path: the file named by `--config`, which must exist; None if there is none.
+        environ: the environment; the names of settings begin with PGHOOKD_.
+        credentials_dir: the folder of `section.name` files ($CREDENTIALS_DIRECTORY); None if there is none.
 
     Raises:
-        SettingsError: with every fault there is.
+        SettingsError: with all faults.
     """
     layers = (_read_environment(environ), _read_credentials(credentials_dir), _read_toml(config_path))
     faults = [fault for layer in layers for fault in layer.faults]
@@ -92,7 +91,7 @@ def load(config_path: Path | None, environ: Mapping[str, str], credentials_dir: 
     except pydantic.ValidationError as error:
         wrong = {_name_of(fault) for fault in error.errors()}
         faults += _told(error, layers, places)
-        # Once more without what is wrong: what does not go together is told as well.
+        # Merge again without the wrong values, so that contradictions between the others are reported as well.
         settings = _merge([layer.without(wrong) for layer in layers])
     for contradiction in core.contradictions(settings):
         if wrong.isdisjoint(contradiction.names):
@@ -104,7 +103,7 @@ def load(config_path: Path | None, environ: Mapping[str, str], credentials_dir: 
 
 
 def exposed(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the variables that carry a secret: every child process inherits them, credentials not."""
+    """Return the variables that contain a secret: child processes inherit variables, but not credentials."""
     return tuple(
         variable(name)
         for name in sorted(core.SECRETS)
@@ -124,7 +123,7 @@ def _has_password(url: str) -> bool:
 
 
 class _Source(PydanticBaseSettingsSource):
-    """One layer, as pydantic-settings wants it."""
+    """One layer as a source for pydantic-settings."""
 
     def __init__(self, settings_cls: type[BaseSettings], layer: _Layer) -> None:
         super().__init__(settings_cls)
@@ -140,7 +139,7 @@ class _Source(PydanticBaseSettingsSource):
 
 def _merge(layers: Iterable[_Layer]) -> Settings:
     class Layered(BaseSettings):
-        """Takes whatever there is; what it means is for Settings to say."""
+        """Accepts any value; `Settings` validates them."""
 
         model_config = SettingsConfigDict(extra="allow")
 
@@ -241,12 +240,12 @@ def _take_section(layer: _Layer, section: str, values: Mapping[str, object], sho
 
 
 def _why(error: Exception) -> str:
-    """Say why a file cannot be read without quoting what is in it."""
+    """Return why a file cannot be read, without quoting its content."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
-    # tomllib says what it stumbled over by place only, except for names of keys, which are no secrets.
+    # tomllib's messages give only the place of an error, or the names of keys, which are not secret.
     return str(error)
 
 
@@ -318,7 +317,7 @@ _WORDS: Final = {
 
 
 def _told_certificates(file: str, places: Mapping[str, str]) -> list[str]:
-    """Say what is wrong with the operator's certificates: without them no endpoint that needs them is reached."""
+    """Return the faults of the operator's CA file, without which endpoints that need it cannot be reached."""
     try:
         if file:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)

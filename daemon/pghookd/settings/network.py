@@ -1,4 +1,4 @@
-"""Networks, host names, ports and proxies as settings name them.
+"""Parses networks, host names, ports and proxies, as written in settings.
 
 Never here: whether a URL may be contacted (egress/destination).
 """
@@ -23,7 +23,7 @@ PORTS = (
     "!9092,!9200,!9300,!10250,!11211,!27017"
 )
 _LABEL = re.compile(r"[a-z0-9_\-]{1,63}")
-NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # what inet_aton would take for a part of an address
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a text that inet_aton accepts as a part of an address
 _NAME_LENGTH_MAX = 253
 _PORT_MAX = 65535
 PORT_DIGITS_MAX = 5
@@ -31,24 +31,24 @@ PORT_DIGITS_MAX = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ports:
-    """A set of TCP ports; what is excluded stays excluded, in whatever order it was written."""
+    """A set of TCP ports; an exclusion always wins, whatever the order in the text."""
 
     allowed: tuple[tuple[int, int], ...]  # both ends included
     excluded: tuple[tuple[int, int], ...] = ()
 
     def __contains__(self, port: int) -> bool:
-        """Whether a request may go to this port."""
+        """Return True if a request may go to this port."""
         return _within(port, self.allowed) and not _within(port, self.excluded)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Places:
-    """Networks and host names, as an operator lists them in one setting.
+    """Networks and host names, as listed in one setting.
 
     Attributes:
-        networks: of either family.
-        names: host names as they are asked for.
-        parents: of `*.example.com` what follows the star: every name below it.
+        networks: IPv4 and IPv6 networks.
+        names: host names in A-label form.
+        parents: the `example.com` of `*.example.com`, which stands for every name below it.
     """
 
     networks: tuple[Network, ...] = ()
@@ -56,32 +56,32 @@ class Places:
     parents: frozenset[str] = frozenset()
 
     def has(self, address: Address) -> bool:
-        """Whether one of the networks holds the address."""
+        """Return True if one of the networks contains the address."""
         return any(address in network for network in self.networks)
 
     def has_exactly(self, address: Address) -> bool:
-        """Whether the address itself is listed, as a /32 or /128."""
+        """Return True if the address itself is listed, as a /32 or /128."""
         return any(net.num_addresses == 1 and net[0] == address for net in self.networks)
 
     def names_it(self, host: str) -> bool:
-        """Whether a host is listed by its name, or lies below one that is listed with a star."""
+        """Return True if a host is listed by name, or lies below a name listed with a star."""
         return host in self.names or not self.parents.isdisjoint(_above(host))
 
     def reaches(self, host: str) -> bool:
-        """Whether a host is listed, or lies below any name that is."""
+        """Return True if a host is listed, or lies below any listed name."""
         return self.names_it(host) or not self.names.isdisjoint(_above(host))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """The operator's word on egress (settings `egress.*`).
+    """The operator's policy for egress (settings `egress.*`).
 
     Attributes:
-        allow: networks, host names, and all names below one (`*.corp`), open although the rules would refuse them.
-        deny: networks, and host names with all below them, that are refused although they look public; wins.
-        https_only: plain http is refused.
-        ports: the ports a URL may name.
-        nat64: `64:ff9b::/96` is this site's NAT64 and inherits the verdict on the IPv4 address it carries.
+        allow: networks, host names, and all names below one (`*.corp`), allowed although the rules would refuse them.
+        deny: networks, and host names with all names below them, refused although they look public; wins over allow.
+        https_only: True to refuse plain http.
+        ports: the ports that a URL may name.
+        nat64: True if `64:ff9b::/96` is the operator's NAT64: an address in it is judged by its IPv4 address.
     """
 
     allow: Places = Places()
@@ -91,19 +91,19 @@ class EgressPolicy:
     nat64: bool = False
 
     def names(self, host: str) -> bool:
-        """Whether the operator opened this host by its name."""
+        """Return True if the operator allowed this host by name."""
         return self.allow.names_it(host)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Proxy:
-    """Where requests leave through: an HTTP proxy that is the operator's own.
+    """The operator's own HTTP proxy, through which all requests go.
 
     Attributes:
-        host: its name or address, without brackets; any, for the operator chose it.
-        port: where it listens.
-        is_tls: it is spoken to in TLS.
-        authorization: the value of `proxy-authorization`, or empty. A secret.
+        host: its name or address, without brackets; any is allowed, since the operator chose it.
+        port: its port.
+        is_tls: True if the connection to the proxy uses TLS.
+        authorization: the value of `proxy-authorization`; empty if there is none. A secret.
     """
 
     host: str
@@ -113,10 +113,10 @@ class Proxy:
 
 
 def parse_proxy(url: str) -> Proxy:
-    """Read `http://user:password@proxy.example:3128`.
+    """Parse `http://user:password@proxy.example:3128`.
 
     Raises:
-        ValueError: it is not that; no part of it is quoted, for a part may be half a password.
+        ValueError: the URL is invalid; the message quotes no part of it, since a part may be half a password.
     """
     if not url.isprintable() or " " in url:
         raise ValueError("must be a URL that starts with http:// or https://")
@@ -140,7 +140,7 @@ def parse_proxy(url: str) -> Proxy:
 
 
 def _basic(user: str | None, password: str | None) -> str:
-    """Give the credentials of RFC 7617, in UTF-8."""
+    """Return Basic credentials (RFC 7617) in UTF-8; empty if there is no user."""
     if user is None:
         return ""
     pair = f"{unquote(user)}:{unquote(password or '')}"
@@ -148,10 +148,10 @@ def _basic(user: str | None, password: str | None) -> str:
 
 
 def parse_ports(text: str) -> Ports:
-    """Read `80,443,1024-65535,!1433`: ports and ranges, `!` excludes.
+    """Parse `80,443,1024-65535,!1433`: ports and ranges; `!` excludes.
 
     Raises:
-        ValueError: a part is no port or range, or nothing is left to allow; the message names the part.
+        ValueError: a part is not a port or range (the message quotes it), or no port is allowed.
     """
     allowed: list[tuple[int, int]] = []
     excluded: list[tuple[int, int]] = []
@@ -165,10 +165,10 @@ def parse_ports(text: str) -> Ports:
 
 
 def parse_places(texts: Iterable[str]) -> Places:
-    """Read a list of networks, addresses, host names and `*.` with the name that all meant lie below.
+    """Parse networks, addresses, host names, and `*.` with a name, which means all names below it.
 
     Raises:
-        ValueError: an entry is neither; the message names it.
+        ValueError: an entry is none of these; the message quotes it.
     """
     networks: list[Network] = []
     names: set[str] = set()
@@ -234,10 +234,10 @@ def _above(host: str) -> Iterator[str]:
 
 
 def host_name(host: str) -> str | None:
-    """Give the lower-case A-label form of a host name, or None if it has none that is not misleading.
+    """Return the lower-case A-label form of a host name; None if it is invalid or misleading.
 
-    One trailing dot is dropped. Mapping may change case and composition only (RFC 5895 allows more: circled
-    letters, full-width dots and the like, which is how an inner name is smuggled past a filter).
+    One trailing dot is dropped. Only case and composition may be mapped. RFC 5895 allows more, such as circled letters
+    and full-width dots, with which an internal name could be smuggled past a filter.
     """
     name = host.removesuffix(".")
     if not name.isascii():
@@ -265,7 +265,7 @@ def _a_label(label: str) -> str:
 
 
 def _is_misleading(c: str) -> bool:
-    """Whether a non-ASCII character turns into something else on the way, or is a digit of another script."""
+    """Return True if mapping (NFKC) turns a non-ASCII character into another, or it is a digit of another script."""
     small = c.lower()
     mapped = unicodedata.normalize("NFKC", small)
     return c.isnumeric() or mapped.isascii() or mapped != unicodedata.normalize("NFC", small)

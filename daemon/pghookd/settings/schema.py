@@ -1,8 +1,8 @@
-"""Every setting, once: its section, name, meaning, bounds and default, as one frozen object.
+"""Defines every setting once, with its section, name, bounds and default, in one frozen object.
 
-A section is a class and a setting is a field, so that the list in systemd/README.md, the names the environment may
-use and the object the daemon works with cannot drift apart. All are accepted from the first release on, also
-those that only a later one gives meaning to.
+A section is a class and a setting is a field. So the list in systemd/README.md, the names of environment variables and
+the object that the daemon uses cannot drift apart. The first release accepts all settings, even those that have an
+effect only in a later one.
 
 Never here: where a value came from, files, environment variables (settings/load.py), secrets in texts.
 """
@@ -32,12 +32,12 @@ PROFILES: Final = (
     "woocommerce",
     "stripe",
     "svix",
-)  # what webhook/profile has
+)  # the presets in webhook/profile
 _ADDRESS: Final = re.compile(r"[^\s\x00-\x1f\x7f,<>]+@[^\s\x00-\x1f\x7f,<>]+")
 
 
 class Secret(pydantic.SecretStr):
-    """A text that prints as `***`, also inside the object that holds it."""
+    """A string that prints as `***`, also inside the object that contains it."""
 
     def __str__(self) -> str:
         return "***" if self.get_secret_value() else ""
@@ -47,10 +47,10 @@ class Secret(pydantic.SecretStr):
 
 
 def parse_sampling(text: str) -> int:
-    """Read `log.successes`: none is 0, all is 1, 1/N is N.
+    """Parse `log.successes`: none gives 0, all gives 1, 1/N gives N.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is none of these.
     """
     if text in {"none", "all"}:
         return 0 if text == "none" else 1
@@ -72,14 +72,14 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _no_bool(value: object) -> object:
-    """Refuse `true` where a number belongs: pydantic would read it as 1."""
+    """Reject `true` for a number, which pydantic would read as 1."""
     if isinstance(value, bool):
         raise ValueError("must be a number")  # noqa: TRY004 - pydantic collects ValueError only
     return value
 
 
 def _checked(check: Callable[[str], object]) -> pydantic.AfterValidator:
-    """Keep the text as it is, once `check` has not raised; empty means not set."""
+    """Return a validator that keeps a text if `check` does not raise; an empty text means not set."""
 
     def keep(text: str) -> str:
         if text:
@@ -160,7 +160,7 @@ def _fit_authority(url: str) -> None:
     try:
         _ = urlsplit(url).port
     except ValueError:
-        # The library's message quotes the part it cannot read: with a stray / or : that is half a password.
+        # The library's message quotes the part it cannot parse: after a stray / or : this is half a password.
         raise ValueError(
             "has a host or port that cannot be read: percent-encode / : @ in the password"
         ) from None
@@ -181,7 +181,7 @@ Url = Annotated[str, _checked(_fit_url)]
 
 
 class SettingsSection(pydantic.BaseModel):
-    """What all sections share: frozen, finite numbers, no unknown name, no value in an error text."""
+    """Base of all sections: frozen, finite numbers only, no unknown names, no values in error texts."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False, validate_default=True
@@ -189,15 +189,13 @@ class SettingsSection(pydantic.BaseModel):
 
 
 class DatabaseSettings(SettingsSection):
-    """The Postgres that holds the schema `webhooks`."""
+    """The Postgres database with the schema `webhooks`."""
 
-    url: Annotated[Secret, pydantic.AfterValidator(_fit_database)] = Secret(
-        ""
-    )  # empty: libpq's PG* variables
+    url: Annotated[Secret, pydantic.AfterValidator(_fit_database)] = Secret("")  # empty: PG* variables
     heartbeat_s: Positive = 2
     lease_s: Positive = 10
     adopt: Literal["ask", "auto"] = "ask"
-    home: Annotated[str, _checked(_fit_name), Field(max_length=100)] = ""  # the database's name; empty: none
+    home: Annotated[str, _checked(_fit_name), Field(max_length=100)] = ""  # name of the database; empty: none
 
 
 class DeliverySettings(SettingsSection):
@@ -207,8 +205,8 @@ class DeliverySettings(SettingsSection):
     endpoint_concurrency: Annotated[Count, Field(le=1000)] = 16
     timeout_s: Annotated[Positive, Field(le=300)] = 15
     connect_timeout_s: Annotated[Positive, Field(le=300)] = 5
-    grace_s: Annotated[Positive, Field(le=3600)] = 20  # how long requests in flight may end after SIGTERM
-    response_bytes_max: Annotated[int, _Number(_no_bool), Field(ge=0, le=65536)] = 4096  # of it are stored
+    grace_s: Annotated[Positive, Field(le=3600)] = 20  # time for requests in flight to end after SIGTERM
+    response_bytes_max: Annotated[int, _Number(_no_bool), Field(ge=0, le=65536)] = 4096  # stored per answer
     payload_bytes_max: Annotated[Count, Field(le=1_000_000_000)] = 10_000_000
     queue_bytes_max: Count = 67_108_864
     shards: Annotated[Count, Field(le=1024)] = 16
@@ -228,15 +226,15 @@ class RetrySettings(SettingsSection):
 
     schedule: Schedule = parse_schedule(
         "5s,5m,30m,2h,5h,10h,14h,20h,24h"
-    )  # after failure n; attempts = waits + 1; none: a single attempt
+    )  # wait after failure n; attempts = waits + 1; none: a single attempt
     jitter: Share = 0.2
-    throttle_floor_s: OrOff = 60  # the least wait after timeouts, 429, 502, 504
+    throttle_floor_s: OrOff = 60  # minimum wait after timeouts, 429, 502, 504
     retry_after_max_s: Positive = 86_400
     age_max_s: Positive = 358_500
 
 
 class BreakerSettings(SettingsSection):
-    """When an endpoint that fails is left alone for a while."""
+    """When a failing endpoint gets only probes."""
 
     attempts: Count = 20
     share: Share = 0.5
@@ -245,7 +243,7 @@ class BreakerSettings(SettingsSection):
 
 
 class DisableSettings(SettingsSection):
-    """When an endpoint that keeps failing is switched off."""
+    """When an endpoint that keeps failing is disabled."""
 
     after_s: OrOff = 432_000
     events_min: Count = 3
@@ -261,11 +259,11 @@ class EgressSettings(SettingsSection):
     https_only: bool = False
     ports: Annotated[Words, pydantic.AfterValidator(_fit_ports)] = _split(network.PORTS)
     proxy: Annotated[Secret, pydantic.AfterValidator(_fit_proxy)] = Secret("")  # may carry a password
-    ca_file: str = ""  # empty: the system's
+    ca_file: str = ""  # empty: the system's certificates
     nat64: bool = False
 
     def policy(self) -> network.EgressPolicy:
-        """Return the same in the form that decisions are made with."""
+        """Return the parsed policy that decides about destinations."""
         return network.EgressPolicy(
             allow=network.parse_places(self.allow),
             deny=network.parse_places(self.deny),
@@ -275,19 +273,19 @@ class EgressSettings(SettingsSection):
         )
 
     def way_out(self) -> network.Proxy | None:
-        """Return the proxy that requests leave through, if there is one."""
+        """Return the proxy that requests go through; None if there is none."""
         text = self.proxy.get_secret_value()
         return network.parse_proxy(text) if text else None
 
 
 class PollSettings(SettingsSection):
-    """The slow look for what no bell announced."""
+    """The slow poll for events that no doorbell announced."""
 
     fallback_s: OrOff = 5
 
 
 class SmtpSettings(SettingsSection):
-    """The mail server; an empty host means that no mails are sent."""
+    """The mail server; no mails are sent if the host is empty."""
 
     host: str = ""
     port: Annotated[Count, Field(le=65535)] = 587
@@ -297,7 +295,7 @@ class SmtpSettings(SettingsSection):
 
 
 class MailSettings(SettingsSection):
-    """What owners are told, and how often."""
+    """Which mails owners get, and how often."""
 
     sender: Mailbox = ""
     reply_to: Mailbox = ""
@@ -319,14 +317,14 @@ class MailSettings(SettingsSection):
 
 
 class StormSettings(SettingsSection):
-    """When so many sites fail at once that the fault is probably ours."""
+    """When so many sites fail at once that the cause is probably on our side."""
 
     share: Share = 0.3  # of the sites with traffic
     hosts_min: Count = 20  # registrable domains
 
 
 class RetentionSettings(SettingsSection):
-    """How long things are kept."""
+    """How long held deliveries, payloads and responses are kept."""
 
     held_days: Positive = 14
     payload_days: OrOff = 0
@@ -340,11 +338,11 @@ class SecretsSettings(SettingsSection):
 
 
 class LogSettings(SettingsSection):
-    """What is said on standard output."""
+    """Which log lines go to standard output, and in which format."""
 
     format: Literal["auto", "pretty", "json"] = "auto"
     level: Literal["debug", "info", "warning", "error"] = "info"
-    successes: Annotated[int, _from_text(parse_sampling), Field(ge=0)] = 0  # 0 none, 1 all, N one of N
+    successes: Annotated[int, _from_text(parse_sampling), Field(ge=0)] = 0  # 0: none, 1: all, N: one of N
 
 
 class Settings(SettingsSection):
@@ -374,12 +372,12 @@ def _named_fields() -> Iterator[tuple[str, pydantic.fields.FieldInfo]]:
                 yield f"{section}.{name}", field
 
 
-FIELDS: Final = dict(_named_fields())  # `section.name` -> the field, in the order of this file
+FIELDS: Final = dict(_named_fields())  # fields by `section.name`, in the order of this file
 NAMES: Final = tuple(FIELDS)
 SECRETS: Final = frozenset(name for name, field in FIELDS.items() if field.annotation is Secret)
 
 
-def value_of(settings: Settings, name: str) -> Any:  # noqa: ANN401 - of whatever type the setting is
+def value_of(settings: Settings, name: str) -> Any:  # noqa: ANN401 - settings have different types
     """Return a setting by its full name, `section.name`."""
     section, _, field = name.partition(".")
     return getattr(getattr(settings, section), field)
@@ -390,7 +388,7 @@ def value_of(settings: Settings, name: str) -> Any:  # noqa: ANN401 - of whateve
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contradiction:
-    """Settings that are each in bounds and do not go together."""
+    """Settings that are each within their bounds but contradict each other."""
 
     names: tuple[str, ...]
     text: str  # completes: "<first name> ..."
@@ -409,7 +407,7 @@ _AT_MOST: Final = (  # the first must not be more than the second
 
 
 def contradictions(settings: Settings) -> Iterator[Contradiction]:
-    """Yield every pair of settings that do not go together."""
+    """Yield all contradictions between settings."""
     for low, high in _BELOW:
         limit = value_of(settings, high)
         off = high == "disable.after_s" and limit == 0
@@ -444,11 +442,11 @@ def _is_loopback(host: str) -> bool:
 
 # Reloading -------------------------------------------------------------------------------------------------
 
-FIXED: Final = ("database.", "delivery.shards")  # what SIGHUP does not change
+FIXED: Final = ("database.", "delivery.shards")  # names and prefixes of settings that SIGHUP does not change
 
 
 def reloaded(old: Settings, new: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """Return what holds after a reload, and the names whose new value waits for a restart."""
+    """Return the settings after a reload, and the names of those whose new value needs a restart."""
     waiting = tuple(
         name for name in NAMES if name.startswith(FIXED) and value_of(old, name) != value_of(new, name)
     )
