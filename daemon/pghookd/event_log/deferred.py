@@ -18,7 +18,9 @@ from typing import Final, Generic, TypeVar
 
 from pghookd.event_log.position import Ticket
 
-ASIDE_MAX: Final = 1_000_000  # deferred events, exceeded by a page at most; 8 bytes each; when full, reading stops until some are parked
+ASIDE_MAX: Final = (
+    1_000_000  # deferred events, plus a page; 8 bytes each; when full, reading stops until some are parked
+)
 C = TypeVar("C")
 
 

@@ -21,13 +21,9 @@ from pghookd.process.logs import LogEvent
 LOCK_CLASS: Final = 1885825131
 DROWSY_MIN_S: Final = 0.005
 DROWSY_MAX_S: Final = 0.05
-GIVE_UP_AFTER_S: Final = (
-    1.0  # if rows keep coming this long, stay awake and request the lock again after the next lull
-)
+GIVE_UP_AFTER_S: Final = 1.0  # if rows keep coming this long, stay awake until the next lull
 STREAK_ENDS_AFTER_S: Final = 0.25
-LOOK_MAX_S: Final = (
-    1.0  # a sleeping daemon beats for the watchdog at least this often, however rarely it polls
-)
+LOOK_MAX_S: Final = 1.0  # a sleeping daemon beats at least this often, however rarely it polls
 ANSWER_WITHIN_S: Final = (
     10.0  # limit of the short statements; the session has no limit, since the lock may take hours
 )

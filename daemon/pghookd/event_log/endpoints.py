@@ -21,9 +21,7 @@ from pghookd.postgres.client import Row, Session, query
 SLICE: Final = 500  # endpoints of one site processed at once; a site with more is processed in slices
 YIELD_EVERY: Final = 500  # endpoints built from rows between two turns of the other tasks; about 3 us each
 KNOWN_MAX: Final = 20_000  # endpoints remembered; about 1 KB each
-FRESH_FOR_S: Final = (
-    1.0  # after this a site is read again: only reading shows that a secret rotation has ended
-)
+FRESH_FOR_S: Final = 1.0  # then a site is read again: only reading shows the end of a rotation
 
 
 class Known(NamedTuple):

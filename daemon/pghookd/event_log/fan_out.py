@@ -36,9 +36,7 @@ from pghookd.scheduling.unwritten import Unwritten
 
 HAND_FOR_S: Final = 60.0  # a delivery waits this long for room in its lane; then it is parked
 REFRESH_EVERY_S: Final = 5.0  # how often endpoints of queued work are read again, besides the notifications
-CHANGED_MAX: Final = (
-    1000  # changed endpoints remembered; with more, all endpoints that have work are read again
-)
+CHANGED_MAX: Final = 1000  # changed endpoints remembered; with more, all that have work are read
 ALL_EVERY_S: Final = 0.5  # least time between two reads of all of them
 REFRESH_PAGE: Final = 500  # endpoints read again between two reads of the log
 

@@ -132,10 +132,8 @@ class HomeEvidence(enum.Enum):
     FIRST = enum.auto()  # there are no rows: the daemon has never run
     SAME_SERVER = enum.auto()  # this server has not restarted since an instance saw it; a copy would have
     SAME_PLACE = enum.auto()  # this machine and this address were seen together
-    HALF_KNOWN = enum.auto()  # this machine or this address was seen; the address is not local
-    LOCAL = (
-        enum.auto()
-    )  # the machine is new; the address is known but local, and each machine has its own server there
+    HALF_KNOWN = enum.auto()  # this machine was seen, or this address was, and is not local
+    LOCAL = enum.auto()  # a new machine and a known local address: each machine has its own server there
     NEW = enum.auto()  # neither was seen
 
 

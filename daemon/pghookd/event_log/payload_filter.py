@@ -29,9 +29,7 @@ FREE_S: Final = 0.005  # time that one reader evaluation spends on filters with 
 LEAST_COST_S: Final = 0.001  # for a delivery; a lower cost counts as none
 REST_MIN_S: Final = 30.0  # rest of a filter that used up the limit, unless it is changed
 REST_MAX_S: Final = 600.0  # each rest is twice as long as the one before, up to this
-FORGIVEN_AFTER_S: Final = (
-    900.0  # after this long without a slow evaluation the next rest is the shortest again
-)
+FORGIVEN_AFTER_S: Final = 900.0  # not slow for this long after a rest: the next rest is the shortest
 PAUSE_S: Final = 1.0  # after a statement that took too long, no filter in doubt is evaluated
 CHUNK: Final = 100  # deliveries in one statement
 SAY_EVERY_S: Final = 3600.0  # how often a filter that is neither true nor false is logged
@@ -118,9 +116,7 @@ class Filters:
             else:
                 sifted.unknown.add(_key(pair))
         if (clear or alone) and id(session) not in self._planned:
-            await session.fetch(
-                query("match_filter"), [], []
-            )  # plan the statement before the time limit starts
+            await session.fetch(query("match_filter"), [], [])  # plan it before the limit starts
             self._planned.add(id(session))
         end = self._monotonic() + (LIMIT_S if aside else GLANCE_S)
         for start in range(0, len(clear), CHUNK):

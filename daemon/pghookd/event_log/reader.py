@@ -32,17 +32,13 @@ from pghookd.scheduling.ordering import Order
 
 PAGE: Final = 1000  # events
 SKIM: Final = 5000  # ids read at once of events whose sites are behind
-SKIM_FROM: Final = (
-    0.9  # if sites that are behind have this share of a page, the next events are read by id only
-)
+SKIM_FROM: Final = 0.9  # if these sites have this share of a page, the next read takes ids only
 DAY_IDS: Final = 2**32  # event ids of one day, and of one partition
 PAUSE_MIN_S: Final = 0.001
 PAUSE_MAX_S: Final = (
     0.002  # an empty read takes 0.1 ms; with 4 ms here the median latency is 2.6 ms instead of 1.6
 )
-BEHIND_PAUSE_MAX_S: Final = (
-    0.016  # while a site is behind: reading every 2 ms would take a tenth of its throughput
-)
+BEHIND_PAUSE_MAX_S: Final = 0.016  # while a site is behind: reading every 2 ms slows it by a tenth
 # After rows wait for more, longer if there were many: reading at once would take a tenth of the producers' throughput.
 GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.016
@@ -535,9 +531,7 @@ class Reader:
         takers = await self._endpoints.of_sites({site_id: look.span for site_id, look in looks.items()})
         settled = await self._settled_of(looks.values())
         work: list[Pair] = []
-        entered: tuple[Difference, bool] | None = (
-            None  # the difference and parking of `work`, the same for most
-        )
+        entered: tuple[Difference, bool] | None = None  # how `work` enters, the same for most
         for site_id, look in looks.items():
             room = {site_id: look.room}
             for part, ids in look.pieces:
