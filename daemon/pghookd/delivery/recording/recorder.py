@@ -125,7 +125,7 @@ class Recorder:
         """Run these chores between two batches, one after the other, from now on."""
         self._chores |= dict.fromkeys(chores, 0.0)
 
-    # For other components ---------------------------------------------------------------------------------------------
+    # What others may ask and say ------------------------------------------------------------------------------------
 
     def put(self, write: Write, now: float) -> None:
         """Hand over an outcome or a change of state; it is durable within milliseconds."""
