@@ -1,6 +1,6 @@
 """Delivers: takes the next delivery, signs it, POSTs it, judges the answer, and hands the outcome to the recorder.
 
-A worker continues as long as there is a next delivery and a slot for it; there is no task per delivery and no timer per
+A worker continues as long as there is a next delivery and a slot for it. There is no task per delivery and no timer per
 request. Each delivery has its own exception boundary, so that a broken row affects no other delivery.
 """
 
@@ -209,8 +209,8 @@ class Deliverer:
     def _begin_turn(self) -> None:
         """Allow more starts, and continue with what the last turn left.
 
-        Without this limit a site with fast receivers fills each turn with its requests, and every step towards another
-        site's request waits for all of them.
+        Without this limit a site with fast receivers fills each turn with its requests. Every step towards another
+        site's request then waits for all of them.
         """
         is_more = self._starts >= STARTS_A_TURN
         self._starts = 0
@@ -258,7 +258,7 @@ class Deliverer:
             self._log_death(write.delivery, write.verdict.reason)
 
     def _leave_unsent(self, lane: Lane, write: BacklogWrite | DeadWrite, now: float) -> None:
-        """Return a delivery that ended without a request; it neither slows the lane nor counts against the endpoint."""
+        """Release a delivery that ended without a request; it neither slows the lane nor counts for the endpoint."""
         self._lanes.unsent(lane, write.delivery)
         self._gate.put(write, now)
         if isinstance(write, DeadWrite) and write.reason is not Reason.SUPERSEDED:  # superseding is intended

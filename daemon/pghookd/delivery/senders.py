@@ -1,7 +1,7 @@
 """Holds the current sender, and each earlier one until its last request in flight has ended.
 
-A reload brings a new sender. A request that began with an earlier sender keeps its connection, its proxy and its policy
-to the end, so that no reload waits for a slow receiver.
+A reload brings a new sender. A request that began with an earlier sender keeps its connection, proxy and policy to the
+end. So no reload waits for a slow receiver.
 
 Never here: which settings a sender is made of (runtime/app.py).
 """

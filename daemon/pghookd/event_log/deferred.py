@@ -39,7 +39,7 @@ class DeferredPart(Generic[C]):
         since: monotonic seconds at which the events were read, or at which the site last had room.
         event_ids: the events that are not done for all endpoints.
         recovering: True if recovery read the events: `backlog` may already hold rows of later events.
-        ordered: True if some endpoints of the site are ordered: the events wait until recovery has read everything,
+        ordered: True if some endpoints of the site are ordered. Such events wait until recovery has read everything,
             since `backlog` may hold rows of later events.
         wide: True if the site has more endpoints than a slice holds.
         after: endpoints up to this id have all of the events.

@@ -1,8 +1,8 @@
 """The doorbell: producers pay for a NOTIFY only while a daemon sleeps.
 
-A sleeping daemon holds the advisory lock with key 0 exclusively; nothing else takes it so. Once the daemon requests the
-lock, new producers notify. The grant proves that all transactions that did not notify have ended. The daemon then reads
-once more and sleeps. No row passes through here.
+Only a sleeping daemon holds the advisory lock with key 0 exclusively. Once the daemon requests the lock, new producers
+notify. The grant proves that all transactions that did not notify have ended. The daemon then reads once more and
+sleeps. No row passes through here.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ class Bell:
     async def _end(self, ask: asyncio.Future[Any]) -> None:
         """End the session of an abandoned request, which may have been granted although it was cancelled.
 
-        The new session is the only one opened within an epoch. It carries no snapshot: its grant only leads to a read
-        on the reader's session, and that read fails if the server is no longer the same.
+        The new session is the only one opened within an epoch. It carries no snapshot. Its grant only leads to a read
+        on the reader's session, and that read fails if the server has changed.
         """
         await self._end_backend(self.session.pid)
         with contextlib.suppress(Exception):  # it was ended on purpose

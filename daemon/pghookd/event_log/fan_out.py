@@ -1,9 +1,9 @@
 """The fan-out: from events of the log to deliveries in the lanes, one for each endpoint that takes an event.
 
-A delivery that must not be sent, or not yet, is written to the database instead: duplicates, delayed deliveries, those
-that a filter did not judge in time, those without room in a lane. The fan-out never waits for a lane. A delivery
-without room that does not become a row waits in the hand of its site: a queue of deliveries, one per site. Until the
-hand is empty the site gets no more deliveries; all other sites do.
+A delivery that must not be sent, or not yet, is written to the database instead. These are duplicates, delayed
+deliveries, those that a filter did not judge in time, and those without room in a lane. The fan-out never waits for a
+lane. A delivery without room that does not become a row waits in the hand of its site, a queue. Until the hand is empty
+the site gets no more deliveries; all other sites do.
 
 Never here: reading the log, and deferred events (event_log/reader).
 """

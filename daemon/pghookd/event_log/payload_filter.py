@@ -1,7 +1,7 @@
 """Evaluates payload filters in Postgres within 50 ms, or goes on without the result.
 
 Only for endpoints that have a filter. Only an event for which the filter is clearly false is excluded. An event is
-delivered if its payload cannot be examined or the filter is neither true nor false: a receiver can ignore an unwanted
+delivered if its payload cannot be examined or the filter is neither true nor false. A receiver can ignore an unwanted
 event but cannot notice a missing one. Filters use the caller's session, and no filter delays the caller beyond a limit.
 
 Filters that are not in doubt are evaluated together, within half the limit. If that takes too long, all of them are in

@@ -1,6 +1,6 @@
 """How far the log is read and settled: snapshots, positions, the floor, tickets.
 
-This arithmetic loses no event (PgQ's idea of 2006): an event is new if it is visible now and was not visible in the
+This arithmetic loses no event (PgQ's idea of 2006). An event is new if it is visible now and was not visible in the
 snapshot of the last read. Nothing here queries the database or reads the clock.
 """
 
@@ -35,8 +35,8 @@ BEGINNING = Snapshot(1, 1, ())
 class Position(NamedTuple):
     """A place in the log.
 
-    All events visible in `snapshot` lie before it. If `upto` is set, so do the events visible in `upto` whose event_id
-    is at most `last_event_id`: the position of a page in the middle of a long difference.
+    All events visible in `snapshot` lie before it. If `upto` is set, the position is a page in the middle of a long
+    difference. Events visible in `upto` whose event_id is at most `last_event_id` then lie before it, too.
     """
 
     snapshot: Snapshot

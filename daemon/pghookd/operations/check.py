@@ -103,7 +103,7 @@ def _trust(settings: Settings) -> list[Finding]:
 
 
 def _letters(settings: Settings) -> list[Finding]:
-    """Render the operator's own templates once; the daemon replaces broken ones by its own."""
+    """Render the operator's own templates once; the daemon replaces broken ones with its own."""
     if not settings.mail.templates:
         return []
     _, faults = samples.preview(settings)

@@ -1,6 +1,6 @@
 """The daemon: settings and sender, then epoch after epoch. Read this first.
 
-An epoch (epoch.py) is the life between two recoveries. It ends with a value that explains why, and this file decides
+An epoch (epoch.py) is the life between two recoveries. It ends with a value that gives the reason. This file decides
 what follows: a new epoch after a short wait, a hold before a foreign database, or the end.
 """
 

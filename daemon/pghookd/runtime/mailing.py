@@ -81,7 +81,7 @@ class Mailing:
             self._mailer = None
 
     async def _make(self, settings: Settings) -> Mailer | None:
-        """Make a mailer; None if no mail server is set or the CA file is unreadable. A thread reads files."""
+        """Make a mailer; None if no mail server is set or the CA file is unreadable. Reading in a thread blocks nothing."""
         if not settings.smtp.host:
             return None
         try:

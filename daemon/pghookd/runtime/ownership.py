@@ -3,8 +3,8 @@
 The recorder's session holds the locks. Postgres ends it after it has been silent for the lease, whatever happened to
 the process or the network, and another instance takes over.
 
-A standby instance registers in `home`, so that it is known at a failover. Any role can take the locks: if the holder
-is not an instance, the standby would wait unnoticed, so a warning names the holder every minute.
+A standby instance registers in `home`, so that it is known at a failover. Any role can take the locks. If the holder
+is not an instance, the standby would wait unnoticed; so a warning names the holder every minute.
 """
 
 from __future__ import annotations

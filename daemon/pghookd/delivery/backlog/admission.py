@@ -1,8 +1,8 @@
 """Admits rows of `backlog` to the lanes, or records another fate for them.
 
 A row that can never be sent is given up here, before it takes a slot or becomes a breaker's probe. Its event or
-endpoint is gone, it has expired, it is too large, its type is invalid, a newer event replaces it, or a filter excludes
-it.
+endpoint is gone, it has expired, it is too large, or its type is invalid. Or a newer event replaces it, or a filter
+excludes it.
 """
 
 from __future__ import annotations

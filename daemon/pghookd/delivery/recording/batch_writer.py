@@ -1,8 +1,8 @@
 """Makes batches of writes durable, without waiting for rows that other sessions hold.
 
-A batch is one transaction, or one statement if nothing has failed. Writes that are blocked now are given back, and the
-rest is written: those on locked rows, those that Postgres rejects, and, while a whole table is locked, all that need
-it. A write that can never succeed, since its day was dropped, is logged and forgotten.
+A batch is one transaction, or one statement if nothing has failed. Writes on locked rows, and writes that Postgres
+rejects, are given back, and the rest is written. While a whole table is locked, all writes that need it are given back.
+A write that can never succeed, since its day was dropped, is logged and forgotten.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pghookd.event_log.position import EventLog, Mark, Position
 from pghookd.postgres.client import Session, columns, query
 
 STORE_EVERY_S: Final = 1.0
-STORE_IDLE_EVERY_S: Final = 30.0  # if only transactions of others have moved
+STORE_IDLE_EVERY_S: Final = 30.0  # if no event was read: only other transactions moved the snapshot
 STORE_SHARE: Final = 20  # the next store waits for this many times the duration of the last one
 
 _COLUMNS: Final = 6

@@ -3,8 +3,8 @@
 All of this runs on one session, the one that holds the shard locks, one step after another. So rows are taken as due
 only if no outcome about them is unwritten, and only the owner of the shards writes.
 
-The session never waits for a row that others can lock, and at most 100 ms for a locked table. What cannot be written is
-set aside by its endpoint, which is sent nothing until it is written; all other endpoints continue (pending.py,
+The session never waits for a row that others can lock, and at most 100 ms for a locked table. A blocked write is set
+aside by its endpoint, which is sent nothing until it is written; all other endpoints continue (pending.py,
 batch_writer.py).
 """
 
@@ -248,7 +248,7 @@ class Recorder:
         self._roomy.set()
 
     async def _write(self, writes: list[Write]) -> None:
-        """Make a batch durable, then note its troubles of endpoints; it fails only if the session is lost."""
+        """Make a batch durable, then note the troubles of its endpoints; it fails only if the session is lost."""
         started = self._monotonic()
         written = await self._writer.write(writes)
         if written.done:
