@@ -81,7 +81,7 @@ class Mailing:
             self._mailer = None
 
     async def _make(self, settings: Settings) -> Mailer | None:
-        """Make a mailer; None if no mail server is set or the CA file is unreadable. Reading in a thread blocks nothing."""
+        """Make a mailer; None without a mail server or a readable CA file. A thread reads it: deliveries continue."""
         if not settings.smtp.host:
             return None
         try:
