@@ -1,1 +1,1 @@
-"""From a lane to a request, and its outcome into rows."""
+"""From a lane to a request, and from its outcome to rows."""

@@ -1,7 +1,7 @@
-"""Delivers: takes what is next, signs it, POSTs it, takes the verdict, hands the outcome to the recorder.
+"""Delivers: takes the next delivery, signs it, POSTs it, judges the answer, and hands the outcome to the recorder.
 
-A worker goes on with the next delivery as long as there is one and a slot for it; there is no task per delivery and
-no timer per request. One boundary stands around each delivery, so that a poisoned row harms nobody else.
+A worker continues as long as there is a next delivery and a slot for it. There is no task per delivery and no timer per
+request. Each delivery has its own exception boundary, so that a broken row affects no other delivery.
 """
 
 from __future__ import annotations
@@ -32,24 +32,22 @@ from pghookd.webhook.oauth import Granted
 from pghookd.webhook.prepared import Defaults, Manner
 from pghookd.webhook.profile import ProfileHead
 
-TIMER_LEAST_S: Final = (
-    0.005  # where the time has come and something else holds the lane back, look now and then
-)
-STARTS_A_TURN: Final = 16  # requests begun in one turn of the event loop; 0.15 to 0.5 ms each
-HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet looks again
+TIMER_LEAST_S: Final = 0.005  # if the time has come but the lane is held back otherwise, check this often
+STARTS_A_TURN: Final = 16  # requests started in one turn of the event loop; 0.15 to 0.5 ms each
+HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet checks again
 _TRACED: Final = re.compile(rb"^traceparent:", re.IGNORECASE | re.MULTILINE)
 
 
 class Gate(Protocol):
-    """What the recorder says about starting requests."""
+    """The recorder, which decides whether requests may start."""
 
     @property
     def unrecorded(self) -> int:
-        """Outcomes that are not durable yet."""
+        """Return the number of outcomes that are not durable yet."""
         ...
 
     def closed(self, now: float) -> str | None:
-        """Say why nothing may start now, if so."""
+        """Return why nothing may start now; None if requests may start."""
         ...
 
     def put(self, write: Write, now: float) -> None:
@@ -58,10 +56,10 @@ class Gate(Protocol):
 
 
 class Guard(Protocol):
-    """What names deliveries before they go out, after ends that nobody can explain."""
+    """Names deliveries in the database before they are sent, after unexplained crashes."""
 
     def named(self, delivery: Delivery) -> AbstractAsyncContextManager[None]:
-        """Return what is around a delivery while it is on its way."""
+        """Return the context that surrounds a delivery in flight."""
         ...
 
 
@@ -72,18 +70,18 @@ class DeliveryTerms:
     concurrency: int
     batch_max: int
     payload_bytes_max: int
-    defaults: Defaults  # of what an endpoint may say otherwise
-    successes: int  # log one in so many; 0 none
+    defaults: Defaults  # for options that an endpoint does not set
+    successes: int  # log one success in this many; 0 logs none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Aim:
-    """What is prepared once for an endpoint; kept on its lane until the endpoint or the terms change."""
+    """The prepared request data of an endpoint; kept on its lane until the endpoint or the terms change."""
 
-    terms: DeliveryTerms  # that it was prepared by
+    terms: DeliveryTerms  # the terms it was prepared with
     target: Target | Fault
     manner: Manner
-    tokens: Tokens | None = None  # where OAuth2 is asked for
+    tokens: Tokens | None = None  # None unless the endpoint uses OAuth2
 
 
 class Deliverer:
@@ -121,18 +119,18 @@ class Deliverer:
         self._stopping = False
         self._idle = asyncio.Event()
         self._sampled = 0
-        self._starts = 0  # in this turn of the event loop
+        self._starts = 0  # requests started in this turn of the event loop
         self._timer: asyncio.TimerHandle | None = None  # for lanes that wait for a time
         self._timer_at = 0.0
 
     def apply(self, sender: Sender, terms: DeliveryTerms) -> None:
-        """Begin no request any more but with this sender and by these terms."""
+        """Start all further requests with this sender and these terms."""
         self._sender = sender
         self._terms = terms
         self._loader.payload_bytes_max = terms.payload_bytes_max
 
     async def run(self) -> None:
-        """Hold the workers until cancelled."""
+        """Run the task group of the workers until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -142,14 +140,14 @@ class Deliverer:
                     self._beat()
                     await asyncio.sleep(1.0)
         finally:
-            self._group = None  # what is called back later starts nothing in a group that has ended
+            self._group = None  # later callbacks must not start tasks in a group that has ended
             if self._timer is not None:
                 self._timer.cancel()
 
     def kick(self) -> None:
-        """Start workers for what may start now; the next turn of the event loop goes on if that is too much for one.
+        """Start workers for deliveries that may start now; the next turn of the event loop continues if there are many.
 
-        Called whenever there is more work or more room.
+        Call it whenever there is more work or more room.
         """
         while self._group is not None and (taken := self._take(self._monotonic())) is not None:
             work = self._work(*taken)
@@ -162,13 +160,13 @@ class Deliverer:
             self._rest()
 
     def _rest(self) -> None:
-        """See to what lanes wait for: a time, or a payload."""
+        """Arrange what lanes wait for: a time, or a payload."""
         if self._lanes.wants_payloads:
             self._loader.wake()
         self._set_timer()
 
     def _set_timer(self) -> None:
-        """Look again when the first lane with a pace, a rate or a pause may go on: one timer for all of them."""
+        """Wake up when the first lane with a ramp-up, a rate or a pause may continue: one timer for all lanes."""
         at = self._lanes.rests_until
         if at is None or (self._timer is not None and self._timer_at <= at):
             return
@@ -183,7 +181,7 @@ class Deliverer:
         self.kick()
 
     async def drain(self, grace_s: float) -> bool:
-        """Start nothing any more and wait for what is in flight; whether all of it ended in time."""
+        """Start nothing more and wait for requests in flight; return True if all of them ended in time."""
         self._stopping = True
         if not self._lanes.in_flight:
             return True
@@ -209,10 +207,10 @@ class Deliverer:
         return taken
 
     def _begin_turn(self) -> None:
-        """Allow more starts, and go on with what the last turn has left.
+        """Allow more starts, and continue with what the last turn left.
 
-        Else a site with fast receivers fills each turn with its requests, and every step towards another site's
-        request waits for all of them.
+        Without this limit a site with fast receivers fills each turn with its requests. Every step towards another
+        site's request then waits for all of them.
         """
         is_more = self._starts >= STARTS_A_TURN
         self._starts = 0
@@ -240,7 +238,7 @@ class Deliverer:
             self._idle.set()
 
     def _fail(self, lane: Lane, write: Write, now: float) -> None:
-        """Take a failure back; what its lane must not keep is parked or held."""
+        """Record a failure; deliveries that its lane must not keep are parked or held."""
         if not isinstance(write, AttemptWrite):
             self._leave_unsent(lane, write, now)
             return
@@ -260,10 +258,10 @@ class Deliverer:
             self._log_death(write.delivery, write.verdict.reason)
 
     def _leave_unsent(self, lane: Lane, write: BacklogWrite | DeadWrite, now: float) -> None:
-        """Take back what ended without a request: no reason to slow down, and no word on the endpoint."""
+        """Release a delivery that ended without a request; it neither slows the lane nor counts for the endpoint."""
         self._lanes.unsent(lane, write.delivery)
         self._gate.put(write, now)
-        if isinstance(write, DeadWrite) and write.reason is not Reason.SUPERSEDED:  # as its producer wanted
+        if isinstance(write, DeadWrite) and write.reason is not Reason.SUPERSEDED:  # superseding is intended
             self._log_death(write.delivery, write.reason)
 
     def _park(self, deliveries: list[Delivery], reason: Reason, now: float) -> None:
@@ -272,7 +270,7 @@ class Deliverer:
             self._gate.put(BacklogWrite(delivery, State.PARKED, reason), now)
 
     def _heed(self, lane: Lane, reply: Reply, policy: judge.RetryPolicy) -> None:
-        """Leave a receiver alone for as long as it asks; what waits for it is parked where that is long."""
+        """Pause a lane for as long as its receiver requests; if that is long, park the deliveries that wait for it."""
         wait_s = judge.pause_s(reply, policy, self._wall_us() / 1e6)
         if wait_s <= 0:
             return
@@ -323,14 +321,14 @@ class Deliverer:
             if isinstance(found, Fault):
                 return self._attempted(delivery, found, started, manner.policy)
             token = found
-        if self._gate.closed(self._monotonic()):  # checked right before the send: the lease may have run out
+        if self._gate.closed(self._monotonic()):  # checked just before sending: the lease may have expired
             await self._held_back()
-        if aim.terms is not self._terms:  # a reload meanwhile: its sender may be closed
+        if aim.terms is not self._terms:  # a reload came in between: its sender may be closed
             return await self._attempt(lane, delivery, payload)
         body = _body(event, payload, manner.profile)
         head = self._head(manner, delivery, body, token)
         started = self._monotonic()
-        if lane.paused_until > started:  # since it was taken
+        if lane.paused_until > started:  # paused since the delivery was taken
             self._lanes.parked.add(delivery.endpoint_id)
             return BacklogWrite(delivery, State.PARKED, Reason.PAUSED)
         answer = await self._sender.post(target, head, body, manner.timeout_s)
@@ -341,7 +339,7 @@ class Deliverer:
         return self._attempted(delivery, answer, started, manner.policy)
 
     def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> Aim | DeadWrite:
-        """Return what is prepared for the endpoint, unless the delivery must not be attempted."""
+        """Return the prepared request data of the endpoint, or the death of a delivery that must not be attempted."""
         event = delivery.event
         if event.options is not None and (reason := self._unwanted(delivery, event.options)) is not None:
             return DeadWrite(delivery, reason)
@@ -356,7 +354,7 @@ class Deliverer:
         return aim
 
     def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
-        """Say why a delivery must not be attempted any more, if so."""
+        """Return why a delivery must not be attempted any more; None if it may be."""
         now_us = self._wall_us()
         if is_superseded(delivery, now_us):
             return Reason.SUPERSEDED
@@ -366,7 +364,7 @@ class Deliverer:
         return None
 
     async def _held_back(self) -> None:
-        while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens by time as well as by what happens
+        while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens with time as well as by events
             await asyncio.sleep(HELD_BACK_S)
 
     def _aim(self, lane: Lane) -> Aim | None:
@@ -470,7 +468,7 @@ class Deliverer:
 
 
 def _more_lines(manner: Manner, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:
-    """Return the lines of a profile and of the event's trace; an endpoint's own `traceparent` stands in its place."""
+    """Return the header lines of a profile and of the event's trace; an endpoint's own `traceparent` wins."""
     profile, options = manner.profile, delivery.event.options
     lines = b"" if profile is None else _profile_lines(profile, delivery, timestamp_s, body)
     if options is not None and options.trace_line and not _TRACED.search(manner.head.later + lines):
@@ -502,14 +500,14 @@ def _body(event: Event, payload: bytes, profile: ProfileHead | None) -> bytes:
 
 
 def _bare(event: Event, payload: bytes) -> bytes:
-    """Return the payload as the body; the head needs the event's names all the same."""
+    """Return the payload as the body; the head still needs the event's names."""
     if not event.webhook_id:
         _name(event)
     return payload
 
 
 def _wrap(event: Event, payload: bytes) -> bytes:
-    """Make the body, and keep it for the event's other deliveries unless it is large."""
+    """Build the body, and keep it for the event's other deliveries unless it is large."""
     _name(event)
     body = envelope.wrap(event.webhook_id, event.type, event.triggered_at, payload)
     if event.payload is not None:

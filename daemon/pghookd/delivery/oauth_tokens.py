@@ -1,8 +1,8 @@
-"""Gets and keeps one endpoint's OAuth2 token: one POST, through the same way out as everything else.
+"""Gets and caches one endpoint's OAuth2 token: one POST, through the same sender as deliveries.
 
-What may be reached, what TLS must be and how much of an answer is read is the sender's to say, of token endpoints as of
-receivers. A token is kept in memory alone. Deliveries that need one at the same time wait for one request, and share
-what it comes to.
+The sender decides for token endpoints as for receivers which destinations are allowed, which TLS is required, and how
+much of a response is read. A token is kept only in memory. Concurrent deliveries that need one wait for one request and
+share its result.
 
 Never here: the texts of the protocol (webhook/oauth.py), the endpoint's own client certificate, and a token in a log.
 """
@@ -19,17 +19,17 @@ from pghookd.webhook import oauth
 from pghookd.webhook.auth import ClientCredentials
 from pghookd.webhook.oauth import Granted
 
-TIMEOUT_S: Final = 5.0  # of a request for a token
+TIMEOUT_S: Final = 5.0  # of a token request
 _UNAUTHORIZED: Final = 401
 _GIVEN_UP: Final = oauth.unavailable(Fault(Outcome.FAILED, "given_up"))
 
 
 class Tokens:
-    """The token of one endpoint. Use it within one loop.
+    """The token of one endpoint. Use it within one event loop.
 
     Args:
         sender: makes the request.
-        credentials: what it is asked for with.
+        credentials: the client credentials for the request.
         user_agent: setting `delivery.user_agent`.
         monotonic: a clock in seconds.
     """
@@ -50,7 +50,7 @@ class Tokens:
         self._asking: asyncio.Future[Granted | Fault] | None = None
 
     async def token(self) -> Granted | Fault:
-        """Return a token that may be used now; else what stood in the way, marked as the token endpoint's."""
+        """Return a token that is valid now, or a fault marked as the token endpoint's."""
         if self._kept is not None and self._monotonic() < self._kept_until:
             return self._kept
         if self._asking is not None:
@@ -65,7 +65,7 @@ class Tokens:
         return found
 
     def heed(self, token: Granted, answer: Answer) -> None:
-        """Use a token no more where the receiver did not take it (401); a newer one is not meant."""
+        """Discard a token that the receiver rejected (401), unless a newer one has replaced it."""
         if self._kept is token and isinstance(answer, Reply) and answer.status == _UNAUTHORIZED:
             self._kept = None
 

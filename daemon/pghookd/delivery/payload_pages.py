@@ -1,6 +1,6 @@
-"""Loads the payloads that do not fit into a page of due rows, in answers that a socket takes at once.
+"""Loads the payloads that do not fit into a page of due rows, in results that a socket takes at once.
 
-A process that is frozen while a large answer is on its way to it keeps its session, and with it the shards: Postgres
+A process that freezes while a large result is being sent to it keeps its session, and with it the shards. Postgres
 waits for its client to read, and no timeout ends that on a local socket.
 """
 
@@ -11,11 +11,11 @@ from typing import Final
 
 from pghookd.postgres.client import Row, Session, query
 
-ANSWER_BYTES_MAX: Final = 100_000  # of payloads in one answer; a local socket takes some 200,000
+ANSWER_BYTES_MAX: Final = 100_000  # payload bytes in one result; a local socket takes about 200,000
 
 
 async def load_payloads(session: Session, rows: Iterable[Row]) -> dict[int, bytes]:
-    """Load the payloads that rows of read_due, read_parked or read_line left out; those over 16 KB stay out.
+    """Load the payloads that rows of read_due, read_parked or read_line left out, except those over 16 KB.
 
     Returns:
         Payloads by event_id.
@@ -33,7 +33,7 @@ async def load_payloads(session: Session, rows: Iterable[Row]) -> dict[int, byte
 
 
 def _pages(sizes: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
-    """Yield event ids in pages of at most ANSWER_BYTES_MAX, and at least one."""
+    """Yield event ids in pages of at most ANSWER_BYTES_MAX payload bytes, and at least one id."""
     page: list[int] = []
     total = 0
     for event_id, size in sizes:

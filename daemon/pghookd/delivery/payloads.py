@@ -1,7 +1,7 @@
-"""Loads large payloads for the lanes that come to them next, before they take a request slot.
+"""Loads large payloads for the lanes that need them next, before they take a request slot.
 
 One statement at a time, on a session of its own. Sites take turns, and each has a share of the bytes
-(scheduling/payload_budget): a site whose share is used up waits until its requests have ended, and nobody waits for it.
+(scheduling/payload_budget). A site whose share is used up waits until its requests have ended; other sites do not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pghookd.scheduling.lanes import Lane, Lanes
 
 
 class PayloadLoader:
-    """Runs until cancelled; `wake` it when lanes want payloads or bytes have become free.
+    """Runs until cancelled; call `wake` when lanes want payloads or bytes have become free.
 
     Attributes:
         payload_bytes_max: a larger payload is not loaded.
@@ -31,11 +31,11 @@ class PayloadLoader:
         self._wanted = asyncio.Event()
 
     def wake(self) -> None:
-        """Look whether a payload may be loaded now."""
+        """Check whether a payload may be loaded now."""
         self._wanted.set()
 
     async def run(self) -> None:
-        """Load what is wanted and has room."""
+        """Load the wanted payloads that have room."""
         while True:
             self._wanted.clear()
             while (wanted := self._lanes.next_load()) is not None:
@@ -44,11 +44,11 @@ class PayloadLoader:
             await self._wanted.wait()
 
     async def _load(self, lane: Lane, delivery: Delivery, room: int) -> None:
-        """Load one payload, or find out how much room it takes."""
+        """Load one payload, or find out how much room it needs."""
         largest = self.payload_bytes_max
         allowed = largest if room >= self._lanes.cost_of(largest) else min(room, largest)
         row = await self._session.fetchrow(query("load_payload"), delivery.event.event_id, allowed)
-        if row is None:  # its day is gone
+        if row is None:  # its day was dropped
             self._lanes.loaded(lane, delivery, Loaded(None, Reason.EXPIRED))
         elif row["bytes"] > largest:
             self._lanes.loaded(lane, delivery, Loaded(None, Reason.TOO_LARGE))

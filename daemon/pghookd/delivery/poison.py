@@ -1,8 +1,8 @@
-"""Which deliveries to suspect when the daemon ends without a word, again and again.
+"""Decides which deliveries to suspect after the daemon has crashed several times in a row.
 
-An event or an answer that takes the process down must not do so for ever. After a few such ends in a row what is sent
-is named in the database before it goes out, a few at a time: those that were on their way at the next such end are
-suspects. Suspects are tried one at a time, while all others go as ever. Who is on its way at too many ends is
+An event or a response that crashes the process must not do so for ever. After a few crashes in a row, deliveries are
+named in the database before they are sent, a few at a time. Those in flight at the next crash are suspects. Suspects
+are tried one at a time, while all other deliveries continue normally. A delivery in flight at too many crashes is
 quarantined.
 
 Never here: SQL, a clock, what is done to a delivery.
@@ -16,23 +16,23 @@ from typing import Final
 
 from pghookd.model.suspect import Stay, Suspect
 
-NAMED_AFTER: Final = 3  # ends in a row; fewer may have any cause
-QUARANTINED_AFTER: Final = 3  # ends at which a delivery was on its way, the last ones as the only suspect
+NAMED_AFTER: Final = 3  # crashes in a row; fewer may have any cause
+QUARANTINED_AFTER: Final = 3  # crashes with a delivery in flight, at the last ones as only suspect
 NAMED_AT_ONCE: Final = 16
-NAMED_FOR_S: Final = 60.0  # after the start, doubled with each further end
+NAMED_FOR_S: Final = 60.0  # after the start, doubled with each further crash
 NAMED_FOR_MAX_S: Final = 3600.0
-CALM_AFTER_S: Final = 600.0  # without an end, after which nothing of all this is held against anybody
+CALM_AFTER_S: Final = 600.0  # without a crash for this long, earlier crashes and suspects are forgotten
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrival:
-    """What is to be thought of the ends before.
+    """Conclusions from the earlier crashes.
 
     Attributes:
-        unclean_ends: in a row, until now.
-        suspects: to be tried one at a time.
-        quarantined: not to be tried any more.
-        named_for_s: for how long everything that is sent is to be named; 0: nothing is.
+        unclean_ends: number of crashes in a row, until now.
+        suspects: deliveries to be tried one at a time.
+        quarantined: deliveries not to be tried any more.
+        named_for_s: for how long every delivery is named before it is sent; 0 if none is.
     """
 
     unclean_ends: int
@@ -42,7 +42,7 @@ class Arrival:
 
     @property
     def is_wary(self) -> bool:
-        """Whether anything is to be done at all."""
+        """Return True if there are suspects, or deliveries must be named."""
         return bool(self.suspects) or self.named_for_s > 0
 
 
@@ -51,7 +51,7 @@ def arrive(stays: Sequence[Stay], run: str) -> Arrival:
 
     Args:
         stays: all rows of `home`.
-        run: of this process; its own epochs follow on each other in order, whatever ended them.
+        run: the id of this process; its epochs follow one another cleanly, whatever ended them.
     """
     ends = sum(stay.unclean_ends for stay in stays)
     named = [suspect for stay in stays for suspect in stay.suspects]

@@ -1,8 +1,7 @@
-"""Names deliveries in the database before they go out, after ends of the daemon that nobody can explain.
+"""Names deliveries in the database before they are sent, after unexplained crashes of the daemon.
 
-What is decided stands in delivery/poison.py. Naming is done on the recorder's session between two batches, for the
-reason that due rows are read there: who does not own the shards names nobody. Where nothing is suspected a delivery
-meets none of this.
+delivery/poison.py makes the decisions. Naming is done on the recorder's session between two batches, like reading due
+rows: only the owner of the shards names deliveries. If nothing is suspected, a delivery skips all of this.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from pghookd.model.suspect import Suspect, write_suspects
 from pghookd.postgres.client import Session, query
 
 LOOK_S: Final = 0.05
-OTHERS_FIRST_S: Final = 5.0  # then they are not waited for any longer: perhaps they are not due
+OTHERS_FIRST_S: Final = 5.0  # longest wait for the other suspects: they may not be due
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """The row of `home` that is ours."""
+    """Our row of `home`."""
 
     host: str
     server: str
@@ -35,13 +34,13 @@ class Place:
 
 
 class PoisonGuard:
-    """The gate that named deliveries go through; writing their names is a chore of the recorder's.
+    """The gate for named deliveries; writing their names is a chore of the recorder.
 
     Args:
-        place: ours.
-        arrival: what is known of the runs before.
-        wake: has the recorder do its chores at once.
-        monotonic: seconds.
+        place: our row of `home`.
+        arrival: the conclusions from earlier crashes.
+        wake: has the recorder run its chores at once.
+        monotonic: returns seconds.
     """
 
     def __init__(
@@ -58,8 +57,8 @@ class PoisonGuard:
         self._alone = asyncio.Semaphore(1)
         self._flights: Final = itertools.count()
         self._flying: dict[int, Suspect] = {}
-        self._ended: set[int] = set()  # flights whose outcomes are with the recorder
-        self._recorded: set[int] = set()  # and were, one step ago
+        self._ended: set[int] = set()  # flights whose outcomes the recorder has
+        self._recorded: set[int] = set()  # flights whose outcomes it had one step ago
         self._written: Final = _Written()
         self._wake = wake
 
@@ -67,7 +66,7 @@ class PoisonGuard:
 
     @asynccontextmanager
     async def named(self, delivery: Delivery) -> AsyncIterator[None]:
-        """Go on once the delivery is named where it has to be; within, it is on its way."""
+        """Persist the delivery's name first if required, then hold it as in flight for the body."""
         key = delivery.event.event_id, delivery.endpoint_id
         suspect = self._tried.get(key)
         if suspect is None and self._monotonic() >= self._named_until:
@@ -88,7 +87,7 @@ class PoisonGuard:
             self._wake()
 
     async def _after_others(self, suspect: Suspect) -> None:
-        """Let those go first that were there at fewer ends: if it was none of them, they are out of it by the next."""
+        """Wait for suspects seen at fewer crashes: if they are innocent, they are cleared before the next crash."""
         for _ in range(int(OTHERS_FIRST_S / LOOK_S)):
             if all(other.ends >= suspect.ends for other in self._tried.values()):
                 return
@@ -105,7 +104,7 @@ class PoisonGuard:
         return False
 
     def _forget(self, now: float) -> None:
-        """Leave out whose outcome is durable: it was put before the batch that has just been written."""
+        """Remove deliveries whose outcome is durable: it was handed over before the batch that was just written."""
         for flight in self._recorded:
             suspect = self._flying.pop(flight)
             self._tried.pop(suspect.key, None)
@@ -119,11 +118,11 @@ class PoisonGuard:
             self._written.next()
 
     async def enter(self, session: Session) -> None:
-        """Say that this run lives here now; only what is suspected is kept of what was named before."""
+        """Record that this run uses the database now; of the names stored before, only suspects are kept."""
         await self._write(session)
 
     async def leave(self, session: Session) -> None:
-        """Say that this run ends in order: nothing that is on its way is to blame."""
+        """Record that this run ends cleanly: no delivery in flight is to blame."""
         self._place = dataclasses.replace(self._place, run=None)
         await self._write(session)
 
@@ -134,9 +133,9 @@ class PoisonGuard:
 
 
 class _Written:
-    """Those who wait until what they have changed is written; a context around the write.
+    """The tasks that wait until their changes are written; a context manager around the write.
 
-    Where the write is refused they wait for the next one.
+    If Postgres refuses the write, they wait for the next one.
     """
 
     def __init__(self) -> None:
@@ -145,11 +144,11 @@ class _Written:
 
     @property
     def awaited(self) -> bool:
-        """Whether there is anything to write."""
+        """Return True if there is anything to write."""
         return bool(self._next)
 
     def next(self) -> asyncio.Future[None]:
-        """Return what is done with the next write that begins."""
+        """Return the future of the next write that begins."""
         if not self._next:
             self._next.append(asyncio.get_running_loop().create_future())
         return self._next[-1]

@@ -1,8 +1,8 @@
-"""Puts replays on their way: page by page, at their rate, on the recorder's session before it takes due rows.
+"""Runs replays: page by page, at their rate, on the recorder's session before it takes due rows.
 
-What is to be replayed, and how far that is, stands in the database: nothing is lost with this process, and a page is
-one transaction. It has no loop and no session of its own, for the reason that due rows have none; live traffic goes
-first, since rows that are replayed join their lane's late ones.
+The database stores what to replay and how far each replay is. So nothing is lost with this process, and a page is one
+transaction. It has no loop and no session of its own, for the same reason as due rows. Live traffic goes first, since
+replayed rows join their lane's late ones.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.meter import Meter
 
-LOOK_EVERY_S: Final = 5.0  # for replays whose notification was silenced
+LOOK_EVERY_S: Final = 5.0  # for replays whose notification was lost
 PAGE_EVERY_S: Final = 0.1
 PAGE: Final = 200  # deliveries
-LOOKS: Final = 1000  # events, or dead deliveries, looked at for a page
-STEP_S: Final = 0.02  # for further pages, where few of those that are looked at are taken
+LOOKS: Final = 1000  # events, or dead deliveries, examined for a page
+STEP_S: Final = 0.02  # time for further pages, if few of the examined events are taken
 PAGES_A_STEP: Final = 16
-REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
+REFUSED_AGAIN_S: Final = 5.0  # after Postgres refused a statement
 
 
 class Replays:
-    """A chore of the recorder's, done before due rows are taken."""
+    """A chore of the recorder, done before due rows are taken."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class Replays:
         self._lanes = lanes
         self._logger = logger
         self._monotonic = monotonic
-        self._meters: dict[int, Meter] = {}  # of the replays that run
+        self._meters: dict[int, Meter] = {}  # of running replays
         self._look_at = 0.0
         self._page_at = 0.0
 
     def ring(self) -> None:
-        """Somebody has started, paused, resumed or cancelled one."""
+        """Look for replays at once: one was started, paused, resumed or cancelled."""
         self._look_at = 0.0
 
     async def step(self, session: Session, now: float, _put: Callable[[Write, float], None]) -> bool:
@@ -71,7 +71,7 @@ class Replays:
                 await self._advance(session, replay_id, meter, now)
 
     async def _advance(self, session: Session, replay_id: int, meter: Meter, now: float) -> None:
-        """Take what one replay may have now, and look no further than the bound."""
+        """Take what the rate of one replay allows now, within the bounds of a step."""
         for _ in range(PAGES_A_STEP):
             most = min(meter.due(now), PAGE)
             if most <= 0:
@@ -88,4 +88,4 @@ class Replays:
                 return
             if self._monotonic() - now > STEP_S:
                 break
-        self._page_at = now  # there is more to look at
+        self._page_at = now  # there is more to examine

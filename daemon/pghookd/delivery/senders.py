@@ -1,7 +1,7 @@
-"""Holds the sender in force, and each earlier one until its last request in flight has ended.
+"""Holds the current sender, and each earlier one until its last request in flight has ended.
 
-A reload brings a new sender. A request that began with the one before keeps its connection, its proxy and its policy
-to the end, so that no reload has to wait for a slow receiver.
+A reload brings a new sender. A request that began with an earlier sender keeps its connection, proxy and policy to the
+end. So no reload waits for a slow receiver.
 
 Never here: which settings a sender is made of (runtime/app.py).
 """
@@ -16,9 +16,9 @@ from pghookd.egress.sender import Sender
 
 
 class Senders:
-    """The senders of one daemon, at most one of them in force.
+    """The senders of one daemon, at most one of them current.
 
-    An earlier sender lives for as long as a request may take (`delivery.timeout_s`), so that few are ever open.
+    An earlier sender lives for as long as a request may take (`delivery.timeout_s`), so that few are open at any time.
     """
 
     def __init__(self) -> None:
@@ -26,14 +26,14 @@ class Senders:
         self._retiring: dict[asyncio.Task[None], tuple[Sender, AsyncExitStack]] = {}
 
     async def use(self, sender: Sender, put: Callable[[], None] = lambda: None) -> None:
-        """Open a sender and put it in force.
+        """Open a sender and make it the current one.
 
         Args:
-            sender: not entered yet.
-            put: called once the sender is open; after it no request may begin with the one before.
+            sender: a sender that is not open yet.
+            put: called once the sender is open; after it no request may begin with the earlier one.
 
         Raises:
-            OSError: the sender cannot be opened; the one before stays in force.
+            OSError: if the sender cannot be opened; the earlier one stays current.
         """
         closing = AsyncExitStack()
         await closing.enter_async_context(sender)
@@ -46,19 +46,19 @@ class Senders:
 
     @property
     def current(self) -> Sender:
-        """Return the sender in force; there is one from the first `use` on."""
+        """Return the current sender; there is one after the first `use`."""
         if self._current is None:
             raise LookupError("no sender is in force")
         return self._current[0]
 
     @property
     def in_flight(self) -> int:
-        """Requests in flight, of all senders."""
+        """Return the number of requests in flight, of all senders."""
         current = self._current[0].in_flight if self._current else 0
         return current + sum(sender.in_flight for sender, _ in self._retiring.values())
 
     async def close(self) -> None:
-        """Close all of them at once; requests in flight fail."""
+        """Close all senders at once; requests in flight fail."""
         retiring = dict(self._retiring)
         for task in retiring:
             task.cancel()

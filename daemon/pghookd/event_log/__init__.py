@@ -1,1 +1,1 @@
-"""From the table of events to the lanes."""
+"""From the events table to the lanes."""

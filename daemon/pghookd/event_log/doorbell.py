@@ -1,7 +1,8 @@
-"""The doorbell: sleeps so that producers pay for a NOTIFY only while somebody sleeps.
+"""The doorbell: producers pay for a NOTIFY only while a daemon sleeps.
 
-Key 0 is held exclusively by a sleeping daemon and by nobody else. Asking for it makes new producers ring; the grant
-proves that all who kept silent have ended. Then one last read, and sleep. No row passes through here.
+Only a sleeping daemon holds the advisory lock with key 0 exclusively. Once the daemon requests the lock, new producers
+notify. The grant proves that all transactions that did not notify have ended. The daemon then reads once more and
+sleeps. No row passes through here.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from pghookd.process.logs import LogEvent
 LOCK_CLASS: Final = 1885825131
 DROWSY_MIN_S: Final = 0.005
 DROWSY_MAX_S: Final = 0.05
-GIVE_UP_AFTER_S: Final = 1.0  # rows that keep coming this long: be awake, ask again after the next lull
+GIVE_UP_AFTER_S: Final = 1.0  # if rows keep coming this long, stay awake until the next lull
 STREAK_ENDS_AFTER_S: Final = 0.25
-LOOK_MAX_S: Final = 1.0  # a sleeper says that it lives at least this often, however rarely it polls
+LOOK_MAX_S: Final = 1.0  # a sleeping daemon beats at least this often, however rarely it polls
 ANSWER_WITHIN_S: Final = (
-    10.0  # to what waits for nobody; the session itself has no limit, since asking may take hours
+    10.0  # limit of the short statements; the session has no limit, since the lock may take hours
 )
-NO_KEEPER_S: Final = 0.005  # who does not keep the bell stays awake
+NO_KEEPER_S: Final = 0.005  # pause of a reader without the doorbell lock: it polls instead of sleeping
 
 QUEUE_SHARE_MAX: Final = (
-    0.1  # of Postgres's 8 GB of notifications; when they are full, commits that notify fail
+    0.1  # share of Postgres's 8 GB notification queue; when it is full, commits that notify fail
 )
 HOLDERS_NAMED: Final = 3  # sessions with old transactions that a warning names
 
@@ -41,7 +42,7 @@ Read = Callable[[], Awaitable[int]]
 
 
 class Bell:
-    """The keeper of the bell, on a session of its own: a waiting statement would hold notifications back."""
+    """Hold the doorbell lock on a session of its own: a waiting statement would delay the session's notifications."""
 
     def __init__(
         self,
@@ -64,18 +65,18 @@ class Bell:
         self._fallback_s = fallback_s
         self._beat = beat
         self._keeps = False
-        self._given_up: asyncio.Future[Any] | None = None  # an ask whose session is being replaced
+        self._given_up: asyncio.Future[Any] | None = None  # a lock request whose session is being replaced
         self._replace = asyncio.Event()
 
     def apply(self, fallback_s: float) -> None:
-        """Poll at another interval while asleep; a sleeper wakes up for it."""
+        """Change the polling interval; a sleeping daemon wakes up for it."""
         self._fallback_s = fallback_s
         self._wake.set()
 
     async def sleep(self, read: Read) -> None:
-        """Sleep until somebody rings, or until there is something to read; `read` returns the rows it found.
+        """Sleep until a producer notifies or there are rows to read; `read` returns the number of rows it found.
 
-        Where nobody can sleep now it returns after a moment: the reader never waits for another session.
+        If no daemon can sleep now, return after a short pause: the reader never waits for another session.
         """
         if self._given_up is not None:
             await asyncio.sleep(NO_KEEPER_S)
@@ -85,7 +86,7 @@ class Bell:
             if not self._keeps:
                 await asyncio.sleep(NO_KEEPER_S)
                 return
-        self._wake.clear()  # before asking: who rings from now on is heard
+        self._wake.clear()  # before the lock request, so that a later notification is not lost
         ask = asyncio.ensure_future(self.session.fetchval(_ASK))
         try:
             granted = await self._drowse(ask, read)
@@ -103,7 +104,7 @@ class Bell:
         await self.session.fetchval(_RELEASE, timeout_s=ANSWER_WITHIN_S)
 
     async def _drowse(self, ask: asyncio.Future[Any], read: Read) -> bool:
-        """Read on, slowly, until the key is granted; False where rows keep coming."""
+        """Poll slowly until the lock is granted; return False if rows keep coming."""
         pause = DROWSY_MIN_S
         streak_at = last_at = -1.0
         while not ask.done():
@@ -125,7 +126,7 @@ class Bell:
         return True
 
     async def _until(self, ask: asyncio.Future[Any], pause: float) -> None:
-        """Wait for the grant, a ring, or the pause."""
+        """Wait for the grant, a notification, or the end of the pause."""
         rung = asyncio.ensure_future(self._wake.wait())
         try:
             await asyncio.wait((ask, rung), timeout=pause, return_when=asyncio.FIRST_COMPLETED)
@@ -150,7 +151,7 @@ class Bell:
         self._logger.debug(LogEvent.BELL_RUNG)
 
     async def run(self) -> None:
-        """Replace the session each time that it was given up, beside the reader, until cancelled."""
+        """Replace the session after each abandoned lock request, beside the reader, until cancelled."""
         while True:
             await self._replace.wait()
             self._replace.clear()
@@ -159,10 +160,10 @@ class Bell:
                 self._given_up = None
 
     async def _end(self, ask: asyncio.Future[Any]) -> None:
-        """End the session that asks: a cancelled wait may have been granted all the same, so it is never trusted.
+        """End the session of an abandoned request, which may have been granted although it was cancelled.
 
-        The new one is the only session ever opened within an epoch. It carries no snapshot: what it grants only leads
-        to a read on the reader's session, and that one fails if the server is not the same any more.
+        The new session is the only one opened within an epoch. It carries no snapshot. Its grant only leads to a read
+        on the reader's session, and that read fails if the server has changed.
         """
         await self._end_backend(self.session.pid)
         with contextlib.suppress(Exception):  # it was ended on purpose

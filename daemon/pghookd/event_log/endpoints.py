@@ -1,8 +1,8 @@
-"""The endpoints of sites as the reader asks for them: read after the events, made of rows once, shared by all who ask.
+"""The endpoints of sites, for the reader: read after the events, built from rows once, and shared by all callers.
 
-What a statement returns is compared with what it returned before: of rows that are the same nothing is made again. And
-nothing is asked at all of a site that was read since the last snapshot of the log was taken, unless endpoints have
-changed: every endpoint that was committed before an event of that snapshot was seen then.
+Each statement's rows are compared with the previous ones; unchanged rows are not converted again. A site that was read
+since the last snapshot of the log is not queried again unless endpoints have changed. That read already saw every
+endpoint committed before an event of the snapshot.
 
 Never here: which events an endpoint takes (event_log/takers), lanes.
 """
@@ -18,10 +18,10 @@ from pghookd.event_log.rows import endpoint_of
 from pghookd.event_log.takers import ENDPOINT_ID_MAX, WHOLE, Span, Takers
 from pghookd.postgres.client import Row, Session, query
 
-SLICE: Final = 500  # endpoints of one site dealt with at once; those of a site with more come in slices
-YIELD_EVERY: Final = 500  # endpoints made of rows between two turns of the other tasks; some 3 us each
+SLICE: Final = 500  # endpoints of one site processed at once; a site with more is processed in slices
+YIELD_EVERY: Final = 500  # endpoints built from rows between two turns of the other tasks; about 3 us each
 KNOWN_MAX: Final = 20_000  # endpoints remembered; about 1 KB each
-FRESH_FOR_S: Final = 1.0  # then a site is read again: the end of a rotation is noticed by reading only
+FRESH_FOR_S: Final = 1.0  # then a site is read again: only reading shows the end of a rotation
 
 
 class Known(NamedTuple):
@@ -29,7 +29,7 @@ class Known(NamedTuple):
 
     rows: list[Row]
     takers: Takers
-    asked: int  # the number of the question
+    asked: int  # the number of the request that read it
 
 
 class Endpoints:
@@ -39,17 +39,17 @@ class Endpoints:
         self._session = session
         self._shards = shards
         self._monotonic = monotonic
-        self._known: OrderedDict[str, Known] = OrderedDict()  # sites of one slice, those read last at the end
-        self._count = 0  # endpoints of those
-        self._asked = 0  # what was read for this question or a later one is fresh
+        self._known: OrderedDict[str, Known] = OrderedDict()  # sites of one slice; the latest read at the end
+        self._count = 0  # number of their endpoints
+        self._asked = 0  # number of the current request; sites read for it or later are fresh
         self._fresh_until = 0.0
 
     def ask_again(self) -> None:
-        """A new snapshot of the log was taken, or endpoints have changed: what was read before may be too old."""
+        """Expire what was read: a new snapshot of the log was taken, or endpoints have changed."""
         self._asked += 1
 
     def known(self, site_ids: Iterable[str]) -> dict[str, Takers]:
-        """Return the endpoints of those sites that need not be asked for."""
+        """Return the endpoints of those of the sites that need no query."""
         now = self._monotonic()
         if now >= self._fresh_until:
             self.ask_again()
@@ -62,7 +62,7 @@ class Endpoints:
         }
 
     async def of_sites(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
-        """Return the endpoints of at most SITES_A_READ sites, of each at most SLICE; a site without any is missing."""
+        """Return at most SLICE endpoints of each of at most SITES_A_READ sites; a site without endpoints is missing."""
         found = self.known(site_id for site_id, span in spans.items() if span is WHOLE)
         unread = {site_id: span for site_id, span in spans.items() if site_id not in found}
         if unread:
@@ -70,7 +70,7 @@ class Endpoints:
         return found
 
     async def _read(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
-        asked = self._asked  # a change while the statement runs asks again
+        asked = self._asked  # a change while the statement runs makes its result stale
         after = [span.after for span in spans.values()]
         upto = [ENDPOINT_ID_MAX if span.upto is None else span.upto for span in spans.values()]
         sql = query("read_endpoints_of_sites")

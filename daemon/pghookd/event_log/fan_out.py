@@ -1,10 +1,11 @@
 """The fan-out: from events of the log to deliveries in the lanes, one for each endpoint that takes an event.
 
-What is not to go out, or not yet, is written down instead: duplicates, what has to wait, what a filter could not judge,
-what no lane has room for. Nobody waits here for a lane: what a lane has no room for, and is not to become a row, stays
-in the hand of its site. Until it has found its place the site gets nothing more, and all others do.
+A delivery that must not be sent, or not yet, is written to the database instead. These are duplicates, delayed
+deliveries, those that a filter did not judge in time, and those without room in a lane. The fan-out never waits for a
+lane. A delivery without room that does not become a row waits in the hand of its site, a queue. Until the hand is empty
+the site gets no more deliveries; all other sites do.
 
-Never here: reading the log, what is left there for a while (event_log/reader).
+Never here: reading the log, and deferred events (event_log/reader).
 """
 
 from __future__ import annotations
@@ -33,31 +34,31 @@ from pghookd.scheduling.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.scheduling.ordering import Order, is_ordered
 from pghookd.scheduling.unwritten import Unwritten
 
-HAND_FOR_S: Final = 60.0  # for so long a delivery waits for room in its lane; then it is parked
-REFRESH_EVERY_S: Final = 5.0  # endpoints of queued work, beside the notifications
-CHANGED_MAX: Final = 1000  # endpoints to look at again; with more of them all that have work are looked at
-ALL_EVERY_S: Final = 0.5  # between two looks at all of them
-REFRESH_PAGE: Final = 500  # endpoints looked at again between two reads
+HAND_FOR_S: Final = 60.0  # a delivery waits this long for room in its lane; then it is parked
+REFRESH_EVERY_S: Final = 5.0  # how often endpoints of queued work are read again, besides the notifications
+CHANGED_MAX: Final = 1000  # changed endpoints remembered; with more, all that have work are read
+ALL_EVERY_S: Final = 0.5  # least time between two reads of all of them
+REFRESH_PAGE: Final = 500  # endpoints read again between two reads of the log
 
 
 class Outbox(Protocol):
-    """What the recorder takes."""
+    """The recorder, as the fan-out uses it."""
 
     def put(self, write: Write, now: float) -> None:
         """Take a change of state."""
         ...
 
     async def room(self, most: int = ...) -> None:
-        """Wait until it has room, or until fewer writes than so many are waiting."""
+        """Wait until the recorder has room, or until fewer than `most` writes are waiting."""
         ...
 
     def wake(self) -> None:
-        """Go on at once with what is done between two batches."""
+        """Run the chores between two batches at once."""
         ...
 
 
 class FanOut:
-    """Makes deliveries of events, and finds each its place."""
+    """Makes deliveries of events and finds a place for each."""
 
     def __init__(
         self,
@@ -85,19 +86,19 @@ class FanOut:
         self._kick = kick
         self._logger = logger
         self._monotonic = monotonic
-        self._has_dedupe_keys = False  # what is dealt with now
-        self._unjudged: set[Delivery] = set()  # of ordered endpoints, whose filters took too long
+        self._has_dedupe_keys = False  # of the events being processed
+        self._unjudged: set[Delivery] = set()  # of ordered endpoints whose filters took too long
         self._unwritten = Unwritten()
-        self._hands: dict[str, deque[Pair]] = {}  # per site, what its lanes have no room for
-        self._changed: set[int] | None = set()  # endpoints to look at again; None: all that have work
-        self._stale: dict[int, None] = {}  # of those, what is not looked at yet
+        self._hands: dict[str, deque[Pair]] = {}  # per site, the deliveries that its lanes have no room for
+        self._changed: set[int] | None = set()  # endpoints to read again; None if all that have work are
+        self._stale: dict[int, None] = {}  # those of them that are not read yet
         self._refresh_at = monotonic() + REFRESH_EVERY_S
-        self._all_at = 0.0  # all are looked at no earlier
+        self._all_at = 0.0  # all are read again no earlier than this
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
     def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Return how many deliveries may be made of the events of sites with so many endpoints; 0 or less: none."""
+        """Return per site how many deliveries may be made; 0 or less if none. A site comes with its endpoint count."""
         rooms = self._lanes.rooms_for(sites)
         if self._unwritten:
             rooms = {site_id: min(room, self._unwritten.room_for(site_id)) for site_id, room in rooms.items()}
@@ -106,7 +107,7 @@ class FanOut:
         return rooms
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
-        """Return the same of one site where it is worth reading the log again for."""
+        """Return the same for one site, but 0 or less if reading the log again is not worth it."""
         if site_id in self._hands:
             return 0
         return min(self._lanes.refill_for(site_id, endpoints), self._unwritten.room_for(site_id))
@@ -129,11 +130,11 @@ class FanOut:
         """Make a delivery for each endpoint that takes an event, as long as the event's site has room.
 
         Args:
-            rows: events, by ascending id within each site; the caller bounds their pairs.
-            takers: per site, its endpoints; events of other sites make nothing.
-            room: per site, how many deliveries it may have, if any; what is made is taken off.
+            rows: events, by ascending id within each site; the caller bounds their number of deliveries.
+            takers: the endpoints of each site; events of other sites make no deliveries.
+            room: per site, how many deliveries it may have; the deliveries made are subtracted.
             ticket_of: returns the ticket for the events of a shard.
-            settled: pairs of event and endpoint that need nothing.
+            settled: pairs of event and endpoint that are already settled.
             now: monotonic seconds.
         """
         dealt = Dealt()
@@ -177,12 +178,12 @@ class FanOut:
     # Into the lanes -------------------------------------------------------------------------------------------
 
     async def enter(self, work: list[Pair], difference: Difference, *, park: bool = False) -> None:
-        """Queue deliveries, but for duplicates and what filters leave out.
+        """Queue deliveries, except duplicates and those that filters exclude.
 
         Args:
-            work: some thousand deliveries at most, each with its endpoint.
-            difference: in which their events were read.
-            park: what would be queued becomes a row instead.
+            work: a few thousand deliveries at most, each with its endpoint.
+            difference: the difference in which their events were read.
+            park: True if deliveries that would be queued become rows instead.
         """
         if self._has_dedupe_keys:
             work = await self._bury_duplicates(work, difference)
@@ -194,9 +195,9 @@ class FanOut:
         await self._outbox.room()
 
     async def _bury_duplicates(self, work: list[Pair], difference: Difference) -> list[Pair]:
-        """Give up the deliveries of duplicates before anything is offered; return the others.
+        """Give up the deliveries of duplicates before any delivery is offered; return the others.
 
-        Until its write is handed over no checkpoint gives a duplicate a row: see `ShardLog.overdue`.
+        Until the write of a duplicate is handed over, no checkpoint gives it a row: see `ShardLog.overdue`.
         """
         self._has_dedupe_keys = False
         keys = {d.event: key for _, d in work if (key := dedupe_key_of(d.event)) is not None}
@@ -217,9 +218,9 @@ class FanOut:
     async def _find_firsts(
         self, keys: Mapping[Event, DedupeKey], difference: Difference
     ) -> dict[DedupeKey, int]:
-        """Return the event_id of the first event of each key; 0: it came before the difference."""
+        """Return the event_id of the first event of each key; 0 if it came before the difference."""
         firsts: dict[DedupeKey, int] = {}
-        unknown: dict[DedupeKey, int] = {}  # and the least event of the page
+        unknown: dict[DedupeKey, int] = {}  # with the least event_id of the page
         for event, key in keys.items():
             if key in firsts:
                 continue
@@ -247,7 +248,7 @@ class FanOut:
         return dict.fromkeys(keys) | {keys[row["n"] - 1]: row["first_event_id"] for row in rows}
 
     async def _offer_filtered(self, work: list[Pair], filtered: list[Pair], *, park: bool) -> None:
-        """Queue what no filter is asked of first: nobody else waits for filters."""
+        """Queue the deliveries without a filter first, so that they do not wait for filters."""
         if others := [pair for pair in work if filter_of(pair[0]) is None]:
             self._offer(others, park=park)
         if kept := await self._sift(filtered):
@@ -255,7 +256,7 @@ class FanOut:
         self._unjudged.clear()
 
     async def _sift(self, work: list[tuple[Endpoint, Delivery]]) -> list[tuple[Endpoint, Delivery]]:
-        """Take out what filters leave out, which leaves no row, and park what they could not judge in time."""
+        """Settle deliveries that filters exclude, without a row; park those that filters did not judge in time."""
         asked = [(e, d) for e, d in work if d.event.endpoint_id is None]
         sifted = await self._filters.sift(self._session, asked)
         kept: list[tuple[Endpoint, Delivery]] = []
@@ -265,7 +266,7 @@ class FanOut:
             if key in sifted.left_out:
                 settle(delivery)
             elif key in sifted.unknown and is_ordered(endpoint):
-                self._unjudged.add(delivery)  # parked when it is its turn
+                self._unjudged.add(delivery)  # parked when its turn comes
                 kept.append((endpoint, delivery))
             elif key in sifted.unknown:
                 self._put(BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW), now)
@@ -274,7 +275,7 @@ class FanOut:
         return kept
 
     def _instead(self, lane: Lane, delivery: Delivery, now: float) -> BacklogWrite | None:
-        """Return the row of a delivery that is not to go out yet; what goes out may replace older ones."""
+        """Return the row of a delivery that must not be sent yet; otherwise note its supersede_key and return None."""
         if not lane.endpoint.enabled:
             return BacklogWrite(delivery, State.HELD, Reason.DISABLED)
         options = delivery.event.options
@@ -307,20 +308,20 @@ class FanOut:
         self._kick()
 
     def _hand_over(self, endpoint: Endpoint, lane: Lane, delivery: Delivery, now: float) -> None:
-        """Find a place for a delivery; in the hand of its site it waits for one, and for those before it."""
+        """Find a place for a delivery, or append it to the hand of its site behind earlier ones."""
         hand = self._hands.get(endpoint.site_id) if self._hands else None
         if hand is not None:
             hand.append((endpoint, delivery))
         elif not self._find_place(lane, delivery, now):
             self._hands[endpoint.site_id] = deque([(endpoint, delivery)])
-            self._outbox.wake()  # a look at rows may be what it waits for
+            self._outbox.wake()  # the delivery may be waiting for the recorder's chores
 
     def _put(self, write: Write, now: float) -> None:
         self._outbox.put(write, now)
         self._unwritten.note(write.delivery)
 
     def _find_place(self, lane: Lane, delivery: Delivery, now: float) -> bool:
-        """Queue a delivery, or give it a row; return False if it is to wait for room in its lane."""
+        """Queue a delivery or give it a row; return False if it must wait for room in its lane."""
         offer = self._queue(lane, delivery, now)
         if offer is Offer.WAIT and now - delivery.since < HAND_FOR_S:
             return False
@@ -329,22 +330,22 @@ class FanOut:
         return True
 
     def shed(self, site_id: str, endpoints: int) -> None:
-        """Park the surplus of lanes that do not keep up, and keep others of the same site from having room."""
+        """Park the surplus of lanes that do not keep up and take the room of the site's other lanes."""
         now = self._monotonic()
         for delivery in self._lanes.shed_for(site_id, endpoints, now):
             self._park(delivery, Reason.LANE_FULL, now)
 
     def waits(self, site_id: str) -> bool:
-        """Return True if a site has."""
+        """Return True if deliveries of a site wait in its hand."""
         return site_id in self._hands
 
     @property
     def hands(self) -> int:
-        """How many sites have deliveries in their hands."""
+        """Return the number of sites that have deliveries in their hands."""
         return len(self._hands)
 
     def place(self) -> list[str]:
-        """Find a place for what sites have in their hands, as far as there is room; return the sites that it helped."""
+        """Place deliveries from the hands of sites, as far as there is room; return the sites that had some placed."""
         placed: list[str] = []
         now = self._monotonic()
         for site_id, hand in list(self._hands.items()):
@@ -372,7 +373,7 @@ class FanOut:
         return self._order.offer(lane, delivery, now)
 
     def die(self, delivery: Delivery, reason: Reason, now: float) -> None:
-        """Give a delivery up, and say so."""
+        """Give a delivery up, and log it."""
         self._logger.warning(
             LogEvent.DELIVERY_DIED,
             event_id=delivery.event.event_id,
@@ -396,7 +397,7 @@ class FanOut:
     # Endpoints that change while work for them is queued ----------------------------------------------------
 
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Look at endpoints again before long; None: at all that have work."""
+        """Read endpoints again soon; None stands for all that have work."""
         self._endpoints.ask_again()
         if endpoint_ids is None:
             self._changed = None
@@ -406,7 +407,7 @@ class FanOut:
                 self._changed = None
 
     async def attend(self) -> None:
-        """Look again at a page of the endpoints that have changed, and at which rows are durable by now.
+        """Read a page of the changed endpoints again, and drop written deliveries from the count of unwritten ones.
 
         Every few seconds all endpoints that have work count as changed.
         """
@@ -430,7 +431,7 @@ class FanOut:
             await self._refresh(ids)
 
     async def _refresh(self, ids: list[int]) -> None:
-        self._endpoints.ask_again()  # nothing older is to come after what is read now
+        self._endpoints.ask_again()  # no older read may replace what is read now
         rows = await self._session.fetch(query("read_endpoints"), ids, self._shards)
         found = {row["endpoint_id"]: endpoint_of(row) for row in rows}
         now = self._monotonic()
@@ -448,7 +449,7 @@ class FanOut:
                 self._forget(lane, now)
 
     def _forget(self, lane: Lane, now: float) -> None:
-        """Drop the work of a deleted endpoint: what had a row is dead, the rest leaves none."""
+        """Drop the work of a deleted endpoint: deliveries with a row become dead, the others leave no row."""
         lane.endpoint = dataclasses.replace(
             lane.endpoint, enabled=False
         )  # the rest of a page must not go out

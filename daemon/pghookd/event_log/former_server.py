@@ -1,9 +1,9 @@
-"""Asks the addresses where the database was before whether it is still there: then one of the two is a copy.
+"""Asks the former addresses of the database whether it still runs there: if it does, one of the two is a copy.
 
-Each address gets one login and one query, all at once and within a bounded time. The login is the one of
-`database.url`; nothing of it is logged.
+Each address gets one login and one query, all at once and within a bounded time. The login is that of `database.url`;
+it is not logged.
 
-Never here: which addresses to ask and what follows from the answers (event_log/identity.py).
+Never here: which addresses to ask, and what their answers mean (event_log/identity.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pghookd.event_log.rows import server_of
 from pghookd.model.suspect import Stay
 from pghookd.postgres.client import DatabaseAway, DatabaseError, connect, query
 
-ASK_WITHIN_S: Final = 2.0  # shorter than a lease: the owner's session is silent meanwhile
+ASK_WITHIN_S: Final = 2.0  # shorter than a lease, since the owner's session is silent meanwhile
 _NO_SUCH_DATABASE: Final = "3D000"
 _TAKES_NO_SESSIONS: Final = "57P03"
 _NO_POSTGRES: Final = "08"  # a class: the connection broke, or the peer speaks another protocol
@@ -28,14 +28,14 @@ _NO_POSTGRES: Final = "08"  # a class: the connection broke, or the peer speaks 
 async def ask(
     url: str, here: Here, server: ServerIdentity, stays: Sequence[Stay], *, within_s: float = ASK_WITHIN_S
 ) -> dict[str, Answer]:
-    """Return what each address answers that `identity.why_moved` wants to know about.
+    """Return the answer of each address that `identity.to_ask` names.
 
     Args:
         url: `database.url`; its role and password are used for the other addresses too.
         here: where this instance is.
-        server: what the server there says of itself.
+        server: the identity of the server at `database.url`.
         stays: the rows of `home`, the newest first.
-        within_s: how long all the addresses together may take, seconds.
+        within_s: time limit for all addresses together, seconds.
     """
     addresses = identity.to_ask(here, stays)
     answers = await asyncio.gather(*(_ask(url, address, server, within_s) for address in addresses))
@@ -68,7 +68,7 @@ def _compare(found: ServerIdentity, ours: ServerIdentity) -> Answer:
 
 
 def _refusal(cause: BaseException | None) -> Answer:
-    """Tell a Postgres that refuses a login from an address where there is none."""
+    """Distinguish a Postgres that refuses the login from an address without a Postgres."""
     sqlstate = getattr(cause, "sqlstate", None)
     if sqlstate is None:
         return Answer.UNCLEAR if isinstance(cause, ssl.SSLError) else Answer.GONE

@@ -1,8 +1,8 @@
-"""Whose database is this? What a server says of itself, held against what was stored when the log was last read.
+"""Is this the same database as before? Compares a server's identity with what was stored when the log was last read.
 
-A restored copy on a test machine must not post to real customers: where this cannot be the database that we ran in
-before, nothing is delivered until somebody says `pghookd adopt`. A standby that takes over at a failover must deliver:
-where the evidence proves the database, nobody has to say anything.
+A restored copy on a test machine must not post to real customers. If this cannot be the database of the earlier runs,
+nothing is delivered until the operator runs `pghookd adopt`. A standby that takes over at a failover must deliver: if
+the evidence proves the database, the operator need not do anything.
 
 Never here: how the evidence is gathered (event_log/former_server.py), SQL, a clock.
 """
@@ -25,19 +25,19 @@ class ForeignDatabase(Exception):  # noqa: N818 - a state of the world, not a mi
 
 
 class RivalDatabase(ForeignDatabase):
-    """The database may still run elsewhere: only a person can say which of the two is the copy."""
+    """The database may still run elsewhere: only the operator can decide which of the two is the copy."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """What one session says of its server; all sessions of an epoch must say the same.
+    """The identity that one session reads from its server; all sessions of an epoch must read the same.
 
     Attributes:
         system_identifier: of the cluster; kept by standbys and base backups, changed by initdb and pg_upgrade.
-        database_oid: of the database in it.
+        database_oid: of the database in the cluster.
         timeline: eight hex digits; a promotion begins a new one. Empty on a standby.
         started_at_us: when the postmaster started, microseconds since 1970.
-        in_recovery: a standby: its snapshots know no running transactions, so it cannot be read.
+        in_recovery: True on a standby: its snapshots contain no running transactions, so it cannot be read.
     """
 
     system_identifier: int
@@ -64,10 +64,10 @@ class StoredShard:
 def why_foreign(
     server: ServerIdentity, stored: Sequence[StoredShard], now: Snapshot, newest: int
 ) -> str | None:
-    """Say why this cannot be the database that the positions were stored in, or None.
+    """Return why this cannot be the database that the positions were stored in; None if it can be.
 
     Args:
-        server: what this server says of itself.
+        server: the identity of this server.
         stored: the rows of `shards`.
         now: a snapshot taken now.
         newest: the newest event_id handed out, read now.
@@ -88,7 +88,7 @@ def why_foreign(
 
 
 def forked_from(server: ServerIdentity, stored: Sequence[StoredShard]) -> str | None:
-    """Return the timeline that the positions were stored on, if history has forked since."""
+    """Return the timeline that the positions were stored on; None if the server is still on it."""
     for row in stored:
         if row.position is not None and row.timeline and row.timeline != server.timeline:
             return row.timeline
@@ -96,26 +96,26 @@ def forked_from(server: ServerIdentity, stored: Sequence[StoredShard]) -> str | 
 
 
 def check_newest(newest: int, last: Mark | None) -> None:
-    """Hold a newly read id against the last mark.
+    """Compare a newly read id with the last mark.
 
     Raises:
-        ForeignDatabase: it is lower: the sequence went back, which only another database's does.
+        ForeignDatabase: if the id is lower: the sequence moved backwards, which proves another database.
     """
     if last is not None and newest < last.event_id:
         raise ForeignDatabase("its event ids went back")
 
 
 # The place ------------------------------------------------------------------------------------------------------------
-# A copy of the data folder looks like the original from within. What it cannot copy is where the daemon met it.
+# A copy of the data directory looks like the original from within. It cannot copy the place: machine and address.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Here:
-    """Where an instance is about to move in.
+    """The place where an instance is about to run.
 
     Attributes:
-        host: this machine.
-        server: the address of the database as given: `host:port`, or the path of a socket.
+        host: the id of this machine.
+        server: the configured address of the database: `host:port`, or the path of a socket.
         started_at_us: when the server started, microseconds since 1970.
         name: the setting `database.home`; empty if it is not set.
     """
@@ -127,13 +127,13 @@ class Here:
 
 
 class HomeEvidence(enum.Enum):
-    """What the rows of `home` say of a place, the strongest evidence first."""
+    """What the rows of `home` prove about a place, the strongest evidence first."""
 
-    FIRST = enum.auto()  # no rows: the daemon has never run
-    SAME_SERVER = enum.auto()  # this server has not restarted since an instance saw it; a copy has
+    FIRST = enum.auto()  # there are no rows: the daemon has never run
+    SAME_SERVER = enum.auto()  # this server has not restarted since an instance saw it; a copy would have
     SAME_PLACE = enum.auto()  # this machine and this address were seen together
-    HALF_KNOWN = enum.auto()  # this machine was seen, or this address, which is not a local one
-    LOCAL = enum.auto()  # the machine is new; the address is known, but each machine has its own server there
+    HALF_KNOWN = enum.auto()  # this machine was seen, or this address was, and is not local
+    LOCAL = enum.auto()  # a new machine and a known local address: each machine has its own server there
     NEW = enum.auto()  # neither was seen
 
 
@@ -142,30 +142,30 @@ class Naming(enum.Enum):
 
     UNNAMED = enum.auto()  # no name is stored
     SAME = enum.auto()
-    OTHER = enum.auto()  # the names differ, or one is stored and the setting is missing
+    OTHER = enum.auto()  # the names differ, or a name is stored and the setting is missing
 
 
 class Verdict(enum.Enum):
     """What follows from place and name."""
 
     GO = enum.auto()  # this is the database
-    ASK = enum.auto()  # it is, unless the database still answers at another address where it was
+    ASK = enum.auto()  # it is, unless the database still answers at a former address
     HOLD = enum.auto()  # it may be a copy
 
 
 class Answer(enum.Enum):
-    """What the server says at an address where the database was before."""
+    """The result of a query to a former address of the database."""
 
-    GONE = enum.auto()  # nothing answers within the time, or no Postgres does
+    GONE = enum.auto()  # nothing answers in time, or the peer is not a Postgres
     OTHER = enum.auto()  # another database
     STANDBY = enum.auto()  # a standby: it follows a primary and takes no events
-    HERE = enum.auto()  # the very server that this instance is connected to
+    HERE = enum.auto()  # the same server that this instance is connected to
     RIVAL = enum.auto()  # the same database on another server that takes writes
-    UNCLEAR = enum.auto()  # a Postgres that does not let this role in
-    STARTING = enum.auto()  # a Postgres that takes no sessions yet, or none any more
+    UNCLEAR = enum.auto()  # a Postgres that refuses the login of this role
+    STARTING = enum.auto()  # a Postgres that does not accept sessions yet, or no longer does
 
 
-PLACES_MAX: Final = 64  # rows of `home` that are kept: machines and addresses seen last
+PLACES_MAX: Final = 64  # rows of `home` that are kept: the machines and addresses seen last
 ADDRESSES_ASKED_MAX: Final = 8  # all at once, each within a bounded time
 
 #            place              no name stored   the stored name is database.home
@@ -177,8 +177,8 @@ _VERDICTS: Final = {
     HomeEvidence.LOCAL:       (Verdict.HOLD, Verdict.ASK),
     HomeEvidence.NEW:         (Verdict.HOLD, Verdict.ASK),
 }  # fmt: skip
-# A stored name that is not database.home: HOLD, wherever it is. ASK holds for an address that may be the original, and,
-# once it was one, until that address says it is none: a stopped original leaves its copy no heir.
+# A stored name that differs from database.home: HOLD at any place. ASK holds if an address may be the original. Such an
+# address is stored and holds later too, until it answers that it is not: a stopped original must not free its copy.
 
 _WHY_HELD: Final = {
     HomeEvidence.LOCAL: "this machine has not been seen before, and a local address is another server on each machine",
@@ -192,18 +192,18 @@ _WHY_RIVAL: Final = {
 _WHY_STILL_RIVAL: Final = (
     "the same database was in use at {}, which is only silent now: one of the two is a copy"
 )
-_STAYS_RIVAL: Final = {Answer.RIVAL, Answer.UNCLEAR}  # also when it is stopped for a moment later
+_STAYS_RIVAL: Final = {Answer.RIVAL, Answer.UNCLEAR}  # it also holds later, when the address is silent
 _NO_RIVAL: Final = {Answer.STANDBY, Answer.OTHER}
 
 
 def to_ask(here: Here, stays: Sequence[Stay]) -> tuple[str, ...]:
-    """Return the addresses to ask before `why_moved` can decide; none if what is stored suffices.
+    """Return the addresses to query before `why_moved` can decide; none if the stored rows suffice.
 
-    A local address of another machine leads nowhere near the server that was meant, so it is left out.
+    A local address of another machine would lead to a different server here, so it is left out.
 
     Args:
         here: where this instance is.
-        stays: the rows of `home`, the newest first; of their addresses only the newest are returned.
+        stays: the rows of `home`, the newest first; only their newest addresses are returned.
     """
     if _verdict(here, stays) is not Verdict.ASK:
         return ()
@@ -214,12 +214,12 @@ def to_ask(here: Here, stays: Sequence[Stay]) -> tuple[str, ...]:
 
 
 def why_moved(here: Here, stays: Sequence[Stay], answers: Mapping[str, Answer]) -> str | None:
-    """Say why this is probably a copy of the database, or return None.
+    """Return why this is probably a copy of the database; None if it is not.
 
     Args:
         here: where this instance is.
         stays: the rows of `home`.
-        answers: what the addresses of `to_ask` answered.
+        answers: the answers of the addresses that `to_ask` returned.
     """
     verdict = _verdict(here, stays)
     if verdict is Verdict.HOLD:
@@ -254,7 +254,7 @@ def _verdict(here: Here, stays: Sequence[Stay]) -> Verdict:
 
 
 def place_of(here: Here, stays: Sequence[Stay]) -> HomeEvidence:
-    """Hold a place against the rows of `home`."""
+    """Compare a place with the rows of `home`."""
     if not stays:
         return HomeEvidence.FIRST
     homes = [stay for stay in stays if stay.rival is None]
@@ -278,10 +278,10 @@ def naming_of(here: Here, stays: Sequence[Stay]) -> Naming:
 
 
 def _stored_name(stays: Sequence[Stay]) -> str:
-    """Return the name that the operator gave the database; empty if none."""
+    """Return the name that the operator gave the database; empty if it has none."""
     return next((stay.name for stay in stays if stay.name), "")
 
 
 def is_local(server: str) -> bool:
-    """Return True if an address leads to another server on each machine."""
+    """Return True if an address leads to a different server on each machine."""
     return server.startswith(_LOCAL)

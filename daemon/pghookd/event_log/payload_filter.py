@@ -1,13 +1,13 @@
-"""Asks Postgres which deliveries the filter of their endpoint leaves out, within 50 ms, or does without the answer.
+"""Evaluates payload filters in Postgres within 50 ms, or goes on without the result.
 
-Only for endpoints that have a filter. Left out is what is clearly false: an event whose payload cannot be looked at, or
-of which a filter says neither true nor false, is delivered, since a receiver can tell what it does not want, and not
-what it never got. It has no session of its own: whoever asks waits for no longer than a limit, whatever a filter does.
+Only for endpoints that have a filter. Only an event for which the filter is clearly false is excluded. An event is
+delivered if its payload cannot be examined or the filter is neither true nor false. A receiver can ignore an unwanted
+event but cannot notice a missing one. Filters use the caller's session, and no filter delays the caller beyond a limit.
 
-Filters that are not in doubt are asked together, for half as long. Where that takes too long all of them are in doubt,
-and what they were asked for is parked: from then on the reader does without them, and each is asked alone, on the side
-of the backlog, until it has answered in time. One that has not, for a single delivery, rests, for longer each time; one
-that costs something has only a few of its deliveries asked for by the reader.
+Filters that are not in doubt are evaluated together, within half the limit. If that takes too long, all of them are in
+doubt, and their deliveries are parked. After that the reader skips them; the backlog evaluates each one alone, until it
+has answered in time. A filter that is too slow for a single delivery rests, longer each time. A filter with a known
+cost is evaluated by the reader for only a few of its deliveries.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pghookd.model.delivery import Delivery, Endpoint, Reason
 from pghookd.postgres.client import DatabaseError, Row, Session, columns, query
 from pghookd.process.logs import LogEvent
 
-LIMIT_S: Final = 0.05  # for all that is asked at once, on the side of the backlog
-GLANCE_S: Final = 0.025  # the same for the reader: others wait behind it
-LEAST_S: Final = 0.005  # with less than this left nothing more is asked
-FREE_S: Final = 0.005  # what the reader spends at once on filters that are known to cost something
-LEAST_COST_S: Final = 0.001  # for a delivery
-REST_MIN_S: Final = 30.0  # a filter that took all of it is not asked for so long, unless it is changed
-REST_MAX_S: Final = 600.0  # twice as long each time, but not longer
-FORGIVEN_AFTER_S: Final = 900.0  # one that has not been slow for so long after a rest begins anew
-PAUSE_S: Final = 1.0  # after a statement that took too long none in doubt is asked
-CHUNK: Final = 100  # deliveries in a statement
-SAY_EVERY_S: Final = 3600.0  # a filter that says neither true nor false is logged this often
+LIMIT_S: Final = 0.05  # for one evaluation by the backlog
+GLANCE_S: Final = 0.025  # the same for the reader, since other events wait behind it
+LEAST_S: Final = 0.005  # with less time left, no further statement is sent
+FREE_S: Final = 0.005  # time that one reader evaluation spends on filters with a known cost
+LEAST_COST_S: Final = 0.001  # for a delivery; a lower cost counts as none
+REST_MIN_S: Final = 30.0  # rest of a filter that used up the limit, unless it is changed
+REST_MAX_S: Final = 600.0  # each rest is twice as long as the one before, up to this
+FORGIVEN_AFTER_S: Final = 900.0  # not slow for this long after a rest: the next rest is the shortest
+PAUSE_S: Final = 1.0  # after a statement that took too long, no filter in doubt is evaluated
+CHUNK: Final = 100  # deliveries in one statement
+SAY_EVERY_S: Final = 3600.0  # how often a filter that is neither true nor false is logged
 _CANCELLED: Final = "57014"  # query_canceled, by statement_timeout
 
 Key: TypeAlias = tuple[int, int]  # event_id, endpoint_id
@@ -41,11 +41,11 @@ Asked: TypeAlias = tuple[Endpoint, Delivery]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sifted:
-    """What filters said.
+    """The results of filters.
 
     Attributes:
-        left_out: deliveries that they leave out.
-        unknown: deliveries of which it could not be said in time.
+        left_out: deliveries that the filters exclude.
+        unknown: deliveries that the filters did not judge in time.
     """
 
     left_out: set[Key] = dataclasses.field(default_factory=set)
@@ -54,44 +54,44 @@ class Sifted:
 
 @dataclasses.dataclass(slots=True)
 class _Doubt:
-    """A filter that was slow once, or asked together with one that was."""
+    """A filter that was slow once, or was evaluated together with a slow one."""
 
     filter: str | None
     rests_until: float = 0.0
-    rest_s: float = 0.0  # its latest rest; 0: it was not found slow with a single delivery
-    cleared: bool = False  # it has answered in time since
-    each_s: float = 0.0  # what it took lately, for each delivery
+    rest_s: float = 0.0  # its latest rest; 0 if it was not slow with a single delivery
+    cleared: bool = False  # it has since answered in time
+    each_s: float = 0.0  # its latest cost for each delivery
 
     @property
     def cost_s(self) -> float:
-        """What the reader takes it to cost; less than a millisecond may be the way to Postgres and back."""
+        """The cost that the reader assumes; less than a millisecond may be only the round trip to Postgres."""
         return self.each_s if self.each_s >= LEAST_COST_S else 0.0
 
 
 def filter_of(endpoint: Endpoint) -> str | None:
-    """Return the filter of an endpoint, if it has one."""
+    """Return the filter of an endpoint; None if it has none."""
     return None if endpoint.options is None else endpoint.options.filter
 
 
 class Filters:
-    """Asks, and remembers which filters are slow: one for the reader and the backlog together."""
+    """Evaluates filters and remembers the slow ones; the reader and the backlog share one instance."""
 
     def __init__(self, *, logger: FilteringBoundLogger, monotonic: Callable[[], float]) -> None:
         self._logger = logger
         self._monotonic = monotonic
         self._doubts: dict[int, _Doubt] = {}
         self._paused_until = 0.0
-        self._stopped: dict[int, int] = {}  # per endpoint, the first event of a page that got no answer
-        self._said: dict[int, float] = {}  # endpoints of which it was logged that their filter does not say
-        self._planned: set[int] = set()  # sessions
+        self._stopped: dict[int, int] = {}  # per endpoint, the first event of a page that was not judged
+        self._said: dict[int, float] = {}  # per endpoint, when an undecided filter may be logged again
+        self._planned: set[int] = set()  # sessions in which the statement is planned
 
     def rests_until(self, endpoint_id: int) -> float:
-        """Return when the filter of an endpoint may be asked; in the past: now."""
+        """Return when the filter of an endpoint may be evaluated; a time in the past means now."""
         doubt = self._doubts.get(endpoint_id)
         return 0.0 if doubt is None or doubt.cleared else max(doubt.rests_until, self._paused_until)
 
     def renew(self, endpoint_id: int, text: str | None) -> bool:
-        """Forget that an endpoint's filter was in doubt if it is another one now; return True if so."""
+        """Forget the doubt about an endpoint's filter if the filter has changed; return True if so."""
         doubt = self._doubts.get(endpoint_id)
         if doubt is None or doubt.filter == text:
             return False
@@ -100,7 +100,7 @@ class Filters:
         return True
 
     async def sift(self, session: Session, asked: Iterable[Asked], *, aside: bool = False) -> Sifted:
-        """Ask for deliveries whose endpoints have filters; `aside`: of the backlog, nobody waits behind them."""
+        """Evaluate the filters of deliveries; `aside`: for the backlog, where no other event waits behind them."""
         sifted, clear = Sifted(), list[Asked]()
         alone: dict[int, list[Asked]] = {}
         left_s = FREE_S
@@ -116,7 +116,7 @@ class Filters:
             else:
                 sifted.unknown.add(_key(pair))
         if (clear or alone) and id(session) not in self._planned:
-            await session.fetch(query("match_filter"), [], [])  # planned before time counts
+            await session.fetch(query("match_filter"), [], [])  # plan it before the limit starts
             self._planned.add(id(session))
         end = self._monotonic() + (LIMIT_S if aside else GLANCE_S)
         for start in range(0, len(clear), CHUNK):
@@ -130,17 +130,16 @@ class Filters:
         return sifted
 
     def passed(self, endpoint_id: int, last: int) -> int:
-        """Return the event behind which to go on in an endpoint's parked rows; `last`: of those that were asked for.
+        """Return the event after which to continue in an endpoint's parked rows; `last` is the last one evaluated.
 
-        That is the first which got no answer: a filter that is slow with one must not keep those behind it from being
-        asked for.
+        It is the first event that was not judged: a filter that is slow with that event must not block the later ones.
         """
         return self._stopped.pop(endpoint_id, last)
 
     async def _reconsider(self, session: Session, pairs: Sequence[Asked], end: float, sifted: Sifted) -> None:
-        """Ask a filter that was in doubt for one delivery, then for ever more, as far as there is time for them.
+        """Evaluate a filter in doubt for one delivery, then for ever more, as far as time permits.
 
-        A single one may be what it is slow with.
+        It starts with one since a single delivery may be the slow one.
         """
         doubt, start, size = self._doubts[pairs[0][0].endpoint_id], 0, 1
         while size and start < len(pairs):
@@ -157,7 +156,7 @@ class Filters:
         return None if doubt is None or doubt.filter != filter_of(endpoint) else doubt
 
     async def _ask(self, session: Session, pairs: Sequence[Asked], end: float, sifted: Sifted) -> bool:
-        """Ask in one statement; return whether there was an answer."""
+        """Evaluate filters in one statement; return True if it answered."""
         within_s = end - self._monotonic()
         rows = None if within_s < LEAST_S else await self._fetch(session, pairs, within_s)
         if rows is None:
@@ -170,7 +169,7 @@ class Filters:
         return True
 
     async def _fetch(self, session: Session, pairs: Sequence[Asked], within_s: float) -> list[Row] | None:
-        """Return what is left out and of what nothing is said; None: it took too long."""
+        """Return the excluded and the undecided deliveries; None if it took too long."""
         endpoints = list({pair[0].endpoint_id: pair[0] for pair in pairs}.values())
         await session.execute(f"set statement_timeout = {max(1, round(within_s * 1e3))}")
         try:
@@ -181,7 +180,7 @@ class Filters:
                 if len(endpoints) == 1:
                     return []
             self._paused_until = self._monotonic() + PAUSE_S
-            # It may have been others that took the time, or so many of them.
+            # Other filters, or the number of deliveries, may have used the time.
             if len(pairs) == 1 and within_s >= 0.8 * LIMIT_S:
                 self._note_slow(endpoints[0])
             else:

@@ -1,7 +1,7 @@
 """How far the log is read and settled: snapshots, positions, the floor, tickets.
 
-The arithmetic that loses no event (PgQ's idea of 2006): what is new since the last read is what is visible now and
-was not visible in the snapshot of that read. Nothing here asks the database or the clock.
+This arithmetic loses no event (PgQ's idea of 2006). An event is new if it is visible now and was not visible in the
+snapshot of the last read. Nothing here queries the database or reads the clock.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Final, NamedTuple
 from pghookd.event_log.supersede import Firsts, Keys
 from pghookd.model.delivery import Delivery
 
-MARKS_MAX: Final = 1024  # one a second gathers while a transaction of the cluster stays open
-MARKS_SPREAD: Final = 64  # two of them stand as far apart as this part of their age, counted in xids
+MARKS_MAX: Final = 1024  # one mark a second accumulates while any transaction of the cluster stays open
+MARKS_SPREAD: Final = 64  # two marks stand at least this fraction of their age apart, counted in xids
 
 
 class Snapshot(NamedTuple):
@@ -28,15 +28,15 @@ class Snapshot(NamedTuple):
     xips: tuple[int, ...]
 
 
-# Before everything: no transaction of any database has an xid below 3.
+# The position before every event: no transaction of any database has an xid below 3.
 BEGINNING = Snapshot(1, 1, ())
 
 
 class Position(NamedTuple):
     """A place in the log.
 
-    Everything visible in `snapshot` lies before it; where `upto` is set, so does what is visible in `upto` with an
-    event_id of at most `last_event_id`: the place of a page in the middle of a long difference.
+    All events visible in `snapshot` lie before it. If `upto` is set, the position is a page in the middle of a long
+    difference. Events visible in `upto` whose event_id is at most `last_event_id` then lie before it, too.
     """
 
     snapshot: Snapshot
@@ -46,13 +46,13 @@ class Position(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Difference:
-    """Between which snapshots events are new.
+    """The two snapshots between which events are new.
 
     Attributes:
-        since: what is visible here was read before.
-        upto: what is not visible here is read later.
-        again: events may have been read, and settled, in another life.
-        firsts: what was found out about dedupe_keys; for all pages of the difference, and what of them is left aside.
+        since: events visible in this snapshot were read before.
+        upto: events not visible in this snapshot are read later.
+        again: True if an earlier run may have read and settled some of the events.
+        firsts: what is known of dedupe_keys, for all pages of the difference and their deferred events.
     """
 
     since: Snapshot
@@ -74,12 +74,12 @@ _XID: Final = attrgetter("xid")
 class XidMarks:
     """The marks of this epoch, from which every floor is computed.
 
-    A transaction whose xid is above a mark's was assigned it after the mark's id was read, and drew its event ids
-    later still (`events.xid` is the first column): so its ids are above the mark's. Hence no unread event of
-    transactions from `xid` on lies at or below `below(xid)`.
+    A transaction with an xid above a mark's got its xid after the mark's id was read. It drew its event ids later still
+    (`events.xid` is the first column), so its ids are above the mark's. Hence no unread event of transactions from
+    `xid` on lies at or below `below(xid)`.
 
-    Without any one mark a floor is only lower: reads look at more of the log and find the same. So the number of marks
-    is bounded, and the older they are the farther apart they stand.
+    Without any one mark a floor is only lower: reads scan more of the log and find the same events. So the number of
+    marks is bounded, and older marks stand farther apart.
     """
 
     def __init__(self, floor: int = 0, front: int = 0, *, most: int = MARKS_MAX) -> None:
@@ -89,7 +89,7 @@ class XidMarks:
         self._marks: list[Mark] = []  # ascending, by xid and by event_id
 
     def note(self, mark: Mark) -> None:
-        """Add a mark; they come in the order in which they were made."""
+        """Add a mark; marks arrive in the order in which they were made."""
         self._marks.append(mark)
         if len(self._marks) > self._most:
             self._thin()
@@ -97,7 +97,7 @@ class XidMarks:
     def _thin(self) -> None:
         """Drop marks that are close to a newer one for their age.
 
-        The first stays: the oldest transaction that is open holds every floor there.
+        The first mark stays: the oldest open transaction holds every floor there.
         """
         first, *between, newest = self._marks
         kept = [newest]
@@ -115,7 +115,7 @@ class XidMarks:
         return self._marks[-1] if self._marks else None
 
     def floor(self, snapshot: Snapshot) -> int:
-        """Return an event_id at or below which everything that will ever commit is visible in `snapshot`."""
+        """Return an event_id at or below which every event that will ever commit is visible in `snapshot`."""
         return max(self._floor, self._below(snapshot.xmin))
 
     def front(self, snapshot: Snapshot) -> int:
@@ -127,7 +127,7 @@ class XidMarks:
         return self._marks[at - 1].event_id if at else 0
 
     def forget(self, oldest: Snapshot) -> None:
-        """Drop the marks that no snapshot from `oldest` on needs, keeping what they proved."""
+        """Drop the marks that no snapshot from `oldest` on needs, and keep the bounds they proved."""
         keep = max(0, bisect.bisect_left(self._marks, oldest.xmin, key=_XID) - 1)
         if keep:
             proved = max(mark.event_id for mark in self._marks[:keep])
@@ -138,12 +138,12 @@ class XidMarks:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Ticket:
-    """A page's part in one shard: its end, and the deliveries that must be settled before the shard may stand there.
+    """A page's part in one shard: the page's end, and the deliveries to settle before the shard may move there.
 
     Attributes:
         open: deliveries of the page that are not settled.
-        unmade: events of the page whose deliveries are still to be made, and 1 while the page itself is gone through.
-            So the parts of a page, and of one event, are made one after another.
+        unmade: events of the page whose deliveries are not made yet, plus 1 while the page is being processed.
+            The count lets the deliveries of a page, and of one event, be made step by step.
     """
 
     shard: ShardLog
@@ -154,11 +154,11 @@ class Ticket:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing has to be waited for."""
+        """Return True if the ticket waits for nothing."""
         return not (self.open or self.unmade)
 
     def advance(self) -> None:
-        """Let the shard go on if nothing has to be waited for."""
+        """Let the shard move on if the ticket waits for nothing."""
         if self.is_done:
             self.shard.advance()
 
@@ -174,7 +174,7 @@ class ShardLog:
     def page(self, end: Position, now: float) -> Ticket:
         """Open the ticket of a page that ends at `end`; deliveries are added to it before it is closed.
 
-        The latest ticket is used again if nothing of it is open: behind one that stays open for long few remain.
+        The latest ticket is reused if it is done, so that few tickets accumulate behind one that stays open for long.
         """
         if self._tickets and self._tickets[-1].is_done:
             ticket = self._tickets[-1]
@@ -185,20 +185,20 @@ class ShardLog:
         return ticket
 
     def skip(self, end: Position) -> None:
-        """Take a page in which nothing was for this shard."""
+        """Record a page that has no event for this shard."""
         if self._tickets:
             self._tickets[-1].end = end
         else:
             self.settled = end
 
     def advance(self) -> None:
-        """Move the settled position over every page in front that has nothing open."""
+        """Move the settled position past every leading page that is done."""
         tickets = self._tickets
         while tickets and tickets[0].is_done:
             self.settled = tickets.popleft().end
 
     def overdue(self, before: float) -> list[Delivery]:
-        """Return what has been open since before that moment and needs a row of its own: all but duplicates."""
+        """Return the deliveries open since before `before` that need a row: all but possible duplicates."""
         late: list[Delivery] = []
         for ticket in self._tickets:
             if ticket.read_at >= before:
@@ -208,16 +208,16 @@ class ShardLog:
 
 
 def _is_duplicate_perhaps(delivery: Delivery) -> bool:
-    """Return True if a delivery is about to be given up as a duplicate, or that is not known yet.
+    """Return True if a delivery is a duplicate about to be given up, or may be one.
 
-    A row would make it due after a crash, and nobody asks about duplicates there.
+    A row would make it due after a crash, and due rows are not checked for duplicates.
     """
     options = delivery.event.options
     return options is not None and options.duplicate is not False
 
 
 class Page:
-    """The tickets of one page while it is gone through: none is done before the page is closed."""
+    """The tickets of one page while it is processed: none is done before the page is closed."""
 
     def __init__(self, shards: Mapping[int, ShardLog], end: Position, now: float) -> None:
         self._shards = shards
@@ -226,7 +226,7 @@ class Page:
         self._tickets: dict[int, Ticket] = {}
 
     def ticket(self, shard: int) -> Ticket:
-        """Return the page's ticket of a shard."""
+        """Return the page's ticket for a shard."""
         ticket = self._tickets.get(shard)
         if ticket is None:
             ticket = self._tickets[shard] = self._shards[shard].page(self._end, self._now)
@@ -234,7 +234,7 @@ class Page:
         return ticket
 
     def close(self) -> None:
-        """Every delivery of the page is on its ticket, or counted there as still to be made."""
+        """Close the page: every delivery is on its ticket by now, or counted there as still to be made."""
         for number, shard in self._shards.items():
             ticket = self._tickets.get(number)
             if ticket is None:
@@ -249,11 +249,11 @@ class EventLog:
     """The log as this epoch sees it.
 
     Attributes:
-        read: the snapshot of the last read; what is new is new against it.
-        shards: the shards owned, by number.
-        marks: what floors are computed from.
-        rows: events read in this epoch, of whatever shard.
-        keys: what is known of supersede_keys.
+        read: the snapshot of the last read, against which events are new.
+        shards: the owned shards, by number.
+        marks: the marks that floors are computed from.
+        rows: number of events read in this epoch, of any shard.
+        keys: the supersede_keys in memory.
     """
 
     read: Snapshot
@@ -263,18 +263,18 @@ class EventLog:
     keys: Keys = dataclasses.field(default_factory=Keys)
 
     def overdue(self, before: float) -> list[Delivery]:
-        """Return the deliveries that have been open since before that moment."""
+        """Return the deliveries open since before `before` that need a row."""
         return [delivery for shard in self.shards.values() for delivery in shard.overdue(before)]
 
     def oldest(self) -> Snapshot:
-        """Return the oldest snapshot that a floor may still be asked for."""
+        """Return the oldest snapshot for which a floor may still be requested."""
         return min(
             (self.read, *(shard.settled.snapshot for shard in self.shards.values())), key=lambda s: s.xmin
         )
 
 
 def settle(delivery: Delivery) -> None:
-    """Say that the outcome, or a row in `backlog` or `dead`, is durable: the log need not wait for it any more."""
+    """Record that the outcome, or a row in `backlog` or `dead`, is durable: the log no longer waits for it."""
     ticket = delivery.ticket
     if isinstance(ticket, Ticket):
         delivery.ticket = None

@@ -1,7 +1,7 @@
-"""Reads the log: the difference to the last read, page by page, for event_log/fan_out to make deliveries of.
+"""Reads the log: the difference to the last read, page by page; event_log/fan_out makes deliveries of it.
 
-One road for everything: after a start, a crash or a takeover the stored positions are walked to a snapshot of now, and
-from there on each read is the difference to the one before.
+One mechanism serves every case. After a start, a crash or a takeover, recovery reads from the stored positions to a
+current snapshot. From there on each read is the difference to the one before.
 """
 
 from __future__ import annotations
@@ -31,49 +31,45 @@ from pghookd.postgres.client import DatabaseAway, Row, Session, query
 from pghookd.scheduling.ordering import Order
 
 PAGE: Final = 1000  # events
-SKIM: Final = 5000  # events of sites that are behind, taken by their ids alone
-SKIM_FROM: Final = 0.9  # part of a page that is theirs; then the next events are taken so
-DAY_IDS: Final = 2**32  # event ids of a day, and of a partition
+SKIM: Final = 5000  # ids read at once of events whose sites are behind
+SKIM_FROM: Final = 0.9  # if these sites have this share of a page, the next read takes ids only
+DAY_IDS: Final = 2**32  # event ids of one day, and of one partition
 PAUSE_MIN_S: Final = 0.001
 PAUSE_MAX_S: Final = (
-    0.002  # a read that finds nothing takes 0.1 ms; 4 ms here makes the median latency 2.6 ms, not 1.6
+    0.002  # an empty read takes 0.1 ms; with 4 ms here the median latency is 2.6 ms instead of 1.6
 )
-BEHIND_PAUSE_MAX_S: Final = 0.016  # while a site is in arrears: reading every 2 ms takes a tenth of its speed
-# After rows let some gather, the longer the more there were: reading at once takes a tenth of the producers' speed.
+BEHIND_PAUSE_MAX_S: Final = 0.016  # while a site is behind: reading every 2 ms slows it by a tenth
+# After rows wait for more, longer if there were many: reading at once would take a tenth of the producers' throughput.
 GATHER_S: Final = 0.0001  # for each event of the last read
 GATHER_MAX_S: Final = 0.016
-LULL_S: Final = 0.25  # without a row: go to sleep
-ENDPOINTS_AT_ONCE: Final = (
-    5000  # with so many of them the sites of a page are dealt with, and then the others
-)
+LULL_S: Final = 0.25  # without a row for this long: go to sleep
+ENDPOINTS_AT_ONCE: Final = 5000  # with this many, the sites read so far are processed before more are read
 PAIRS_A_STEP: Final = (
-    1000  # of an event and an endpoint, between two turns of the other tasks; some 10 us each
+    1000  # pairs of event and endpoint processed between two turns of the other tasks; about 10 us each
 )
-SETTLED_MAX: Final = (
-    2000  # settled deliveries read by the range of the events; with more of them, by their ids
-)
-SPARSE: Final = 20  # ids to an event: beyond, its range is not tried
+SETTLED_MAX: Final = 2000  # settled deliveries read by the range of event ids; if there are more, by the ids
+SPARSE: Final = 20  # ids per event; in a sparser range the settled deliveries are read by ids
 BARE_SITES_MAX: Final = (
-    16  # sites in arrears whose events are read without payload; each is compared with each row
+    16  # sites behind whose events are read without payload; each is compared with each row
 )
-ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at what was left in the log takes
-ASIDE_LEAST: Final = 100  # with fewer than this a look waits until more sites have room, but not for long
+ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at deferred events takes
+ASIDE_LEAST: Final = 100  # with fewer events a look waits for more sites with room, but not for long
 ASIDE_FOR_S: Final = (
-    60.0  # so long a site may have no room; then some of it is parked, so that the stored position goes on
+    60.0  # a site without room for this long has some events parked, so that the stored position moves on
 )
-STUCK_S: Final = 1.0  # so long a site may have no room before it is asked which of its lanes are to blame
-SHED_EVERY_S: Final = 0.2  # between two such questions: each looks at every lane
-LOOK_S: Final = 250e-6  # a pause for each site that had no room, which took some 2 to 6 us to see
-ASIDE_LONG_S: Final = 900.0  # and so long an event may stay, room or not
+STUCK_S: Final = 1.0  # a site without room for this long has its lanes checked for the cause
+SHED_EVERY_S: Final = 0.2  # least time between two such checks: each examines every lane
+LOOK_S: Final = 250e-6  # pause for each site without room; finding that out took 2 to 6 us
+ASIDE_LONG_S: Final = 900.0  # an event is deferred no longer than this, whether there is room or not
 ASIDE_PARKED: Final = 200  # deliveries parked then in one look
 
 
-# Event ids of each site, type and only endpoint.
+# Event ids by site, type and only endpoint (None if the event is for all).
 Groups: TypeAlias = dict[tuple[str, str, int | None], list[int]]
 
 
 class Sleeper(Protocol):
-    """The bell."""
+    """The doorbell, as the reader uses it."""
 
     async def sleep(self, read: Callable[[], Awaitable[int]]) -> None:
         """Sleep until there is something to read."""
@@ -81,35 +77,35 @@ class Sleeper(Protocol):
 
 
 class DeliveryMaker(Protocol):
-    """What makes deliveries of events."""
+    """The fan-out, as the reader uses it."""
 
     @property
     def hands(self) -> int:
-        """How many sites have deliveries that wait for room in their lanes."""
+        """Return the number of sites that have deliveries waiting for room in their lanes."""
         ...
 
     def waits(self, site_id: str) -> bool:
-        """Return True if deliveries of a site do."""
+        """Return True if deliveries of the site wait for room."""
         ...
 
     def place(self) -> list[str]:
-        """Find a place for those; return the sites that it helped."""
+        """Place waiting deliveries; return the sites that had some placed."""
         ...
 
     def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Return how many deliveries may be made of the events of sites with so many endpoints."""
+        """Return per site how many deliveries may be made; 0 or less if none. A site comes with its endpoint count."""
         ...
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
-        """Return the same of one site where it is worth reading the log again for."""
+        """Return the same for one site, but 0 or less if reading the log again is not worth it."""
         ...
 
     def parking_for(self, site_id: str) -> int:
-        """Return how many rows of a site may be parked."""
+        """Return how many rows of a site may be parked now; 0 or less if none."""
         ...
 
     def shed(self, site_id: str, endpoints: int) -> None:
-        """Park what keeps others of the same site from having room."""
+        """Park the deliveries that take the room of the site's other lanes."""
         ...
 
     def deal(
@@ -121,26 +117,26 @@ class DeliveryMaker(Protocol):
         settled: set[tuple[int, int]],
         now: float,
     ) -> Dealt:
-        """Make a delivery for each endpoint that takes an event, as far as sites have room."""
+        """Make a delivery for each endpoint that takes an event, as long as the event's site has room."""
         ...
 
     async def enter(self, work: list[Pair], difference: Difference, *, park: bool = False) -> None:
-        """Find each its place."""
+        """Find a place for each delivery; if `park` is True it becomes a row."""
         ...
 
     async def attend(self) -> None:
-        """Look at endpoints that have changed, and at what has become durable."""
+        """Read changed endpoints again, and drop durable rows from the count of unwritten ones."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Look:
-    """What is taken of one site that has left events in the log.
+    """The deferred events of one site that are processed next.
 
     Attributes:
-        pieces: parts, oldest first, and the events of each.
-        room: for how many deliveries.
-        park: it has waited for too long: what finds no room in its lane becomes a row.
+        pieces: parts, oldest first, each with the ids of its events.
+        room: how many deliveries they may make.
+        park: True if they have waited too long: their deliveries become rows.
     """
 
     pieces: list[tuple[DeferredPart[Difference], list[int]]]
@@ -149,42 +145,42 @@ class Look:
 
     @property
     def event_ids(self) -> list[int]:
-        """All of its events."""
+        """Return the ids of all its events."""
         return [event_id for _, event_ids in self.pieces for event_id in event_ids]
 
     @property
     def pairs(self) -> int:
-        """How many deliveries that makes, about."""
+        """Return the approximate number of deliveries that they make."""
         return sum(len(event_ids) * part.weight for part, event_ids in self.pieces)
 
     @property
     def recovering(self) -> bool:
-        """Return True if the recovery road has read some of its events."""
+        """Return True if recovery has read some of its events."""
         return any(part.recovering for part, _ in self.pieces)
 
     @property
     def wide(self) -> bool:
-        """Return True if its site is dealt with slice by slice."""
+        """Return True if its site is processed slice by slice."""
         return self.pieces[0][0].wide
 
     @property
     def span(self) -> Span:
-        """The endpoints that its events are for now."""
+        """Return the endpoints that its events are for now."""
         part = self.pieces[0][0]
         return Span(part.after, part.slice_end) if part.wide else WHOLE
 
 
 @dataclasses.dataclass(slots=True)
 class Walk:
-    """A long difference on its way through the log.
+    """The progress of reading a long difference.
 
     Attributes:
-        difference: what is walked.
-        logs: the shards that it is walked for.
-        only: their numbers; None: all shards there are.
-        newest: no event of it has a higher id.
-        last_event_id: up to here its events are taken.
-        ended: all are.
+        difference: the difference that is read.
+        logs: the shards that it is read for.
+        only: the numbers of these shards; None if they are all shards.
+        newest: no event of the difference has a higher id.
+        last_event_id: events up to this id are read.
+        ended: True if all events are read.
     """
 
     difference: Difference
@@ -196,13 +192,13 @@ class Walk:
 
     @property
     def end(self) -> Position:
-        """The place in the log up to which its events are taken."""
+        """Return the position in the log up to which the events are read."""
         upto = self.difference.upto
         return Position(upto) if self.ended else Position(self.difference.since, upto, self.last_event_id)
 
 
 class Reader:
-    """Reads differences, and leaves what a site has too much of in the log for a while."""
+    """Reads differences, and defers the events of sites without room."""
 
     def __init__(
         self,
@@ -225,20 +221,20 @@ class Reader:
         self._monotonic = monotonic
         self._beat = beat
         self._aside: DeferredEvents[Difference] = DeferredEvents()
-        self._place_at = 0.0  # when to try again to find room for what waits
-        self._look_at = 0.0  # when to look again for sites that have room
-        self._shed_at = 0.0  # when to look again for lanes to blame
-        self._patient_until = 0.0  # before, few events are not worth the statements
-        self._upper = 0  # no event_id lies above this, as far as was seen
+        self._place_at = 0.0  # when to try again to place waiting deliveries
+        self._look_at = 0.0  # when to check again for sites with room
+        self._shed_at = 0.0  # when to check lanes again for the cause of missing room
+        self._patient_until = 0.0  # until then, few events are not worth the statements
+        self._upper = 0  # no known event_id is above this
 
     async def begin(self) -> None:
-        """Plan what stands between an event and its delivery, for the days in which the log is read and written now.
+        """Have Postgres plan the statements between an event and its delivery, for the days now read and written.
 
-        A statement is planned at its first use. What these return is not used.
+        A statement is planned at its first use. The results here are not used.
         """
         session, since, marks = self._session, self._log.read, self._log.marks
         newest: int = await session.fetchval(query("read_newest_event_id"))
-        self._upper = upper_end(newest + 1)  # the next id may be the first of its day
+        self._upper = upper_end(newest + 1)  # the next id may be the first of a new day
         for floor in {marks.floor(since), newest + 1}:
             await session.fetch(read_new_events(floor, self._upper), since, newest, newest, 1)
         await self._endpoints.of_sites({"": WHOLE})
@@ -246,7 +242,7 @@ class Reader:
     # The loop ---------------------------------------------------------------------------------------------------------
 
     async def run(self, bell: Sleeper) -> None:
-        """Read until cancelled: at once while there are many rows, then ever slower, then asleep."""
+        """Read until cancelled: at once while there are many rows, then ever more slowly, then asleep."""
         idle_at, read_at, pause = self._monotonic(), 0.0, PAUSE_MIN_S
         while True:
             taken = self._place() + await self._take_aside()
@@ -287,11 +283,11 @@ class Reader:
 
     @property
     def _is_behind(self) -> bool:
-        """Return True if events that are read already still have to find their place."""
+        """Return True if events already read still have to find a place."""
         return bool(self._aside or self._fan_out.hands)
 
     async def read(self) -> int:
-        """Read what is new since the last read, queue it, and return how many events it was."""
+        """Read the events that are new since the last read, queue them, and return their number."""
         log, marks = self._log, self._log.marks
         rows = await self._difference(log.read)
         self._endpoints.ask_again()
@@ -308,7 +304,7 @@ class Reader:
         return found
 
     async def _difference(self, since: Snapshot) -> list[Row]:
-        """Read the difference; again, with another upper end, where the sequence has moved beyond it."""
+        """Read the difference; repeat with a new upper end if the sequence has passed the old one."""
         marks = self._log.marks
         floor, front = marks.floor(since), marks.front(since)
         while True:
@@ -322,7 +318,7 @@ class Reader:
                 return rows
 
     async def recover(self, since: Position, marks: XidMarks, shards: Sequence[int]) -> int:
-        """Walk shards from a stored position to the reader's own, leaving out what is settled already."""
+        """Read shards from a stored position to the reader's own, leaving out settled deliveries."""
         found = 0
         if since.upto is not None:
             found += await self._pages(since, since.upto, marks, shards)
@@ -333,7 +329,7 @@ class Reader:
     async def _pages(
         self, at: Position, upto: Snapshot, marks: XidMarks, shards: Sequence[int] | None = None
     ) -> int:
-        """Take a long difference in pages, each a short statement; `shards` are given on the recovery road."""
+        """Read a long difference in pages, each a short statement; `shards` is given in recovery only."""
         since, last = at.snapshot, at.last_event_id
         floors = (marks.floor(since), marks.front(since))
         last = max(last, await self._session.fetchval(query("find_first_event"), since, upto, *floors))
@@ -343,7 +339,7 @@ class Reader:
         walk = Walk(Difference(since, upto, again=shards is not None), logs, only, newest, last)
         found = taken = behind = 0
         while not walk.ended:
-            # These have no room in the next page whatever comes. Where most of the last one was theirs much more is.
+            # These sites have no room in the next page. If they filled most of the last one, many more events follow.
             sites = self._aside.largest(BARE_SITES_MAX)
             is_run = taken >= PAGE and behind >= SKIM_FROM * taken
             behind = taken = await self._skim(walk, sites) if is_run and sites else 0
@@ -359,7 +355,7 @@ class Reader:
         return found
 
     async def _read_page(self, walk: Walk, behind: set[str]) -> tuple[int, int]:
-        """Take the next page; return how many events it has, and how many of them are of sites that are behind."""
+        """Read the next page; return the number of its events, and of those whose sites are behind."""
         since, upto = walk.difference.since, walk.difference.upto
         where = (since, upto, walk.last_event_id, walk.newest, PAGE, walk.only, self._shards, list(behind))
         rows = cast("list[EventRow]", await self._session.fetch(query("read_events_page"), *where))
@@ -369,7 +365,7 @@ class Reader:
         return len(rows), sum(1 for row in rows if row[1] in behind)
 
     async def _skim(self, walk: Walk, behind: list[str]) -> int:
-        """Leave the events up to the first of a site that is not behind, by their ids alone; return how many."""
+        """Defer the events up to the first of a site that is not behind, by id only; return their number."""
         since, upto = walk.difference.since, walk.difference.upto
         where = (since, upto, walk.last_event_id, walk.newest, SKIM, walk.only, self._shards, behind)
         rows = await self._session.fetch(query("skim_events"), *where)
@@ -395,7 +391,7 @@ class Reader:
         shards: Mapping[int, ShardLog],
         difference: Difference,
     ) -> None:
-        """Deal with a page, some sites after others; what a site has no room for is left in the log."""
+        """Process a page, one group of sites after another; events of sites without room are deferred."""
         page = Page(shards, end, self._monotonic())
         self._log.rows += len(rows)
         async for group, takers in self._groups(rows):
@@ -408,7 +404,7 @@ class Reader:
     async def _groups(
         self, rows: Sequence[EventRow]
     ) -> AsyncIterator[tuple[Sequence[EventRow], dict[str, Takers]]]:
-        """Yield the events of a page with the endpoints of their sites: of as many sites as have not too many."""
+        """Yield the events of a page with the endpoints of their sites, in groups of bounded numbers of endpoints."""
         sites = dict.fromkeys(row[1] for row in rows)
         takers = self._endpoints.known(sites)
         unread = [site_id for site_id in sites if site_id not in takers]
@@ -442,9 +438,9 @@ class Reader:
     def _leave_at_once(
         self, rows: Sequence[EventRow], takers: dict[str, Takers], page: Page, difference: Difference
     ) -> None:
-        """Leave the events of sites that are behind, wide or too early; take these sites out of the others.
+        """Defer the events of sites that are behind, wide or too early; remove these sites from `takers`.
 
-        No deliveries are weighed one by one here: in arrears every event comes this way once more.
+        Deliveries are not counted one by one here: every event of a site that is behind passes here once more.
         """
         is_early = difference.again and not self._order.recovered
         left = self._aside.keys()
@@ -466,7 +462,7 @@ class Reader:
     def _leave_groups(
         self, groups: Groups, takers: Mapping[str, Takers], page: Page, difference: Difference
     ) -> None:
-        """Leave the events that somebody takes."""
+        """Defer the events that at least one endpoint takes."""
         now = self._monotonic()
         left: dict[str, list[int]] = {}
         pairs: Counter[str] = Counter()
@@ -511,7 +507,7 @@ class Reader:
             self._order.unread.add(site_id)
 
     async def _read_settled(self, event_ids: list[int], span: Span) -> set[tuple[int, int]]:
-        """Read which deliveries of some events are settled: by their range, by their ids where others fill that."""
+        """Read which deliveries of some events are settled: by range, or by ids if others fill the range."""
         first, last = min(event_ids), max(event_ids)
         if last - first < SPARSE * len(event_ids):
             rows = await self._session.fetch(query("read_settled"), first, last, SETTLED_MAX)
@@ -525,7 +521,7 @@ class Reader:
     # What is left in the log for a while --------------------------------------------------------------------
 
     async def _take_aside(self) -> int:
-        """Take some of what was left in the log, of the sites that have room; return how many events."""
+        """Process some deferred events of the sites that have room; return the number of events."""
         looks = self._looks(self._monotonic())
         if not looks:
             return 0
@@ -535,7 +531,7 @@ class Reader:
         takers = await self._endpoints.of_sites({site_id: look.span for site_id, look in looks.items()})
         settled = await self._settled_of(looks.values())
         work: list[Pair] = []
-        entered: tuple[Difference, bool] | None = None  # as what they enter, which is the same for most
+        entered: tuple[Difference, bool] | None = None  # how `work` enters, the same for most
         for site_id, look in looks.items():
             room = {site_id: look.room}
             for part, ids in look.pieces:
@@ -564,9 +560,9 @@ class Reader:
         room: dict[str, int],
         settled: set[tuple[int, int]],
     ) -> tuple[Dealt, bool]:
-        """Make deliveries of the next events of a part; return them, and whether there was room for all."""
+        """Make deliveries of the next events of a part; return them, and True if there was room for all."""
         now = self._monotonic()
-        if takers is None:  # the endpoints are gone, those of the slice or all
+        if takers is None:  # the endpoints were deleted: those of the slice, or all
             self._aside.taken(site_id, len(event_ids), part.slice_end)
             return Dealt(), True
         dealt = self._fan_out.deal(rows, {site_id: takers}, room, lambda _: part.ticket, settled, now)
@@ -578,9 +574,9 @@ class Reader:
         return dealt, left is None
 
     async def _settled_of(self, looks: Iterable[Look]) -> set[tuple[int, int]]:
-        """Read what is settled of some events; of a site with very many endpoints for those of its slice alone.
+        """Read the settled deliveries of some events; for a site processed by slices, only those of the current slice.
 
-        Nothing can be where the recovery road has read none of them.
+        Only events read by recovery can have settled deliveries.
         """
         looks = [look for look in looks if look.recovering]
         narrow = [event_id for look in looks if not look.wide for event_id in look.event_ids]
@@ -591,7 +587,7 @@ class Reader:
         return settled
 
     def _looks(self, now: float) -> dict[str, Look]:
-        """Say what to take now, sites taking turns; nothing where it is too little to be worth the statements."""
+        """Return what to process now, sites taking turns; nothing if it is too little to be worth the statements."""
         if not self._aside or now < self._look_at:
             return {}
         looks: dict[str, Look] = {}
@@ -610,7 +606,7 @@ class Reader:
         return looks
 
     def _look(self, site_id: str, parts: Iterable[DeferredPart[Difference]], now: float) -> Look | None:
-        """Say what to take of one site; None if it has no room."""
+        """Return what to process of one site; None if it has no room."""
         oldest = next(iter(parts))
         is_early = oldest.recovering and oldest.ordered and not self._order.recovered
         room, park = 0 if is_early else self._fan_out.refill_for(site_id, oldest.endpoints), False
@@ -633,7 +629,7 @@ class Reader:
         return Look(pieces, room, park)
 
     def _room_to_park(self, site_id: str, oldest: DeferredPart[Difference], now: float) -> int:
-        """Return how much of a site without room becomes rows now; 0 or less if it can wait."""
+        """Return how many deliveries of a site without room to park now; 0 or less if it can wait."""
         waited_s = now - oldest.since
         if waited_s >= STUCK_S and now >= self._shed_at:
             self._shed_at = now + SHED_EVERY_S
@@ -643,14 +639,14 @@ class Reader:
         return 0
 
     def _note_read(self, site_ids: Iterable[str]) -> None:
-        """Let go of those sites of which the recovery road has left nothing any more."""
+        """Mark sites as read by recovery if none of their recovered events wait any more."""
         for site_id in self._order.unread.intersection(site_ids):
             if not self._aside.is_recovering(site_id) and not self._fan_out.waits(site_id):
                 self._order.unread.discard(site_id)
 
 
 def _steps(rows: Sequence[EventRow], takers: Mapping[str, Takers]) -> Iterator[Sequence[EventRow]]:
-    """Yield the events that somebody may take, in steps of bounded pairs."""
+    """Yield the events that endpoints may take, in steps of bounded pairs."""
     if not takers:
         return
     if len(rows) * max(of_site.count for of_site in takers.values()) <= PAIRS_A_STEP:
@@ -675,11 +671,11 @@ def _steps(rows: Sequence[EventRow], takers: Mapping[str, Takers]) -> Iterator[S
 
 
 def upper_end(newest: int) -> int:
-    """Return the last id of the day after that of the newest one: where the sequence may be tomorrow."""
+    """Return the last id of the day after the newest id's day: the sequence may be there tomorrow."""
     return (newest // DAY_IDS + 2) * DAY_IDS - 1
 
 
 def read_new_events(floor: int, upper: int) -> str:
-    """Return the statement for the days from a floor's to an upper end's; the same text all day long."""
+    """Return the statement for the days from a floor to an upper end; its text is the same all day."""
     lower = floor // DAY_IDS * DAY_IDS - 1
     return query("read_new_events").replace(" -1 ", f" {lower} ").replace(f"{2**63 - 1}", f"{upper}")

@@ -1,4 +1,4 @@
-"""Rows as the values of model/delivery: the one place where a column of a query meets a field."""
+"""Converts rows into the values of model/delivery: the one place where query columns meet fields."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pghookd.model.delivery import Endpoint, Event
 from pghookd.model.suspect import Stay, read_suspects
 from pghookd.postgres.client import Row
 
-# event_id, site_id, type, created_at in microseconds, the only endpoint it is for, payload (null: large), options
+# event_id, site_id, type, created_at in microseconds, its only endpoint (or null), payload (null if large), options
 EventRow: TypeAlias = tuple[int, str, str, int, int | None, bytes | None, str | None]
 
 
 def event_of(row: EventRow) -> Event:
-    """Make an Event of a row of the log."""
+    """Make an Event from a row of the log."""
     event_id, site_id, kind, created_at_us, only, payload, told = row
     event = Event(event_id, site_id, kind, created_at_us, payload, only)
     if told is not None:
@@ -25,7 +25,7 @@ def event_of(row: EventRow) -> Event:
 
 
 def endpoint_of(row: Row) -> Endpoint:
-    """Make an Endpoint of a row of read_endpoints or read_endpoints_of_sites."""
+    """Make an Endpoint from a row of read_endpoints or read_endpoints_of_sites."""
     return Endpoint(
         endpoint_id=row["endpoint_id"],
         site_id=row["site_id"],
@@ -43,7 +43,7 @@ def endpoint_of(row: Row) -> Endpoint:
 
 
 def stay_of(row: Row) -> Stay:
-    """Make a Stay of a row of read_home."""
+    """Make a Stay from a row of read_home."""
     named = read_suspects(row["suspects"])
     return Stay(
         host=row["host"],
@@ -58,7 +58,7 @@ def stay_of(row: Row) -> Stay:
 
 
 def server_of(row: Row) -> ServerIdentity:
-    """Make a Server of the row of identify_server."""
+    """Make a ServerIdentity from the row of identify_server."""
     return ServerIdentity(
         system_identifier=row["system_identifier"],
         database_oid=row["database_oid"],
@@ -69,12 +69,12 @@ def server_of(row: Row) -> ServerIdentity:
 
 
 def holder_of(row: Row) -> str:
-    """Name the session of a row of find_strangers or find_oldest_transactions."""
+    """Return a description of the session in a row of find_strangers or find_oldest_transactions."""
     return f"role {row['role']}, backend {row['pid']}, application {row['application']!r}"
 
 
 def shard_of(row: Row) -> StoredShard:
-    """Make a StoredShard of a row of read_shards."""
+    """Make a StoredShard from a row of read_shards."""
     position = None
     if row["snapshot"] is not None:
         upto = None if row["upto"] is None else Snapshot(*row["upto"])

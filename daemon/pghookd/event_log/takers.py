@@ -1,6 +1,6 @@
-"""The endpoints of one site by the types that they take, so that an event costs its takers and not all endpoints.
+"""The endpoints of one site by the types they take, so that an event costs only its takers, not all endpoints.
 
-Exact types and prefixes (`order_*`, `*`) stand in dictionaries of their own. A type is looked up once and remembered.
+Exact types and prefixes (`order_*`, `*`) have separate dictionaries. A type is looked up once and remembered.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from typing import Final, TypeAlias
 from pghookd.model.delivery import Delivery, Endpoint, reserved_from
 
 ENDPOINT_ID_MAX: Final = 2**63 - 1
-SITES_A_READ: Final = 100  # sites whose endpoints are read in one statement
-KNOWN_MAX: Final = 1000  # types remembered for one site: a producer may put an id into each
+SITES_A_READ: Final = 100  # sites whose endpoints one statement reads
+KNOWN_MAX: Final = 1000  # types remembered per site: a producer may put an id into each type
 
 Pair: TypeAlias = tuple[Endpoint, Delivery]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """Which endpoints of a site are asked for: those after one id, up to another if that is given."""
+    """A range of a site's endpoint ids: above `after`, up to `upto` if it is not None."""
 
     after: int = 0
     upto: int | None = None
 
 
-WHOLE: Final = Span()  # all of them; known by identity
+WHOLE: Final = Span()  # all endpoints; compared by identity
 
 
 @dataclasses.dataclass(slots=True)
 class Dealt:
-    """What some events came to.
+    """The result of dealing some events.
 
     Attributes:
         work: deliveries to be offered, each with its endpoint.
         left: per site, the events for which it had no room, by ascending id.
-        left_pairs: per site, how many deliveries those make.
+        left_pairs: per site, how many deliveries those would make.
         pairs: how many deliveries the other events make.
     """
 
@@ -51,10 +51,10 @@ class Takers:
     """The endpoints of a site, or one slice of them by ascending id.
 
     Attributes:
-        endpoints: all of the slice, at least one.
-        count: how many those are.
-        shard: of the site.
-        has_ordered: one of them is ordered.
+        endpoints: all endpoints of the slice, at least one.
+        count: the number of these endpoints.
+        shard: the shard of the site.
+        has_ordered: True if one of them is ordered.
         slice_end: the last endpoint id of the slice; None if no endpoint comes after it.
     """
 
@@ -76,7 +76,7 @@ class Takers:
         self._lengths = sorted({len(prefix) for prefix in self._prefixed})
 
     def of(self, event_type: str) -> list[Endpoint]:
-        """Return the endpoints that take a type, each once, by ascending id; as Endpoint.takes decides."""
+        """Return the endpoints that take a type, each once, by ascending id; Endpoint.takes is the rule."""
         found = self._known.get(event_type)
         if found is None:
             if len(self._known) >= KNOWN_MAX:
@@ -85,7 +85,7 @@ class Takers:
         return found
 
     def only(self, endpoint_id: int) -> list[Endpoint]:
-        """Return the endpoint with an id, whatever it takes; an empty list if the slice does not have it."""
+        """Return the endpoint with an id, whatever types it takes; an empty list if the slice does not have it."""
         return [endpoint for endpoint in self.endpoints if endpoint.endpoint_id == endpoint_id]
 
     def _find(self, event_type: str) -> list[Endpoint]:

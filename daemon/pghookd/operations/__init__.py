@@ -1,1 +1,1 @@
-"""What operators ask and order."""
+"""Queries and commands of operators."""

@@ -1,8 +1,8 @@
-"""Looks for everything that would keep the daemon from working, and tells all of it at once.
+"""Checks for everything that would keep the daemon from working, and reports all of it at once.
 
-Every probe stands alone: one that Postgres refuses is a finding itself and does not hide the others.
+Each probe is independent: a probe that Postgres refuses is itself a finding and does not hide the others.
 
-Never here: repairs. What is found is told with the command that helps, and left as it is.
+Never here: repairs. A finding is reported with the command that helps, and nothing is changed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from pghookd.webhook.envelope import timestamp_text
 from pghookd.webhook.prepared import Defaults, Manner
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
-EXPIRES_SOON_S: Final = 14 * 86400.0  # of a client certificate
+EXPIRES_SOON_S: Final = 14 * 86400.0  # before the end of a client certificate
 
-# What the daemon's role must be able to do with each table.
+# The privileges that the daemon's role needs on each table.
 NEEDS: Final = {
     "attempts": ("select", "insert"),
     "backlog": ("select", "insert", "update", "delete"),
@@ -49,21 +49,21 @@ NEEDS: Final = {
 
 
 class Grade(enum.StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     SETTINGS = "settings"  # the settings are wrong
-    BLOCKED = "blocked"  # no database, or no schema that could be used
+    BLOCKED = "blocked"  # no database, or no usable schema
     FAULT = "fault"  # the daemon would not work, or not well
-    WARNING = "warning"  # it works; somebody should know
+    WARNING = "warning"  # it works; the operator should know
     FINE = "fine"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        grade: how bad it is.
+        grade: its severity.
         what: settings, letters, trust, database, schema, privileges, row_security, home, shards, days, endpoints,
             secrets, two_phase, notifications, pooler or locks.
         text: a sentence for the operator.
@@ -84,12 +84,12 @@ def exit_status(findings: Sequence[Finding]) -> int:
 
 
 async def check(settings: Settings, wall_s: Callable[[], float] = time.time) -> list[Finding]:
-    """Look at what the settings name, the database above all; never raises for what it finds there."""
+    """Check what the settings name, above all the database; never raise for a fault found there."""
     return [*_letters(settings), *_trust(settings), *await _database(settings, wall_s())]
 
 
 def _trust(settings: Settings) -> list[Finding]:
-    """Look whether there is anybody to trust: without, every https endpoint fails."""
+    """Check that there are trust anchors: without them every https endpoint fails."""
     try:
         found = anchors(settings.egress.ca_file or None)
     except OSError as error:
@@ -103,7 +103,7 @@ def _trust(settings: Settings) -> list[Finding]:
 
 
 def _letters(settings: Settings) -> list[Finding]:
-    """Fill the operator's own templates once; the daemon does without those that are broken."""
+    """Render the operator's own templates once; the daemon replaces broken ones with its own."""
     if not settings.mail.templates:
         return []
     _, faults = samples.preview(settings)
@@ -121,7 +121,7 @@ async def _database(settings: Settings, now_s: float) -> list[Finding]:
         return [Finding(Grade.SETTINGS, "pooler", str(error))]
     try:
         return [found async for found in _probe_all(session, settings, url, now_s)]
-    except Unfit as error:  # whatever else was found, was found through it
+    except Unfit as error:  # all other findings came through the pooler
         return [Finding(Grade.SETTINGS, "pooler", str(error))]
     except DatabaseAway as error:
         return [Finding(Grade.BLOCKED, "database", f"was lost: {error}")]
@@ -231,7 +231,7 @@ async def _locks(session: Session, _settings: Settings) -> AsyncIterator[Finding
 
 
 def _effect(key: int) -> str:
-    """Say what a foreign holder of a key prevents."""
+    """Return the effect if another session holds the lock."""
     if key > 0:
         return "no instance can own the shards, so that nothing is delivered"
     return _EFFECTS.get(key, "the daemon does not use this key")
@@ -260,10 +260,10 @@ async def _notifications(session: Session, _settings: Settings) -> AsyncIterator
 
 
 async def _pooler(session: Session, url: str) -> AsyncIterator[Finding]:
-    """Tell a pooler in transaction mode by its backends: one for two sessions, or two for one.
+    """Detect a pooler in transaction mode by its backends: one for two sessions, or two for one.
 
     Raises:
-        Unfit: there is one.
+        Unfit: if there is such a pooler.
     """
     other = await client.connect(url, name="check", settings=_BOUNDS, writable=False)
     try:
@@ -307,7 +307,7 @@ async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Fi
         yield Finding(Grade.FAULT, "privileges", f"role {role} lacks {lacking}: {_REMEDY.format(role)}")
     else:
         yield Finding(Grade.FINE, "privileges", f"role {role} may do what the daemon does")
-    # No role is made a member of a superuser: it delivers, but old partitions cannot be dropped.
+    # No role is made a member of a superuser: deliveries work without it, but old partitions cannot be dropped.
     owner = await session.fetchval(_SUPER)
     if owner is not None:
         text = f"the tables belong to the superuser {owner}: dropping old partitions needs their owner"
@@ -412,7 +412,7 @@ from webhooks.events_event_id_seq s
 
 
 async def _endpoints(session: Session, settings: Settings, *, now_s: float) -> AsyncIterator[Finding]:
-    """Prepare every endpoint that asks for something as the daemon would; what it cannot use is told."""
+    """Prepare every endpoint with special options as the daemon would; report what it cannot use."""
     defaults = Defaults.of(settings, revealing(Vault.of(settings)))
     ids = [row["endpoint_id"] for row in await session.fetch(_ASKING)]
     found = [endpoint_of(row) for row in await session.fetch(query("read_endpoints"), ids, 1)]
@@ -444,7 +444,7 @@ order by endpoint_id limit 10000
 
 
 async def _secrets(session: Session, settings: Settings) -> AsyncIterator[Finding]:
-    """Say how secrets lie in the database, which everybody who can read a dump of it can read as well."""
+    """Report how secrets are stored: any reader of a database dump can read those in plain text."""
     plain, sealed = (await session.fetch(_KEPT))[0]
     has_key = Vault.of(settings) is not None
     if plain and not has_key:

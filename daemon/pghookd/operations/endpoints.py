@@ -1,9 +1,9 @@
-"""What an operator asks of endpoints, events and secrets: the statements behind the commands.
+"""Operator commands on endpoints, events and secrets: the statements behind the command line.
 
-Everything acts through the functions of the schema, so that a command can do no more than anybody with the same
-role, and leaves the same row in `operations`. Times go out as text (RFC 3339, UTC).
+All changes go through the functions of the schema. So a command has no more rights than any session with the same role,
+and leaves the same row in `operations`. Times are returned as text (RFC 3339, UTC).
 
-Never here: printing, and a secret in anything returned but where it was just made.
+Never here: printing, and a secret in any result except where it was just made.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ _DENIED: Final = "42501"  # insufficient_privilege
 
 @contextlib.contextmanager
 def needing(role: str) -> Iterator[None]:
-    """Name the role that a command needs where Postgres refuses it; Postgres names only a function or a table.
+    """Add the required role to Postgres's "permission denied" error, which names only a function or a table.
 
     Args:
-        role: of sql/roles.sql. The daemon's own login is a member of another one, which may not act for operators.
+        role: a role of sql/roles.sql. The daemon's own login is a member of another one, which may not act for
+            operators.
 
     Raises:
-        DatabaseError: as it came, with the role in its text if a right was refused.
+        DatabaseError: the original error; a denied privilege adds the role to its text.
     """
     try:
         yield
@@ -67,7 +68,7 @@ async def _asking(
 
 
 def _told(row: Row | Mapping[str, Any]) -> Told:
-    """Return a row as values that JSON has; columns named *_at, *_until, *_since, deliver_* are times."""
+    """Return a row as JSON values; columns named *_at, *_until, *_since, deliver_* are times."""
     return {
         key: timestamp_text(value) if _is_time(key) and value is not None else value
         for key, value in row.items()
@@ -82,16 +83,17 @@ def _is_time(column: str) -> bool:
 
 
 async def add_endpoint(settings: Settings, columns: Mapping[str, object], *, new_secret: bool) -> Told:
-    """Register an endpoint; what `columns` does not name gets its default. A new secret is in what is returned.
+    """Register an endpoint; columns missing in `columns` get their defaults. The result contains a new secret.
 
     Raises:
-        DatabaseAway, DatabaseError: as of the session; a column's CHECK names itself in a sentence.
+        DatabaseAway: if the session is lost.
+        DatabaseError: if Postgres refuses the row; the name of a CHECK constraint is a sentence.
     """
     async with _asking(settings, "endpoint", writable=True) as session:
         try:
             row = await session.fetchrow(_ADD, orjson.dumps(columns).decode(), new_secret)
         except DatabaseError as error:
-            # The detail of a violated CHECK quotes the whole row, its secret too: nothing of it may go on from here.
+            # The detail of a violated CHECK quotes the whole row with its secret: drop the detail here.
             text = str(error).partition("\n")[0].removesuffix(f" (SQLSTATE {error.sqlstate})")
             if error.sqlstate == _NO_SUCH_SITE:
                 text = f"there is no site {columns['site_id']}"
@@ -108,7 +110,7 @@ cross join lateral webhooks.add_endpoint(o.of ->> 'site_id', o.of ->> 'url', o.o
 
 
 async def list_endpoints(settings: Settings, site_id: str | None) -> list[Told]:
-    """Return the endpoints (of a site) with their health and what waits for them."""
+    """Return the endpoints, of one site or of all, with their health and counts of waiting deliveries."""
     async with _asking(settings, "endpoint", role=READER) as session:
         return [_told(row) for row in await session.fetch(_LIST, site_id)]
 
@@ -119,7 +121,7 @@ select * from webhooks.endpoint_health where $1::text is null or site_id = $1 or
 
 
 async def show_endpoint(settings: Settings, endpoint_id: int) -> Told | None:
-    """Return everything about an endpoint but its secrets; None: there is none."""
+    """Return everything about an endpoint but its secrets; None if there is no such endpoint."""
     async with _asking(settings, "endpoint") as session:
         row = await session.fetchrow(_SHOW, endpoint_id)
     if row is None:
@@ -128,7 +130,7 @@ async def show_endpoint(settings: Settings, endpoint_id: int) -> Told | None:
     return {**told, "profile_spec": None if (spec := told["profile_spec"]) is None else orjson.loads(spec)}
 
 
-# Of headers the names alone: values may be somebody's key. Of auth the kinds, while it is not encrypted.
+# For headers only the names, since values may be secret keys. For auth only the kinds, unless it is encrypted.
 _SHOW: Final = """
 select p.endpoint_id, p.site_id, p.url, p.description, p.event_types, p.enabled, p.created_at, p.disabled_at,
   p.disabled_reason,
@@ -151,20 +153,20 @@ where p.endpoint_id = $1
 
 
 async def enable_endpoint(settings: Settings, endpoint_id: int, held: str) -> int:
-    """Switch an endpoint on; return how many held deliveries go out."""
+    """Enable an endpoint; return how many held deliveries are released."""
     async with _asking(settings, "endpoint", writable=True) as session:
         released: int = await session.fetchval("select webhooks.enable_endpoint($1, $2)", endpoint_id, held)
     return released
 
 
 async def disable_endpoint(settings: Settings, endpoint_id: int) -> None:
-    """Switch an endpoint off, as the operator."""
+    """Disable an endpoint, as the operator."""
     async with _asking(settings, "endpoint", writable=True) as session:
         await session.fetchval("select webhooks.disable_endpoint($1)", endpoint_id)
 
 
 async def rotate_secret(settings: Settings, endpoint_id: int, overlap_s: float) -> str:
-    """Give an endpoint a new secret and return it; the one before signs as well for `overlap_s` seconds."""
+    """Give an endpoint a new secret and return it; the previous one also signs for `overlap_s` seconds."""
     async with _asking(settings, "secret", writable=True) as session:
         made: str = await session.fetchval(
             "select webhooks.rotate_secret($1, make_interval(secs => $2::float8))", endpoint_id, overlap_s
@@ -173,7 +175,7 @@ async def rotate_secret(settings: Settings, endpoint_id: int, overlap_s: float) 
 
 
 async def rotate_key(settings: Settings, tell: Callable[[Progress], None]) -> Progress | None:
-    """Encrypt every secret with the first key of `secrets.key`, telling after each page; None: there is no key."""
+    """Encrypt every secret with the first key of `secrets.key`, reporting each page; None if there is no key."""
     vault = Vault.of(settings)
     if vault is None:
         return None
@@ -209,12 +211,12 @@ where k.event_id = $1
 
 
 async def explain(settings: Settings, event_id: int, identity: str) -> list[Told]:
-    """Say why an event went to each endpoint of its site, or did not.
+    """Return why an event was or was not sent to each endpoint of its site.
 
     Args:
         settings: for `database.url`.
-        event_id: which.
-        identity: as it was asked for; a webhook-id may be another event's with the same number.
+        event_id: the event.
+        identity: the id as the operator gave it; a webhook-id may belong to another event with the same number.
     """
     async with _asking(settings, "explain", role=READER) as session:
         rows = await session.fetch("select endpoint_id, at, what, detail from webhooks.explain($1)", event_id)
@@ -224,7 +226,7 @@ async def explain(settings: Settings, event_id: int, identity: str) -> list[Told
 
 
 def _another(identity: str, event_id: int, created_at_us: int) -> str | None:
-    """Say so where the number was given out twice, as after a failover, and the webhook-id is the other event's."""
+    """Return a sentence if the webhook-id is another event's with the same number, as after a failover; else None."""
     ours = webhook_id(event_id, created_at_us)
     if not identity.startswith("evt_") or identity == ours:
         return None
@@ -232,7 +234,7 @@ def _another(identity: str, event_id: int, created_at_us: int) -> str | None:
 
 
 async def show_event(settings: Settings, event_id: int, identity: str, *, payload: bool) -> Told | str:
-    """Return an event, its deliveries and its attempts; a sentence if there is none. Arguments as `explain`."""
+    """Return an event, its deliveries and its attempts; a sentence if there is none. Arguments as for `explain`."""
     async with _asking(settings, "event") as session:
         event = await session.fetchrow(_EVENT, event_id)
         if event is None:

@@ -1,8 +1,8 @@
-"""What the command `replay` asks of the database: the count, the start, how far it is, pause and end.
+"""The database calls of the command `replay`: count, start, progress, pause, resume and cancel.
 
-All of it is the SQL functions that anybody may call; the daemon does the work, whether or not somebody watches.
+All of them are SQL functions that any permitted role may call; the daemon does the work, whether or not it is watched.
 
-Never here: what is printed (cli/replays.py), which deliveries are meant (migration 0006).
+Never here: what is printed (cli/replays.py), which deliveries are selected (migration 0006).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _SETTINGS: Final = {"statement_timeout": "30min", "TimeZone": "UTC"}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wish:
-    """Which deliveries; what is None or empty is any.
+    """The deliveries to replay; a filter that is None or empty matches any.
 
     Attributes:
         event_ids: only these events.
         endpoint_id: only to this endpoint.
         site_id: only of this site.
         types: only of these types.
-        since: from this time on, as Postgres reads it, or how long ago: `2h`.
-        until: before this time, the same.
-        states: dead, delivered, missed.
-        rate_per_s: deliveries a second; None: the usual rate.
+        since: from this time on, in a format of Postgres, or as an age: `2h`.
+        until: before this time, in the same formats.
+        states: dead, delivered, missed; empty selects dead.
+        rate_per_s: deliveries a second; None for the usual rate.
     """
 
     event_ids: Sequence[int] = ()
@@ -61,11 +61,11 @@ class Wish:
 
 
 async def plan(settings: Settings, wish: Wish) -> dict[str, Any]:
-    """Say what a replay would come to: deliveries, endpoints, rate_per_s, duration_s.
+    """Return the extent of a replay: deliveries, endpoints, rate_per_s, duration_s.
 
     Raises:
-        DatabaseAway: it cannot be reached.
-        DatabaseError: the wish makes no sense (class 22), or the role may not do this.
+        DatabaseAway: if the database cannot be reached.
+        DatabaseError: if the arguments are invalid (class 22), or the role lacks a privilege.
     """
     async with _session(settings) as session:
         row = await session.fetchrow(query("plan_replay"), *wish.arguments())
@@ -90,7 +90,7 @@ async def start(settings: Settings, wish: Wish) -> int:
 async def follow(
     settings: Settings, replay_id: int, tell: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Tell how far a replay is until it runs no more; return the last of it."""
+    """Report the progress of a replay until it no longer runs; return the last report."""
     async with _session(settings) as session:
         while True:
             row = await session.fetchrow(query("read_replay"), replay_id)
@@ -107,7 +107,7 @@ async def act(settings: Settings, what: str, replay_id: int) -> None:
     Args:
         settings: for `database.url`.
         what: one of ACTS.
-        replay_id: which.
+        replay_id: the replay.
     """
     if what not in ACTS:
         raise ValueError(what)

@@ -1,1 +1,1 @@
-"""One process, epoch by epoch."""
+"""Runs one process, epoch by epoch."""

@@ -1,11 +1,12 @@
-"""Adopts a database that is not the one pghookd ran in before: a restored copy, an upgraded or replaced cluster.
+"""Adopts a database in which pghookd did not run before: a restored copy, an upgraded or replaced cluster.
 
-What the old positions say is settled stays settled. The rest is queued, or, where the operator says so, left alone.
+Deliveries that the old positions prove settled stay settled. The rest is queued, or left alone if the operator requests
+that.
 
-No lock on `events` is taken, so that no producer ever waits. The new positions need an id below which every event is
-visible in their snapshot. A mark gives it, as for every floor (event_log/position): the newest id is read, then an xid
-is assigned, and a snapshot that sees every transaction up to that xid ended sees every event up to that id. So adopting
-waits for the transactions that were open when it began, and nobody waits for it.
+No lock on `events` is taken, so that no producer waits. The new positions need an id below which every event is visible
+in their snapshot. A mark gives it, as for every floor (event_log/position). The newest id is read, then an xid is
+assigned. A snapshot in which every transaction up to that xid has ended contains every event up to that id. So adopting
+waits for the transactions that were open when it began, and nothing waits for it.
 
 It never prompts.
 """
@@ -23,7 +24,7 @@ from pghookd.postgres.client import DatabaseAway, DatabaseError, Session, connec
 from pghookd.process.host_id import host_id
 from pghookd.settings.schema import Settings
 
-LOOKS: Final = 20  # for the shards' locks, which a daemon that holds still has for moments
+LOOKS: Final = 20  # tries to lock the shards, which a daemon on hold locks for moments
 LOOK_AGAIN_S: Final = 0.1
 WAIT_S: Final = 60.0  # for transactions that were open before; then adopt reports one that is still open
 
@@ -36,26 +37,26 @@ _LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 class Home(NamedTuple):
-    """Where the daemon is at home: a machine, and the operator's name for the database (`database.home`)."""
+    """The home to store: a machine, and the operator's name for the database (`database.home`)."""
 
     host: str
     name: str
 
 
 async def adopt(settings: Settings, *, skip_backlog: bool, host: str | None = None) -> dict[str, int]:
-    """Take this database for ours and say how many deliveries were queued.
+    """Mark this database as ours and return the number of deliveries queued and the highest event_id.
 
-    On the server that the positions were stored on, they hold: then only the new machine is noted.
+    On the server that the positions were stored on, they are valid: then only the new machine is noted.
 
     Args:
-        settings: for `database.url` and `delivery.shards`.
-        skip_backlog: queue nothing: what was not settled in the other database is never sent from this one.
-        host: the machine to be at home on; None: this one.
+        settings: for `database.url`, `database.home` and `delivery.shards`.
+        skip_backlog: True to queue nothing: deliveries not settled in the other database are never sent from this one.
+        host: the machine to store; None for this one.
 
     Raises:
-        DatabaseAway: it cannot be reached.
-        DatabaseError: a running daemon owns the shards, a transaction stays open for WAIT_S, or the role may not do
-            this.
+        DatabaseAway: if the database cannot be reached.
+        DatabaseError: if a running daemon owns the shards, a transaction stays open for WAIT_S, or the role lacks a
+            privilege.
     """
     session = await connect(
         settings.database.url.get_secret_value(), name="adopt", settings={"lock_timeout": "2s"}
@@ -73,7 +74,7 @@ async def adopt(settings: Settings, *, skip_backlog: bool, host: str | None = No
 
 
 async def _own(session: Session, shards: int) -> None:
-    """Take the shards' locks for as long as the session lives."""
+    """Lock the shards for the rest of the session."""
     for _ in range(LOOKS):
         if all(row[0] for row in await session.fetch(_LOCK, shards)):
             return
@@ -85,7 +86,7 @@ async def _own(session: Session, shards: int) -> None:
 
 
 async def _is_ours(session: Session) -> bool:
-    """Return True if the stored positions hold on this server."""
+    """Return True if the stored positions are valid on this server."""
     row = await session.fetchrow(query("identify_server"))
     if row is None:
         raise DatabaseAway("the server does not say who it is")
@@ -96,7 +97,7 @@ async def _is_ours(session: Session) -> bool:
 
 
 async def _anchor(session: Session, place: Home, *, skip_backlog: bool) -> dict[str, int]:
-    """Queue what is not settled, and store new positions for one and the same snapshot."""
+    """Queue what is not settled, and store new positions, all in one snapshot."""
     highest = await session.fetchval(query("adopt_sequence"))
     newest = await session.fetchval(query("read_newest_event_id"))
     xid = await session.fetchval(_XID)  # after the id was read, in a transaction of its own
@@ -117,7 +118,7 @@ async def _anchor(session: Session, place: Home, *, skip_backlog: bool) -> dict[
 
 
 async def _enter(session: Session, place: Home, queued: int, *, skip_backlog: bool) -> None:
-    """Note where the daemon is at home from now on, and that it was adopted there."""
+    """Store the new home of the daemon, and that the database was adopted there."""
     await session.execute("delete from webhooks.home")
     await session.execute(query("enter_home"), place.host, session.address, None, 0, write_suspects(()))
     await session.execute(query("name_home"), place.name)

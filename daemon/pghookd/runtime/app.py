@@ -1,7 +1,7 @@
-"""The daemon: settings and edges, then epoch after epoch. Read this first.
+"""The daemon: settings and sender, then epoch after epoch. Read this first.
 
-An epoch (epoch.py) is the life between two recoveries. It ends with a value that says why, and this file decides what
-comes next: another one after a short wait, standing still before a foreign database, or the end.
+An epoch (epoch.py) is the life between two recoveries. It ends with a value that gives the reason. This file decides
+what follows: a new epoch after a short wait, a hold before a foreign database, or the end.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from pghookd.runtime import adopt, epoch
 from pghookd.runtime.liveness import Beats
 from pghookd.settings.schema import Settings, reloaded
 
-BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # between epochs; the last one repeats
-STEADY_AFTER_S: Final = 30.0  # an epoch that lived this long starts the backoff anew
+BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # waits between epochs; the last one repeats
+STEADY_AFTER_S: Final = 30.0  # after an epoch that lived this long, the backoff starts again
 FOREIGN_LOOK_S: Final = 2.0
 LOOK_WITHIN_S: Final = 30.0
-PULSE_S: Final = 0.25  # how often is looked whether the event loop stands still
-STALL_S: Final = 1.0  # from here on it is told
+PULSE_S: Final = 0.25  # how often the event loop is checked for stalls
+STALL_S: Final = 1.0  # stalls of this length or more are logged
 
 T = TypeVar("T")
 
@@ -58,8 +58,8 @@ def run(
     Args:
         settings: as loaded.
         reload: loads them again on SIGHUP; raises ValueError with every fault.
-        checkpoint: awaited at each step of a mail's road, with its name.
-        make_sender: makes what requests are sent with; None: `sender_of`.
+        checkpoint: awaited at each step of processing a mail, with the name of the step.
+        make_sender: makes the sender of requests; None for `sender_of`.
     """
     signals.hold()
     sinks = [logs.configure(settings.log.format, settings.log.level)]
@@ -77,7 +77,7 @@ def run(
 
 
 def _spare_the_collector() -> None:
-    """Look for cycles less often: a delivery makes none, and looking at all that is queued took a fifth of the time."""
+    """Collect cycles less often: a delivery makes none, and scanning all queued objects took a fifth of the time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
@@ -101,7 +101,7 @@ async def _until_signalled(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
     loop.add_signal_handler(signal.SIGHUP, app.reload)
-    if signals.hung_up():  # the settings may have been loaded before it came
+    if signals.hung_up():  # SIGHUP may have arrived after the settings were loaded
         app.reload()
     return await app.serve()
 
@@ -142,13 +142,13 @@ class App:
         self._beats = Beats(epoch.LOOPS)
         self._stopping = asyncio.Event()
         self._reload_asked = asyncio.Event()
-        self._world: epoch.World | None = None  # of the epoch that lives
+        self._world: epoch.World | None = None  # of the current epoch
         self._said = ""
         self._was_ready = False
         self._away = False
 
     def stop(self) -> None:
-        """Drain and end. A second call changes nothing: the grace is bounded already."""
+        """Drain and end. A second call has no effect: the grace period is already bounded."""
         if not self._stopping.is_set():
             self._stopping.set()
             self._notifier.stopping()
@@ -158,9 +158,9 @@ class App:
             )
 
     def reload(self) -> None:
-        """Ask for the settings to be read again; several calls in a row are one."""
+        """Request that the settings be loaded again; several calls in a row count as one."""
         if self._load is not None and not self._stopping.is_set():
-            if self._was_ready:  # the end of a reload is READY=1, which must not come before its time
+            if self._was_ready:  # a reload ends with READY=1, which must not be sent too early
                 self._notifier.reloading(time.monotonic_ns() // 1000)
             self._reload_asked.set()
 
@@ -183,7 +183,7 @@ class App:
     # Settings ---------------------------------------------------------------------------------------------------------
 
     async def _reloads(self) -> None:
-        """Read the settings again whenever that is asked for."""
+        """Load the settings again at each request."""
         while True:
             await self._reload_asked.wait()
             self._reload_asked.clear()
@@ -192,9 +192,9 @@ class App:
                 self._notifier.ready(self._said)
 
     async def _reload(self) -> None:
-        """Put the settings in force as they are written now. Faulty ones change nothing.
+        """Load the settings and apply them. Faulty settings change nothing.
 
-        The epoch lives on: it keeps its shards, and requests in flight end with the sender that they began with.
+        The epoch continues: it keeps its shards, and requests in flight end with the sender that they began with.
         """
         try:
             settings, waiting, sender = await asyncio.to_thread(self._read_again)
@@ -205,7 +205,7 @@ class App:
         self._logger.info(LogEvent.SETTINGS_RELOADED, waiting_for_restart=list(waiting) or None)
 
     def _read_again(self) -> tuple[Settings, tuple[str, ...], Sender]:
-        """Read files, in a thread: the settings, and the authorities that a new sender believes."""
+        """Read files, in a thread: the settings, and the trust anchors of a new sender."""
         if self._load is None:
             raise ValueError("there is nothing to load settings from")
         settings, waiting = reloaded(self._settings, self._load())
@@ -220,13 +220,13 @@ class App:
     # Epochs -----------------------------------------------------------------------------------------------------------
 
     async def _epochs(self) -> int:
-        """Live epoch after epoch until told to stop, or until one of them says that there must be no further one."""
+        """Run epoch after epoch until stopped, or until one ends with an exit status."""
         failures = 0
         while not self._stopping.is_set():
             started = self._monotonic()
             try:
                 status = await self._once()
-            except Unfit as error:  # found where the schema is looked at, or while adopting
+            except Unfit as error:  # raised by the schema check or by adopting
                 status = self._misfit(str(error))
             if status is not None:
                 self._stopping.set()
@@ -236,7 +236,7 @@ class App:
         return EXIT_DONE
 
     async def _once(self) -> int | None:
-        """Live one epoch, if the schema is fit for it; a status ends the daemon."""
+        """Run one epoch if the schema is usable; return an exit status, or None to continue."""
         try:
             refusal = await self._unless_stopped(self._schema())
         except (DatabaseAway, DatabaseError) as error:
@@ -282,7 +282,7 @@ class App:
         )
 
     async def _schema(self) -> int | None:
-        """Look at the schema: older is waited for, missing or altered ends the daemon."""
+        """Check the schema: wait if it is older; return an exit status if it is missing or altered, else None."""
         url = self._settings.database.url.get_secret_value()
         session = await connect(url, name="look", answer_within_s=LOOK_WITHIN_S)
         try:
@@ -301,11 +301,11 @@ class App:
         return None
 
     async def _foreign(self, reason: str, *, rival: bool) -> None:
-        """Hold still before a database that is not the one we ran in, until somebody adopts it.
+        """Hold before a foreign database until an operator adopts it.
 
         Args:
-            reason: what speaks against it.
-            rival: the database may still run elsewhere, so that it is not adopted automatically.
+            reason: why it is foreign.
+            rival: True if the database may still run elsewhere, so that it is not adopted automatically.
         """
         settings = self._settings
         if settings.database.adopt == "auto" and not rival:
@@ -350,7 +350,7 @@ class App:
         self._logger.info(LogEvent.DAEMON_READY, status=status)
 
     def _say(self, status: str) -> bool:
-        """Tell systemd; whether it is news."""
+        """Report the status to systemd; return True if it has changed."""
         news, self._said = status != self._said, status
         if news:
             self._notifier.status(status)
@@ -359,8 +359,8 @@ class App:
     # Waiting ----------------------------------------------------------------------------------------------------------
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not once the daemon is to end."""
-        for name in epoch.LOOPS:  # waiting is no standstill
+        """Wait, but end at once when the daemon stops."""
+        for name in epoch.LOOPS:  # a waiting daemon is not stalled
             self._beats.of(name)()
         try:
             async with asyncio.timeout(seconds):
@@ -369,7 +369,7 @@ class App:
             return
 
     async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
-        """Await something that is of no use any more once the daemon is to end; None then."""
+        """Await work that has no use once the daemon stops; return None if it stops first."""
         task = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._stopping.wait())
         try:
@@ -381,7 +381,7 @@ class App:
             await asyncio.wait((task,))
 
     async def _guard(self) -> None:
-        """Tell systemd's watchdog that we live, but only if every loop has moved."""
+        """Ping systemd's watchdog, but only if every loop has moved."""
         if self._watchdog_s is None:
             return
         while True:
@@ -390,7 +390,7 @@ class App:
                 self._notifier.watchdog()
 
     async def _pulse(self) -> None:
-        """Tell of moments in which nothing at all moved: something kept the loop, or the process was stopped."""
+        """Log stalls of the event loop: a task blocked it, or the process was stopped."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + PULSE_S
@@ -401,7 +401,7 @@ class App:
 
 
 def sender_of(settings: Settings) -> Sender:
-    """Make the sender that settings ask for."""
+    """Make a sender from the settings."""
     return Sender(
         policy=settings.egress.policy(),
         connections_max=settings.delivery.concurrency,

@@ -1,8 +1,8 @@
-"""The life between two recoveries: own, recover, run the loops; it ends with a value.
+"""The life between two recoveries: own the shards, recover, run the loops; it ends with a value.
 
-All sessions are opened before the first snapshot, then each is asked once more who its server is, and none is reopened
-but the bell's. Whatever happens to any of them ends the epoch: memory is forgotten, and the next one takes the one
-recovery road from what is stored. Forgetting is a rule of correctness: a snapshot kept across a reconnect loses events.
+All sessions are opened before the first snapshot, then each reports its server's identity once more. Only the bell's is
+ever reopened. Any failure of a session ends the epoch: memory is dropped, and the next epoch recovers from what is
+stored. Dropping memory is required for correctness: a snapshot kept across a reconnect loses events.
 """
 
 from __future__ import annotations
@@ -52,29 +52,29 @@ from pghookd.webhook.prepared import Defaults
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care")
 ASSEMBLE_WITHIN_S: Final = 30.0
-ID_CHARS_A_SECOND: Final = 100_000  # of notifications about endpoints: 5 ms of reading them
+ID_CHARS_A_SECOND: Final = 100_000  # in notifications about endpoints; reading them takes 5 ms
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lost:
-    """A session was lost or refused; take the recovery road."""
+    """A session was lost or refused; recover in a new epoch."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stopped:
-    """The daemon was told to stop, and everything that could be recorded was."""
+    """The daemon was stopped, and every outcome that could be recorded was."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Foreign:
-    """This is not the database that we ran in before: deliver nothing, wait for adopt.
+    """This is not the database of the earlier runs: deliver nothing, wait for adopt.
 
     Attributes:
-        reason: why not.
-        rival: whether the database may still run elsewhere, so that it is not adopted automatically.
+        reason: why it is foreign.
+        rival: True if the database may still run elsewhere, so that it is not adopted automatically.
     """
 
     reason: str
@@ -83,7 +83,7 @@ class Foreign:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Misfit:
-    """Settings or surroundings with which the daemon must not run here."""
+    """Settings or an environment with which the daemon must not run."""
 
     reason: str
 
@@ -93,20 +93,20 @@ Apply: TypeAlias = Callable[[Settings, Sender], None]
 
 
 class Reloads:
-    """Hands reloaded settings, and the sender made of them, to an epoch: at once, or as soon as its loops exist."""
+    """Hands reloaded settings and their sender to an epoch: at once, or as soon as its loops exist."""
 
     def __init__(self) -> None:
         self._latest: tuple[Settings, Sender] | None = None
         self._apply: Apply | None = None
 
     def put(self, settings: Settings, sender: Sender) -> None:
-        """Put settings in force: once this has returned the epoch begins no request with an earlier sender."""
+        """Apply settings: once this has returned, the epoch begins no request with an earlier sender."""
         self._latest = settings, sender
         if self._apply is not None:
             self._apply(settings, sender)
 
     def follow(self, apply: Apply) -> None:
-        """Call `apply` for each reload from now on, and for the latest that came while the epoch was set up."""
+        """Call `apply` for each reload from now on, and for the latest one during the setup of the epoch."""
         self._apply = apply
         if self._latest is not None:
             apply(*self._latest)
@@ -114,14 +114,14 @@ class Reloads:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What an epoch is given: settings, edges, clocks.
+    """The inputs of an epoch: settings, edges, clocks.
 
     Attributes:
-        settings: in force when the epoch begins.
-        host: this machine.
-        run: this process; the same in all of its epochs, and in no other's.
-        sender: made of the settings.
-        reloads: brings other settings, and their sender, while the epoch lives.
+        settings: the settings when the epoch begins.
+        host: the id of this machine.
+        run: the id of this process; the same in all of its epochs, and in no other's.
+        sender: the sender made from the settings.
+        reloads: brings new settings, and their sender, while the epoch runs.
     """
 
     settings: Settings
@@ -140,7 +140,7 @@ class World:
 
 
 async def run(world: World) -> Ending:
-    """Live one epoch."""
+    """Run one epoch."""
     sessions = Sessions(world.settings.database)
     try:
         return await _live(world, sessions)
@@ -162,7 +162,7 @@ async def run(world: World) -> Ending:
 
 
 def _ending_of(group: BaseExceptionGroup[BaseException]) -> Ending | None:
-    """Return the value that a group of nothing but database troubles stands for."""
+    """Return the ending for a group of database errors only; None if it contains any other error."""
     _, others = group.split((DatabaseAway, DatabaseError, ForeignDatabase, Unfit))
     if others is not None:
         return None
@@ -205,7 +205,7 @@ async def _live(world: World, sessions: Sessions) -> Ending:
 
 
 async def _shards(world: World, record: Session) -> int:
-    """Make the rows of `shards` at the first run; their number must be that of the settings for ever after."""
+    """Make the rows of `shards` at the first run; the setting must match their number ever after."""
     wanted = world.settings.delivery.shards
     await record.execute(query("make_shards"), wanted)
     there: int = await record.fetchval("select count(*)::int from webhooks.shards")
@@ -226,12 +226,12 @@ def _stand_by(world: World, status: str) -> None:
         world.beats.of(name)()
 
 
-class _StoppedEarly(Exception):  # noqa: N818 - not a mistake
-    """The daemon was told to stop before the loops ran."""
+class _StoppedEarly(Exception):  # noqa: N818 - not an error
+    """The daemon was stopped before the loops ran."""
 
 
 async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event, sessions: Sessions) -> T:
-    """Await something that also ends at stop, or with the loss of a session."""
+    """Await work that also ends at stop, or with the loss of a session."""
     task = asyncio.ensure_future(work)
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -248,7 +248,7 @@ async def _unless_stopped(work: Awaitable[T], stop: asyncio.Event, sessions: Ses
 
 
 async def _in_time(work: Awaitable[T]) -> T:
-    """Await short statements on sessions that nobody watches yet; the bell's alone would wait for ever."""
+    """Await short statements on sessions that are not watched yet; the bell's has no limit of its own."""
     try:
         async with asyncio.timeout(ASSEMBLE_WITHIN_S):
             return await work
@@ -257,12 +257,12 @@ async def _in_time(work: Awaitable[T]) -> T:
 
 
 async def _assemble(world: World, sessions: Sessions, record: Session, here: Here) -> Loops:
-    """Open the other sessions, see whose database this is, and build the loops around a snapshot of now."""
+    """Open the other sessions, check whose database this is, and build the loops around a current snapshot."""
     read, work = await sessions.read(), await sessions.work()
     await sessions.tend()
     await sessions.care()
     await sessions.bell()
-    await sessions.mail()  # without a mail server too: a reload may name one, and no session is opened later
+    await sessions.mail()  # even without a mail server: a reload may name one, and no session is opened later
     hears = NotificationRouter(world.monotonic)
     await read.listen("pghookd", hears)
     server = await identify(sessions.all())
@@ -296,13 +296,13 @@ async def _assemble(world: World, sessions: Sessions, record: Session, here: Her
 async def _check_place(
     world: World, record: Session, here: Here, server: ServerIdentity, stays: Sequence[Stay]
 ) -> None:
-    """Hold this place against those of before; note where the database still runs besides.
+    """Compare this place with the earlier ones; store where else the database still runs.
 
     Raises:
-        ForeignDatabase: this is probably a copy; a RivalDatabase if the database answers elsewhere too.
+        ForeignDatabase: if this is probably a copy; a RivalDatabase if the database answers elsewhere too.
     """
     database = world.settings.database
-    within_s = min(former_server.ASK_WITHIN_S, database.lease_s / 4)  # the lease outlives the question
+    within_s = min(former_server.ASK_WITHIN_S, database.lease_s / 4)  # the lease outlives these queries
     answers = await former_server.ask(database.url.get_secret_value(), here, server, stays, within_s=within_s)
     reason = identity.why_moved(here, stays, answers)
     if reason is None:
@@ -318,9 +318,9 @@ def _shard_logs(stored: Sequence[StoredShard]) -> dict[int, ShardLog]:
 
 
 def _marks(stored: Sequence[StoredShard]) -> XidMarks:
-    """Start from the lowest floor: one shard's is none for another that stands further back, and is stored for it too.
+    """Use the lowest floor: a higher one would skip events of a shard that is behind, and would be stored for it.
 
-    The marks beside them say what holds for later snapshots.
+    The stored marks add floors for later snapshots.
     """
     marks = XidMarks(min(row.floor for row in stored), min(row.front for row in stored))
     for mark in sorted({row.mark for row in stored if row.mark is not None}, key=lambda mark: mark.xid):
@@ -329,16 +329,16 @@ def _marks(stored: Sequence[StoredShard]) -> XidMarks:
 
 
 class NotificationRouter:
-    """Sorts what is heard on the channel. Anyone may send there, so it never means more than: look now.
+    """Routes notifications. Any role can send on the channel, so a notification only triggers a check.
 
-    Ids are read up to a number of characters a second. Beyond that a list of them means any endpoint, which costs no
-    reading, and its listeners rest between two looks at all.
+    Ids are read up to a number of characters a second. Beyond that a list stands for any endpoint, which needs no
+    reading, and the listeners pause between two checks of all endpoints.
     """
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._second = 0.0  # when the present one began
-        self._chars = 0  # read in it
+        self._second = 0.0  # when the current second began
+        self._chars = 0  # characters read in it
         self.echo = asyncio.Event()
         self.wake = asyncio.Event()
         self._due: Callable[[], None] = lambda: None
@@ -352,11 +352,11 @@ class NotificationRouter:
         replay: Callable[[], None],
         endpoints: Sequence[Callable[[list[int] | None], None]],
     ) -> None:
-        """Pass what is heard on to these from now on; ids of endpoints, or None for any of them."""
+        """Route notifications to these functions from now on; `endpoints` get ids, or None for any endpoint."""
         self._due, self._replay, self._endpoints = due, replay, endpoints
 
     def __call__(self, payload: str) -> None:
-        """Take one notification."""
+        """Handle one notification."""
         self.wake.set()
         if payload == "echo":
             self.echo.set()
@@ -374,7 +374,7 @@ class NotificationRouter:
             changed(ids)
 
     def _read(self, text: str) -> list[int] | None:
-        """Return the ids of a list, without what is no bigint; None if more was sent than is read in a second."""
+        """Return the ids of a list, skipping invalid ones; None if more was sent than is read in a second."""
         now = self._monotonic()
         if now - self._second >= 1.0:
             self._second, self._chars = now, 0
@@ -438,9 +438,9 @@ class Loops:
         world.reloads.follow(self.apply)
 
     def apply(self, settings: Settings, sender: Sender) -> None:
-        """Put other settings in force. Nothing is waited for: what is in flight ends as it began.
+        """Apply new settings without waiting: requests in flight end as they began.
 
-        Shards, sessions and memory stay as they are. `core.settings.FIXED` names what this does not change.
+        Shards, sessions and memory stay as they are. `settings.schema.FIXED` names the settings that need a restart.
         """
         self._grace_s = settings.delivery.grace_s
         self._duties = Duties.of(settings)
@@ -487,7 +487,7 @@ class Loops:
             logger=self._world.logger,
             monotonic=self._world.monotonic,
             recorded=self._kick,
-            failed=lambda: self.care.failed(),  # noqa: PLW0108 - made after the recorder, which it needs
+            failed=lambda: self.care.failed(),  # noqa: PLW0108 - the monitor is made after the recorder, which it needs
             beat=self._world.beats.of("record"),
         )
 
@@ -567,7 +567,7 @@ class Loops:
         )
 
     async def begin(self, arrival: Arrival) -> None:
-        """Move in, and learn what was put aside; breakers that were open are, before anything goes out."""
+        """Register this run and find parked and held rows; breakers that were open are open before anything is sent."""
         await self._sessions.warm()
         await self.reader.begin()
         await self._move_in(arrival)
@@ -575,7 +575,7 @@ class Loops:
         await self.recorder.begin()
 
     async def _move_in(self, arrival: Arrival) -> None:
-        """Say where we live; hold what has been on its way at too many ends that nobody can explain."""
+        """Register this run in `home`; hold deliveries that were in flight at too many unexplained crashes."""
         record, logger = self._sessions["record"], self._world.logger
         if arrival.quarantined:
             keys = columns([suspect.key for suspect in arrival.quarantined], 2)
@@ -593,7 +593,7 @@ class Loops:
             )
 
     async def run(self, group: asyncio.TaskGroup) -> None:
-        """Run until told to stop, then end in order: read no more, let requests end, record, store."""
+        """Run until stopped, then end cleanly: stop reading, let requests end, record, store."""
         world = self._world
         tend, work = self._sessions["tend"], self._sessions["work"]
         front = [
@@ -625,7 +625,7 @@ class Loops:
         async with _ended(front):
             grace_s, began = self._grace_s, world.monotonic()
             in_time = await self.deliverer.drain(grace_s)
-            # A mail that is being sent would be sent again: let it end, too.
+            # A mail being sent would be sent again after a restart: let it end, too.
             await asyncio.wait([mailing], timeout=max(0.0, began + grace_s - world.monotonic()))
         self.recorder.stop()
         await recording
@@ -650,7 +650,7 @@ class Loops:
 
 @asynccontextmanager
 async def _ended(tasks: Sequence[asyncio.Task[None]]) -> AsyncIterator[None]:
-    """End loops that only a cancellation ends, and wait for them."""
+    """Cancel loops that end only so, and wait for them."""
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -658,7 +658,7 @@ async def _ended(tasks: Sequence[asyncio.Task[None]]) -> AsyncIterator[None]:
 
 
 def _walks(stored: Sequence[StoredShard]) -> dict[tuple[Position, int, int], list[int]]:
-    """Group shards that stand at the same place: they walk together."""
+    """Group shards that have the same position: they are recovered together."""
     walks: dict[tuple[Position, int, int], list[int]] = {}
     for row in stored:
         position = row.position or Position(BEGINNING)
@@ -667,7 +667,7 @@ def _walks(stored: Sequence[StoredShard]) -> dict[tuple[Position, int, int], lis
 
 
 class _Bounds(TypedDict):
-    """What the settings say about lanes."""
+    """The settings of the lanes."""
 
     concurrency: int
     endpoint_concurrency: int

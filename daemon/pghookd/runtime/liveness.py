@@ -1,6 +1,6 @@
-"""Asks each session every few seconds whether it lives; notices loops that stand still, and a clock that is wrong.
+"""Pings each session every few seconds; detects stalled loops and a wrong clock.
 
-A connection that was silently cut stays open for ever by itself: asyncpg sets no keepalive, and a LISTEN says nothing.
+A connection that was silently cut stays open for ever by itself: asyncpg sets no keepalive, and a LISTEN sends nothing.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pghookd.process.logs import LogEvent
 
 ANSWER_WITHIN_S: Final = 5.0
 CLOCK_EVERY_S: Final = 60.0
-SKEW_S: Final = 30.0  # receivers refuse a `webhook-timestamp` that is off by some minutes
+SKEW_S: Final = 30.0  # receivers reject a `webhook-timestamp` that is off by some minutes
 _CLOCK: Final = "select clock_timestamp()"
 QUEUE_EVERY_S: Final = 60.0
 _QUEUE: Final = "select pg_notification_queue_usage()"
 
 
 class Beats:
-    """Which loops have moved since last asked."""
+    """Records which loops have moved since the last check."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(names)
         self._moved: set[str] = set()
 
     def of(self, name: str) -> Callable[[], None]:
-        """Return what a loop calls each time it comes around."""
+        """Return the function that a loop calls in each iteration."""
 
         def beat() -> None:
             self._moved.add(name)
@@ -40,7 +40,7 @@ class Beats:
         return beat
 
     def all_moved(self) -> bool:
-        """Whether every loop has moved since the last call that said so."""
+        """Return True if every loop has moved since the last call that returned True."""
         if self._names <= self._moved:
             self._moved.clear()
             return True
@@ -51,7 +51,7 @@ async def watch(sessions: Callable[[], Iterable[Session]], heartbeat_s: float) -
     """Ping sessions until one does not answer.
 
     Raises:
-        DatabaseAway: one did not.
+        DatabaseAway: if a session does not answer.
     """
     while True:
         await asyncio.sleep(heartbeat_s)
@@ -59,7 +59,7 @@ async def watch(sessions: Callable[[], Iterable[Session]], heartbeat_s: float) -
             try:
                 await session.ping(ANSWER_WITHIN_S)
             except DatabaseAway:
-                if session in sessions():  # else it was let go meanwhile, on purpose
+                if session in sessions():  # otherwise it was closed on purpose meanwhile
                     raise
 
 
@@ -70,7 +70,7 @@ async def watch_clock(
     logger: FilteringBoundLogger,
     every_s: float = CLOCK_EVERY_S,
 ) -> None:
-    """Hold the daemon's clock against the database's until cancelled; tell when it is wrong, and by how much."""
+    """Compare the daemon's clock with the database's until cancelled; log a wrong clock with its skew."""
     told_s = 0.0
     while True:
         theirs_us: int = await session.fetchval(_CLOCK)
@@ -88,9 +88,10 @@ async def watch_notifications(
     every_s: float = QUEUE_EVERY_S,
     share_max: float = QUEUE_SHARE_MAX,
 ) -> None:
-    """Warn while Postgres's queue of notifications fills up, until cancelled.
+    """Warn while Postgres's notification queue fills up, until cancelled.
 
-    A session that listens and stays in a transaction keeps the queue from being cut. The oldest transactions are named.
+    A session that listens and stays in a transaction keeps the queue from being truncated. The warning names the oldest
+    transactions.
     """
     while True:
         share: float = await session.fetchval(_QUEUE)

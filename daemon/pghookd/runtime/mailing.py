@@ -1,6 +1,6 @@
-"""Runs the mailer that the settings in force ask for, and another one after a reload: one at a time.
+"""Runs the mailer for the current settings, and a new one after a reload: one at a time.
 
-A mailer keeps its mail server, templates and rate for life. The mail that it is sending ends before the next begins.
+A mailer keeps its mail server, templates and rate for life. It finishes the current mail before the next mailer starts.
 
 Never here: what a mailer does with a mail (owner_mail/mailer.py).
 """
@@ -22,7 +22,7 @@ from pghookd.settings.schema import Settings
 
 
 class Mailing:
-    """The mailer of the moment; there is none while no mail server is set."""
+    """Holds the current mailer; there is none while no mail server is set."""
 
     def __init__(
         self,
@@ -48,16 +48,16 @@ class Mailing:
 
     @property
     def sending(self) -> int | None:
-        """Return the email_id of the mail that is being sent now, or None."""
+        """Return the email_id of the mail that is being sent now; None if there is none."""
         return None if self._mailer is None else self._mailer.sending
 
     def apply(self, settings: Settings) -> None:
-        """Go on with other settings after the mail that is being sent. Templates and authorities are read anew."""
+        """Apply new settings after the current mail. Templates and the CA file are read again."""
         self._settings = settings
         self._turn()
 
     def stop(self) -> None:
-        """Begin no further mail; `run` ends after the one that is being sent."""
+        """Start no further mail; `run` ends after the current one."""
         self._stopping = True
         self._turn()
 
@@ -67,7 +67,7 @@ class Mailing:
             self._mailer.stop()
 
     async def run(self) -> None:
-        """Run one mailer after the other until stopped or cancelled."""
+        """Run one mailer after another until stopped or cancelled."""
         while not self._stopping:
             self._changed.clear()
             mailer = await self._make(self._settings)
@@ -81,12 +81,12 @@ class Mailing:
             self._mailer = None
 
     async def _make(self, settings: Settings) -> Mailer | None:
-        """Make a mailer, where there is a mail server. Files are read in a thread: deliveries go on meanwhile."""
+        """Make a mailer; None without a mail server or a readable CA file. A thread reads it: deliveries continue."""
         if not settings.smtp.host:
             return None
         try:
             context = await asyncio.to_thread(trust, settings.egress.ca_file or None)
-        except OSError as error:  # the file was in order when the settings were loaded
+        except OSError as error:  # the file was readable when the settings were loaded
             self._logger.error(LogEvent.SETTINGS_REJECTED, faults=f"no mails: egress.ca_file: {error}")  # noqa: TRY400 - no traceback helps
             return None
         return Mailer(

@@ -1,8 +1,8 @@
-"""Makes the days' partitions ahead, moves the sequence into today's; encrypts, erases and forgets what is to be.
+"""Creates the days' partitions ahead and moves the sequence into the current day; encrypts secrets, erases old data.
 
-Never waits for a lock that a producer might queue behind: it tries, and comes again. If it never ran, ids would stay
-in the old day's range and nothing would break. All other work is done in pages of a few milliseconds, with a pause
-after each: a statement that touches a whole table has no place here.
+It never waits for a lock that a producer might queue behind: it tries, and tries again later. If it never ran, ids
+would stay in the old day's range and nothing would break. All other work is done in pages of a few milliseconds, with a
+pause after each. A statement that touches a whole table has no place here.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
 
 LOOK_EVERY_S: Final = 60.0
-LOOK_AGAIN_S: Final = 2.0  # a lock was not to be had, or a producer is still open from before
+LOOK_AGAIN_S: Final = 2.0  # a lock was not available, or a producer's earlier transaction is still open
 TIDY_EVERY_S: Final = 10.0
 PAUSE_S: Final = 0.02  # after each page
 BEAT_S: Final = 1.0
-PAGE: Final = 1000  # events or attempts looked at
-DAYS_AHEAD: Final = 8  # today and a week
-REMIND_S: Final = 3600.0  # of a lock in foreign hands, and of clocks that disagree
+PAGE: Final = 1000  # events or attempts examined
+DAYS_AHEAD: Final = 8  # today and the next week
+REMIND_S: Final = 3600.0  # how often a lock held by others, or clocks that disagree, are reported
 LOCK_KEY: Final = -3
 _TRY: Final = "select pg_try_advisory_lock(1885825131, -3)"
 _FREE: Final = "select pg_advisory_unlock(1885825131, -3)"
@@ -39,12 +39,12 @@ _TODAY: Final = "select webhooks.day_of()"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Duties:
-    """What is to be encrypted and erased.
+    """The data to encrypt and erase.
 
     Attributes:
-        payload_days: payloads older than so many days are erased; 0: never.
-        response_days: the same of answers.
-        vault: encrypts secrets; None: they stay as they are.
+        payload_days: payloads older than this many days are erased; 0 keeps them.
+        response_days: the same for responses.
+        vault: encrypts secrets; None if they stay in plain text.
     """
 
     payload_days: float = 0.0
@@ -53,7 +53,7 @@ class Duties:
 
     @classmethod
     def of(cls, settings: Settings) -> Duties:
-        """Take them from the settings."""
+        """Make them from the settings."""
         kept = settings.retention
         return cls(kept.payload_days, kept.response_days, Vault.of(settings))
 
@@ -68,7 +68,7 @@ async def maintain(
     monotonic: Callable[[], float],
     days: int = DAYS_AHEAD,
 ) -> None:
-    """Keep the partitions ahead and the rest in order until cancelled; `duties` returns those in force."""
+    """Keep the partitions ahead and the rest in order until cancelled; `duties` returns the current ones."""
     warnings = Warnings(logger, monotonic)
     left_s = 0.0
     while True:
@@ -85,7 +85,7 @@ async def maintain(
 
 
 async def _beating(work: Coroutine[Any, Any, bool], beat: Callable[[], None]) -> bool:
-    """Await a statement that may take minutes: the watchdog must not take it for a loop that stands still."""
+    """Await a statement that may take minutes, and beat meanwhile, so that the watchdog sees no stalled loop."""
     task = asyncio.ensure_future(work)
     try:
         while not task.done():
@@ -99,7 +99,7 @@ async def _beating(work: Coroutine[Any, Any, bool], beat: Callable[[], None]) ->
 async def tidy(
     session: Session, duties: Duties, *, logger: FilteringBoundLogger, beat: Callable[[], None]
 ) -> None:
-    """Encrypt, erase and forget until nothing is left to do; what Postgres refuses is tried again the next time."""
+    """Encrypt and erase until nothing is left to do; a refused statement is tried again the next time."""
     try:
         async for _ in _pages(session, duties):
             beat()
@@ -123,11 +123,11 @@ async def _pages(session: Session, duties: Duties) -> AsyncIterator[None]:
 
 
 class Warnings:
-    """What keeps the days from moving for longer than usual, logged once an hour.
+    """Logs once an hour why the days have not moved for longer than usual.
 
     Args:
-        logger: gets the warnings.
-        monotonic: seconds.
+        logger: logs the warnings.
+        monotonic: returns seconds.
     """
 
     def __init__(self, logger: FilteringBoundLogger, monotonic: Callable[[], float]) -> None:
@@ -137,7 +137,7 @@ class Warnings:
         self._refused = Reminder(0.0, REMIND_S)
 
     async def held(self, session: Session, *, lasts: bool) -> None:
-        """Note whether another session holds the lock of maintenance; name it after an hour."""
+        """Record whether another session holds the maintenance lock; name it after an hour."""
         if self._held.is_due(self._monotonic(), lasts=lasts):
             found = await session.fetch(query("find_strangers"))
             holders = [holder_of(row) for row in found if row["key"] == LOCK_KEY]
@@ -146,7 +146,7 @@ class Warnings:
             )
 
     def refused(self, reason: str | None) -> None:
-        """Note why the ids do not move to today; None if they may."""
+        """Record why the ids do not move to the current day; None if they may."""
         if self._refused.is_due(self._monotonic(), lasts=reason is not None):
             self._logger.warning(LogEvent.DAY_REFUSED, reason=reason)
 
@@ -160,15 +160,15 @@ async def step(
     own_day: int | None = None,
     warnings: Warnings | None = None,
 ) -> bool:
-    """Do what is to be done now; whether nothing is left to do.
+    """Do what is due now; return True if nothing is left to do.
 
     Args:
-        session: in no transaction.
-        logger: is told what did not work.
-        days: how many to have, today included.
-        today: as `webhooks.day_of()` counts days; None: by the server's clock.
-        own_day: the same by the daemon's clock; None: the server's clock needs no witness.
-        warnings: gets what lasts.
+        session: a session that is in no transaction.
+        logger: logs failures.
+        days: how many days to have, today included.
+        today: the day as `webhooks.day_of()` counts days; None for the server's clock.
+        own_day: the same by the daemon's clock; None if the server's clock needs no confirmation.
+        warnings: reports lasting conditions.
     """
     got = await session.fetchval(_TRY)
     try:
@@ -199,7 +199,7 @@ async def _step(
     if warnings is not None:
         warnings.refused(refusal)
     if refusal is not None:
-        return True  # until the clocks are looked at again; no partitions are made for a day that is none
+        return True  # until the clocks are checked again; a doubtful day gets no partitions
     for row in await session.fetch(query("find_missing_days"), today, days):
         await session.fetchval(query("attach_day"), row["day"])
         await session.fetchval(query("note_day"), row["day"])
@@ -217,9 +217,9 @@ async def _why_refuse(session: Session, today: int, own_day: int) -> str | None:
 
 
 async def _analyze(session: Session, logger: FilteringBoundLogger) -> None:
-    """Autovacuum analyzes partitions but never their parents; once a day is enough for the planner.
+    """Analyze the parent tables: autovacuum analyzes only partitions; once a day is enough for the planner.
 
-    A table that takes longer than the session's statements may is left to the next day.
+    A table that takes longer than the session's statement timeout is left to the next day.
     """
     for table in ("events", "attempts", "dead"):
         try:

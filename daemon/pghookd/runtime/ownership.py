@@ -1,10 +1,10 @@
 """Owns the shards: takes their locks, all or none, and stands by while another instance has them.
 
-The locks' session is the recorder's. Postgres ends it when it has been silent for the lease, whatever happened to the
-process or the network, and another instance takes over.
+The recorder's session holds the locks. Postgres ends it after it has been silent for the lease, whatever happened to
+the process or the network, and another instance takes over.
 
-An instance that stands by enters itself in `home`, so that it is known at a failover. Any role can take the locks: if
-the holder is no instance, standing by would be silence, so a warning names the holder every minute.
+A standby instance registers in `home`, so that it is known at a failover. Any role can take the locks. If the holder
+is not an instance, the standby would wait unnoticed; so a warning names the holder every minute.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from pghookd.postgres.client import Session, query
 from pghookd.process.logs import LogEvent
 
 STAND_BY_S: Final = 0.5
-LOOK_S: Final = 60.0  # between two looks at the holders, and between two warnings
-LOOK_AGAIN_S: Final = 2.0  # the owner has not moved in yet
+LOOK_S: Final = 60.0  # between two checks of the holders, and between two warnings
+LOOK_AGAIN_S: Final = 2.0  # if the owner has not registered yet
 _FREE: Final = "select pg_advisory_unlock_all()"
 
 
 async def own(session: Session, shards: int, *, standing_by: Callable[[], Awaitable[None]]) -> None:
-    """Return once every shard is owned; `standing_by` is awaited after each try that fails."""
+    """Return once every shard is owned; `standing_by` is awaited after each failed try."""
     while not await _take(session, shards):
         await standing_by()
         await asyncio.sleep(STAND_BY_S)
 
 
 class StandBy:
-    """What an instance does while another session holds the locks.
+    """The work of an instance while another session holds the locks.
 
     Args:
-        session: the recorder's.
-        shards: how many there are.
+        session: the recorder's session.
+        shards: number of shards.
         here: where this instance is.
-        ready: gets the status.
-        logger: warns of holders that are no instances.
-        monotonic: seconds.
+        ready: reports the status.
+        logger: logs warnings about holders that are not instances.
+        monotonic: returns seconds.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class StandBy:
         self._status = ""
 
     async def step(self) -> None:
-        """Report the status; now and then enter this instance in `home` and look at the holders."""
+        """Report the status; from time to time register this instance in `home` and check the holders."""
         if self._monotonic() >= self._look_at:
             here = self._here
             entered = await self._session.fetchval(query("enter_standby"), here.host, here.server, here.name)
@@ -77,7 +77,7 @@ class StandBy:
         self._ready(self._status)
 
     async def _strangers(self) -> list[str]:
-        """Return the holders of the shards' locks that are no instances."""
+        """Return the holders of the shards' locks that are not instances."""
         found = await self._session.fetch(query("find_strangers"))
         holders = (holder_of(row) for row in found if 0 < row["key"] <= self._shards)
         return list(dict.fromkeys(holders))

@@ -1,7 +1,7 @@
-"""The sessions of an instance: what each is for and how it is set, whose server they are on, and whether they are fit.
+"""The sessions of an instance: their purposes and settings, the identity of their server, and whether they are fit.
 
-All are opened before the first snapshot is taken, then each is asked who its server is; none is ever reopened, but the
-bell's. No statement of a loop's belongs here.
+All are opened before the first snapshot is taken, then each reports its server's identity. Only the bell's is ever
+reopened. The statements of loops do not belong here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pghookd.postgres.client import PING, POOLER, DatabaseAway, Session, Unfit, 
 from pghookd.settings.schema import DatabaseSettings
 
 ECHO_WITHIN_S: Final = 2.0
-TEND_WITHIN_S: Final = 300  # for a statement that nobody waits for; ANALYZE of a large log takes minutes
+TEND_WITHIN_S: Final = 300  # for statements that nothing waits for; ANALYZE of a large log takes minutes
 SERVER_VERSION_MIN: Final = 140000
 
 _KEEPALIVE: Final = {
@@ -28,8 +28,8 @@ _KEEPALIVE: Final = {
     "client_connection_check_interval": "2s",
 }
 
-# The daemon's statements are few and always the same: each is planned once, along the index that it lives on, and not
-# by what the statistics of a table that was filled a moment ago say. Planning took ten times as long as reading.
+# The daemon's statements are few and always the same. Each is planned once, along the index that it relies on, whatever
+# the statistics of a table that was just filled suggest. Planning took ten times as long as reading.
 PLANS: Final = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -38,15 +38,15 @@ PLANS: Final = {
     "jit": "off",
 }
 
-# Every array that a statement takes or gives: asyncpg asks for all new types of a statement at once, so that one
-# question is enough for a session's life.
+# Every array type in statements: asyncpg queries all new types of a statement at once, so that one query is enough for
+# a session's life.
 _TYPES: Final = (
     "select $1::int2[], $2::int4[], $3::int8[], $4::float4[], $5::float8[], $6::bool[], $7::text[], $8::bytea[],"
     " $9::timestamptz[], $10::pg_snapshot[]"
 )
 
-# What each session runs while an event, an outcome or a mail waits for it. The reader's own statement is not here: its
-# text names the days that it reads (event_log/reader.py).
+# The statements of each session while an event, an outcome or a mail waits for it. The reader's own statement is not
+# here: its text names the days that it reads (event_log/reader.py).
 HOT: Final = {
     "read": (
         "find_first_event",
@@ -61,7 +61,7 @@ HOT: Final = {
         "read_events",
         "read_settled_events",
     ),
-    "record": (  # all of them: prepared before it takes the locks of the shards (Session.prepare)
+    "record": (  # all of its statements: prepared before it takes the locks of the shards (Session.prepare)
         "advance_replay",
         "clear_backlog",
         "disable_endpoints",
@@ -115,7 +115,7 @@ HOT: Final = {
 
 
 class Sessions:
-    """The epoch's connections; none of them outlives it."""
+    """The epoch's sessions; none of them outlives it."""
 
     def __init__(self, database: DatabaseSettings) -> None:
         self._database = database
@@ -129,7 +129,7 @@ class Sessions:
             "idle_session_timeout": lease,
             "idle_in_transaction_session_timeout": lease,
             "statement_timeout": "8s",
-            "lock_timeout": "100ms",  # others' outcomes wait as long
+            "lock_timeout": "100ms",  # outcomes of other endpoints wait as long
         }
         return await self._connect("record", {**PLANS, **timeouts}, 10.0)
 
@@ -138,16 +138,16 @@ class Sessions:
         return await self._connect("read", {**PLANS, "statement_timeout": "60s"}, 62.0)
 
     async def work(self) -> Session:
-        """Open the session for what deliveries and the reader wait for: payloads, the end of a backend."""
+        """Open the session for work that deliveries and the reader wait for: payloads, the end of a backend."""
         return await self._connect("work", {"lock_timeout": "2s", "statement_timeout": "60s"}, 62.0)
 
     async def tend(self) -> Session:
-        """Open the session for what nobody waits for, and what may take minutes: partitions, ANALYZE, erasing."""
+        """Open the session for work that nothing waits for and that may take minutes: partitions, ANALYZE, erasing."""
         settings = {"lock_timeout": "2s", "statement_timeout": f"{TEND_WITHIN_S}s"}
         return await self._connect("tend", settings, TEND_WITHIN_S + 5.0)
 
     async def care(self) -> Session:
-        """Open the session that looks after failing endpoints: short transactions, now and then a long look."""
+        """Open the session of the endpoint monitor: short transactions, and sometimes a long query."""
         return await self._connect("care", {**PLANS, **self._bounded()}, 35.0)
 
     async def mail(self) -> Session:
@@ -182,11 +182,11 @@ class Sessions:
             self.lost.set_result(name)
 
     def let_go(self, name: str) -> None:
-        """Say that a session is about to be ended on purpose: its loss is none."""
+        """Mark a session as closed on purpose, so that its loss is not reported."""
         self._open.pop(name, None)
 
     async def warm(self, *names: str) -> None:
-        """Prepare what is hot on these sessions, or on every one that is open, on all of them at once."""
+        """Prepare the HOT statements of these sessions, or of every open one, on all of them at once."""
         async with asyncio.TaskGroup() as group:
             for name in names or self._open:
                 if hot := HOT.get(name):
@@ -202,11 +202,11 @@ class Sessions:
         raise DatabaseAway(f"the session {name!r} was lost")
 
     def all(self) -> list[Session]:
-        """Return the sessions that are open."""
+        """Return the open sessions."""
         return list(self._open.values())
 
     def terminate(self) -> None:
-        """End them all at once; Postgres frees their locks."""
+        """End all sessions at once; Postgres frees their locks."""
         if not self.lost.done():
             self.lost.cancel()
         for session in self._open.values():
@@ -217,7 +217,7 @@ class Sessions:
 
 
 async def identify(sessions: Sequence[Session]) -> ServerIdentity:
-    """Ask every session who its server is; they must agree, and it must be one that we can work with."""
+    """Read the server's identity on every session; they must agree, and the server must be supported."""
     rows = [await session.fetchrow(query("identify_server")) for session in sessions]
     first = rows[0]
     if first is None or any(row is None or server_of(row) != server_of(first) for row in rows):
@@ -235,7 +235,7 @@ async def identify(sessions: Sequence[Session]) -> ServerIdentity:
 
 
 async def check_echo(read: Session, work: Session, echo: asyncio.Event) -> None:
-    """Refuse a transaction pooler: there a LISTEN is accepted and never heard, and a session lock is nobody's."""
+    """Refuse a pooler in transaction mode: a LISTEN there receives nothing, and no session keeps its locks."""
     await read.execute("select pg_notify('pghookd', 'echo')")
     with suppress(TimeoutError):
         async with asyncio.timeout(ECHO_WITHIN_S):

@@ -1,1 +1,1 @@
-"""Rows of `backlog` that come back into memory."""
+"""Takes rows of `backlog` back into memory."""

@@ -1,7 +1,8 @@
-"""Takes rows of `backlog` into the lanes, or writes down what becomes of them instead.
+"""Admits rows of `backlog` to the lanes, or records another fate for them.
 
-A row that can never be sent is buried here, before it can take a slot or be a breaker's probe: its event or endpoint is
-gone, it has expired, it is too large, its type is invalid, a newer event replaces it, or a filter leaves it out.
+A row that can never be sent is given up here, before it takes a slot or becomes a breaker's probe. Its event or
+endpoint is gone, it has expired, it is too large, or its type is invalid. Or a newer event replaces it, or a filter
+excludes it.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ from pghookd.scheduling.ordering import Order, is_ordered
 
 Put: TypeAlias = Callable[[Write, float], None]
 
-STEP_S: Final = 0.03  # a step of the recorder's chores begins nothing more after this time
+STEP_S: Final = 0.03  # a step of the recorder's chores starts no further work after this time
 STEP_WRITES_MAX: Final = (
-    500  # nor after so many writes: outcomes wait behind them, and while many wait nothing is sent
+    500  # nor after this many writes: outcomes wait behind them, and while many wait nothing is sent
 )
 _UNMOURNED: Final = frozenset(
     {Reason.SUPERSEDED, Reason.DROPPED}
-)  # deaths that the producer or the owner wants
+)  # deaths that the producer or the owner intended; not logged
 
 
 class BacklogStep:
-    """What one step between two batches works with, and when it has done enough.
+    """The context of one step between two batches, with its limits.
 
     Attributes:
-        session: the recorder's.
+        session: the recorder's session.
         now: monotonic seconds at which the step began.
-        deaths: how many deliveries were given up, by (endpoint_id, site_id, reason).
+        deaths: number of deliveries given up, by (endpoint_id, site_id, reason).
     """
 
     def __init__(self, session: Session, now: float, put: Put, monotonic: Callable[[], float]) -> None:
@@ -65,7 +66,7 @@ class BacklogStep:
 
     @property
     def is_over(self) -> bool:
-        """True if the step has used up its time or its writes: outcomes wait for the recorder."""
+        """Return True if the step has used up its time or its writes: outcomes wait for the recorder."""
         return self._writes >= STEP_WRITES_MAX or self._monotonic() >= self._ends_at
 
 
@@ -74,12 +75,12 @@ class Admission:
     """Decides what becomes of rows.
 
     Attributes:
-        shards: how many there are.
+        shards: total number of shards.
         payload_bytes_max: a larger payload is never sent.
-        wall_us: microseconds since 1970.
-        logger: gets the days that are gone, each once.
-        paced: endpoints whose held rows have been given a pace.
-        gone_days: days without their partitions, whose rows were found.
+        wall_us: returns microseconds since 1970.
+        logger: logs each dropped day once.
+        paced: endpoints whose held rows have been given a rate.
+        gone_days: days found whose partitions were dropped.
     """
 
     lanes: Lanes
@@ -94,12 +95,12 @@ class Admission:
     gone_days: set[int] = dataclasses.field(default_factory=set)
 
     async def read_endpoints(self, session: Session, ids: Iterable[int]) -> dict[int, Endpoint]:
-        """Read endpoints as they are now; one that is gone is missing."""
+        """Read the current endpoints; deleted ones are missing."""
         rows = await session.fetch(query("read_endpoints"), list(ids), self.shards)
         return {row["endpoint_id"]: endpoint_of(row) for row in rows}
 
     async def place(self, step: BacklogStep, rows: Iterable[Row]) -> None:
-        """Take those rows that are ours and not in memory yet; of ordered endpoints only note that they are due."""
+        """Admit the rows that are ours and not in memory yet; for ordered endpoints only note that they are due."""
         fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self.lanes.in_memory]
         if not fresh:
             return
@@ -112,12 +113,12 @@ class Admission:
         await self.enter(step.session, ours, endpoints, step.now, step.put)
 
     def _is_ours(self, row: Row, endpoints: Mapping[int, Endpoint]) -> bool:
-        """Return True if its shard is ours; a row whose endpoint is gone belongs to any instance that finds it."""
+        """Return True if its shard is ours; a row of a deleted endpoint belongs to any instance that finds it."""
         endpoint = endpoints.get(row["endpoint_id"])
         return endpoint is None or endpoint.shard in self.log.shards
 
     async def _line_up(self, step: BacklogStep, rows: list[Row]) -> None:
-        """Note of due rows of ordered endpoints that it may be their turn."""
+        """Mark the lines of due rows of ordered endpoints as due."""
         lines = [(row["endpoint_id"], row["line"]) for row in rows if row["line"] is not None]
         bare = [(row["event_id"], row["endpoint_id"]) for row in rows if row["line"] is None]
         if bare:
@@ -136,18 +137,18 @@ class Admission:
         put: Put,
         most: int | None = None,
     ) -> int:
-        """Take rows into memory, or say what becomes of them; of an ordered endpoint's only until one stays.
+        """Admit rows to memory or decide their fate; for ordered endpoints stop at the first row that must wait.
 
         Args:
-            session: the recorder's.
-            rows: none of them in memory; their lines, where they are ordered, in order.
-            endpoints: theirs, without those that are gone.
+            session: the recorder's session.
+            rows: rows that are not in memory; those of an ordered line in order.
+            endpoints: their endpoints, without deleted ones.
             now: monotonic seconds.
-            put: takes what is to be written.
-            most: how many are taken into memory at the most; None: as many as there is room for.
+            put: takes the writes.
+            most: how many rows to take into memory at most; None if only the room limits them.
 
         Returns:
-            How many there were before the first that stays.
+            The number of rows processed, up to the first that must wait.
         """
         payloads = await load_payloads(session, rows)
         taken = [(row, _delivery_of(row, payloads, now)) for row in rows]
@@ -158,7 +159,7 @@ class Admission:
             key = row["event_id"], row["endpoint_id"]
             endpoint = endpoints.get(row["endpoint_id"])
             if _has_line(endpoint) and not self.order.assign(delivery).sure:
-                return number  # something that comes before it has left memory meanwhile
+                return number  # an earlier delivery of its line has left memory meanwhile
             write: Write | None
             if key in superseded:
                 write = DeadWrite(delivery, Reason.SUPERSEDED)
@@ -182,9 +183,9 @@ class Admission:
     async def _find_superseded(
         self, session: Session, taken: Iterable[tuple[Row, Delivery]]
     ) -> set[tuple[int, int]]:
-        """Return which rows a newer event replaces, by one look for each key of an endpoint.
+        """Return the rows that a newer event replaces, by one lookup for each key of an endpoint.
 
-        What is replayed goes out although there are newer ones.
+        A replayed delivery is sent even if there are newer ones.
         """
         keyed: dict[tuple[int, str, str], list[int]] = {}
         for row, delivery in taken:
@@ -209,7 +210,7 @@ class Admission:
     def _take_aboard(
         self, row: Row, delivery: Delivery, endpoint: Endpoint | None, now: float
     ) -> Write | None:
-        """Queue one row's delivery, or return what is to be written of it instead."""
+        """Queue the delivery of a row; return the write to make instead, or None if there is none."""
         if endpoint is None:
             return DeadWrite(delivery, Reason.NO_ENDPOINT)
         if not row["exists"]:
@@ -220,12 +221,12 @@ class Admission:
         if (reason := self._why_unsendable(delivery.event)) is not None:
             return DeadWrite(delivery, reason)
         options = delivery.event.options
-        if options is not None and options.wait_s > 0:  # adopted, or held until its endpoint was on again
+        if options is not None and options.wait_s > 0:  # adopted, or held until its endpoint was enabled
             return BacklogWrite(delivery, State.WAITING, Reason.DELIVER_AFTER, options.wait_s)
         if options is not None and row["reason"] != Reason.REPLAY.value:
             self.log.keys.note(delivery)
         reason = self._offer(row, delivery, endpoint, now)
-        stays = row["state"] != State.WAITING.value  # where it stands already
+        stays = row["state"] != State.WAITING.value  # its row already has the right state
         return None if reason is None or stays else BacklogWrite(delivery, State.PARKED, reason)
 
     def _log_gone(self, day: int) -> None:
@@ -234,7 +235,7 @@ class Admission:
             self.logger.error(LogEvent.DAY_GONE, day=day, table="backlog")
 
     def _why_unsendable(self, event: Event) -> Reason | None:
-        """Return why an event can never be sent; None if it can, or if its payload has to be loaded to know."""
+        """Return why an event can never be sent; None if it can, or if its payload must be loaded first."""
         if not valid_type(event.type):
             return Reason.INVALID
         if event.payload is not None and len(event.payload) > self.payload_bytes_max:
@@ -243,7 +244,7 @@ class Admission:
         return Reason.EXPIRED if has_expired else None
 
     def _offer(self, row: Row, delivery: Delivery, endpoint: Endpoint, now: float) -> Reason | None:
-        """Queue a delivery, or say why it is to be parked; a late one stands where it should already."""
+        """Queue a delivery and return None, or return the reason to park it; the caller keeps a late row as it is."""
         lane = self.lanes.lane(endpoint)
         if row["state"] == State.HELD.value and endpoint.endpoint_id not in self.paced:
             self.paced.add(endpoint.endpoint_id)
@@ -258,7 +259,7 @@ class Admission:
         return PARKED_FOR[offer]
 
     def caught_up(self, endpoint_id: int) -> None:
-        """No row of an endpoint is parked any more."""
+        """Record that no row of an endpoint is parked any more."""
         self.lanes.caught_up(endpoint_id)
         self.paced.discard(endpoint_id)
 
@@ -270,7 +271,7 @@ def _has_line(endpoint: Endpoint | None) -> bool:
 def _to_be_filtered(
     taken: Iterable[tuple[Row, Delivery]], endpoints: Mapping[int, Endpoint]
 ) -> Iterator[tuple[Endpoint, Delivery]]:
-    """Yield what no filter was asked for yet, perhaps: what was tried already has passed."""
+    """Yield the deliveries whose filter may not have been evaluated yet; an attempted delivery has passed it."""
     for row, delivery in taken:
         endpoint = endpoints.get(delivery.endpoint_id)
         if (

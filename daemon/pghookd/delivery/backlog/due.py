@@ -1,6 +1,6 @@
-"""Takes rows of `backlog` back into the lanes, in bounded pages: due ones, parked ones, held ones that are free again.
+"""Takes rows of `backlog` back into the lanes in bounded pages: due rows, parked rows, and held rows that are released.
 
-It has no session and no loop of its own: the recorder calls it between two batches. On another session rows that had
+It has no session and no loop of its own: the recorder calls it between two batches. On another session, rows that had
 just been recorded as delivered were sent again. Its parts: admission (what becomes of a row), parked, lines (rows of
 ordered endpoints), held.
 """
@@ -30,14 +30,14 @@ from pghookd.scheduling.parked import FIRST
 DUE_PAGE: Final = 200
 LOOK_EVERY_S: Final = 0.5
 LOOK_AGAIN_EVERY_S: Final = (
-    60.0  # from the beginning: a clock may have been set back, a notification silenced
+    60.0  # how often all due rows are read again: a clock may have been set back, or a notification lost
 )
 SHED_EVERY_S: Final = 0.05
 ENDPOINTS_PAGE: Final = 1000
-CHANGED_MAX: Final = 1000  # endpoints to look at; with more of them all that have rows are looked at instead
-CHANGED_EVERY_S: Final = 0.1  # between two looks at endpoints that have changed
-WALK_REST: Final = 10  # times as long as a look at all endpoints took is the rest before the next one
-WALK_EVERY_S: Final = 0.5  # and it is no shorter than this
+CHANGED_MAX: Final = 1000  # changed endpoints remembered; with more, all that have rows are reviewed
+CHANGED_EVERY_S: Final = 0.1  # least time between two reviews of changed endpoints
+WALK_REST: Final = 10  # after a review of all endpoints, this many times its duration passes before the next
+WALK_EVERY_S: Final = 0.5  # least time between two such reviews
 _BEGINNING: Final = (0, 0, 0)
 
 
@@ -46,8 +46,8 @@ class BacklogTerms:
     """The settings of the backlog.
 
     Attributes:
-        probe_s: after a restart, probes of open breakers are spread over so many seconds.
-        held_days: held rows older than this are dead, `expired`.
+        probe_s: after a restart, probes of open breakers are spread over this many seconds.
+        held_days: rows held for longer are dead, `expired`.
         payload_bytes_max: a larger payload is never sent.
     """
 
@@ -57,7 +57,7 @@ class BacklogTerms:
 
 
 class Backlog:
-    """The scheduler: remembers how far it has looked, and asks from there."""
+    """Polls for due rows: it remembers its position and continues from there."""
 
     def __init__(
         self,
@@ -90,36 +90,36 @@ class Backlog:
         )
         self._held = HeldRows(order, held_days=terms.held_days, logger=logger)
         self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
-        self._in_pass = False  # there are due rows behind the cursor
-        self._rung = False  # the next pass over due rows begins with the first
+        self._in_pass = False  # there are more due rows after the cursor
+        self._rung = False  # the next pass over due rows starts from the first row
         self._look_at = 0.0
         self._look_again_at = 0.0
         self._shed_at = 0.0
-        self._walk: int | None = 0  # endpoints with rows are looked for, those after this one; None: found
+        self._walk: int | None = 0  # endpoints with rows are found up to this id; None if all are
         self._walk_is_thorough = False  # each of them is reviewed
-        self._walked_s = 0.0  # what this walk has taken so far
-        self._walk_at = 0.0  # the next thorough one begins no earlier
-        self._changed: set[int] = set()  # endpoints to review, CHANGED_MAX of them at the most
+        self._walked_s = 0.0  # duration of this walk so far
+        self._walk_at = 0.0  # the next thorough walk begins no earlier
+        self._changed: set[int] = set()  # endpoints to review, at most CHANGED_MAX
         self._changed_at = 0.0
-        self._all_changed = False  # there were more: review all that have rows
+        self._all_changed = False  # there were more: review all endpoints that have rows
 
     def apply(self, terms: BacklogTerms) -> None:
-        """Go on with other settings."""
+        """Continue with changed settings."""
         self._terms = terms
         self._admission.payload_bytes_max = terms.payload_bytes_max
         self._held.held_days = terms.held_days
 
     def ring(self) -> None:
-        """Somebody else has made rows due, perhaps earlier ones than were looked at."""
+        """Read due rows from the start: another session has made rows due, perhaps before the cursor."""
         self._rung = True
         self._look_at = 0.0
 
     def more_due(self) -> None:
-        """Rows have been made due on this session: later than all that were looked at."""
+        """Read further due rows at once: this session has made rows due, all after the cursor."""
         self._look_at = 0.0
 
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
-        """Review endpoints that may have changed; None: any of them. Anyone may say so, and as often as they like."""
+        """Review endpoints that may have changed; None stands for any. It may be called at any time, however often."""
         if endpoint_ids is not None and not self._all_changed:
             self._changed.update(endpoint_ids)
         if endpoint_ids is None or len(self._changed) > CHANGED_MAX:
@@ -127,7 +127,7 @@ class Backlog:
             self._changed.clear()
 
     async def begin(self, session: Session, now: float) -> None:
-        """Learn what was parked and held before this epoch; breakers that were open are open again."""
+        """Find what was parked and held before this epoch; breakers that were open are open again."""
         self._look_again_at = now + LOOK_AGAIN_EVERY_S
         while self._walk is not None:
             for row in await self._find(session):
@@ -135,18 +135,18 @@ class Backlog:
                     self._lanes.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
 
     async def step(self, session: Session, now: float, put: Put) -> bool:
-        """Take a page of due rows if it is time, refill lanes that have parked rows and room, and tend held rows.
+        """Take a page of due rows if it is time, refill lanes that have parked rows and room, and process held rows.
 
-        Each part does a page at least, and no more than that once the step has used up its time.
+        Each part processes at least one page, and no more once the step has used up its time.
 
         Returns:
-            Whether there is more to take at once.
+            True if there is more to take at once.
         """
         step = BacklogStep(session, now, put, self._monotonic)
         self._lanes.measure(now)
         if now >= self._look_again_at:
             self._look_again(now)
-        if self._lanes.full and now >= self._shed_at:  # by those that do not keep up, while others have rows
+        if self._lanes.full and now >= self._shed_at:  # slow lanes fill memory while others have rows
             self._shed(step)
         if now >= self._look_at and not self._lanes.full:
             await self._due(step)
@@ -189,7 +189,7 @@ class Backlog:
     # Due ----------------------------------------------------------------------------------------------------
 
     async def _due(self, step: BacklogStep) -> None:
-        """Take the next page of due rows; a pass is never cut short, so that each of them has its turn."""
+        """Take the next page of due rows; a pass always runs to its end, so that each row has its turn."""
         if self._rung and not self._in_pass:
             self._cursor, self._rung = _BEGINNING, False
         rows = await step.session.fetch(query("read_due"), *self._cursor, DUE_PAGE)
@@ -201,19 +201,19 @@ class Backlog:
             self._cursor = (last["next_attempt_at"], last["event_id"], last["endpoint_id"])
             try:
                 await self._admission.place(step, rows)
-            except DatabaseError:  # the others first: it may be about one of these rows
+            except DatabaseError:  # start over with earlier rows: the error may be about one of these
                 self._rung = True
                 raise
 
     # Which endpoints have rows, and are they on? ------------------------------------------------------------
 
     def _begin_walk(self, *, thorough: bool) -> None:
-        """Look for endpoints with rows; a thorough walk stands for any number of changes, and is followed by a rest."""
+        """Start finding endpoints with rows; a thorough walk covers any number of changes, and a pause follows it."""
         self._walk, self._walked_s = 0, 0.0
         self._walk_is_thorough = thorough
         if thorough:
             self._all_changed = False
-            self._held.look_again()  # so that those that are off are looked through again
+            self._held.look_again()  # so that the rows of disabled endpoints are examined again
 
     async def _go_on_walking(self, step: BacklogStep) -> None:
         began = self._monotonic()
@@ -228,7 +228,7 @@ class Backlog:
             self._walk_at = step.now + max(WALK_EVERY_S, WALK_REST * self._walked_s)
 
     async def _find(self, session: Session) -> list[Row]:
-        """Look at a page of the endpoints that have rows; return those of our shards."""
+        """Read a page of the endpoints that have rows; return those of our shards."""
         rows = await session.fetch(query("find_parked_endpoints"), self._walk, ENDPOINTS_PAGE, self._shards)
         self._walk = rows[-1]["endpoint_id"] if len(rows) == ENDPOINTS_PAGE else None
         ours = [row for row in rows if row["shard"] is None or row["shard"] in self._log.shards]
@@ -240,11 +240,11 @@ class Backlog:
         return ours
 
     def _is_overlooked(self, endpoint_id: int) -> bool:
-        """Return True if an ordered endpoint has rows of which its lines do not know."""
+        """Return True if an ordered endpoint has rows that its lines do not know."""
         return endpoint_id not in self._order or self._order.is_clear(endpoint_id)
 
     def _sort(self, endpoint_id: int, *, enabled: bool | None, aside: bool) -> None:
-        """Take an endpoint for one whose rows go out, or are held; those of one that is gone (None) are read too."""
+        """Classify an endpoint as sending or held; the rows of a deleted one (`enabled` is None) are read too."""
         if enabled is False:
             self._admission.paced.discard(endpoint_id)
             self._held.switched_off(endpoint_id)
@@ -258,7 +258,7 @@ class Backlog:
     # Endpoints that were perhaps changed ----------------------------------------------------------------------
 
     async def _review_changed(self, step: BacklogStep) -> None:
-        """Review those that have rows, or that memory knows as if they had."""
+        """Review changed endpoints that have rows, or that memory lists as having some."""
         self._changed_at = step.now + CHANGED_EVERY_S
         changed, self._changed = self._changed, set()
         rows = await step.session.fetch(query("find_endpoints_with_rows"), list(changed))
@@ -266,7 +266,7 @@ class Backlog:
         await self._review(step, known | {row["endpoint_id"] for row in rows})
 
     async def _review(self, step: BacklogStep, endpoint_ids: set[int]) -> None:
-        """Take what has changed of endpoints; one that has not is looked at when it is its turn, and no earlier."""
+        """Apply changes of endpoints; an unchanged endpoint is not examined before its turn."""
         if not endpoint_ids:
             return
         endpoints = await self._admission.read_endpoints(step.session, endpoint_ids)
@@ -275,7 +275,7 @@ class Backlog:
             if endpoint is not None and endpoint.shard not in self._log.shards:
                 continue
             if endpoint is not None and endpoint_id in self._lanes.by_endpoint:
-                self._lanes.lane(endpoint)  # so that an open breaker may be asked at once
+                self._lanes.lane(endpoint)  # so that an open breaker may be probed at once
             if endpoint is None or not endpoint.enabled:
                 self._held.look_again(endpoint_id)
             self._sort(endpoint_id, enabled=None if endpoint is None else endpoint.enabled, aside=True)
@@ -284,12 +284,12 @@ class Backlog:
             self._reorder(step, endpoint_id, endpoint)
 
     def _reorder(self, step: BacklogStep, endpoint_id: int, endpoint: Endpoint | None) -> None:
-        """Look through the rows of an ordered endpoint; let go of one that is ordered no more."""
+        """Examine the rows of an ordered endpoint again; release one that is no longer ordered."""
         if endpoint is None or not is_ordered(endpoint):
             for delivery in self._order.forget(endpoint_id):
                 step.put(BacklogWrite(delivery, State.PARKED, Reason.LANE_FULL), step.now)
         elif self._order.is_walking(endpoint_id):
-            self.endpoints_changed([endpoint_id])  # once that is done: else it might never be
+            self.endpoints_changed([endpoint_id])  # after the walk: restarted now it might never end
         else:
             self._order.restart(endpoint_id)
             self._lanes.parked.probe_now(endpoint_id, step.now)

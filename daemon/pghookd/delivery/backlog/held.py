@@ -1,4 +1,4 @@
-"""Turns the rows of disabled endpoints into held ones, page by page, and gives up what was held for too long."""
+"""Marks the rows of disabled endpoints as held, page by page, and gives up rows that were held for too long."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pghookd.postgres.client import DatabaseError, query
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.ordering import Order
 
-HOLD_PAGE: Final = 1000  # rows looked at in one step
-HOLD_EVERY_S: Final = 0.02  # between two pages: outcomes wait behind them
+HOLD_PAGE: Final = 1000  # rows examined in one step
+HOLD_EVERY_S: Final = 0.02  # least time between two pages: outcomes wait behind them
 EXPIRE_PAGE: Final = 500
 EXPIRE_EVERY_S: Final = 60.0
-REFUSED_AGAIN_S: Final = 5.0  # after a statement that was refused
+REFUSED_AGAIN_S: Final = 5.0  # after Postgres refused a statement
 
 
 class HeldRows:
-    """Remembers which endpoints with rows are off, and which of them have no other rows than held ones.
+    """Remembers the disabled endpoints that have rows, and those of them that have only held rows.
 
     Attributes:
         held_days: rows held for longer are dead, `expired`.
@@ -31,29 +31,29 @@ class HeldRows:
         self._order = order
         self.held_days = held_days
         self._logger = logger
-        self._holding: dict[int, int] = {}  # disabled endpoints, and the last event_id looked at
-        self._held: set[int] = set()  # disabled endpoints of which every row is held
+        self._holding: dict[int, int] = {}  # disabled endpoints, and the last event_id examined
+        self._held: set[int] = set()  # disabled endpoints whose rows are all held
         self._hold_at = 0.0
         self._expire_at = 0.0
 
     def __contains__(self, endpoint_id: int) -> bool:
-        """Return True if the endpoint was off when it was last looked at."""
+        """Return True if the endpoint was disabled at the last check."""
         return endpoint_id in self._held or endpoint_id in self._holding
 
     def switched_off(self, endpoint_id: int) -> None:
-        """Hold the rows of a disabled endpoint, unless that is done."""
+        """Start holding the rows of a disabled endpoint, unless all are held."""
         if endpoint_id not in self._held:
             self._holding.setdefault(endpoint_id, 0)
 
     def switched_on(self, endpoint_id: int) -> bool:
-        """Hold no more rows of an endpoint; return True if it was off before."""
+        """Stop holding the rows of an endpoint; return True if it was disabled before."""
         was_off = endpoint_id in self
         self._held.discard(endpoint_id)
         self._holding.pop(endpoint_id, None)
         return was_off
 
     def look_again(self, endpoint_id: int | None = None) -> None:
-        """Look through the rows of a disabled endpoint once more; None: of all of them."""
+        """Examine the rows of a disabled endpoint again; None stands for all disabled endpoints."""
         if endpoint_id is None:
             self._held.clear()
         else:
@@ -67,7 +67,7 @@ class HeldRows:
             self._expire_at = await self._unless_refused(self._expire(step), step.now)
 
     async def _unless_refused(self, work: Awaitable[float], now: float) -> float:
-        """Do what can wait; return when to do it again."""
+        """Do work that can be postponed; return the time of its next run."""
         try:
             return await work
         except DatabaseError as error:
@@ -81,12 +81,12 @@ class HeldRows:
         del self._holding[endpoint_id]
         if last is not None:
             self._holding[endpoint_id] = last
-        else:  # none left, or it is on again
+        else:  # no row is left, or the endpoint is enabled again
             self._held.add(endpoint_id)
         return step.now + HOLD_EVERY_S
 
     async def _expire(self, step: BacklogStep) -> float:
-        """Give up a page of what has been held for too long."""
+        """Give up a page of rows that have been held for too long."""
         rows = await step.session.fetch(query("expire_held"), self.held_days, EXPIRE_PAGE)
         for row in rows:
             self._logger.warning(

@@ -1,4 +1,4 @@
-"""Takes the next rows of ordered endpoints' lines back into memory; each line's up to the first that has to wait."""
+"""Takes the next rows of ordered endpoints' lines back into memory, for each line up to the first that must wait."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pghookd.postgres.client import query
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 
-WALK_PAGE: Final = 1000  # rows of an ordered endpoint looked through in one statement
+WALK_PAGE: Final = 1000  # rows of an ordered endpoint examined in one statement
 WALKS_A_LOOK: Final = 8
 LINES_A_LOOK: Final = 8
 PROBE_PAGE: Final = (
-    50  # rows of a line read for a probe, beside those in memory: some may have to be buried first
+    50  # rows of a line read for a probe, besides those in memory: some may have to be given up first
 )
 
 
@@ -47,7 +47,7 @@ class LineRows:
         await self._refill_lines(step, endpoint_id, refill_quota)
 
     async def _refill_lines(self, step: BacklogStep, endpoint_id: int, refill_quota: int) -> None:
-        """Take rows of a few lines that may have some; look again at once if there are more lines."""
+        """Take rows of a few lines that may have some; continue at once if there are more lines."""
         probing = self.lanes.probe_at(endpoint_id) is not None
         endpoints: dict[int, Endpoint] | None = None
         taken = 0
@@ -56,13 +56,13 @@ class LineRows:
                 endpoints = await self.admission.read_endpoints(step.session, [endpoint_id])
             found = await self._refill_line(step, endpoints, endpoint_id, line, refill_quota, probing=probing)
             taken += found
-            # A probe is still wanted after a line all of whose rows were buried.
+            # If all rows of a line were given up, a probe is still wanted.
             refill_quota = self.lanes.refill_quota(endpoint_id, step.now) if probing else refill_quota - found
             if refill_quota <= 0 or step.is_over:
                 break
             if looked >= LINES_A_LOOK:
-                if taken:  # otherwise all of them may wait for the same thing, which takes its time
-                    self.lanes.parked.look(endpoint_id, step.now)  # after the others whose time has come
+                if taken:  # otherwise all lines may wait for the same thing, which takes time
+                    self.lanes.parked.look(endpoint_id, step.now)  # after other endpoints whose time has come
                 break
 
     async def _refill_line(
@@ -75,7 +75,7 @@ class LineRows:
         *,
         probing: bool,
     ) -> int:
-        """Take what is next of one line, up to the first that has to wait; return how many were taken."""
+        """Take the next rows of one line, up to the first that must wait; return how many were taken."""
         page = PROBE_PAGE if probing else min(refill_quota, self.order.room(line)) + 1
         limit = page + len(line.ahead)
         rows = await step.session.fetch(query("read_line"), endpoint_id, line.name, limit)
@@ -85,7 +85,7 @@ class LineRows:
         fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.lanes.in_memory]
         due = list(itertools.takewhile(lambda row: row["due"], fresh))
         if not all(endpoint.enabled for endpoint in endpoints.values()):
-            due = []  # until it is switched on: then all its rows are looked through again
+            due = []  # until it is enabled: then all its rows are examined again
         most = 1 if probing else None
         taken = (
             await self.admission.enter(step.session, due, endpoints, step.now, step.put, most) if due else 0

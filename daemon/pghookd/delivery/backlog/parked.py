@@ -1,7 +1,7 @@
-"""Takes parked rows, and held ones that are free again, back into the lanes, while there is time and room.
+"""Takes parked rows, and held rows that are released, back into the lanes while there is time and room.
 
-An endpoint whose breaker is open gets a single delivery, the probe: the first of its rows that can be sent. Those in
-front of it are buried by the page.
+An endpoint whose breaker is open gets a single delivery, the probe: the first of its rows that can be sent. The rows
+before it are given up page by page.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pghookd.postgres.client import query
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 
-LOOK_EVERY_S: Final = 0.1  # at one endpoint's rows
-PROBE_PAGE: Final = 200  # rows read at once for a probe: those that cannot be sent are buried together
+LOOK_EVERY_S: Final = 0.1  # least time between two looks at one endpoint's rows
+PROBE_PAGE: Final = 200  # rows read at once for a probe: those that cannot be sent are given up together
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ParkedRows:
-    """Looks at the rows of one endpoint after the other."""
+    """Examines the rows of one endpoint after another."""
 
     lanes: Lanes
     order: Order
@@ -31,10 +31,10 @@ class ParkedRows:
     lines: LineRows
 
     async def step(self, step: BacklogStep) -> bool:
-        """Look at endpoints whose time has come, at one at least; at none while memory is full.
+        """Examine endpoints whose time has come, at least one; none while memory is full.
 
         Returns:
-            Whether there may be others: the step was over before all had been looked at.
+            True if more may be waiting: the step was over before all were examined.
         """
         while not self.lanes.full:
             endpoint_id = self.lanes.parked.take(step.now, step.now + LOOK_EVERY_S)
@@ -58,13 +58,13 @@ class ParkedRows:
             self.lanes.parked.look(endpoint_id, not_before)
 
     async def _refill(self, step: BacklogStep, endpoint_id: int, page: int) -> None:
-        """Take the next page of an endpoint's rows; behind the last one begin again before they count as gone."""
+        """Take the next page of an endpoint's rows; after the last row start over before they count as gone."""
         parked = self.lanes.parked
         after = parked.after(endpoint_id)
         rows = await step.session.fetch(query("read_parked"), endpoint_id, after, page)
         if rows:
             await self.admission.place(step, rows)
-            if not self.lanes.full:  # else some of them may have found no room
+            if not self.lanes.full:  # otherwise some of them may have found no room
                 parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))
         elif after:
             parked.rewind(endpoint_id)
@@ -72,9 +72,9 @@ class ParkedRows:
             self.admission.caught_up(endpoint_id)
 
     async def _find_probe(self, step: BacklogStep, endpoint_id: int) -> None:
-        """Offer pages of rows until one of them is the probe; what cannot be sent is buried on the way.
+        """Offer pages of rows until one of them is the probe; rows that cannot be sent are given up on the way.
 
-        Payloads that have to be loaded come last in their page: whether they are too large shows only then.
+        Rows whose payloads must be loaded come last in their page: only loading shows whether they are too large.
         """
         parked = self.lanes.parked
         while self.lanes.refill_quota(endpoint_id, step.now) and endpoint_id not in self.order:
@@ -89,4 +89,4 @@ class ParkedRows:
             parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))
             if step.is_over:
                 return
-        parked.rewind(endpoint_id)  # what was in front of the probe goes out first, once it is answered
+        parked.rewind(endpoint_id)  # the rows before the probe go out first once it is answered

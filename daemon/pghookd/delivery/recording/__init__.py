@@ -1,1 +1,1 @@
-"""Outcomes become rows, in batches."""
+"""Writes outcomes as rows, in batches."""

@@ -1,7 +1,7 @@
-"""What the recorder writes: a closed union, and how a batch of it becomes rows.
+"""Turns a batch of the recorder's writes, a closed union, into rows.
 
-Within a batch the last word on a delivery wins. Whether a delivery has a row in `backlog` is known from memory, so
-that the healthy path neither looks nor deletes.
+Within a batch the last write about a delivery wins. Memory knows whether a delivery has a row in `backlog`, so that
+the healthy path neither reads nor deletes one.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pghookd.model.delivery import Delivery, Outcome, Reason, State
 from pghookd.model.outcome import UNSENT, AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry, Verdict
 
-_TROUBLING: Final = frozenset({Reason.FILTER_SLOW})  # without an attempt; of what an owner can mend
+_TROUBLING: Final = frozenset({Reason.FILTER_SLOW})  # without an attempt, for causes that an owner can fix
 
 
 def is_plain(write: Write) -> bool:
-    """Return True if a row of `attempts` is all there is to write: no lock on another table stands in its way."""
+    """Return True if the write needs only a row of `attempts`, so that no lock on another table can block it."""
     return (
         isinstance(write, AttemptWrite)
         and isinstance(write.verdict, Delivered)
@@ -33,14 +33,14 @@ def key_of(write: Write) -> tuple[int, int]:
 
 @dataclasses.dataclass(slots=True)
 class Trouble:
-    """What a batch says of an endpoint that fails, or that has failed lately. Microseconds since 1970.
+    """The results in a batch for an endpoint that fails or has failed recently. Times are microseconds since 1970.
 
     Attributes:
-        first_failure_us: None: no attempt failed.
-        failed: the latest attempt that failed, or what was not even tried; None: neither.
-        first_success_us: the first 2xx after it; None: there was none.
-        last_success_us: the latest 2xx of all.
-        successes: how many there were.
+        first_failure_us: the first failed attempt; None if no attempt failed.
+        failed: the latest failed attempt, or a write without an attempt; None if there is neither.
+        first_success_us: the first 2xx after it; None if there was none.
+        last_success_us: the latest 2xx of all; None if there was none.
+        successes: number of 2xx.
     """
 
     first_failure_us: int | None = None
@@ -50,7 +50,7 @@ class Trouble:
     successes: int = 0
 
     def note(self, write: AttemptWrite) -> None:
-        """Take the next attempt, in the order of their outcomes."""
+        """Add the next attempt; attempts come in the order of their outcomes."""
         at_us = write.attempted_at_us
         if write.outcome is Outcome.DELIVERED:
             self.successes += 1
@@ -61,11 +61,11 @@ class Trouble:
             self.failed, self.first_success_us = write, None
 
     def note_unsent(self, write: BacklogWrite | DeadWrite) -> None:
-        """Take what was not tried and should have been: it failed when it is recorded."""
+        """Add a delivery that should have been attempted but was not; its failure time is that of recording."""
         self.failed, self.first_success_us = write, None
 
     def then(self, later: Trouble) -> None:
-        """Take what a later batch says of the same endpoint."""
+        """Merge the results of a later batch for the same endpoint."""
         if later.failed is not None:
             self.failed, self.first_success_us = later.failed, later.first_success_us
         elif self.first_success_us is None:
@@ -109,9 +109,9 @@ def successes(troubles: Mapping[int, Trouble]) -> list[tuple[object, ...]]:
 
 @dataclasses.dataclass(slots=True)
 class Batch:
-    """The rows of one transaction, in the order in which the statements want their columns.
+    """The rows of one transaction, with columns in the order of the statements.
 
-    `troubles` are no part of it: they are noted afterwards (delivery/recording/notes).
+    `troubles` are not part of it: they are noted afterwards (delivery/recording/notes).
     """
 
     attempts: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
@@ -123,16 +123,16 @@ class Batch:
 
     @property
     def single(self) -> bool:
-        """Return True if one statement is all there is, so that it needs no transaction around it."""
+        """Return True if one statement suffices, so that no transaction is needed around it."""
         return not (self.backlog or self.cleared or self.dead or self.disabled)
 
 
 def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
-    """Turn writes into rows; a later write about the same delivery replaces what an earlier one said of its state.
+    """Turn writes into rows; a later write about the same delivery replaces the state of an earlier one.
 
     Args:
         writes: in the order in which they came.
-        watched: endpoints that failed lately, whose successes are of interest.
+        watched: endpoints that failed recently, whose successes are noted.
     """
     batch = Batch()
     states: dict[tuple[int, int], Write] = {}
@@ -140,7 +140,7 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
         delivery = write.delivery
         if isinstance(write, AttemptWrite):
             batch.attempts.append(_attempt_row(write))
-            # a success counts where the endpoint was in trouble before, or has failed in this very batch
+            # A success counts if the endpoint was in trouble before, or has failed in this batch.
             if (
                 write.outcome is not Outcome.DELIVERED
                 or (watched and delivery.endpoint_id in watched)
@@ -160,13 +160,13 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
 
 
 def _note(batch: Batch, write: AttemptWrite) -> None:
-    """Note a failure, or a success after one; a fault of our own and a test are nobody's trouble."""
+    """Note a failure, or a success after one; our own faults and tests do not count as trouble."""
     if write.outcome is not Outcome.FAILED and not _is_test(write.delivery):
         batch.troubles.setdefault(write.delivery.endpoint_id, Trouble()).note(write)
 
 
 def _is_test(delivery: Delivery) -> bool:
-    """Whether it is `send_test`'s, addressed to this endpoint alone: tried once, and nobody is told of it."""
+    """Return True for a delivery of `send_test`, addressed to this endpoint alone: tried once, and not reported."""
     return delivery.event.endpoint_id == delivery.endpoint_id
 
 
@@ -219,7 +219,7 @@ def _add_verdict(batch: Batch, delivery: Delivery, verdict: Verdict) -> None:
             _die(batch, delivery, verdict.reason, attempts)
         case Disable():
             batch.disabled[delivery.endpoint_id] = verdict.reason.value
-            if _is_test(delivery):  # the receiver's word counts, but a test is not sent a second time
+            if _is_test(delivery):  # the receiver's request counts, but a test is not sent a second time
                 _die(batch, delivery, Reason.EXHAUSTED, attempts)
             else:
                 _keep(batch, delivery, State.HELD, Reason.DISABLED, attempts, None)

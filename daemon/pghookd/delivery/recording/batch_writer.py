@@ -1,8 +1,8 @@
-"""Makes batches of writes durable, without ever waiting for a row that others hold.
+"""Makes batches of writes durable, without waiting for rows that other sessions hold.
 
-A batch is one transaction, or one statement where nothing has failed. What cannot be written now is given back and the
-rest is written all the same: a row that somebody has locked, a row that Postgres rejects, and while a whole table is
-locked everything that needs it. What can never be written, since its day was dropped, is logged and forgotten.
+A batch is one transaction, or one statement if nothing has failed. Writes on locked rows, and writes that Postgres
+rejects, are given back, and the rest is written. While a whole table is locked, all writes that need it are given back.
+A write that can never succeed, since its day was dropped, is logged and forgotten.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pghookd.process.logs import LogEvent
 
 RETRY_WAIT_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 TABLE_AGAIN_S: Final = 1.0  # after a table was locked, until the next try
-UNRECORDABLE: Final = "unrecordable"  # stands for an error that Postgres does not take
+UNRECORDABLE: Final = "unrecordable"  # replaces an error text that Postgres does not accept
 
 _ATTEMPT_COLUMNS: Final = 10
 _NUMBER_COLUMNS: Final = 6
@@ -34,12 +34,12 @@ _DEAD_COLUMNS: Final = 5
 _KEY_COLUMNS: Final = 2
 
 
-class _Locked(Exception):  # noqa: N818 - it ends a transaction, and is no mistake
-    """Somebody holds rows that the transaction needs.
+class _Locked(Exception):  # noqa: N818 - it ends a transaction, and is not an error
+    """Other sessions hold rows that the transaction needs.
 
     Attributes:
-        keys: events and endpoints whose row in `backlog` is held.
-        endpoints: ids of endpoints that were to be disabled, and whose row is held.
+        keys: events and endpoints whose row in `backlog` is locked.
+        endpoints: ids of endpoints that were to be disabled, and whose row is locked.
     """
 
     def __init__(self, keys: Collection[tuple[int, int]] = (), endpoints: Collection[int] = ()) -> None:
@@ -48,7 +48,7 @@ class _Locked(Exception):  # noqa: N818 - it ends a transaction, and is no mista
         self.endpoints = endpoints
 
     def stops(self, write: Write) -> bool:
-        """Return True if the write has to wait for a row that is held."""
+        """Return True if the write must wait for a locked row."""
         if key_of(write) in self.keys:
             return True
         disables = isinstance(write, AttemptWrite) and isinstance(write.verdict, Disable)
@@ -57,15 +57,15 @@ class _Locked(Exception):  # noqa: N818 - it ends a transaction, and is no mista
 
 @dataclasses.dataclass(slots=True)
 class Written:
-    """What became of some writes.
+    """The results of some writes.
 
     Attributes:
-        done: are durable, or will never be.
-        aside: are to be set aside, and why.
-        later: need a table that is locked; no outcome is among them.
-        troubles: what the durable ones say of their endpoints.
-        is_retry: all of it was set aside of one endpoint: a lock that stops it says nothing about others.
-        waited: a lock was waited for in vain.
+        done: writes that are durable, or never will be.
+        aside: writes to be set aside, each with the reason.
+        later: writes that need a locked table; no outcome is among them.
+        troubles: the troubles of endpoints in the durable writes.
+        is_retry: True if the writes had been set aside for one endpoint: a lock on them says nothing about others.
+        waited: True if a wait for a lock timed out.
     """
 
     done: list[Write] = dataclasses.field(default_factory=list)
@@ -92,17 +92,17 @@ class BatchWriter:
         self._logger = logger
         self._monotonic = monotonic
         self._locked_until = 0.0
-        self._gone_days: set[int] = set()  # days that were logged as dropped
+        self._gone_days: set[int] = set()  # days already logged as dropped
 
     def is_table_locked(self, now: float) -> bool:
-        """Return True if a table that other writes than plain outcomes need was locked a moment ago."""
+        """Return True if a table that writes other than plain outcomes need was locked recently."""
         return now < self._locked_until
 
     async def write(self, writes: list[Write]) -> Written:
-        """Write a batch; what is locked or rejected is given back.
+        """Write a batch; locked and rejected writes are given back.
 
         Raises:
-            DatabaseAway: the session is gone.
+            DatabaseAway: if the session is lost.
         """
         written = Written()
         if self.is_table_locked(self._monotonic()):
@@ -112,7 +112,7 @@ class BatchWriter:
         return written
 
     async def retry(self, writes: list[Write]) -> Written:
-        """Write what was set aside of one endpoint."""
+        """Write what was set aside for one endpoint."""
         written = Written(is_retry=True)
         await self._write(writes, written)
         return written
@@ -147,7 +147,7 @@ class BatchWriter:
     # A batch that was not written -------------------------------------------------------------------------------------
 
     async def _without_states(self, writes: list[Write], error: DatabaseError, written: Written) -> None:
-        """A table is locked: write what needs only `attempts`, and give back the rest."""
+        """Handle a locked table: write what needs only `attempts`, and give back the rest."""
         self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), writes=len(writes))
         written.waited = True
         if not written.is_retry:
@@ -156,7 +156,7 @@ class BatchWriter:
             await self._write(plain, written)
 
     def _leave_out(self, writes: list[Write], written: Written) -> list[Write]:
-        """Give back what needs another table than `attempts`; return the rest."""
+        """Give back the writes that need a table other than `attempts`; return the rest."""
         stateful = {id(write.delivery) for write in writes if not is_plain(write)}
         for write in writes:
             if id(write.delivery) in stateful:
@@ -167,7 +167,7 @@ class BatchWriter:
         return [write for write in writes if id(write.delivery) not in stateful]
 
     async def _isolate(self, writes: list[Write], error: DatabaseError, written: Written) -> None:
-        """Find the row that Postgres rejects: the others are not to blame."""
+        """Find the row that Postgres rejects, and write the others."""
         if error.may_be_a_missing_partition and (gone := await self._find_gone_days(writes)):
             lost = {id(w.delivery) for w in writes if isinstance(w, AttemptWrite) and _day_of(w) in gone}
             await self._forget([write for write in writes if id(write.delivery) in lost], written)
@@ -200,7 +200,7 @@ class BatchWriter:
         return {row["day"] for row in rows}
 
     async def _forget(self, writes: list[Write], written: Written) -> None:
-        """Delete the rows of deliveries whose attempts cannot be recorded any more: none is sent again."""
+        """Delete the rows of deliveries whose attempts can no longer be recorded: none is sent again."""
         for write in writes:
             self._say_gone(_day_of(write), "attempts")
         kept = [key_of(write) for write in writes if write.delivery.in_backlog]
@@ -220,10 +220,10 @@ class BatchWriter:
     # Statements -------------------------------------------------------------------------------------------------------
 
     async def _transact(self, batch: Batch) -> None:
-        """Write a batch in whole, or nothing of it.
+        """Write a whole batch, or nothing of it.
 
         Raises:
-            _Locked: somebody holds rows that it needs.
+            _Locked: if other sessions hold rows that it needs.
         """
         if batch.single:
             if batch.attempts:
@@ -244,7 +244,7 @@ class BatchWriter:
             )
 
     async def _disable(self, batch: Batch) -> list[tuple[int, str, str]]:
-        """Switch endpoints off in the transaction of the outcomes that ask for it: neither is lost alone."""
+        """Disable endpoints in the same transaction as the outcomes that require it: neither is lost alone."""
         sql = query("disable_endpoints")
         rows = await self._session.fetch(sql, list(batch.disabled), list(batch.disabled.values()))
         if locked := {row["endpoint_id"] for row in rows if row["locked"]}:
@@ -269,6 +269,6 @@ def _day_of(write: Write) -> int:
 
 
 def _attempts(batch: Batch) -> list[object]:
-    """Return the columns of record_attempts; numbers as literals, which cost a third of the driver's arrays."""
+    """Return the columns of record_attempts; numbers as literals, at a third of the cost of the driver's arrays."""
     found = columns(batch.attempts, _ATTEMPT_COLUMNS)
     return [*map(number_literal, found[:_NUMBER_COLUMNS]), *found[_NUMBER_COLUMNS:]]

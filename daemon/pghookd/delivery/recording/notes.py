@@ -1,8 +1,8 @@
-"""Notes what outcomes say of endpoints: incidents that begin, go on or may be over. Always after the outcomes.
+"""Notes what outcomes mean for endpoints: incidents that begin, continue or may be over. Always after the outcomes.
 
-Rows of `endpoints` and `incidents` are locked by others for as long as they like: an owner's console, a long migration.
-So a note never waits. What is locked stays here, merged by endpoint, and is tried again: an incident that is noted a
-second later does no harm, and one that a crash forgets is noted at the next failure.
+Others may lock rows of `endpoints` and `incidents` for any time: an owner's console, a long migration. So a note never
+waits. Notes on locked rows stay here, merged by endpoint, and are tried again. Noting an incident a second later does
+no harm, and one lost in a crash is noted at the next failure.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pghookd.delivery.recording.batch import Trouble, failures, successes
 from pghookd.postgres.client import DatabaseError, Session, columns, query
 from pghookd.process.logs import LogEvent
 
-NOTES_MAX: Final = 1000  # endpoints whose notes wait; those that waited longest are dropped beyond
-AGAIN_S: Final = 1.0  # between two tries where something is locked
+NOTES_MAX: Final = 1000  # endpoints whose notes wait; beyond this those that waited longest are dropped
+AGAIN_S: Final = 1.0  # least time between two tries while a row is locked
 NOTED_AT_ONCE: Final = 500  # endpoints in one statement
 
 FAILURE_COLUMNS: Final = 11
@@ -25,14 +25,14 @@ SUCCESS_COLUMNS: Final = 4
 
 
 class Notes:
-    """The notes that wait, and the endpoints in trouble: their successes are of interest."""
+    """The waiting notes, and the endpoints in trouble, whose successes are noted."""
 
     def __init__(self, session: Session, *, logger: FilteringBoundLogger) -> None:
         self._session = session
         self._logger = logger
         self._troubles: dict[int, Trouble] = {}
         self._again_at = 0.0
-        self.watched: dict[int, int] = {}  # endpoints in trouble, and their latest failure
+        self.watched: dict[int, int] = {}  # endpoints in trouble; their latest failure, us since 1970
 
     def __contains__(self, endpoint_id: object) -> bool:
         """Return True if successes of the endpoint are to be noted."""
@@ -42,7 +42,7 @@ class Notes:
         return len(self.watched) + len(self._troubles)
 
     async def begin(self) -> None:
-        """Learn which endpoints are in trouble."""
+        """Read which endpoints are in trouble."""
         rows = await self._session.fetch(query("read_watched"))
         self.watched = {row["endpoint_id"]: row["last_failure_at"] for row in rows}
 
@@ -52,7 +52,7 @@ class Notes:
             del self.watched[endpoint_id]
 
     def take(self, troubles: Mapping[int, Trouble]) -> None:
-        """Take what a batch that is durable says of endpoints."""
+        """Take the troubles of a durable batch."""
         for endpoint_id, trouble in troubles.items():
             waiting = self._troubles.get(endpoint_id)
             if waiting is not None:
@@ -67,7 +67,7 @@ class Notes:
         return bool(self._troubles) and now >= self._again_at
 
     async def write(self, now: float) -> bool:
-        """Note what waits, except for what is locked; return True if an endpoint has failed."""
+        """Write waiting notes, except those on locked rows; return True if an endpoint has failed."""
         page = dict(list(self._troubles.items())[:NOTED_AT_ONCE])
         try:
             failing = await self._note(page, now)
@@ -77,7 +77,7 @@ class Notes:
             if not error.is_about_data:
                 return False
             failing = False
-            for endpoint_id, trouble in page.items():  # find the row: the others are not to blame
+            for endpoint_id, trouble in page.items():  # find the bad row: the others are valid
                 failing |= await self._note_alone(endpoint_id, trouble, now)
         return failing
 
@@ -106,7 +106,7 @@ class Notes:
                 locked.add(row["endpoint_id"])
         for endpoint_id, trouble in page.items():
             del self._troubles[endpoint_id]
-            if endpoint_id in locked:  # behind the others
+            if endpoint_id in locked:  # after the others
                 self._troubles[endpoint_id] = trouble
         if locked:
             self._again_at = now + AGAIN_S

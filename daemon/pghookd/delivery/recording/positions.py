@@ -1,7 +1,7 @@
 """Stores how far the log is settled, with a mark, on the recorder's session: at most once a second, if it has moved.
 
-Where somebody holds back the vacuum, each store leaves a dead row behind and takes longer than the one before. So a
-store never takes more than a twentieth of the recorder's time.
+If a transaction holds back the vacuum, each store leaves a dead row behind and takes longer than the one before. So
+stores never take more than a twentieth of the recorder's time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pghookd.event_log.position import EventLog, Mark, Position
 from pghookd.postgres.client import Session, columns, query
 
 STORE_EVERY_S: Final = 1.0
-STORE_IDLE_EVERY_S: Final = 30.0  # where nothing but other people's transactions has moved
-STORE_SHARE: Final = 20  # times what the last store took, until the next one
+STORE_IDLE_EVERY_S: Final = 30.0  # if no event was read: only other transactions moved the snapshot
+STORE_SHARE: Final = 20  # the next store waits for this many times the duration of the last one
 
 _COLUMNS: Final = 6
 
@@ -36,7 +36,7 @@ class PositionStore:
         self._next_at = 0.0
 
     async def step(self, now: float) -> bool:
-        """Store if it is time and something has moved; return True if Postgres has answered."""
+        """Store if it is time and a position has moved; return True if Postgres has answered."""
         if now < self._next_at:
             return False
         moved = [s for s in self._log.shards.values() if self._stored.get(s.shard) is not s.settled]
@@ -50,9 +50,9 @@ class PositionStore:
         return True
 
     async def store(self, now: float) -> bool:
-        """Store each shard's position that has moved, and a mark; return True if Postgres has answered.
+        """Store the shards' positions that have moved, and a mark; return True if Postgres has answered.
 
-        The newest id is read first, in a statement of its own: before the storing one has an xid.
+        The newest id is read first, in a statement of its own, before the storing statement has an xid.
         """
         moved = [s for s in self._log.shards.values() if self._stored.get(s.shard) is not s.settled]
         if not moved:

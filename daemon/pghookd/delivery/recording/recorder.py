@@ -1,10 +1,11 @@
-"""The recorder: writes outcomes in batches, keeps the lease, stores how far the log is settled, takes due rows.
+"""The recorder: writes outcomes in batches, keeps the lease, stores how far the log is settled, and takes due rows.
 
-All of it on one session, the one that holds the shard locks, one step after another: rows are due only when no
-outcome about them is still unwritten, and only the owner of the shards writes.
+All of this runs on one session, the one that holds the shard locks, one step after another. So rows are taken as due
+only if no outcome about them is unwritten, and only the owner of the shards writes.
 
-The session never waits for a row that others can lock, and for a locked table 100 ms. What cannot be written is set
-aside by its endpoint, which is sent nothing until it is written; everybody else goes on (pending.py, batch_writer.py).
+The session never waits for a row that others can lock, and at most 100 ms for a locked table. A blocked write is set
+aside by its endpoint, which is sent nothing until it is written; all other endpoints continue (pending.py,
+batch_writer.py).
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import NEVER, Lanes
 from pghookd.scheduling.ordering import Order
 
-ANSWER_MAX_AGE: Final = 0.6  # of the lease: no POST starts unless its session answered within this
+ANSWER_MAX_AGE: Final = 0.6  # part of the lease: no POST starts unless the session answered within it
 OUTCOME_MAX_AGE_S: Final = 5.0  # nor while an outcome older than this is unrecorded
 CHECKPOINT_AFTER_S: Final = 10.0  # a delivery unsettled for this long gets a row of its own
 UPKEEP_EVERY_S: Final = 0.25
-PENDING_MAX: Final = 5000  # writes that are no outcomes and wait; callers of `room` wait beyond
+PENDING_MAX: Final = 5000  # waiting writes that are not outcomes; beyond this, callers of `room` wait
 LOCKED_AGAIN_S: Final = 1.0  # after a row was locked, until its write is tried again
-LOCKED_PAUSE_S: Final = 2.0  # its endpoint is sent nothing for so long: longer than until the next try
-REFUSED_AGAIN_S: Final = 60.0  # after Postgres rejected a row: a person has to change something
+LOCKED_PAUSE_S: Final = 2.0  # its endpoint is sent nothing for this long: longer than until the next try
+REFUSED_AGAIN_S: Final = 60.0  # after Postgres rejected a row: the operator has to change something
 REFUSED_PAUSE_S: Final = 90.0
 RETRIES_A_STEP: Final = 20  # endpoints whose delayed writes are tried between two batches
-CHORE_AGAIN_S: Final = 1.0  # after a statement between two batches was refused
-FINISH_WITHIN_S: Final = 10.0  # at the orderly end, while a table is locked
+CHORE_AGAIN_S: Final = 1.0  # after Postgres refused a statement between two batches
+FINISH_WITHIN_S: Final = 10.0  # at a clean stop, while a table is locked
 
 _AGAIN_S: Final = {DelayedOutcomes.LOCKED: LOCKED_AGAIN_S, DelayedOutcomes.REFUSED: REFUSED_AGAIN_S}
 _PAUSE_S: Final = {DelayedOutcomes.LOCKED: LOCKED_PAUSE_S, DelayedOutcomes.REFUSED: REFUSED_PAUSE_S}
@@ -50,7 +51,7 @@ class Chore(Protocol):
     """Work on the recorder's session that is done between two batches."""
 
     async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
-        """Do a bounded piece of it, if it is time; `put` takes what is to be written.
+        """Do a bounded piece of work, if it is time; `put` takes the writes.
 
         Returns:
             True if there is more to do at once.
@@ -69,7 +70,7 @@ class RecorderTerms:
 
 
 class Recorder:
-    """Gathers writes for a few milliseconds and makes them durable."""
+    """Collects writes for a few milliseconds and makes them durable."""
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class Recorder:
         self._order = order
         self._chores: dict[
             Chore, float
-        ] = {}  # in their order; each with when it is done next, monotonic seconds
+        ] = {}  # in their order; each with the time of its next step, monotonic seconds
         self._more_to_do = False
         self._terms = terms
         self._logger = logger
@@ -107,7 +108,7 @@ class Recorder:
         self._writing: list[Write] = []
         self._writing_outcomes = 0
         self._writing_since: float | None = None  # when the oldest write of this batch was put
-        self._outcome_since: float | None = None  # and its oldest outcome
+        self._outcome_since: float | None = None  # when its oldest outcome was put
         self._wake = asyncio.Event()
         self._roomy = asyncio.Event()
         self._roomy.set()
@@ -117,11 +118,11 @@ class Recorder:
         self._stopping = False
 
     def apply(self, *, batch_max: int, batch_wait_s: float) -> None:
-        """Gather the next batches by other bounds."""
+        """Apply changed bounds to the next batches."""
         self._terms = dataclasses.replace(self._terms, batch_max=batch_max, batch_wait_s=batch_wait_s)
 
     def take_on(self, *chores: Chore) -> None:
-        """Do these between two batches, one after the other, from now on."""
+        """Run these chores between two batches, one after the other, from now on."""
         self._chores |= dict.fromkeys(chores, 0.0)
 
     # What others may ask and say ------------------------------------------------------------------------------------
@@ -138,27 +139,27 @@ class Recorder:
                 self.put(other, now)
 
     def wake(self) -> None:
-        """Go on at once with what is done between two batches."""
+        """Run the chores between two batches at once."""
         self._wake.set()
 
     async def room(self, most: int = PENDING_MAX) -> None:
-        """Wait until fewer than so many writes that are no outcomes wait."""
+        """Wait until fewer than `most` writes that are not outcomes wait."""
         while self._pending.others >= most:
             self._roomy.clear()
             await self._roomy.wait()
 
     @property
     def unrecorded(self) -> int:
-        """Outcomes that are not durable yet, apart from those set aside."""
+        """Return the number of outcomes that are not durable yet, except those set aside."""
         return self._pending.outcomes + self._writing_outcomes
 
     @property
     def waiting(self) -> int:
-        """Writes of any kind that are not durable yet."""
+        """Return the number of writes of any kind that are not durable yet."""
         return self._pending.outcomes + self._pending.others + len(self._writing) + self._pending.aside
 
     def behind_s(self, now: float) -> float:
-        """Return how long the oldest write has waited: up to there everything is recorded but what is set aside."""
+        """Return how long the oldest write has waited; all earlier ones are recorded, except those set aside."""
         since = self._pending.oldest_at if self._writing_since is None else self._writing_since
         return 0.0 if since is None else max(0.0, now - since)
 
@@ -178,11 +179,11 @@ class Recorder:
     # The loop ---------------------------------------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Learn which endpoints are in trouble, before anything is sent: a lock may stand in the way."""
+        """Read which endpoints are in trouble before anything is sent: a lock may delay it."""
         await self.notes.begin()
 
     async def run(self) -> None:
-        """Write, and do chores, until told to stop."""
+        """Write, and run chores, until stopped."""
         while not self._stopping:
             await self._gather()
             await self._flush(self._terms.batch_max)
@@ -191,14 +192,14 @@ class Recorder:
             self._beat()
 
     def stop(self) -> None:
-        """End the loop after its present round."""
+        """End the loop after its current round."""
         self._stopping = True
         self._wake.set()
 
     async def finish(self) -> None:
-        """Write everything that is pending, checkpoint nothing, and store the position: the orderly end.
+        """Write everything that is pending, make no checkpoint, and store the position: the clean stop.
 
-        What stays locked for longer is left: the next run repeats it.
+        Writes that stay locked for longer are left; the next run repeats them.
         """
         until = self._monotonic() + FINISH_WITHIN_S
         while self._pending.outcomes + self._pending.others and self._monotonic() < until:
@@ -234,7 +235,7 @@ class Recorder:
                 return
 
     async def _flush(self, rows: int) -> None:
-        """Write a batch of at most so many rows."""
+        """Write a batch of at most `rows` rows."""
         pending = self._pending
         self._writing_since, self._outcome_since = pending.oldest_at, pending.oldest_outcome_at
         before = pending.outcomes
@@ -247,7 +248,7 @@ class Recorder:
         self._roomy.set()
 
     async def _write(self, writes: list[Write]) -> None:
-        """Make a batch durable, then note what it says of endpoints; only the loss of the session ends it."""
+        """Make a batch durable, then note the troubles of its endpoints; it fails only if the session is lost."""
         started = self._monotonic()
         written = await self._writer.write(writes)
         if written.done:
@@ -270,7 +271,7 @@ class Recorder:
         settle(write.delivery)
         if write.delivery.in_backlog:
             key = (write.delivery.event.event_id, write.delivery.endpoint_id)
-            if self._lanes.in_memory.get(key) is write.delivery:  # its row may have been taken anew meanwhile
+            if self._lanes.in_memory.get(key) is write.delivery:  # its row may have been taken again
                 del self._lanes.in_memory[key]
         if write.delivery.line is not None:
             now = self._monotonic()
@@ -282,7 +283,7 @@ class Recorder:
     # What is set aside ------------------------------------------------------------------------------------------------
 
     def _set_aside(self, write: Write, reason: DelayedOutcomes) -> None:
-        """Keep a write for later; an endpoint that an outcome is missing of is sent nothing meanwhile."""
+        """Keep a write for later; an endpoint with an outcome set aside is sent nothing meanwhile."""
         now = self._monotonic()
         endpoint_id = write.delivery.endpoint_id
         if self._pending.set_aside(write, reason, now + _AGAIN_S[reason]):
@@ -303,10 +304,10 @@ class Recorder:
             self.put(BacklogWrite(delivery, State.PARKED, Reason.PAUSED), now)
 
     async def _retry(self, now: float, most: int = RETRIES_A_STEP) -> bool:
-        """Try a few endpoints' delayed writes again, each alone, since others may still be locked.
+        """Try the delayed writes of a few endpoints again, each alone, since others may still be locked.
 
         Returns:
-            Whether all of them were written, so that more may be tried at once.
+            True if all of them were written, so that more may be tried at once.
         """
         ready = self._pending.ready(now, most)
         stuck = len(ready) < most
@@ -331,7 +332,7 @@ class Recorder:
     # Between batches --------------------------------------------------------------------------------------------------
 
     async def _upkeep(self) -> None:
-        """Do what can wait; a statement that Postgres refuses harms no other, and is tried again a second later."""
+        """Do what can wait; a refused statement does not affect the others, and is tried again a second later."""
         now = self._monotonic()
         if self._pending.aside and now >= self._retry_at:
             self._retry_at = now if await self._retry(now) else now + UPKEEP_EVERY_S
@@ -356,7 +357,7 @@ class Recorder:
         return True
 
     async def _unless_refused(self, work: Awaitable[bool]) -> bool:
-        """Await some work; return what it returns, or False if Postgres refused a statement of it."""
+        """Await some work; return its result, or False if Postgres refused a statement."""
         try:
             return await work
         except DatabaseError as error:
@@ -364,9 +365,9 @@ class Recorder:
             return False
 
     async def _checkpoint(self, now: float) -> float:
-        """Give what has been unsettled for ten seconds a row of its own; it stays in memory.
+        """Give deliveries unsettled for ten seconds rows of their own; they stay in memory.
 
-        Where outcomes wait, the next page is left for the next round.
+        If outcomes wait, the next page is left for the next round.
 
         Returns:
             Seconds until the next checkpoint.
@@ -377,7 +378,7 @@ class Recorder:
         spoken_for = {id(delivery) for delivery in self._pending.deliveries()}
         late = [delivery for delivery in late if id(delivery) not in spoken_for]
         for page in _pages(late, self._terms.batch_max):
-            for delivery in page:  # said before it is so: an outcome that comes meanwhile must clear the row
+            for delivery in page:  # marked before the write: an outcome that arrives then must clear the row
                 delivery.in_backlog = True
                 self._lanes.in_memory[delivery.event.event_id, delivery.endpoint_id] = delivery
             written = await self._writer.write([BacklogWrite(d, State.WAITING, Reason.QUEUED) for d in page])
@@ -386,7 +387,7 @@ class Recorder:
                 *written.done,
                 *(w for w, reason in written.aside if reason is DelayedOutcomes.LOCKED),
             ):
-                settle(write.delivery)  # what is locked has a row
+                settle(write.delivery)  # a locked delivery already has a row
             if refused:
                 return REFUSED_AGAIN_S
             if self._pending.outcomes:
@@ -395,6 +396,6 @@ class Recorder:
 
 
 def _pages(deliveries: list[Delivery], size: int) -> Iterator[list[Delivery]]:
-    """Yield pages of what the log still waits for when each page's turn comes."""
+    """Yield pages of deliveries; each page leaves out those settled by then."""
     for start in range(0, len(deliveries), size):
         yield [delivery for delivery in deliveries[start : start + size] if delivery.ticket is not None]
