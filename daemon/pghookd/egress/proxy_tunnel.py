@@ -1,9 +1,9 @@
 """Opens tunnels through the operator's egress proxy (CONNECT, RFC 9110, 9.3.6) and attributes each failure.
 
 CONNECT names an address that has been judged, never a host name: the proxy might resolve the name to another address.
-Plain http also uses a tunnel, because for an `http://` request a proxy replaces `Host` by the host of the request line
-(RFC 9112, 3.2.2) and so would need the name. The bytes in the tunnel are the same as without a proxy; the proxy's
-password is not among them.
+Plain http also uses a tunnel. Otherwise the proxy would need the name, because it replaces `Host` by the host of the
+request line (RFC 9112, 3.2.2). The bytes in the tunnel are the same as without a proxy; the proxy's password is not
+among them.
 
 If the proxy is unreachable, refuses the daemon or sends an invalid response, the fault is the operator's: the attempt
 is `failed` and counts against no endpoint. It counts against the endpoint only if the proxy explicitly reports that

@@ -1,4 +1,4 @@
-"""Failing endpoints as values: an endpoint's health, the facts about it, and what its owner has been mailed.
+"""Failing endpoints as values: an endpoint's health, the facts about it, and the history of mails to its owner.
 
 Times are microseconds since 1970; names that end in _us are also used for durations in microseconds. The rules are in
 endpoint_health/incident_rules.py; endpoint_health/owner_plan.py decides about all incidents of one owner.
@@ -84,7 +84,7 @@ class MailMarks:
         warned_us: time of the mail that warned that the endpoint will be disabled; None if there was none.
         disabled_told: the owner has been mailed that it is disabled.
         expiry_told: the owner has been mailed that held events will be dropped.
-        owed: a mail about it was withdrawn before it was sent, so the next one must report it.
+        owed: a mail that reported it was superseded before it was sent, so the next one must report it.
         paused_us: duration for which the disabling clock was paused.
         recovered: times of its recoveries within the last day.
         flapping_us: time since which it is flapping; None if it is not.

@@ -93,7 +93,7 @@ def is_calm(case: Case) -> bool:
 
 
 def is_window_closed(case: Case) -> bool:
-    """Return True if the owner's window closed after failures of this endpoint, or a withdrawn mail reported it."""
+    """Return True if the owner's window closed after failures of this endpoint, or a superseded mail reported it."""
     return case.marks.owed or (case.closing and case.incident.window_us is not None)
 
 
@@ -120,7 +120,7 @@ def _fails_partly(case: Case) -> bool:
 
 
 def _is_settled(case: Case) -> bool:
-    """Return True if no mail is needed: every failed delivery has succeeded since, and no mail was withdrawn."""
+    """Return True if no mail is needed: every failed delivery has succeeded since, and no mail is owed."""
     facts, incident = case.facts, case.incident
     if facts.unsettled or facts.dead or case.marks.owed or not facts.enabled:
         return False

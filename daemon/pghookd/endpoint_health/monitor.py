@@ -1,7 +1,7 @@
 """The incident monitor: mails owners digests about failing endpoints, and disables endpoints that fail for days.
 
 Every half minute it checks the owners with due incidents, all incidents of an owner together; owner_plan.py decides.
-It writes a mail and the marks of what it reports in one transaction; the mailer sends it.
+It writes a mail and the new marks of its incidents in one transaction; the mailer sends the mail.
 
 Never here: wording, SMTP, the deliveries themselves. Nothing here can slow deliveries.
 """
@@ -146,7 +146,7 @@ class Monitor:
             self._beat()
 
     async def _withdraw(self, now_us: int) -> None:
-        """Withdraw mails about sites that have changed their owner; if the query fails, log it and go on."""
+        """Supersede unsent mails about sites that have changed their owner; if the query fails, log it and go on."""
         try:
             await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
         except DatabaseError as error:
@@ -475,7 +475,7 @@ def _apart(due: Sequence[Whose], at_us: int) -> tuple[list[str], int, list[str]]
 
 
 def _without(mails: tuple[int, ...], made_us: int | None) -> tuple[int, ...]:
-    """Return the times of an owner's mails without that of a withdrawn one."""
+    """Return the times of an owner's mails without that of a superseded one."""
     left = list(mails)
     if made_us in left:
         left.remove(made_us)

@@ -67,7 +67,7 @@ def is_storm(found: Extent, *, share: float, hosts_min: int) -> bool:
 
 
 def evidence_from_us(now_us: int, policy: IncidentPolicy) -> tuple[int, int]:
-    """Return the earliest first failure and the earliest latest failure of an endpoint that counts as evidence."""
+    """Return the earliest times that an endpoint's first and latest failure may have to count as evidence."""
     return now_us - HOLD_MAX_US, now_us - 2 * max(policy.first_wait_us, LOOK_EVERY_US)
 
 

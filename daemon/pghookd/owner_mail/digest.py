@@ -1,7 +1,7 @@
 """The content of a mail as values: sections, causes, and sanitised third-party texts.
 
-A digest is made once, from facts of one time, and stored as JSON in the outbox, so that a later or repeated sending
-has the same content. Wording, languages and markup belong to owner_mail/message.py.
+A digest is made once, from facts of one time, and stored as JSON in the outbox. A mail sent later, or sent again after
+a crash, therefore has the same content. Wording, languages and markup belong to owner_mail/message.py.
 
 Never here: payloads, secrets, the query of a URL (it may contain tokens), a clock, wording that an owner reads.
 """
@@ -77,7 +77,7 @@ class Fate(enum.StrEnum):
 
     TRIED = "tried"  # after several attempts
     ONCE = "once"  # after a single attempt
-    EXPIRED = "expired"  # the event was too old to be delivered
+    EXPIRED = "expired"  # the event's own expiry had passed
     ABORTED = "aborted"  # the receiver requested it
     BLOCKED = "blocked"  # requests to the URL are not allowed
     UNTRIED = "untried"  # without an attempt

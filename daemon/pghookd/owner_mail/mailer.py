@@ -234,7 +234,7 @@ class Mailer:
         """Process one row; return the seconds to wait before the next, or 0."""
         of_operator = row["kind"] in OPERATORS
         if row["moved"] or not (of_operator or self._shares.has(row["mail_domain"], self._monotonic())):
-            return 0.0  # the monitor withdraws a moved one; a later page has the others
+            return 0.0  # the monitor supersedes it if its site changed owner; a later page has the others
         if row["hushed"]:
             await self._settle(row, "suppressed", None)
             return 0.0

@@ -1,9 +1,9 @@
 """Rules for the header lines that an endpoint's owner may add to a request.
 
-A header can forge the end of a request or its origin, so an unsafe name is rejected and never repaired. Rejected are:
-names that frame a message (RFC 9112, 6; RFC 9110, 7.6), names that the daemon sends itself, names that claim a route
-that the request did not take, and names that cloud metadata services require. `_` counts as `-`, because CGI and WSGI
-map both to one name. Migration 0004 checks the same in SQL; this is the second check, right before sending.
+A header can forge the end of a request or its origin, so an unsafe name is rejected and never repaired. Rejected are
+names that frame a message (RFC 9112, 6; RFC 9110, 7.6), and names that the daemon sends itself. Also rejected are names
+that claim a route which the request did not take, and names that cloud metadata services require. `_` counts as `-`,
+because CGI and WSGI map both to one name. Migration 0004 checks the same in SQL; this is the second check.
 
 Never here: which headers a request has, the daemon's own values, secrets.
 """

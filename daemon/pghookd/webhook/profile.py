@@ -1,7 +1,7 @@
 """Profiles: requests that also match the format of another sender, for receivers that already exist.
 
-A profile defines the signature header, how the signature is computed and encoded, the signed content, whether the body
-is the payload alone, and further headers. The standard headers are sent as well, signed over the same body with the
+A profile defines the signature header, the signature's algorithm and encoding, the signed content, the kind of body
+(payload or envelope), and further headers. The standard headers are sent as well, signed over the same body with the
 same secret: adding headers is the migration path that Standard Webhooks proposes.
 
     preset       signature header          keyed with the secret's characters     body      source
