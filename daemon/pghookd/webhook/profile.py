@@ -13,7 +13,7 @@ same secret: adding headers is the migration path that Standard Webhooks propose
     svix         svix-signature            v1, + base64 HMAC-SHA256(id.time.body) payload   docs.svix.com, svix
                                            (key: base64 after whsec_)
 
-Simvoly's own reference was not available. Two independent receivers for it compute this digest. One of them reads
+Simvoly's own reference was not available. Two independent receivers for it compute this digest. One handler reads
 `x-webhook-id`, most likely the subscription's id (like `X-WC-Webhook-ID`), so this preset sends the endpoint's id. Its
 topic and source are the standard `x-webhook-topic` and `x-webhook-source`. Presets that compute HMAC(body) sign neither
 time nor topic, so their receivers should move to the standard signature.

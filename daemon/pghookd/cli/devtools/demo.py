@@ -325,7 +325,7 @@ def settings_of(server: EmbeddedServer, smtp: configuration.SmtpSettings) -> con
 async def _mails_to(
     folder: Path, kept: Callable[[ShownMail], None]
 ) -> AsyncIterator[configuration.SmtpSettings]:
-    """Run a mail server that keeps its mails, and yield its settings; they are empty if aiosmtpd is missing."""
+    """Run a mail server that keeps its mails, and yield its settings, which are empty without the extra `embedded`."""
     try:
         from pghookd.cli.devtools.demo_mailbox import Mailbox  # noqa: PLC0415 - an older installation may not have aiosmtpd
     except ModuleNotFoundError:
