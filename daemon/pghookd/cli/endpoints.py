@@ -1,7 +1,7 @@
 """The commands about endpoints and their secrets: `endpoint add, list, show, enable, disable, test`, `secret ...`.
 
-Never here: work. A command loads the settings, calls one function of endpoints.py and prints what it returned. A
-secret is printed once, where it was just made.
+Never here: work. A command loads the settings, calls one function of operations/endpoints.py and prints its result. A
+secret is printed only once, right after it was made.
 """
 
 # ruff: noqa: PLC0415 - commands import what they need when they run, see main.py
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from pghookd.settings.schema import Settings
 
 HELD: Final = ("deliver", "drop", "latest_per_key")
-AUTH_LENGTH_MAX: Final = 65536  # characters that are read; the column takes fewer
+AUTH_LENGTH_MAX: Final = 65536  # characters that are read; the column allows fewer
 HEALTHY: Final = frozenset({"healthy", "shaky"})
-TEST_MARGIN_S: Final = 5.0  # beyond a request's own time
+TEST_MARGIN_S: Final = 5.0  # in addition to the request's timeout
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ID = click.argument("endpoint_id", type=click.IntRange(min=0, max=2**63 - 1), metavar="ID")
@@ -139,7 +139,7 @@ def _tell_added(made: dict[str, Any], blocked: str | None, *, as_json: bool) -> 
 
 
 def _why_blocked(settings: Settings, url: str) -> str | None:
-    """Say what a request to a URL would come to, as far as it shows without DNS."""
+    """Return why requests to a URL will be blocked, or None if nothing blocks them before DNS."""
     from pghookd.egress.destination import Refusal, parse
 
     aim = parse(url, settings.egress.policy())
@@ -357,7 +357,7 @@ def secret_rotate_key(config: Path | None, *, as_json: bool) -> None:
 
 
 def _silent(_progress: Progress) -> None:
-    """Say nothing: standard output holds JSON alone."""
+    """Print nothing, because standard output must contain only JSON."""
 
 
 def _tell_progress(progress: Progress) -> None:
@@ -366,7 +366,7 @@ def _tell_progress(progress: Progress) -> None:
 
 
 def _usable(secret: str | None) -> str | None:
-    """Return a secret that can sign: whether the halves of a private key belong together only we can tell."""
+    """Return a secret after checking that it can sign; SQL cannot check that a key pair's two halves match."""
     if secret is not None:
         try:
             _public_key(secret)
@@ -376,7 +376,7 @@ def _usable(secret: str | None) -> str | None:
 
 
 def _public_key(secret: str) -> str | None:
-    """Return what receivers verify with, where that is not the secret itself."""
+    """Return the public key with which receivers verify, or None if they verify with the secret itself."""
     from pghookd.webhook import signing
 
     return signing.public_key_of(secret) if secret.startswith(signing.PRIVATE_PREFIX) else None

@@ -1,6 +1,6 @@
 """The commands about events: `event why` and `event show`.
 
-Never here: work. A command loads the settings, calls one function of endpoints.py and prints what it returned.
+Never here: work. A command loads the settings, calls one function of operations/endpoints.py and prints its result.
 """
 
 # ruff: noqa: PLC0415 - commands import what they need when they run, see main.py

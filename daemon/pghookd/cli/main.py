@@ -1,10 +1,9 @@
-"""The commands: what an operator types, what is printed, and the exit status.
+"""The command line's entry point, and the commands that have no file of their own.
 
-Everything dear is imported by the command that needs it, so that `--version` and completion are quick. Commands
-about endpoints, events, replays, and for receivers' developers have files of their own; what all share is
-in cli/terminal.py.
+Each command imports its slow modules itself, so that `--version` and completion are quick. Commands about endpoints,
+events and replays, and those for developers of receivers, have their own files. Shared code is in cli/terminal.py.
 
-Never here: work. A command loads the settings, calls one function and prints what it returned.
+Never here: work. A command loads the settings, calls one function and prints its result.
 """
 
 # ruff: noqa: PLC0415 - commands import what they need when they run, see above

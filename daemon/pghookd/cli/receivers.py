@@ -1,4 +1,4 @@
-"""The commands for who writes a receiver: `send` and `receive`; no database is needed.
+"""The commands for developers of receivers: `send` and `receive`; they need no database.
 
 Never here: work. `send` calls devtools/sample_requests.py, `receive` calls devtools/printing_receiver.py.
 """
@@ -200,7 +200,7 @@ def _tell_where(secrets: tuple[str, ...], tell: Callable[[str], None]) -> Callab
 
 
 def show_received(received: Received) -> None:
-    """Print one delivery: a line, and its body."""
+    """Print one delivery: its summary, its destination and its body."""
     label, style = _belief(received)
     at = datetime.fromtimestamp(received.at_s, UTC).strftime("%H:%M:%S")
     headers = received.headers

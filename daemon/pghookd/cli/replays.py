@@ -1,6 +1,6 @@
-"""The commands about replays: `replay`, a dry run unless told to go, and `replay pause | resume | cancel`.
+"""The commands about replays: `replay`, a dry run without `--go`, and `replay pause | resume | cancel`.
 
-Never here: work. A command loads the settings, calls functions of replays.py and prints what they returned.
+Never here: work. A command loads the settings, calls functions of operations/replays.py and prints their results.
 """
 
 # ruff: noqa: PLC0415 - commands import what they need when they run, see main.py
@@ -89,7 +89,7 @@ def _begin(
 
 @contextlib.contextmanager
 def _senseless_is_usage() -> Iterator[None]:
-    """Take what the database cannot make sense of (class 22) for a fault of usage."""
+    """Report values that Postgres rejects as invalid (SQLSTATE class 22) as usage errors."""
     from pghookd.postgres.client import DatabaseError
 
     try:
@@ -101,7 +101,7 @@ def _senseless_is_usage() -> Iterator[None]:
 
 
 def _watch(settings: Settings, told: dict[str, Any]) -> None:
-    """Show a bar until the replay runs no more; Ctrl-C leaves it running."""
+    """Show a progress bar until the replay ends or is paused; Ctrl-C ends only the display."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pghookd.operations import replays

@@ -1,12 +1,12 @@
-"""How commands talk: the options they share, how faults become statuses, and the one way to print.
+"""Shared by all commands: common options, exit statuses for faults, and printing.
 
-Expected faults end in one message and a status: 1 the answer is no, 2 usage, 3 no usable database or schema,
-78 settings.
+Expected faults end a command with one message and an exit status: 1 the answer is no, 2 usage, 3 no usable database or
+schema, 78 settings.
 
-Never here: a command, and anything dear at import: `--version` and completion are quick.
+Never here: a command, or a slow import at module level, because `--version` and completion must be quick.
 """
 
-# ruff: noqa: PLC0415 - what is dear is imported when it is needed, see above
+# ruff: noqa: PLC0415 - slow modules are imported when they are needed, see above
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Group(click.Group):
-    """A group whose groups answer to their plural too: `events why` is `event why`."""
+    """A group whose subgroups can also be called by their plural: `events why` is `event why`."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find a command by its name or, if it is a group, by its plural."""
+        """Return a command by its name or, if it is a group, by its plural; None if there is none."""
         found = super().get_command(ctx, cmd_name)
         if found is None and cmd_name.endswith("s"):
             singular = super().get_command(ctx, cmd_name[:-1])
@@ -50,7 +50,7 @@ class Group(click.Group):
 
 
 def with_config(command: _Command) -> _Command:
-    """Let a command take --config."""
+    """Add the option --config to a command."""
     return click.option(
         "--config",
         type=click.Path(path_type=Path),
@@ -60,7 +60,7 @@ def with_config(command: _Command) -> _Command:
 
 
 def with_json(command: _Command) -> _Command:
-    """Let a command take --json."""
+    """Add the option --json to a command."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
 
 
@@ -71,7 +71,7 @@ def load(config: Path | None) -> Settings:
     """Load the settings from the environment, credentials and a file.
 
     Raises:
-        SettingsError: with every fault at once.
+        SettingsError: the settings have faults; it lists all of them.
     """
     from pghookd.settings import load
 
@@ -81,7 +81,7 @@ def load(config: Path | None) -> Settings:
 
 @contextlib.contextmanager
 def expected_faults(*, as_json: bool = False) -> Iterator[None]:
-    """Turn faults that an operator can meet into a message and a status; others are bugs and show as such."""
+    """Turn expected faults into a message and an exit status; other exceptions are bugs and show a traceback."""
     from pghookd.postgres.client import DatabaseAway, DatabaseError, Unfit
     from pghookd.postgres.migrate import SchemaFault
     from pghookd.settings.load import SettingsError
@@ -104,7 +104,7 @@ def expected_faults(*, as_json: bool = False) -> Iterator[None]:
 
 
 def fail(status: int, text: str, faults: list[str], *, as_json: bool) -> NoReturn:
-    """End with a message and a status."""
+    """Print a message and exit with a status."""
     if as_json:
         click.echo(json_of({"status": status, "faults": faults}))
     else:
@@ -113,21 +113,21 @@ def fail(status: int, text: str, faults: list[str], *, as_json: bool) -> NoRetur
 
 
 def json_of(value: object) -> str:
-    """Return a value as JSON for people and programs alike, indented."""
+    """Return a value as indented JSON."""
     import orjson
 
     return _without_controls(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
 
 
 def json_line_of(value: object) -> str:
-    """Return a value as JSON in one line."""
+    """Return a value as JSON on one line."""
     import orjson
 
     return _without_controls(orjson.dumps(value).decode())
 
 
 def _without_controls(text: str) -> str:
-    """Escape what acts on a terminal, such as U+202E: JSON escapes only C0 of itself. All of it is in strings."""
+    """Escape characters that control a terminal, such as U+202E: JSON escapes only C0. They occur only in strings."""
     return _NOT_ASCII.sub(lambda run: "".join(c if c.isprintable() else _escaped(c) for c in run[0]), text)
 
 
@@ -136,14 +136,14 @@ def _escaped(character: str) -> str:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    """Return the one way by which colour gets out: rich honours NO_COLOR and pipes, click does not."""
+    """Return the console for all coloured output: rich honours NO_COLOR and pipes, click does not."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def say(text: str, *, style: str = "", label: str = "") -> None:
-    """Print a line to standard output, behind a label in a colour."""
+    """Print a line to standard output, after a coloured label if there is one."""
     from rich.text import Text
 
     line = Text.assemble((f"{label:<9} ", style), _harmless(text)) if label else Text(_harmless(text))
@@ -156,12 +156,12 @@ def warn(text: str) -> None:
 
 
 def _harmless(text: str) -> str:
-    """Show what was in the database or on the command line without letting it act on the terminal."""
+    """Escape unprintable characters of a text, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def event_id_of(identity: str) -> int:
-    """Read an event's ID, either form of it."""
+    """Return the event_id for an event_id or a webhook-id."""
     from pghookd.webhook import envelope
 
     if identity.isascii() and identity.isdecimal() and len(identity) <= len(str(2**63)):
@@ -173,7 +173,7 @@ def event_id_of(identity: str) -> int:
 
 
 def secret_of(text: str | None) -> str | None:
-    """Take a secret as it was given; `-` reads it from standard input, which leaves it out of `ps`."""
+    """Return the given secret; `-` reads it from standard input, which keeps it out of `ps`."""
     found = sys.stdin.readline().strip() if text == "-" else text
     if found == "":
         raise click.BadParameter("is empty.", param_hint="--secret")
@@ -181,7 +181,7 @@ def secret_of(text: str | None) -> str | None:
 
 
 def wanted(told: dict[str, Any]) -> Iterator[str]:
-    """Make lines `name: value` of what is set."""
+    """Yield a line `name: value` for each value that is set."""
     for name, value in told.items():
         if value is None or value is False or value == []:
             continue

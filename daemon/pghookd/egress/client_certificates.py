@@ -1,10 +1,10 @@
-"""Contexts of TLS that show a client certificate: a bounded number of them, made away from the loop.
+"""TLS contexts that present a client certificate: a bounded cache of them, built outside the event loop.
 
-Making one reads the trust anchors (20 ms, most of a megabyte), which is why it happens in a thread, one at a time, only
-where a new connection needs it, and why no more than a few are kept. OpenSSL takes a key from nothing but a file: this
-one has no name in any folder, and is gone as soon as it is read.
+Building one reads the trust anchors (20 ms, most of a megabyte). It therefore happens in a thread, one at a time, only
+for a new connection, and only a few contexts are cached. OpenSSL reads a key only from a file. That file exists only
+in memory, has no name in any directory, and is gone after it has been read.
 
-Never here: what is verified of the other side (egress/sender.py says that), connections, and a key in an error.
+Never here: verification of the peer (egress/sender.py sets it), connections, and a key in an error.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ CONTEXTS_MAX: Final = 64
 
 
 class Unusable(ssl.SSLError):
-    """OpenSSL does not take a certificate that looked well: a key too short for it, a signature too old."""
+    """OpenSSL rejects a well-formed certificate, for a key that is too short or an outdated signature algorithm."""
 
 
 def identity_of(certificate: ClientCertificate) -> int:
-    """Return a number that no other certificate, chain or key has (SHA-256)."""
+    """Return a number unique to this certificate, chain and key (SHA-256)."""
     text = f"{certificate.certificate}\0{certificate.key}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest())
 
 
 class ClientContexts:
-    """Contexts by certificate, the last used ones. Use it within one loop.
+    """The most recently used contexts, by certificate. Use it within one event loop.
 
     Args:
-        make: makes a context that verifies the other side; called in a thread.
+        make: builds a context that verifies the peer; called in a thread.
     """
 
     def __init__(self, make: Callable[[], ssl.SSLContext]) -> None:
@@ -45,10 +45,10 @@ class ClientContexts:
         self._making = asyncio.Lock()
 
     async def context(self, certificate: ClientCertificate) -> ssl.SSLContext:
-        """Return the context for a certificate. The caller bounds the wait.
+        """Return the context for a certificate. The caller limits the wait.
 
         Raises:
-            Unusable: as it says.
+            Unusable: OpenSSL rejects the certificate.
         """
         async with self._making:
             found = self._kept.get(certificate)
@@ -65,7 +65,7 @@ class ClientContexts:
             file.write(f"{certificate.certificate}\n{certificate.key}\n".encode())
             file.flush()
             try:
-                # A password is given lest OpenSSL asks a terminal for one; keys that have one came not so far.
+                # An empty password keeps OpenSSL from prompting; encrypted keys were rejected earlier.
                 context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
             except ssl.SSLError:
                 raise Unusable("OpenSSL does not take the client certificate") from None

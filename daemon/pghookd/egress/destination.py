@@ -1,13 +1,12 @@
-"""Where a request may go: the first wall between a customer's URL and the inside of the house.
+"""The first SSRF check: which URLs, host names and addresses a request may go to.
 
-A URL comes from a stranger and is turned into a connection made from within. This file says which URLs,
-host names and addresses are fit for that, as pure decisions over text; egress/resolver.py and egress/sender.py
-ask it again about every address that a name came to. The table of address space is written out here on
-purpose: the standard library's `is_global` calls multicast, embedded IPv4 and cloud metadata addresses
-global, and changes with the Python version.
+A customer writes the URL, and the daemon opens the connection from inside the platform's network. This module decides
+by pure functions over text; egress/resolver.py and egress/sender.py use it again for every address that a name
+resolves to. The table of address space is written out on purpose: the standard library's `is_global` counts multicast,
+embedded IPv4 and cloud metadata addresses as global, and changes with the Python version.
 
-Never here: DNS, sockets, a third-party URL class that "repairs" what it reads, and texts that name an
-address back to the customer.
+Never here: DNS, sockets, a third-party URL class that "repairs" its input, and texts that reveal an address to the
+customer.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from typing import TypeAlias
 
 from pghookd.settings.network import NUMBER, PORT_DIGITS_MAX, Address, EgressPolicy, host_name
 
-URL_LENGTH_MAX = 2048  # characters; the schema's CHECK says the same
-ORIGINS_MAX = 4096  # origins remembered; some 0.5 KB each
+URL_LENGTH_MAX = 2048  # characters; the same as the schema's CHECK
+ORIGINS_MAX = 4096  # cached origins, about 0.5 KB each
 
-# IANA special-purpose registries (RFC 6890 and successors), as of 2026, and what lies beside them.
+# IANA special-purpose registries (RFC 6890 and successors), as of 2026, and further special addresses.
 _REFUSED_V4 = tuple(
     ipaddress.IPv4Network(text)
     for text in (
@@ -43,14 +42,14 @@ _REFUSED_V4 = tuple(
         "203.0.113.0/24",  # documentation, RFC 5737
         "224.0.0.0/4",  # multicast, RFC 5771
         "240.0.0.0/4",  # reserved and broadcast, RFC 1112
-        "168.63.129.16/32",  # a cloud's host agent on an address that looks public
+        "168.63.129.16/32",  # a cloud's host agent, on an address that looks public
     )
 )
-_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # RFC 4291: all else is refused by not being in it
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")  # RFC 4291: all other addresses are refused
 _REFUSED_V6 = tuple(
     ipaddress.IPv6Network(text)
     for text in (
-        "2001::/23",  # protocol assignments, Teredo among them, RFC 2928
+        "2001::/23",  # protocol assignments, including Teredo, RFC 2928
         "2001:db8::/32",  # documentation, RFC 3849
         "2002::/16",  # 6to4, RFC 3056
         "3fff::/20",  # documentation, RFC 9637
@@ -82,8 +81,8 @@ _METADATA = frozenset(
         "fe80::a9fe:a9fe",
     )
 )
-_ISATAP = frozenset({0x00005EFE, 0x02005EFE})  # RFC 5214, 6.1: bits 64 to 95, under whatever prefix
-_INNER_DOMAINS = frozenset(  # RFC 2606, 6761, 6762 (appendix G), 7686, 9476, and what platforms use inside
+_ISATAP = frozenset({0x00005EFE, 0x02005EFE})  # RFC 5214, 6.1: bits 64 to 95, under any prefix
+_INNER_DOMAINS = frozenset(  # RFC 2606, 6761, 6762 (appendix G), 7686, 9476, and names of internal networks
     {
         "localhost",
         "localdomain",
@@ -115,7 +114,7 @@ class Refusal:
 
     Attributes:
         name: url, scheme, port, userinfo, name, literal or address (NAMES: `blocked`).
-        why: one sentence for a person, without any address in it.
+        why: one sentence for the endpoint's owner, without any address.
     """
 
     name: str
@@ -124,16 +123,16 @@ class Refusal:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Destination:
-    """A URL that may be tried.
+    """A URL that passed the checks.
 
     Attributes:
         scheme: http or https.
         host: lower-case A-labels without a trailing dot, or an address's canonical text, without brackets.
-        port: the port to dial.
-        target: path and query as the owner wrote them, but non-ASCII percent-encoded (RFC 3987, 3.1).
+        port: the port to connect to.
+        target: path and query as the owner wrote them, with non-ASCII percent-encoded (RFC 3987, 3.1).
         host_header: the value of `Host` (RFC 9112, 3.2).
-        address: the host again if it is a literal address, else None: then what it resolves to is judged.
-        named: the operator opened the host by its name, so that it may resolve to an inner address.
+        address: the host if it is a literal address; None for a name, whose resolved addresses are judged later.
+        named: the operator allowed the host by name, so it may resolve to an internal address.
     """
 
     scheme: str
@@ -149,12 +148,12 @@ JudgeOrigin: TypeAlias = Callable[[str, str], Destination | Refusal]
 
 
 def parse(url: str, policy: EgressPolicy) -> Destination | Refusal:
-    """Decide about a URL as it stands in `endpoints.url`. Never raises, whatever the text; asks no DNS."""
+    """Decide about the text of `endpoints.url`. Never raises, whatever the text; sends no DNS query."""
     return parse_by(functools.partial(judge_origin, policy=policy), url)
 
 
 def parse_by(judge: JudgeOrigin, url: str) -> Destination | Refusal:
-    """Do the same where origins may have been judged before: many endpoints share a few."""
+    """Decide about a URL as `parse` does, but with a caller's `judge`, which may cache the verdict on an origin."""
     if len(url) > URL_LENGTH_MAX:
         return Refusal("url", f"it is longer than {URL_LENGTH_MAX} characters")
     if not url.isprintable() or " " in url or "\\" in url:
@@ -174,15 +173,15 @@ def parse_by(judge: JudgeOrigin, url: str) -> Destination | Refusal:
 
 
 def judge_origin(scheme: str, authority: str, policy: EgressPolicy) -> Destination | Refusal:
-    """Decide about what stands before a URL's path.
+    """Decide about the part of a URL before its path.
 
     Args:
         scheme: http or https.
-        authority: host and port, as they were written.
-        policy: the operator's word.
+        authority: host and port, as written.
+        policy: the operator's settings.
 
     Returns:
-        The destination whose path is `/`.
+        The destination with the path `/`, or the refusal.
     """
     if policy.https_only and scheme != "https":
         return Refusal("scheme", "only https is allowed")
@@ -198,12 +197,14 @@ def judge_origin(scheme: str, authority: str, policy: EgressPolicy) -> Destinati
 
 
 def judge_address(address: str, policy: EgressPolicy, *, named: bool = False) -> Refusal | None:
-    """Decide about one address that a name came to, or that a socket is about to be connected to.
+    """Return the refusal of one resolved address, or None if it is allowed.
+
+    The sender also calls this for the address that a socket is about to connect to.
 
     Args:
-        address: its text; anything that is no plain address is refused, a scope id too.
-        policy: the operator's word.
-        named: the operator opened the host by its name: then all but denied and metadata addresses pass.
+        address: its text; anything but a plain address is refused, including one with a scope id.
+        policy: the operator's settings.
+        named: the operator allowed the host by name; then only denied and metadata addresses are refused.
     """
     try:
         parsed = ipaddress.ip_address(address)
@@ -244,13 +245,13 @@ def _isatap(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def _carried(address: Address) -> Iterator[ipaddress.IPv4Address]:
-    """Yield the IPv4 addresses that an IPv6 one may stand for (RFC 3056, 4291, 4380, 5214, 6052, 6145, 8215)."""
+    """Yield the IPv4 addresses that an IPv6 address may embed (RFC 3056, 4291, 4380, 5214, 6052, 6145, 8215)."""
     if isinstance(address, ipaddress.IPv4Address):
         return
     number = int(address)
     if any(address in network for network in _LAST_32):
         yield ipaddress.IPv4Address(number & 0xFFFFFFFF)
-    if address in _NAT64_LOCAL:  # RFC 6052, 2.2: at a /48 the address lies around bits 64 to 71
+    if address in _NAT64_LOCAL:  # RFC 6052, 2.2: in a /48 the address surrounds bits 64 to 71
         yield ipaddress.IPv4Address((number >> 64 & 0xFFFF) << 16 | number >> 40 & 0xFFFF)
     for carried in (address.sixtofour, _isatap(address)):
         if carried is not None:
@@ -262,7 +263,7 @@ def _carried(address: Address) -> Iterator[ipaddress.IPv4Address]:
 def _split_authority(  # noqa: PLR0911 -- guards, one after another
     authority: str, default_port: int
 ) -> tuple[str, int] | Refusal:
-    """Split `host:port`; the brackets stay on an IPv6 literal."""
+    """Split `host:port`; an IPv6 literal keeps its brackets."""
     if "@" in authority:
         return Refusal("userinfo", "it carries a user name or password: use a header instead")
     if "%" in authority:
@@ -281,7 +282,7 @@ def _split_authority(  # noqa: PLR0911 -- guards, one after another
 
 
 def _target(rest: str) -> str:
-    """Make the request target (RFC 9112, 3.2.1) of what follows the authority; the fragment stays at home."""
+    """Return the request target (RFC 9112, 3.2.1) from the text after the authority; the fragment is dropped."""
     path = rest.partition("#")[0]
     if not path.startswith("/"):
         path = "/" + path
@@ -303,7 +304,7 @@ def _aim(  # noqa: PLR0911 -- guards, one after another
     if name is None:
         return _REFUSED_NAME
     if NUMBER.fullmatch(name.rpartition(".")[2]):
-        # Whatever resolvers make of 2130706433, 0x7f.1 or 127.0.0.1. : only the plain form is taken.
+        # Only the plain form is accepted: resolvers read 2130706433, 0x7f.1 or 127.0.0.1. in different ways.
         if not _DOTTED_QUAD.fullmatch(host) or judge_address(host, policy) is not None:
             return _REFUSED_LITERAL
         return Destination(scheme, host, port, "/", host + shown_port, host)
@@ -322,7 +323,7 @@ def _literal_v6(bracketed: str) -> str | None:
 
 
 def _is_fit(name: str, policy: EgressPolicy) -> bool:
-    """Whether a normalised name may be looked up at all."""
+    """Return True if a normalised name may be looked up at all."""
     if policy.deny.reaches(name):
         return False
     _, dot, top = name.rpartition(".")

@@ -1,14 +1,15 @@
-"""Opens tunnels through the operator's egress proxy (CONNECT, RFC 9110, 9.3.6); says whose fault it is if none opens.
+"""Opens tunnels through the operator's egress proxy (CONNECT, RFC 9110, 9.3.6) and attributes each failure.
 
-The proxy is asked for an address that has been judged, never for a name: it could look the name up once more and
-come to another answer. Everything goes through a tunnel, plain http as well, because a proxy that is sent an
-`http://` request puts the host of the request line into `Host` (RFC 9112, 3.2.2) and so wants the name. What
-travels in the tunnel is what would travel without a proxy, and the proxy's password is not part of it.
+CONNECT names an address that has been judged, never a host name: the proxy might resolve the name to another address.
+Plain http also uses a tunnel. Otherwise the proxy would need the name, because it replaces `Host` by the host of the
+request line (RFC 9112, 3.2.2). The bytes in the tunnel are the same as without a proxy; the proxy's password is not
+among them.
 
-A proxy that is away, refuses us or answers nonsense is the operator's trouble: the attempt is `failed`, which counts
-against no endpoint. Only where it says in so many words that the destination could not be reached is it theirs.
+If the proxy is unreachable, refuses the daemon or sends an invalid response, the fault is the operator's: the attempt
+is `failed` and counts against no endpoint. It counts against the endpoint only if the proxy explicitly reports that
+the destination could not be reached.
 
-Never here: what may be reached (egress/destination.py), TLS to the receiver, aiohttp.
+Never here: which destinations are allowed (egress/destination.py), TLS to the receiver, aiohttp.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Final
 from pghookd.model.delivery import Fault, Outcome
 from pghookd.settings.network import Proxy
 
-ADDRESSES_MAX = 4  # of one name are tried: each is a connection of its own
+ADDRESSES_MAX = 4  # addresses of one name that are tried, each with its own connection to the proxy
 HEAD_BYTES_MAX = 16384
 LOOKUP_KEPT_S = 10.0
 
@@ -37,7 +38,7 @@ _REFUSED = Fault(Outcome.UNREACHABLE, "refused")
 _RESET = Fault(Outcome.UNREACHABLE, "reset")
 _NO_ROUTE = Fault(Outcome.UNREACHABLE, "no_route")
 _TOO_LATE = Fault(Outcome.TIMEOUT, "connect")
-_THEIRS: Final = {  # RFC 9209, 2.3: what is the destination's trouble
+_THEIRS: Final = {  # RFC 9209, 2.3: errors of the destination
     b"connection_refused": _REFUSED,
     b"connection_terminated": _RESET,
     b"connection_timeout": _TOO_LATE,
@@ -55,10 +56,10 @@ _THEIRS_BY_ERRNO: Final = {
 
 
 class NoTunnel(Exception):  # noqa: N818 -- an answer, not an error
-    """There is no way through the proxy.
+    """The proxy opened no tunnel.
 
     Attributes:
-        fault: what the attempt comes to.
+        fault: the result of the attempt.
     """
 
     def __init__(self, fault: Fault) -> None:
@@ -67,11 +68,11 @@ class NoTunnel(Exception):  # noqa: N818 -- an answer, not an error
 
 
 class Tunnels:
-    """Opens tunnels through one proxy. Use it within one loop.
+    """Opens tunnels through one proxy. Use it within one event loop.
 
     Args:
-        proxy: where it is.
-        context: how a proxy that is spoken to in TLS is verified.
+        proxy: the proxy's address and credentials.
+        context: verifies the proxy if it is reached over TLS.
     """
 
     def __init__(self, proxy: Proxy, context: ssl.SSLContext) -> None:
@@ -79,21 +80,21 @@ class Tunnels:
         self._context = context if proxy.is_tls else None
         self._found: tuple[str, ...] = ()
         self._found_until = 0.0
-        self._last_opened = 0.0  # when the proxy last did what it is for; by the loop's clock
+        self._last_opened = 0.0  # when the proxy last opened a tunnel, by the loop's clock
 
     async def open(self, addresses: Sequence[str], port: int, budget_s: float) -> asyncio.Transport:
         """Open a tunnel to the first address that can be reached.
 
         Args:
-            addresses: as text, of either family, all judged. IPv4 goes first: whether the proxy has IPv6 is not known.
-            port: of all of them.
-            budget_s: seconds for all.
+            addresses: judged addresses of either family. IPv4 goes first, because the proxy may have no IPv6.
+            port: the port of every address.
+            budget_s: seconds for all addresses together.
 
         Returns:
-            A transport in whose place nothing has been read or written yet.
+            A transport on which no byte of the tunnel has been read or written yet.
 
         Raises:
-            NoTunnel: with what the first address came to.
+            NoTunnel: no address could be reached; it has the fault of the first address.
         """
         deadline = asyncio.get_running_loop().time() + budget_s
         first: NoTunnel | None = None
@@ -134,7 +135,7 @@ class Tunnels:
         raise _ours(_dial_error(error)) from error
 
     async def _addresses(self) -> tuple[str, ...]:
-        """Look the proxy up, seldom; what was found once is better than nothing."""
+        """Return the proxy's addresses, resolved at most every 10 s; if a lookup fails, the previous ones."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._found_until:
             try:
@@ -157,7 +158,7 @@ class Tunnels:
             async with asyncio.timeout_at(deadline):
                 head = await answer.head
         except TimeoutError as exc:
-            # A proxy that opens tunnels for others meanwhile is well: it is the destination that keeps it waiting.
+            # If the proxy opened another tunnel meanwhile, the proxy works and the destination is slow.
             raise (NoTunnel(_TOO_LATE) if self._last_opened > asked_at else _ours("timeout")) from exc
         except OSError as exc:
             raise _ours("reset") from exc
@@ -181,7 +182,7 @@ class Tunnels:
 
 
 class _Answer(asyncio.Protocol):
-    """Collects the head of the proxy's answer; what follows it is not ours to read."""
+    """Collects the head of the proxy's response; later bytes belong to the tunnel."""
 
     def __init__(self) -> None:
         self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -193,7 +194,7 @@ class _Answer(asyncio.Protocol):
         self._data += data
         end = self._data.find(b"\r\n\r\n")
         if end >= 0:
-            # Whatever comes after a 2xx head would come from the tunnel, in which nobody has spoken yet.
+            # Bytes after a 2xx head make it invalid: neither side has sent anything in the tunnel yet.
             early = self._data[end + 4 :] and self._data[9:10] == b"2"
             self.head.set_result(b"" if early else bytes(self._data[:end]))
         elif len(self._data) > HEAD_BYTES_MAX:
@@ -203,7 +204,7 @@ class _Answer(asyncio.Protocol):
         del exc
         if not self.head.done():
             self.head.set_exception(ConnectionResetError())
-            self.head.exception()  # seen: who asked may be gone
+            self.head.exception()  # mark it as retrieved: the waiting task may be gone
 
 
 def _ours(detail: str) -> NoTunnel:
@@ -217,9 +218,9 @@ def _dial_error(exc: OSError) -> str:
 
 
 def _refusal(head: bytes) -> Fault | None:
-    """Read what a proxy says of the destination; None: nothing."""
+    """Return the destination's fault as the proxy reports it, or None if it reports none."""
     told = _PROXY_ERROR.findall(head)
-    if told:  # the last one was added nearest to us
+    if told:  # the nearest proxy adds the last one
         return _THEIRS.get(told[-1].lower())
     number = _SQUID_ERROR.search(head)
     return _THEIRS_BY_ERRNO.get(int(number[1])) if number else None

@@ -1,10 +1,9 @@
-"""Turns host names into addresses, and refuses the whole answer if any address of it is not allowed.
+"""Resolves host names to addresses, and refuses the whole answer if any address in it is not allowed.
 
-The second of the gates between a customer's URL and the inside of the house: a public name may point to an
-inner address, now or at the next lookup. A mixed answer is an attack or a fault, so nothing of it is used:
-a connector that is given one good and one bad address tries them all. Lookups are made by c-ares, which
-holds no thread while it waits; with `getaddrinfo` in a thread pool a dozen dead zones would stop every
-other lookup for a minute.
+This is the second SSRF check: a public name may resolve to an internal address, now or at the next lookup. A mixed
+answer is an attack or a fault, and the connector would try all its addresses, so none is used. c-ares makes the
+lookups, because it needs no thread while it waits. With `getaddrinfo` in a thread pool, a dozen unresponsive zones
+would block every other lookup for a minute.
 
 Never here: the rules themselves (egress/destination.py), a cache (the connector and c-ares have theirs), retries.
 """
@@ -34,7 +33,7 @@ class AddressRefused(OSError):  # noqa: N818 -- a verdict, not an error; OSError
     """An address is not allowed.
 
     Attributes:
-        refusal: why. The exception's text holds no address.
+        refusal: the reason. The exception's text contains no address.
     """
 
     TEXT = "destination refused"
@@ -45,18 +44,18 @@ class AddressRefused(OSError):  # noqa: N818 -- a verdict, not an error; OSError
 
 
 class NameUnknown(OSError):  # noqa: N818 -- an answer, as above
-    """A name came to no address: it does not exist, has none, or nobody answered in time."""
+    """A name has no address: it does not exist, has no address record, or no name server answered in time."""
 
 
 class GuardedResolver(AbstractResolver):
-    """The resolver of the connector: absolute names, a budget of 3 s, every address judged.
+    """The connector's resolver: absolute names, a budget of 3 s, every address judged.
 
     Args:
-        policy: what addresses are allowed.
-        nameservers: `address` or `address:port`; those of the system if None.
+        policy: decides which addresses are allowed.
+        nameservers: `address` or `address:port`; None for those of the system.
         budget_s: seconds for one lookup, all tries together.
-        forget_s: seconds after which what c-ares remembers of earlier answers is dropped. It has no bound in
-            number, and keeps "no such address" for up to an hour.
+        forget_s: seconds after which the cache of c-ares is emptied. That cache has no limit on its size, and keeps
+            "no such address" for up to an hour.
     """
 
     def __init__(
@@ -76,18 +75,18 @@ class GuardedResolver(AbstractResolver):
             timeout=_QUERY_TIMEOUT_S,
             tries=_QUERY_TRIES,
             # Names are absolute: no search list, no aliases from the environment. A trailing dot would
-            # say the same, but then the hosts file does not match.
+            # have the same effect, but then the hosts file does not match.
             flags=pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS,
         )
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Look a host up.
+        """Resolve a host.
 
         Raises:
             AddressRefused: at least one address is not allowed.
-            NameUnknown: there is no address.
+            NameUnknown: the host has no address.
         """
         addresses = await self._look_up(host, family)
         named = self._policy.names(host)
@@ -114,16 +113,16 @@ class GuardedResolver(AbstractResolver):
         if now < self._forget_at:
             return
         self._forget_at = now + self._forget_s
-        with contextlib.suppress(pycares.AresError):  # the old memory is better than no lookup
-            self._dns._channel.reinit()  # noqa: SLF001 -- nothing public empties it; tests/component/test_resolver.py pins it
+        with contextlib.suppress(pycares.AresError):  # an old cache is better than no lookup
+            self._dns._channel.reinit()  # noqa: SLF001 -- no public method empties the cache; tests/component/test_resolver.py pins it
 
     async def close(self) -> None:
-        """End lookups that are under way and let go of the sockets."""
+        """Cancel pending lookups and close the sockets."""
         await self._dns.close()
 
 
 def _text(sockaddr: tuple[bytes, int] | tuple[bytes, int, int, int]) -> str:
-    """Give an address as text; a scope id stays visible, so that it is refused."""
+    """Return an address as text; a scope id is kept, so that the address is refused."""
     address = sockaddr[0].decode("ascii")
     scope = sockaddr[3] if len(sockaddr) > 3 else 0  # noqa: PLR2004 -- the shape of an AF_INET6 sockaddr
     return f"{address}%{scope}" if scope else address

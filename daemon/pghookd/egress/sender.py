@@ -1,28 +1,28 @@
-"""Sends requests: one POST, one answer, never an exception but cancellation.
+"""Sends requests: one POST returns one answer and raises nothing but cancellation.
 
-It speaks to aiohttp's connector and response parser directly and leaves its client session out: cookies,
-redirects, proxies of the environment, decompression and header merging do not exist at that level, and
-a request costs a third.
+It uses aiohttp's connector and response parser directly, without the client session. At that level there are no
+cookies, redirects, proxies from the environment, decompression or header merging, and a request costs a third.
 
-What it leans on that aiohttp does not promise (hence `aiohttp < 4`; tests/component/test_http.py pins it):
+The sender relies on the following, which aiohttp does not guarantee (hence `aiohttp < 4`; tests/component/test_http.py
+pins it):
 
-- `TCPConnector.connect(req, traces, timeout)` reads of the request only what `_Request` has, and takes
-  a connection from its pool without giving up the loop;
-- connections are shared by `ConnectionKey` alone, of which `proxy_headers_hash` is any number (ours: of a client
-  certificate) where there is no proxy that aiohttp knows of;
-- `connector._create_connection` opens a connection where the pool has none, and may be another's work (with
-  a proxy it is); `_resolve_host` asks the resolver, through the cache; `_get_ssl_context` says how TLS is to be, and
-  takes the request's own context where it has one;
-- `connector._factory` makes the protocol of each connection; the argument of `socket_factory` ends in the
-  sockaddr about to be dialled;
-- `ResponseHandler`: `set_response_params` makes the parser, which may go on to the next response; its
-  `feed_eof()` says None exactly when it stands between two (of the parser in Python: `_tail` and `_lines` are
-  empty); `read()` gives queued messages before the exception; `_payload` is the body being received;
-  `should_close`, `abort()`, `set_exception`;
-- `StreamReader`: `wait_eof` ends with the body, `_buffer` holds what came of it;
-- where several addresses failed, the connector raises an OSError that only quotes their errors.
+- `TCPConnector.connect(req, traces, timeout)` reads only the attributes that `_Request` has, and takes a connection
+  from its pool without yielding to the event loop;
+- connections are shared by `ConnectionKey` alone; without a proxy known to aiohttp its `proxy_headers_hash` may be any
+  number (here the identity of a client certificate);
+- `connector._create_connection` opens a connection if the pool has none, and may be overridden (for a proxy it is);
+  `_resolve_host` calls the resolver, through the cache; `_get_ssl_context` returns the TLS context, which is the
+  request's own if it has one;
+- `connector._factory` makes the protocol of each connection; the argument of `socket_factory` ends with the sockaddr
+  to connect to;
+- `ResponseHandler`: `set_response_params` makes the parser, which may be reused for the next response; its
+  `feed_eof()` returns None only between two responses (in the pure Python parser `_tail` and `_lines` are empty then);
+  `read()` returns queued messages before it raises; `_payload` is the body being received; `should_close`, `abort()`
+  and `set_exception` exist;
+- `StreamReader`: `wait_eof` returns at the end of the body, `_buffer` has the bytes received of it;
+- if several addresses fail, the connector raises an OSError that only quotes their errors.
 
-Never here: what an answer means (webhook/judge.py), what may be reached (egress/destination.py), signing,
+Never here: what an answer means (webhook/judge.py), which destinations are allowed (egress/destination.py), signing,
 retries.
 """
 
@@ -61,19 +61,21 @@ from pghookd.model.client_certificate import ClientCertificate
 from pghookd.model.delivery import Answer, Fault, Outcome, Reply
 from pghookd.settings.network import EgressPolicy, Proxy
 
-KEEPALIVE_S = 4.0  # servers often close after 5 s: be first
+KEEPALIVE_S = 4.0  # shorter than the 5 s after which servers often close
 RESPONSE_SLACK_BYTES = (
-    65536  # beyond what is stored: heads, framing, a body worth draining to keep the connection
+    65536  # beyond the stored part: heads, framing, and a body worth reading to keep the connection
 )
-PIECE_BYTES = 64  # what a piece counts for beside its bytes: one of two bytes takes about that much to hold
+PIECE_BYTES = 64  # added to each piece's length: the memory overhead of a small piece
 SWEEP_S = 0.25
-CROWDED_S = 0.25  # a new connection without a byte, and an idle one beside it, for so long: one is closed for the other
+CROWDED_S = 0.25  # if new connections are silent this long, idle ones to the same origin are closed
 DNS_CACHE_S = 10
 DNS_CACHE_MAX = 4096
-BIG_BODY_BYTES = 16384  # from here on copying head and body together costs more than a second piece
+BIG_BODY_BYTES = 16384  # from this size on, joining head and body costs more than writing two pieces
 
-_ALPN: Final = ("http/1.1",)  # nothing else is spoken here
-_INTERIM: Final = frozenset(range(100, 200)) - {101}  # RFC 9110, 15.2; nobody asked to switch protocols
+_ALPN: Final = ("http/1.1",)  # the only protocol that is supported
+_INTERIM: Final = frozenset(range(100, 200)) - {
+    101
+}  # RFC 9110, 15.2; 101 is an error: no upgrade was requested
 _STATUS_FIRST, _STATUS_LAST = 200, 599
 _REDIRECTS_FROM = 300
 _NEVER: Final = float("inf")
@@ -81,24 +83,24 @@ _TUNNEL_SHARE: Final = 0.95
 _HERE: Final = "127.0.0.1"
 _RETRY_AFTER, _CONTROL, _LOCATION = istr("Retry-After"), istr("Webhook-Delivery"), istr("Location")
 _NO_TRACES: list[aiohttp.tracing.Trace] = []
-_PURE_PYTHON = aiohttp.http.HttpResponseParser is HttpResponseParserPy  # its feed_eof is not as exact
+_PURE_PYTHON = aiohttp.http.HttpResponseParser is HttpResponseParserPy  # its feed_eof is less exact
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _QUOTED_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
-# Whether the host being connected to was opened by its name; only the socket guard reads it.
+# True if the operator allowed the host being connected to by name; only the address checks read it.
 _named: contextvars.ContextVar[bool] = contextvars.ContextVar("_named", default=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Host:
-    """What the connector reads of a request's URL."""
+    """The part of a request's URL that the connector reads."""
 
     raw_host: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Request:
-    """What the connector reads of a request."""
+    """The part of a request that the connector reads."""
 
     url: _Host
     port: int
@@ -106,7 +108,7 @@ class _Request:
     ssl: bool | ssl.SSLContext = True  # meaning: verify with the connector's own context
     proxy: None = None
     server_hostname: None = None
-    certificate: ClientCertificate | None = None  # for ourselves
+    certificate: ClientCertificate | None = None  # read by _Connector, not by aiohttp
 
     def is_ssl(self) -> bool:
         return self.connection_key.is_ssl
@@ -114,9 +116,9 @@ class _Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """An endpoint's URL made ready: kept by the caller as long as the URL stays the same."""
+    """An endpoint's prepared URL; the caller keeps it until the URL changes."""
 
-    prefix: bytes = dataclasses.field(repr=False)  # the path may hold a customer's token
+    prefix: bytes = dataclasses.field(repr=False)  # the path may contain a customer's token
     request: _Request = dataclasses.field(repr=False)
     named: bool = False
 
@@ -130,19 +132,19 @@ class _TooMuch(Exception):  # noqa: N818 -- a signal of the byte budget
 
 
 class _Wire(ResponseHandler):
-    """One connection: aiohttp's protocol with a byte budget, a deadline and a parser that stays."""
+    """One connection: aiohttp's protocol with a byte budget, a deadline and a parser for all its responses."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wires: set[_Wire], budget: int) -> None:
         super().__init__(loop)
         self._wires = wires
         self._budget = budget
-        self._heard = bytearray()  # of the response being received
-        self._room = 0  # bytes still welcome; between requests none are
+        self._heard = bytearray()  # bytes of the response being received
+        self._room = 0  # bytes still accepted; 0 between requests
         self.deadline = _NEVER  # monotonic seconds
         self.used = 0  # requests begun
-        self.key: ConnectionKey | None = None  # of the origin, once a request has begun
-        self.begun_at = _NEVER  # monotonic seconds, of the first request
-        self.idle_at = _NEVER  # monotonic seconds, since it is kept without a request
+        self.key: ConnectionKey | None = None  # the origin's key; None until a request has begun
+        self.begun_at = _NEVER  # monotonic seconds, start of the first request
+        self.idle_at = _NEVER  # monotonic seconds from which the connection is idle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -153,14 +155,14 @@ class _Wire(ResponseHandler):
         payload = self._payload
         self._wires.discard(self)
         super().connection_lost(exc)
-        if payload is not None:  # after broken framing the parser leaves it open, and nobody else ends it
+        if payload is not None:  # after invalid framing the parser leaves it open
             _end_payload(payload, aiohttp.ClientPayloadError("the connection was lost"))
 
     def _make_parser(self) -> None:
-        """Make a parser that never pauses: the byte budget bounds what it holds.
+        """Make a parser that never pauses reading, because the byte budget already limits its memory.
 
         A body without a length ends with the connection (RFC 9112, 6.3). aiohttp pauses beyond twice
-        `read_bufsize`, or a sixteenth of it in chunks, of which the smallest takes 6 bytes.
+        `read_bufsize` bytes, or a sixteenth of it in number of chunks; the smallest chunk is 6 bytes.
         """
         self.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=4 * self._budget)
 
@@ -172,25 +174,25 @@ class _Wire(ResponseHandler):
         self._room = self._budget
 
     def end(self) -> None:
-        """Expect nothing any more: what a peer sends unasked ends the connection."""
+        """Expect no more bytes: anything that the peer sends now closes the connection."""
         self.deadline = self.begun_at = _NEVER
         self._room = 0
         self._heard.clear()
 
     def is_between(self) -> bool:
-        """Whether it stands exactly between two responses: no byte of a next one, no unread rest."""
+        """Return True if the parser is exactly between two responses: no unread byte of either."""
         if self._parser is None or self.should_close:
             return False
         if _PURE_PYTHON:
             return not (self._parser._tail or self._parser._lines)  # noqa: SLF001 -- the list at the top
         try:
             return self._parser.feed_eof() is None
-        except Exception:  # noqa: BLE001 -- it found the beginning of something, and that is broken
+        except Exception:  # noqa: BLE001 -- the parser has the beginning of an invalid message
             return False
 
     @property
     def silent(self) -> bool:
-        """Whether not a byte of the response has come."""
+        """Return True if no byte of the response has arrived."""
         return not self._heard
 
     def data_received(self, data: bytes) -> None:
@@ -209,7 +211,7 @@ class _Wire(ResponseHandler):
         self.give_up(_TooMuch())
 
     def give_up(self, why: Exception) -> None:
-        """End the request with an exception and the connection with it."""
+        """End the request with an exception, and close the connection."""
         self.deadline = _NEVER
         if self._payload is not None:
             _end_payload(self._payload, why)
@@ -218,7 +220,7 @@ class _Wire(ResponseHandler):
             self.transport.abort()
 
     def salvage(self) -> RawResponseMessage | None:
-        """Find the head of a response whose rest could not be parsed: the parser dropped both together."""
+        """Return the head of a response whose body could not be parsed, or None; the parser dropped both."""
         data = bytes(self._heard)
         self._make_parser()
         parser = self._parser
@@ -226,7 +228,7 @@ class _Wire(ResponseHandler):
         for match in _HEAD_END.finditer(data):
             try:
                 messages, _, _ = parser.feed_data(data[start : match.end()])  # type: ignore[union-attr] # just made
-            except Exception:  # noqa: BLE001 -- whatever it is, this is no response
+            except Exception:  # noqa: BLE001 -- any parser error means that this is not a response
                 return None
             if messages and messages[-1][0].code >= _STATUS_FIRST:
                 return cast("RawResponseMessage", messages[-1][0])
@@ -235,7 +237,7 @@ class _Wire(ResponseHandler):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """The same pool; new connections to those who want to see a client certificate are made with it."""
+    """aiohttp's connection pool; new connections present the request's client certificate if it has one."""
 
     contexts: ClientContexts
 
@@ -261,7 +263,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class _ProxiedConnector(_Connector):
-    """The same pool, but new connections are tunnels through a proxy; its own address is no customer's choice."""
+    """The same pool with tunnels as new connections; the proxy's own address is trusted, as no customer chose it."""
 
     tunnels: Tunnels
     policy: EgressPolicy
@@ -274,7 +276,7 @@ class _ProxiedConnector(_Connector):
     ) -> ResponseHandler:
         host, port = str(req.url.raw_host), int(req.port or 0)
         addresses = await self._judged(req, host, port, traces)
-        # A little less than the connector's own time, which could not say whose fault it was.
+        # A little less than the connector's own timeout, whose error could not be attributed.
         transport = await self.tunnels.open(addresses, port, _TUNNEL_SHARE * (timeout.connect or 0))
         wire = self._factory()
         try:
@@ -287,7 +289,7 @@ class _ProxiedConnector(_Connector):
     async def _judged(
         self, req: ClientRequest, host: str, port: int, traces: list[aiohttp.tracing.Trace]
     ) -> list[str]:
-        """Give the addresses of a host: the last gate, where there is no socket of ours to judge."""
+        """Return the judged addresses of a host: the last check with a proxy, as the daemon opens no socket to it."""
         try:
             found = [each["host"] for each in await self._resolve_host(host, port, traces)]
         except OSError as exc:
@@ -302,35 +304,35 @@ class _ProxiedConnector(_Connector):
 async def _hand_over(
     transport: asyncio.Transport, wire: ResponseHandler, context: ssl.SSLContext | None, host: str
 ) -> None:
-    """Let a connection go on through a tunnel as if it began here."""
+    """Start a connection on a tunnel as if it had just been opened."""
     if context is None:
         transport.set_protocol(wire)
         wire.connection_made(transport)
         return
     within = await asyncio.get_running_loop().start_tls(transport, wire, context, server_hostname=host)
-    if within is None:  # the peer was gone
+    if within is None:  # the peer has closed the connection
         raise ConnectionResetError
     wire.connection_made(within)
 
 
 class Sender:
-    """Makes the requests of one daemon. An async context manager; use it within one loop.
+    """Makes the requests of one daemon. An async context manager; use it within one event loop.
 
     Args:
-        policy: what may be reached.
-        connections_max: requests at a time; at most twice as many connections are kept open.
-        connect_timeout_s: for DNS, TCP and TLS of a new connection together.
-        response_bytes_max: how much of a response's body is kept.
-        resolver: for tests; a `GuardedResolver` if None.
+        policy: which destinations are allowed.
+        connections_max: concurrent requests; at most twice as many connections are kept open.
+        connect_timeout_s: limit for DNS, TCP and TLS of a new connection together.
+        response_bytes_max: bytes of a response's body that are kept.
+        resolver: for tests; None for a `GuardedResolver`.
         monotonic: a clock in seconds.
-        ssl_context: for tests; made by `trust` if None.
+        ssl_context: for tests; None for the context that `trust` makes.
         ca_file: further trust anchors in PEM (setting `egress.ca_file`).
-        proxy: what every connection goes through (setting `egress.proxy`); None: straight.
+        proxy: the proxy for every connection (setting `egress.proxy`); None if connections are direct.
 
     Attributes:
-        diverted_to: a port of 127.0.0.1 that gets every request instead of its destination, in the clear and as
-            it would have been; set it before `aim`. Nothing else is asked or dialled then. None: off.
-        in_flight: requests begun and not ended.
+        diverted_to: a port of 127.0.0.1 that gets every request instead of its destination, unencrypted and otherwise
+            unchanged; then nothing else is resolved or connected to. Set it before `aim`. None if off.
+        in_flight: requests that have begun and not ended.
     """
 
     diverted_to: int | None = None
@@ -380,11 +382,11 @@ class Sender:
             await self._resolver.close()
 
     def aim(self, url: str, certificate: ClientCertificate | None = None) -> Target | Fault:
-        """Decide about a URL and make it ready. No I/O; a Fault is always BLOCKED.
+        """Judge a URL and prepare it for requests. No I/O; a Fault is always BLOCKED.
 
         Args:
-            url: the endpoint's.
-            certificate: shown in the handshake. No connection is shared with a target that has not the same one.
+            url: the endpoint's URL.
+            certificate: presented in the TLS handshake; only targets with the same certificate share connections.
         """
         aimed = parse_by(self._judge, url)
         if isinstance(aimed, Refusal):
@@ -413,14 +415,14 @@ class Sender:
         """Send one request and read its response.
 
         Args:
-            target: what `aim` made of the endpoint's URL.
-            head: all header lines after `host`, `content-length` among them, ending in the empty line.
-            body: as long as `content-length` says.
-            timeout_s: seconds from now to the response's last byte, connecting included; exact to 0.3 s.
-            kept_bytes: how much of the response's body is kept, at the most 65,536; None: `response_bytes_max`.
+            target: the result of `aim` for the endpoint's URL.
+            head: all header lines after `host`, including `content-length` and the final empty line.
+            body: exactly `content-length` bytes.
+            timeout_s: seconds from now to the response's last byte, including connecting; exact to 0.3 s.
+            kept_bytes: bytes of the response's body to keep, at most 65,536; None for `response_bytes_max`.
 
         Returns:
-            A Reply as soon as a final head was received, whatever then became of the body; else a Fault.
+            A Reply if a final head was received, even if the body then failed; otherwise a Fault.
         """
         deadline = self._monotonic() + timeout_s
         if not self.in_flight:
@@ -431,7 +433,7 @@ class Sender:
                 connection = await self._connect(target, timeout_s)
             except NoTunnel as exc:
                 return exc.fault
-            except Exception as exc:  # noqa: BLE001 -- foreign exceptions end here, each with a name
+            except Exception as exc:  # noqa: BLE001 -- foreign exceptions end here, each as a named fault
                 return _connect_fault(exc)
             wire = cast("_Wire", connection.protocol)
             whole = False
@@ -457,7 +459,7 @@ class Sender:
             self._land()
 
     def _land(self) -> None:
-        """Count a request that has ended."""
+        """Record that a request has ended."""
         self.in_flight -= 1
         if not self.in_flight:
             self._idle.set()
@@ -478,7 +480,7 @@ class Sender:
             _named.reset(token)
 
     def _finish(self, connection: Connection, wire: _Wire, *, whole: bool) -> None:
-        """Keep the connection, or end it; by `abort`, because a stalled peer never takes a farewell."""
+        """Keep the connection or abort it; a stalled peer never completes a graceful close."""
         wire.end()
         keep = whole and len(self._wires) <= 2 * self._connections_max
         if keep and _is_flushed(wire) and wire.is_between():
@@ -489,8 +491,8 @@ class Sender:
             connection.close()
 
     def _timeout(self, timeout_s: float) -> aiohttp.ClientTimeout:
-        """Bound the making of a connection; kept because the few values recur."""
-        if len(self._timeouts) >= 1000:  # noqa: PLR2004 -- a bound, any will do
+        """Return the limit for making a connection, cached because few values occur."""
+        if len(self._timeouts) >= 1000:  # noqa: PLR2004 -- an arbitrary bound
             self._timeouts.clear()
         made = aiohttp.ClientTimeout(connect=min(self._connect_timeout_s, timeout_s), ceil_threshold=3600)
         self._timeouts[timeout_s] = made
@@ -520,7 +522,7 @@ class Sender:
         return connector
 
     def _open_socket(self, info: AddrInfoType) -> socket.socket:
-        """Judge the very address that is about to be dialled: the last gate, whoever resolved it."""
+        """Judge the address that is about to be connected to: the last check, whatever resolved it."""
         family, kind, protocol, _, sockaddr = info
         if self.diverted_to is None or sockaddr[:2] != (_HERE, self.diverted_to):
             refusal = judge_address(str(sockaddr[0]), self._policy, named=_named.get())
@@ -537,10 +539,10 @@ class Sender:
         self._make_way(now - CROWDED_S)
 
     def _make_way(self, before: float) -> None:
-        """Close idle connections to origins that leave new connections without an answer.
+        """Close idle connections to origins that do not answer on new connections.
 
-        A receiver that serves one connection at a time reads from the one that is kept open, and never comes to the
-        others. Where it serves many, nothing is lost but a connection that nobody needed just now.
+        A receiver that serves one connection at a time reads from the open idle one and never serves the others. For a
+        receiver that serves many, closing an idle connection costs little.
         """
         crowded = {
             wire.key for wire in self._wires if wire.used == 1 and wire.silent and wire.begun_at < before
@@ -561,26 +563,26 @@ def _write(wire: _Wire, head: bytes, body: bytes) -> None:
 
 
 def _is_flushed(wire: _Wire) -> bool:
-    """Whether the peer took the whole request; one that answers early may never do."""
+    """Return True if the whole request was sent; a peer that answers early may never read all of it."""
     return wire.transport is not None and not wire.transport.get_write_buffer_size()
 
 
 def _end_payload(payload: StreamReader, why: Exception) -> None:
-    """Wake who waits for the rest of a body that will not come; a complete one stays as it is."""
+    """End an incomplete body with an exception, which wakes its reader; leave a complete one unchanged."""
     if not payload.is_eof() and payload.exception() is None:
         payload.set_exception(why)
 
 
 async def _read_body(payload: StreamReader) -> bytes:
-    """Read a body to its end; one that fails or stalls gives what came of it."""
+    """Read a body to its end; if it fails or stalls, return the bytes received so far."""
     if payload is EMPTY_PAYLOAD:
         return b""
     try:
         if not payload.is_eof() and payload.exception() is None:
             await payload.wait_eof()
-    except Exception:  # noqa: BLE001, S110 -- the head has decided; the body is an illustration
+    except Exception:  # noqa: BLE001, S110 -- the head decides the outcome; the body is only stored
         pass
-    # read_nowait would raise what ended the body, and feeds the parser once more for nothing.
+    # read_nowait would raise the body's exception, and needlessly feed the parser again.
     return b"".join(payload._buffer)  # noqa: SLF001 -- the list at the top
 
 
@@ -605,12 +607,12 @@ def _reply(message: RawResponseMessage, body: bytes) -> Answer:
 
 
 def _clean(value: str) -> str:
-    """Take out the lone surrogates that stand for bytes outside UTF-8: Postgres refuses them."""
+    """Replace the lone surrogates that represent bytes outside UTF-8, because Postgres rejects them."""
     return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _exchange_fault(exc: Exception, wire: _Wire) -> Answer:
-    """Name what ended a request on a connection that stood."""
+    """Return the answer for a request that failed on an established connection."""
     if isinstance(exc, _Overdue):
         return Fault(Outcome.TIMEOUT, "response")
     if isinstance(exc, _TooMuch):
@@ -632,7 +634,7 @@ def _loss(exc: Exception, wire: _Wire) -> Fault:
 
 
 def _connect_fault(exc: Exception) -> Fault:
-    """Name what stood in the way of a connection."""
+    """Return the fault for a connection that could not be made."""
     cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
     if isinstance(cause, AddressRefused):
         return Fault(Outcome.BLOCKED, cause.refusal.name)
@@ -649,19 +651,19 @@ def _connect_fault(exc: Exception) -> Fault:
 
 # X509_V_ERR_* of OpenSSL
 _CERTIFICATE_FAULTS = {
-    9: "tls_expired",  # not valid yet: the same mistake, the other end
+    9: "tls_expired",  # not valid yet
     10: "tls_expired",
     32: "tls_untrusted: not_ca",  # the issuer's key usage has no keyCertSign
     62: "tls_name",  # host
     64: "tls_name",  # IP address
     66: "tls_untrusted: weak",  # the system's OpenSSL refuses a key of this length
     67: "tls_untrusted: weak",  # the same for an issuer's key
-    68: "tls_untrusted: weak",  # an issuer signs with SHA-1 or less
-    79: "tls_untrusted: not_ca",  # the issuer's basicConstraints do not say CA:TRUE
+    68: "tls_untrusted: weak",  # an issuer signs with SHA-1 or weaker
+    79: "tls_untrusted: not_ca",  # the issuer's basicConstraints lack CA:TRUE
 }
 _OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL})
-_OS_FAULTS = {  # the most telling first, where several addresses failed
-    errno.EPERM: Fault(Outcome.BLOCKED, "address"),  # the kernel's own gate (the unit's IPAddressDeny)
+_OS_FAULTS = {  # the most specific first, for when several addresses failed
+    errno.EPERM: Fault(Outcome.BLOCKED, "address"),  # the kernel's own check (the unit's IPAddressDeny)
     errno.EACCES: Fault(Outcome.BLOCKED, "address"),
     errno.ECONNREFUSED: Fault(Outcome.UNREACHABLE, "refused"),
     errno.ECONNRESET: Fault(Outcome.UNREACHABLE, "reset"),

@@ -1,9 +1,9 @@
-"""Trust anchors, and the TLS contexts made of them: the same rules on every Python.
+"""TLS contexts and their trust anchors, with the same rules on every Python.
 
-From 3.13 on Python refuses certificates that break RFC 5280 in form (`VERIFY_X509_STRICT`) and takes an intermediate
-certificate for an anchor (`VERIFY_X509_PARTIAL_CHAIN`); before it does neither. A new Python must not end deliveries
-to receivers behind an old private authority, so both are set here. What is verified stays: signatures, dates, host
-names, and that each issuer is an authority (basicConstraints `CA:TRUE`, and key usage `keyCertSign` if it names any).
+From 3.13 on, Python refuses certificates that violate the form of RFC 5280 (`VERIFY_X509_STRICT`) and accepts an
+intermediate certificate as an anchor (`VERIFY_X509_PARTIAL_CHAIN`). Older versions do neither. A new Python must not
+end deliveries to receivers with an old private CA, so both flags are set here. Still verified are signatures, dates,
+host names, and that each issuer is a CA (basicConstraints `CA:TRUE`, and key usage `keyCertSign` if it has one).
 
 Never here: client certificates, verification switched off.
 """
@@ -16,14 +16,14 @@ from collections.abc import Sequence
 
 
 def trust(ca_file: str | None = None, alpn: Sequence[str] = ()) -> ssl.SSLContext:
-    """Make a TLS context: the system's trust anchors, host names checked, TLS 1.2 or later.
+    """Return a TLS context with the system's trust anchors, host name checks and TLS 1.2 or later.
 
     Args:
         ca_file: a PEM file with further trust anchors, roots or intermediates (setting `egress.ca_file`).
-        alpn: protocols to offer; empty: none are named.
+        alpn: protocols to offer; if empty, ALPN is not used.
 
     Raises:
-        OSError: the file cannot be read, or holds no certificate (`ssl.SSLError`).
+        OSError: the file cannot be read, or contains no certificate (`ssl.SSLError`).
     """
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -37,14 +37,14 @@ def trust(ca_file: str | None = None, alpn: Sequence[str] = ()) -> ssl.SSLContex
 
 
 def anchors(ca_file: str | None = None) -> bool:
-    """Whether there is any trust anchor, of the system or in the file.
+    """Return True if there is any trust anchor, in the system or in the file.
 
     Raises:
-        OSError: as `trust`.
+        OSError: as for `trust`.
     """
     if trust(ca_file).cert_store_stats()["x509_ca"]:
         return True
-    folder = ssl.get_default_verify_paths().capath  # whose files are read when they are needed
+    folder = ssl.get_default_verify_paths().capath  # OpenSSL reads its files on demand
     if folder is None:
         return False
     with os.scandir(folder) as found:

@@ -1,1 +1,1 @@
-"""Is an endpoint failing, and what follows from it."""
+"""Detects failing endpoints, notifies their owners, and disables endpoints that stay broken."""

@@ -1,10 +1,10 @@
-"""Tells the operator what cannot be sent by a fault of the platform's.
+"""Reports to the operator which deliveries fail because of the platform.
 
-That is: events whose type is not valid, payloads over the limit, and endpoints whose destination the platform's own
-policy blocks. Their owners get no mail about these, since they could do nothing. The rows of `dead` and `incidents` are
-all there is: the latest mail says up to when the operator knows.
+These are events with an invalid type, payloads over the limit, and endpoints whose destination the platform's own
+policy blocks. Owners get no mail about these, because they could not fix them. The only state is the rows of `dead`
+and `incidents`; the latest mail records up to which time the operator is informed.
 
-Never here: words, SMTP; anything that a delivery waits for.
+Never here: wording, SMTP, or anything that a delivery waits for.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pghookd.postgres.client import Row, Session, query
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
 
-FAULTS_MAX: Final = 20  # lines in one mail; the others are counted, up to LINES_MAX
+FAULTS_MAX: Final = 20  # lines in one mail; further lines are counted, up to LINES_MAX
 LINES_MAX: Final = 500
-SETTLE_US: Final = 5 * SECOND_US  # rows are stamped when their transaction begins, and seen when it ends
+SETTLE_US: Final = 5 * SECOND_US  # rows have the start time of their transaction, but appear at its commit
 
 
 class FaultReports:
-    """The operator's digest of what cannot be sent: bounded like an owner's mails, by gap and by day.
+    """The operator's digest of events that cannot be sent; the same gap and daily limit as for an owner's mails.
 
     Args:
-        session: care's, between two looks.
+        session: the monitor's session, between two of its checks.
         settings: `mail.operator`, and the limits.
-        logger: gets a line for each mail.
+        logger: logs one line for each mail.
         queued: called when a mail is in the outbox.
     """
 
@@ -53,7 +53,7 @@ class FaultReports:
         self._queued = queued
 
     async def step(self, now_us: int) -> None:
-        """Put a mail into the outbox if something happened that no mail tells of, and one may be made now."""
+        """Put a mail into the outbox if there are faults not yet reported and the limits allow a mail now."""
         if not self._operator:
             return
         told = await self._session.fetchrow(query("read_reports"), mailbox_of(self._operator), now_us)
@@ -90,7 +90,7 @@ class FaultReports:
 
 
 def _fault_of(row: Row) -> OperatorLine:
-    """Make a Fault of a row of find_faults."""
+    """Return an OperatorLine from a row of find_faults."""
     return OperatorLine(
         cause=Cause(row["reason"]),
         site_id=clean_line(row["site_id"]),

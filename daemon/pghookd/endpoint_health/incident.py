@@ -1,9 +1,9 @@
-"""Failing endpoints as values: how an endpoint is, what is known of it, and what its owner knows already.
+"""Failing endpoints as values: an endpoint's health, the facts about it, and the history of mails to its owner.
 
-Times are microseconds since 1970; durations are microseconds too where the name ends in _us. The rules are in
-endpoint_health/incident_rules.py, what one look at an owner decides is in endpoint_health/owner_plan.py.
+Times are microseconds since 1970; names that end in _us are also used for durations in microseconds. The rules are in
+endpoint_health/incident_rules.py; endpoint_health/owner_plan.py decides about all incidents of one owner.
 
-Never here: a decision, a clock, SQL, words.
+Never here: a decision, a clock, SQL, wording.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pghookd.settings.schema import Settings
 
 SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
-# Errors of the outcome `blocked` by which the platform's policy (`egress.*`) is to blame, and not the URL: the owner
-# may have done nothing wrong, and the operator alone can tell. `url`, `scheme` and `userinfo` are the owner's to mend.
+# Errors of the outcome `blocked` caused by the platform's policy (`egress.*`), not by the URL: the owner may have made
+# no mistake, and only the operator can decide that. The owner can fix the others: `url`, `scheme` and `userinfo`.
 POLICY_BLOCKS: Final = frozenset({"port", "name", "literal", "address"})
-LOOK_EVERY_US: Final = 600 * SECOND_US  # an incident is looked at this often where nothing is due
+LOOK_EVERY_US: Final = 600 * SECOND_US  # interval between checks of an incident when nothing is due earlier
 
 
 class Health(enum.StrEnum):
-    """How an endpoint is (column `incidents.state`, view `endpoint_health`)."""
+    """The health of an endpoint (column `incidents.state`, view `endpoint_health`)."""
 
     HEALTHY = "healthy"
     SHAKY = "shaky"
@@ -52,7 +52,7 @@ class IncidentPolicy:
 
     @classmethod
     def of(cls, settings: Settings) -> IncidentPolicy:
-        """Take from the settings what is decided with."""
+        """Return the policy from the settings."""
         mail, disable = settings.mail, settings.disable
         return cls(
             first_wait_us=_us(mail.first_wait_s),
@@ -75,19 +75,19 @@ def _us(seconds: float) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MailMarks:
-    """What the life cycle remembers of an endpoint (column `incidents.marks`).
+    """The stored history of an incident's mails (column `incidents.marks`).
 
     Attributes:
-        mailed_us: when its owner was first told that it fails; None: not yet.
-        told_us: failures up to here are told.
+        mailed_us: time of the first mail that reported the endpoint as failing; None if there was none yet.
+        told_us: failures up to this time have been mailed.
         reminded: reminders sent.
-        warned_us: when its owner was told that it will be switched off.
-        disabled_told: its owner knows that it is off.
-        expiry_told: its owner knows that held events will be dropped.
-        owed: a mail that told of it was folded into the next one before it went out.
-        paused_us: how long the clock that leads to its being switched off has stood still.
-        recovered: when it recovered, as far as within a day.
-        flapping_us: since when it is flapping.
+        warned_us: time of the mail that warned that the endpoint will be disabled; None if there was none.
+        disabled_told: the owner has been mailed that it is disabled.
+        expiry_told: the owner has been mailed that held events will be dropped.
+        owed: a mail that reported it was superseded before it was sent, so the next one must report it.
+        paused_us: duration for which the disabling clock was paused.
+        recovered: times of its recoveries within the last day.
+        flapping_us: time since which it is flapping; None if it is not.
     """
 
     mailed_us: int | None = None
@@ -103,7 +103,7 @@ class MailMarks:
 
 
 def marks_of(stored: dict[str, Any]) -> MailMarks:
-    """Read marks back from JSON; what a later version added is left alone."""
+    """Return the marks from stored JSON; keys that a later version added are ignored."""
     known = {f.name for f in dataclasses.fields(MailMarks)}
     values = {k: v for k, v in stored.items() if k in known}
     if "recovered" in values:
@@ -112,7 +112,7 @@ def marks_of(stored: dict[str, Any]) -> MailMarks:
 
 
 def stored_marks(marks: MailMarks) -> dict[str, Any]:
-    """Return what differs from the beginning, for JSON."""
+    """Return the marks that differ from their defaults, for JSON."""
     return {
         f.name: value
         for f in dataclasses.fields(MailMarks)
@@ -125,17 +125,17 @@ class Incident:
     """One row of `incidents`.
 
     Attributes:
-        endpoint_id: whose.
-        health: as last decided.
-        first_failure_us: when it began.
-        last_failure_us: its latest failure.
-        last_success_us: its latest 2xx since it began; None: none.
-        recovering_us: its first 2xx after its latest failure; None: none.
-        window_us: the first failure that no window has closed over; None: there is none.
-        successes: deliveries since it began.
-        marks: what was told.
-        by_filter: what failed last was not tried: the filter is slow.
-        by_policy: what failed last was blocked by the platform's own policy.
+        endpoint_id: the endpoint.
+        health: the health as last decided.
+        first_failure_us: start of the incident.
+        last_failure_us: latest failure.
+        last_success_us: latest 2xx since the start; None if there was none.
+        recovering_us: first 2xx after the latest failure; None if there was none.
+        window_us: first failure not yet covered by a closed window; None if there is none.
+        successes: successful deliveries since the start.
+        marks: history of its mails.
+        by_filter: the latest failure was not attempted, because the endpoint's filter is slow.
+        by_policy: the latest failure was blocked by the platform's own policy.
     """
 
     endpoint_id: int
@@ -153,20 +153,20 @@ class Incident:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
-    """What the rows of other tables say of an endpoint now.
+    """Facts about an endpoint, read now from other tables.
 
     Attributes:
-        enabled: whether it is on.
-        disabled_reason: who switched it off.
-        snoozed_until_us: no mails about it until then.
-        failures: failed attempts since its last 2xx, or since it began; not those that were our own fault, nor those
-            that our policy blocked.
+        enabled: True if the endpoint is enabled.
+        disabled_reason: why it was disabled; None if it is enabled.
+        snoozed_until_us: no mails about it before this time; None if it is not snoozed.
+        failures: failed attempts since its last 2xx, or since the incident began; without those that failed on the
+            daemon's side or that the platform's policy blocked.
         unsettled: its rows in backlog.
-        dead: deliveries given up since it began, for reasons that its owner can mend.
-        events_failed: distinct events that failed since its last 2xx; not those whose destination was blocked.
-        days_failed: the days on which they did.
-        filtering: its filter, which is slow, holds deliveries up.
-        held_since_us: since when the oldest held delivery is held; None: none is.
+        dead: deliveries given up since the incident began, for reasons that its owner can fix.
+        events_failed: distinct events that failed since its last 2xx, without those whose destination was blocked.
+        days_failed: number of distinct days with such failures.
+        filtering: its slow filter delays deliveries.
+        held_since_us: time since which the oldest held delivery is held; None if none is held.
     """
 
     enabled: bool = True
@@ -183,7 +183,7 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """An incident, the facts, and the moment they are looked at; `closing`: the owner's window has run its time."""
+    """An incident, the facts and the time of the check; `closing` is True if the owner's window ends now."""
 
     incident: Incident
     facts: Facts
@@ -193,10 +193,10 @@ class Case:
 
     @property
     def endpoint_id(self) -> int:
-        """Whose it is."""
+        """The incident's endpoint."""
         return self.incident.endpoint_id
 
     @property
     def marks(self) -> MailMarks:
-        """What was told so far."""
+        """The history of the incident's mails."""
         return self.incident.marks

@@ -1,17 +1,20 @@
-"""The life of a failing endpoint, as its owner reads of it: one table of transitions, and the facts they test.
+"""The life cycle of an incident: one table of state transitions, and the conditions that they test.
 
-    healthy         -                                   no mail, ever
-    shaky           an attempt failed, or what was not tried; the owner's window opens if none is open
-    failing         judged so when a window closes      failing, then reminders ever farther apart
-    partly_failing  the same, while others succeed      failing, then a digest a day
-    flapping        three outages in a day              flapping, then a digest a day
-    disabled        switched off                        disabled, once; held_expiring, once
-    blocked         our policy forbids its destination  no mail: `mail.operator` gets one
+    state           entered when                        mails to the owner
+    healthy         -                                   none
+    shaky           a delivery failed, with or without  none; the owner's window opens if none is open
+                    an attempt
+    failing         judged so when a window closes      failing, then reminders at growing intervals
+    partly_failing  the same, while others succeed      failing, then one digest a day
+    flapping        three outages in a day              flapping, then one digest a day
+    disabled        the endpoint is disabled            disabled, once; held_expiring, once
+    blocked         the platform's policy forbids the   none; `mail.operator` gets one
+                    destination
 
-All of it is computed from rows: an incident's own (written with the attempt that failed) and facts counted from
-attempts, backlog and dead.
+The conditions use only rows: the incident's own row (written with the failed attempt) and facts counted from attempts,
+backlog and dead.
 
-Never here: other endpoints of the owner, limits on mails, a clock, SQL, words.
+Never here: other endpoints of the owner, limits on mails, a clock, SQL, wording.
 """
 
 from __future__ import annotations
@@ -24,18 +27,18 @@ from pghookd.endpoint_health.incident import DAY_US, SECOND_US, Case, Health, In
 from pghookd.model.delivery import DisabledReason
 from pghookd.owner_mail.digest import Kind
 
-FAILURES_MIN: Final = 3  # failed attempts since the last 2xx that make an endpoint a failing one
-FLAPS_MIN: Final = 3  # failing and recovered pairs in a day that make it a flapping one
-DRAINED_WITHIN: Final = 4  # times recovered_after_s: then it has recovered, whatever is left in the backlog
-EXPIRY_NOTICE_US: Final = 2 * DAY_US  # held events are in an email this long before they are dropped
-QUIET_US: Final = 30 * DAY_US  # an incident in which nothing has happened for this long is over
-HELD_UP_US: Final = 60 * SECOND_US  # a filter may be asked together with a slow one; that is over before this
+FAILURES_MIN: Final = 3  # failed attempts since the last 2xx after which an endpoint counts as failing
+FLAPS_MIN: Final = 3  # outages with a recovery within a day after which it counts as flapping
+DRAINED_WITHIN: Final = 4  # after this many times recovered_after_s it has recovered despite a backlog
+EXPIRY_NOTICE_US: Final = 2 * DAY_US  # held events are announced this long before they are dropped
+QUIET_US: Final = 30 * DAY_US  # an incident without any attempt for this long is over
+HELD_UP_US: Final = 60 * SECOND_US  # a slow filter can delay others evaluated with it, but for less than this
 _BY_PEOPLE: Final = frozenset({DisabledReason.OWNER.value, DisabledReason.OPERATOR.value})
 _BY_RECEIVER: Final = frozenset({DisabledReason.GONE.value, DisabledReason.RECEIVER.value})
 
 
 def is_failing(case: Case) -> bool:
-    """Return True if an endpoint fails that no email has named yet."""
+    """Return True if an endpoint that no mail has reported yet counts as failing."""
     incident, facts = case.incident, case.facts
     if not facts.enabled and facts.disabled_reason in _BY_RECEIVER:
         return True
@@ -44,7 +47,7 @@ def is_failing(case: Case) -> bool:
     if _is_by_filter_alone(case):
         return False
     if not case.policy.first_wait_us:
-        return True  # a mail at the first failure, as some platforms promise
+        return True  # with first_wait_s = 0 the first failure is mailed, as some platforms promise
     return not _has_worked(incident) and case.now_us - incident.first_failure_us >= case.policy.first_wait_us
 
 
@@ -57,9 +60,9 @@ def _is_by_filter_alone(case: Case) -> bool:
 
 
 def calm_since_us(case: Case) -> int | None:
-    """Return since when nothing fails: the first 2xx after the latest failure. None: it does.
+    """Return the time since which nothing fails (the first 2xx after the latest failure), or None if it still fails.
 
-    What a slow filter held up may be left out by it in the end, and then no 2xx follows.
+    A slow filter may in the end exclude the events that it delayed. No 2xx follows then, so the latest failure counts.
     """
     if case.facts.filtering:
         return None
@@ -69,18 +72,18 @@ def calm_since_us(case: Case) -> int | None:
 
 
 def works_partly(case: Case) -> bool:
-    """Whether others are delivered to it while some fail."""
+    """Return True if some deliveries to the endpoint succeed while others fail."""
     success = case.incident.last_success_us
     return _has_worked(case.incident) and case.now_us - (success or 0) < case.policy.recovered_after_us
 
 
 def _has_worked(incident: Incident) -> bool:
-    """Whether there was a 2xx since it began; the one before may stand there, when both came within milliseconds."""
+    """Return True if there was a 2xx since the incident began; the row may have an earlier 2xx, by milliseconds."""
     return incident.last_success_us is not None and incident.last_success_us >= incident.first_failure_us
 
 
 def is_calm(case: Case) -> bool:
-    """Whether it has recovered: a 2xx, then no failure for a while, and nothing left to deliver."""
+    """Return True if it has recovered: a 2xx, then no failure for a while, and an empty backlog or a longer wait."""
     since = calm_since_us(case)
     if since is None or not case.facts.enabled:
         return False
@@ -90,7 +93,7 @@ def is_calm(case: Case) -> bool:
 
 
 def is_window_closed(case: Case) -> bool:
-    """Return True if the owner's window has closed over failures of this endpoint, or an unsent mail did."""
+    """Return True if the owner's window closed after failures of this endpoint, or a superseded mail reported it."""
     return case.marks.owed or (case.closing and case.incident.window_us is not None)
 
 
@@ -99,7 +102,7 @@ def _fails(case: Case) -> bool:
 
 
 def _is_blocked(case: Case) -> bool:
-    """Return True if the platform's policy is the only thing that stands in the way."""
+    """Return True if the platform's policy is the only obstacle to deliveries."""
     facts = case.facts
     return case.incident.by_policy and not (facts.failures or facts.dead or case.marks.owed)
 
@@ -117,7 +120,7 @@ def _fails_partly(case: Case) -> bool:
 
 
 def _is_settled(case: Case) -> bool:
-    """Nobody was told, and there is nothing to tell: whatever failed was delivered."""
+    """Return True if no mail is needed: every failed delivery has succeeded since, and no mail is owed."""
     facts, incident = case.facts, case.incident
     if facts.unsettled or facts.dead or case.marks.owed or not facts.enabled:
         return False
@@ -157,7 +160,7 @@ def _flaps(case: Case) -> bool:
 
 
 def recent_recoveries(case: Case) -> tuple[int, ...]:
-    """Return when the endpoint recovered within the last day."""
+    """Return the times at which the endpoint recovered within the last day."""
     return tuple(at for at in case.marks.recovered if case.now_us - at < DAY_US)
 
 
@@ -192,7 +195,7 @@ def _is_to_be_warned(case: Case) -> bool:
 
 
 def is_to_be_switched_off(case: Case) -> bool:
-    """Return True if the disabling clock has run out and the owner was warned in time."""
+    """Return True if the disabling clock has run out and the owner was warned `warn_us` before."""
     due, warned = disable_us(case), case.marks.warned_us
     return due is not None and warned is not None and case.now_us >= max(due, warned + case.policy.warn_us)
 
@@ -217,22 +220,22 @@ def _may_be_forgotten(case: Case) -> bool:
 
 
 def reminder_us(case: Case) -> int:
-    """When the next reminder is due: 6 h after the first mail, 24 h, 72 h, 7 d, then each week, by default."""
+    """Return when the next reminder is due; by default 6 h, 24 h, 72 h and 7 d after the first mail, then weekly."""
     first = case.marks.mailed_us or case.incident.first_failure_us
     return first + reminder_after_us(case.policy, case.marks.reminded)
 
 
 def reminder_after_us(policy: IncidentPolicy, reminded: int) -> int:
-    """Return how long after the first mail reminder number `reminded` is due; the last step of the schedule repeats."""
+    """Return the time from the first mail to reminder number `reminded`; the last step of the schedule repeats."""
     steps = policy.reminders_us
     return steps[reminded] if reminded < len(steps) else steps[-1] * (reminded - len(steps) + 2)
 
 
 def disable_us(case: Case) -> int | None:
-    """When the endpoint will be switched off if nothing changes; None: not on these grounds.
+    """Return when the endpoint will be disabled if nothing changes, or None if it will not.
 
-    No 2xx for `disable.after_s`, and enough distinct events failed, on enough days: one poisoned event of a quiet
-    shop must not kill its endpoint. A partly failing one never is.
+    The condition is no 2xx for `disable.after_s`, and enough distinct failed events on enough days: one poison event
+    of a quiet shop must not disable its endpoint. A partly failing endpoint is never disabled.
     """
     policy, facts, incident = case.policy, case.facts, case.incident
     if not policy.disable_after_us or not facts.enabled or incident.recovering_us is not None:
@@ -304,5 +307,5 @@ LIFE: Final[tuple[Rule, ...]] = (
 
 
 def rule_of(case: Case) -> Rule | None:
-    """Return the rule that holds for a case now; None: nothing happens."""
+    """Return the rule that applies to a case now, or None if none applies."""
     return next((rule for rule in LIFE if rule.health is case.incident.health and rule.when(case)), None)

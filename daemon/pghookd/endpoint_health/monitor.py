@@ -1,9 +1,9 @@
-"""Cares for endpoints that fail: tells their owners, in digests, and switches off what has not worked for days.
+"""The incident monitor: mails owners digests about failing endpoints, and disables endpoints that fail for days.
 
-Every half minute it looks at the owners whose incidents are due, all of an owner's at once, and lets incident.py
-decide. A mail and the marks of what it tells are written in one transaction; sending it is the mailer's.
+Every half minute it checks the owners with due incidents, all incidents of an owner together; owner_plan.py decides.
+It writes a mail and the new marks of its incidents in one transaction; the mailer sends the mail.
 
-Never here: words, SMTP, the deliveries themselves. Nothing here can slow them.
+Never here: wording, SMTP, the deliveries themselves. Nothing here can slow deliveries.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from pghookd.postgres.client import DatabaseAway, DatabaseError, Row, Session, c
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
 
-OWNERS_PAGE: Final = 100  # owners looked at between two rests
+OWNERS_PAGE: Final = 100  # owners per query
 FOLD_AFTER_US: Final = (
     2 * 3600 * incident.SECOND_US
-)  # a mail unsent for so long gives way to the present state
-STORM_RECALL_US: Final = incident.DAY_US  # the operator is told again of a storm that goes on
-STORM_GAP_US: Final = 3600 * incident.SECOND_US  # and of a new one no sooner than this after the last email
-STORM_LOOKS: Final = 2  # looks in a row that must agree before a storm is believed
-NOBODY: Final = ""  # the owner of sites that name none: each of these is looked at by itself
-Whose: TypeAlias = tuple[str, str]  # an owner's address in lower case; the site, where that is NOBODY
+)  # a mail unsent for this long is replaced by one with the present state
+STORM_RECALL_US: Final = incident.DAY_US  # interval between mails to the operator about a continuing storm
+STORM_GAP_US: Final = 3600 * incident.SECOND_US  # minimum interval before a mail about a new storm
+STORM_LOOKS: Final = 2  # consecutive checks that must find a storm
+NOBODY: Final = ""  # the owner of sites without an owner address; each such site is checked separately
+Whose: TypeAlias = tuple[str, str]  # (owner's address in lower case, site id if the owner is NOBODY)
 
 
 async def no_checkpoint(_name: str) -> None:
-    """Go on: tests end the process here."""
+    """Do nothing; tests end the process here."""
 
 
 async def no_report(_now_us: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MonitorHooks:
-    """What care needs of others.
+    """Callbacks that connect the monitor to other loops.
 
     Attributes:
-        traffic: sites that had work lately.
-        unwatch: an endpoint's trouble is over, unless its latest failure is another one.
-        behind_s: for how long the oldest outcome has been waiting to be durable, in seconds.
-        sending: the mail that is being sent now; None: none.
-        queued: a mail is in the outbox.
-        checkpoint: called with the name of each step of a mail's road.
-        report: called after each look with its moment; tells the operator what cannot be sent.
+        traffic: returns the number of sites that recently had deliveries.
+        unwatch: called when an endpoint's incident is over, with its latest failure; a newer failure overrides it.
+        behind_s: returns the age in seconds of the oldest outcome not yet committed.
+        sending: returns the email_id of the mail being sent now, or None if there is none.
+        queued: called when a mail is in the outbox.
+        checkpoint: called with the name of each step of a mail's creation.
+        report: called after each check with its time; reports faults of the platform to the operator.
     """
 
     traffic: Callable[[], int]
@@ -74,7 +74,7 @@ class MonitorHooks:
 
 
 class Monitor:
-    """Looks at incidents."""
+    """Checks incidents at intervals, queues mails and disables endpoints."""
 
     def __init__(
         self,
@@ -95,29 +95,29 @@ class Monitor:
         self._beat = beat
         self._failed = asyncio.Event()
         self._storm_looks = 0
-        self._storm_told = False  # the present one
+        self._storm_told = False  # True if the operator was mailed about the present storm
         self._storm_told_us: int | None = None
         self._looked_us: int | None = None
 
     def apply(self, settings: Settings) -> None:
-        """Go on with other settings, and look at once."""
+        """Replace the settings, and check at once."""
         self._settings = settings
         self._policy = incident.IncidentPolicy.of(settings)
         self._failed.set()
 
     def failed(self) -> None:
-        """An endpoint has failed: looked at without delay where owners are told of the first failure."""
+        """Record that an endpoint failed; check at once if owners are to be mailed at the first failure."""
         if not self._policy.first_wait_us:
             self._failed.set()
 
     async def run(self) -> None:
-        """Look again and again until cancelled."""
+        """Check at intervals until cancelled."""
         while True:
             self._failed.clear()
             try:
-                # what is not recorded yet must not count as told: the look is at the moment up to which all is
+                # An outcome not yet committed must not count as mailed: check as of the time before the oldest one.
                 await self.step(self._wall_us() - int(self._around.behind_s() * 1e6))
-            except DatabaseError as error:  # a lock or a timeout; nothing is lost, the next look does it
+            except DatabaseError as error:  # a lock or a timeout; the next check repeats it
                 self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="care")
             await self._rest()
 
@@ -132,7 +132,7 @@ class Monitor:
                 left_s -= 1.0
 
     async def step(self, now_us: int) -> int:
-        """Look at everything that is due; return how many mails went into the outbox."""
+        """Check everything that is due; return the number of mails put into the outbox."""
         in_storm = await self._storm(now_us)
         await self._withdraw(now_us)
         mails = 0
@@ -146,7 +146,7 @@ class Monitor:
             self._beat()
 
     async def _withdraw(self, now_us: int) -> None:
-        """Take back mails about sites that have another owner by now; what cannot be read keeps nobody waiting."""
+        """Supersede unsent mails about sites that have changed their owner; if the query fails, log it and go on."""
         try:
             await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
         except DatabaseError as error:
@@ -155,7 +155,7 @@ class Monitor:
     # Storms -----------------------------------------------------------------------------------------------------------
 
     async def _storm(self, now_us: int) -> bool:
-        """Return True if so many sites fail at once that first mails and clocks wait; mail the operator."""
+        """Return True if a storm is on, so that first mails and disabling clocks wait; mail the operator about it."""
         from_us = storm.evidence_from_us(now_us, self._policy)
         rows = await self._session.fetch(query("find_storm_evidence"), *from_us)
         found = storm.extent(((row["site_id"], row["url"]) for row in rows), self._around.traffic())
@@ -197,10 +197,10 @@ class Monitor:
     # Owners -----------------------------------------------------------------------------------------------------------
 
     async def _owners(self, due: list[Whose], now_us: int, *, storm: bool) -> int:
-        """Look at owners. One boundary stands around each, so that a poisoned one harms nobody else."""
+        """Check owners, each with its own error handling, so that one owner's bad rows affect no other owner."""
         try:
             rows = await self._session.fetch(query("read_cases"), *_apart(due, now_us), sorted(POLICY_BLOCKS))
-        except DatabaseError as error:  # somebody has more than can be counted in time
+        except DatabaseError as error:  # an owner has more rows than the query can count in time
             if len(due) > 1:
                 return sum([await self._owners([each], now_us, storm=storm) for each in due])
             await self._postpone(due[0], now_us, error)
@@ -214,12 +214,12 @@ class Monitor:
                 mails += await self._look(await self._told_lately(owner, group, now_us), storm=storm)
             except DatabaseAway:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever their rows hold
+            except Exception as error:  # noqa: BLE001 - an owner's rows may contain anything
                 await self._postpone((owner, site_id), now_us, error)
         return mails
 
     def _site_of(self, row: Row) -> str:
-        """Return what beside the owner makes a digest of its own."""
+        """Return the site if its digest is separate from the owner's other sites, otherwise an empty text."""
         apart = self._settings.mail.digest_by == "site" or row["owner_email"] == NOBODY
         return str(row["site_id"]) if apart else ""
 
@@ -240,7 +240,7 @@ class Monitor:
         await self._session.execute(query("postpone_owners"), *_apart([whose], later_us))
 
     async def _look(self, look: _Look, *, storm: bool) -> int:
-        """Decide for one owner, and do it in one transaction; another look follows if a row has moved meanwhile."""
+        """Decide for one owner and write it in one transaction; check again in a second if a row changed meanwhile."""
         cases = [case_of(row, look.now_us, self._policy) for row in look.rows.values()]
         owner = self._owner_of(look)
         plan = owner_plan.plan(cases, owner, storm=storm)
@@ -258,7 +258,7 @@ class Monitor:
                 await self._take_steps(look, cases, plan)
                 state = await self._mail(look, cases, plan, digest)
                 await self._around.checkpoint("care.written")
-        except _Moved:  # not at once: the same moment might be met with the same row for ever
+        except _Moved:  # not at once: with the same time the same conflict might repeat forever
             again_us = look.now_us + incident.SECOND_US
             await self._session.execute(query("postpone_owners"), *_apart([look.whose], again_us))
             return 0
@@ -320,7 +320,7 @@ class Monitor:
     async def _mail(
         self, look: _Look, cases: Sequence[Case], plan: OwnerPlan, digest: Digest | None
     ) -> str | None:
-        """Put the mail into the outbox; return its state, None: there is none."""
+        """Put the mail into the outbox; return its state, or None if there is no mail."""
         if digest is None or plan.kind is None or not self._settings.smtp.host:
             return None
         state = "suppressed" if look.wants_none else "queued"
@@ -422,8 +422,8 @@ class Monitor:
         )
 
 
-class _Moved(Exception):  # noqa: N818 - no mistake: somebody was quicker
-    """A row was not as it was read: leave it to the next look."""
+class _Moved(Exception):  # noqa: N818 - not an error but a concurrent change
+    """A row changed concurrently; retry at the next check."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -431,10 +431,10 @@ class _Look:
     """One owner's rows, as read.
 
     Attributes:
-        owner: of read_owners.
-        rows: of read_cases, by endpoint.
-        now_us: the moment.
-        number: microseconds that tell the digests of one owner's sites apart, where they are made by site.
+        owner: the row of read_owners.
+        rows: the rows of read_cases, by endpoint.
+        now_us: the time of the check.
+        number: microseconds added to the window, which make it unique among an owner's digests if they are by site.
     """
 
     owner: Row
@@ -444,38 +444,38 @@ class _Look:
 
     @property
     def whose(self) -> Whose:
-        """The owner, or the site where there is none."""
+        """The owner, and the site if there is no owner."""
         owner = self.owner["owner_email"]
         return owner, "" if owner else next(iter(self.rows.values()))["site_id"]
 
     @property
     def queued_us(self) -> int | None:
-        """When the mail was made that is still to be sent; None: there is none."""
+        """The creation time of the owner's unsent mail; None if there is none."""
         made: int | None = self.owner["queued_at"]
         return made
 
     @property
     def before(self) -> dict[str, Any]:
-        """The incidents as they were before that mail."""
+        """The incidents as they were before the unsent mail."""
         found: dict[str, Any] = orjson.loads(self.owner["before"] or "{}")
         return found
 
     @property
     def wants_none(self) -> bool:
-        """Whether the owner is muted, suspended or has unsubscribed."""
+        """Return True if the owner is muted or suspended, or has unsubscribed."""
         row = self.owner
         until = max(row["muted_until"] or 0, row["suspended_until"] or 0)
         return row["unsubscribed_at"] is not None or until > self.now_us
 
 
 def _apart(due: Sequence[Whose], at_us: int) -> tuple[list[str], int, list[str]]:
-    """Return the parameters of queries that take owners, a moment, and sites without an owner."""
+    """Return the parameters of queries that take owners, a time, and sites without an owner."""
     owners = [owner for owner, _ in due if owner != NOBODY]
     return owners, at_us, [site_id for owner, site_id in due if owner == NOBODY]
 
 
 def _without(mails: tuple[int, ...], made_us: int | None) -> tuple[int, ...]:
-    """Return the times of an owner's mails without one that is folded."""
+    """Return the times of an owner's mails without that of a superseded one."""
     left = list(mails)
     if made_us in left:
         left.remove(made_us)
@@ -483,7 +483,7 @@ def _without(mails: tuple[int, ...], made_us: int | None) -> tuple[int, ...]:
 
 
 def _unfolded(case: Case, before: dict[str, Any]) -> Case:
-    """Take back what a mail that never went out would have told."""
+    """Return the case as it was before a mail that was never sent."""
     was = before.get(str(case.endpoint_id))
     if was is None:
         return case

@@ -1,10 +1,10 @@
-"""What one look at an owner decides: what a mail tells of, what becomes of the incidents, when to look again.
+"""Decides for one owner: the content of a mail, the next state of each incident, and the time of the next check.
 
-A mail is about an owner, not about an endpoint: whenever something is to be told, every endpoint of the owner that
-fails is in that mail, and each delivery that failed is told of once. Nothing is told twice because nothing is counted
-twice: the marks of an endpoint say up to which moment its owner knows.
+A mail is for an owner, not for an endpoint. Each mail includes every failing endpoint of the owner, and each failed
+delivery is reported once. Nothing is reported twice, because the marks of an endpoint store the time up to which its
+failures have been mailed.
 
-Never here: a clock, SQL, words.
+Never here: a clock, SQL, wording.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from pghookd.owner_mail.digest import Kind, gravest
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Owner:
-    """The address that a mail would go to.
+    """The owner that a mail would go to.
 
     Attributes:
-        mails: when mails were made for them within a day, latest last; superseded and failed ones apart.
-        busy: a mail to them is on its way and its fate unknown: nothing new until it is.
+        mails: creation times of the owner's mails within a day, latest last; without superseded and failed mails.
+        busy: a mail to the owner is being sent or perhaps sent; no new mail until its outcome is known.
     """
 
     mails: tuple[int, ...] = ()
@@ -47,24 +47,24 @@ class Owner:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlanStep:
-    """What becomes of one incident."""
+    """The next state of one incident."""
 
     health: Health
     marks: MailMarks
-    closed: bool = False  # a window has closed over its failures
-    over: bool = False  # the row has served its time
+    closed: bool = False  # the window covering its failures has closed
+    over: bool = False  # the row can be deleted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OwnerPlan:
-    """What one look decides.
+    """The decision of one check.
 
     Attributes:
-        sections: endpoints to tell of, and what; empty: no mail.
-        steps: what becomes of the incidents that change.
-        switch_off: endpoints to be disabled, `failing`.
-        window_us: the beginning of the window that the mail is for.
-        look_us: when to look again.
+        sections: endpoints to report, and the kind of each; empty if there is no mail.
+        steps: the next states of incidents that change.
+        switch_off: endpoints to disable with the reason `failing`.
+        window_us: start of the window that the mail covers.
+        look_us: time of the next check.
     """
 
     sections: tuple[tuple[int, Kind], ...]
@@ -75,18 +75,18 @@ class OwnerPlan:
 
     @property
     def kind(self) -> Kind | None:
-        """The mail's kind; None: no mail."""
+        """The mail's kind; None if there is no mail."""
         return gravest([kind for _, kind in self.sections]) if self.sections else None
 
 
 def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> OwnerPlan:
-    """Decide what happens to an owner's incidents, all of them looked at in one moment.
+    """Decide about all incidents of an owner as of one time.
 
     Args:
-        cases: every incident of the owner (or of one site, where digests are made by site); at least one.
-        owner: what they were told lately.
-        storm: so many sites fail at once that the fault is probably ours: first mails and clocks wait, as long as
-            endpoint_health/storm lets them.
+        cases: every incident of the owner (or of one site, if digests are by site); at least one.
+        owner: the owner's recent mails.
+        storm: so many sites fail at once that the fault is probably the platform's. First mails and disabling clocks
+            then wait, within the limits of endpoint_health/storm.
     """
     now_us, policy = cases[0].now_us, cases[0].policy
     cases = _with_window(cases)
@@ -123,7 +123,7 @@ def plan(cases: Sequence[Case], owner: Owner, *, storm: bool = False) -> OwnerPl
 
 
 def _is_nothing(case: Case) -> bool:
-    """Return True if a window closes over what its owner need not be told of."""
+    """Return True if the window can close without a mail about this endpoint."""
     if case.incident.health is Health.BLOCKED:
         return case.incident.window_us is not None
     unsure = case.marks.owed or case.facts.filtering or is_failing(case)
@@ -131,7 +131,7 @@ def _is_nothing(case: Case) -> bool:
 
 
 def _with_window(cases: Sequence[Case]) -> list[Case]:
-    """Say of each case whether the owner's window has run its time: one window for all, from the first failure."""
+    """Return the cases with `closing` set: one window for all of an owner's cases, from the first failure."""
     opened = [c.incident.window_us for c in cases if c.incident.health is Health.SHAKY and not _is_snoozed(c)]
     since = min((at for at in opened if at is not None), default=None)
     closing = since is not None and cases[0].now_us - since >= cases[0].policy.first_wait_us
@@ -157,7 +157,7 @@ def _is_snoozed(case: Case) -> bool:
 
 
 def allowed_us(owner: Owner, kinds: Iterable[Kind], policy: IncidentPolicy) -> int:
-    """When the owner may get the next mail: after the gap, and under the day's cap."""
+    """Return the earliest time of the owner's next mail, from the minimum gap and the daily limit."""
     if not owner.mails:
         return 0
     gap_us = policy.urgent_gap_us if Kind.DISABLED in kinds else policy.gap_us
@@ -168,7 +168,7 @@ def allowed_us(owner: Owner, kinds: Iterable[Kind], policy: IncidentPolicy) -> i
 
 
 def _waits_for_others(due: dict[int, Kind], cases: Sequence[Case]) -> bool:
-    """Whether only recoveries are to be told, and others that work again will be able to join them before long."""
+    """Return True if only recoveries are due, and other recovering endpoints will soon be ready for the same mail."""
     if set(due.values()) != {Kind.RECOVERED}:
         return False
     after = cases[0].policy.recovered_after_us
@@ -182,7 +182,7 @@ def _waits_for_others(due: dict[int, Kind], cases: Sequence[Case]) -> bool:
 
 
 def _told(case: Case, then: Health, kind: Kind) -> PlanStep:
-    """Mark what a section tells."""
+    """Return the step of an incident that a mail reports."""
     now_us, marks = case.now_us, case.marks
     if then is Health.HEALTHY:
         return PlanStep(then, MailMarks(recovered=(*recent_recoveries(case), now_us)), closed=True)
@@ -207,7 +207,7 @@ def _told(case: Case, then: Health, kind: Kind) -> PlanStep:
 
 
 def _reminded(case: Case, mailed_us: int, reminded: int) -> int:
-    """Count the reminders that a mail of now stands for: those due, or nearly so."""
+    """Return the number of reminders that a mail sent now covers: those due, or due soon."""
     passed = case.now_us - mailed_us
     while 4 * passed >= 3 * reminder_after_us(case.policy, reminded):
         reminded += 1
@@ -215,19 +215,19 @@ def _reminded(case: Case, mailed_us: int, reminded: int) -> int:
 
 
 def _unsaid(case: Case, then: Health) -> PlanStep:
-    """Go on without a word."""
+    """Return the step of an incident that changes without a mail."""
     marks = case.marks
     if then is Health.HEALTHY:
         return PlanStep(
             then, MailMarks(recovered=recent_recoveries(case)), closed=True, over=not recent_recoveries(case)
         )
-    if case.incident.health is Health.DISABLED:  # it is on again
+    if case.incident.health is Health.DISABLED:  # it was enabled again
         marks = dataclasses.replace(marks, disabled_told=False, expiry_told=False, warned_us=None)
     return PlanStep(then, marks, closed=then is Health.BLOCKED)
 
 
 def _look_us(cases: Sequence[Case], owner: Owner) -> int:
-    """When something may be due at the earliest, after now."""
+    """Return the earliest time after now at which something may be due."""
     policy, now_us = cases[0].policy, cases[0].now_us
     times = [at for case in cases for at in _times(case)]
     times += [allowed_us(owner, [kind], policy) for kind in (Kind.DISABLED, Kind.FAILING)]

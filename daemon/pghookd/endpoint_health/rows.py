@@ -1,4 +1,4 @@
-"""Rows as the values of this room: cases, and sections of a mail."""
+"""Maps rows to values: cases, and sections of a mail."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pghookd.postgres.client import Row
 
 
 def case_of(row: Row, now_us: int, policy: IncidentPolicy) -> Case:
-    """Make a Case of a row of read_cases."""
+    """Return the Case from a row of read_cases."""
     incident = Incident(
         endpoint_id=row["endpoint_id"],
         health=Health(row["state"]),
@@ -64,7 +64,7 @@ def case_of(row: Row, now_us: int, policy: IncidentPolicy) -> Case:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Told:
-    """What the rows of read_told add up to."""
+    """The totals of the rows of read_told."""
 
     types: tuple[tuple[str, int], ...]
     failed: int
@@ -74,7 +74,7 @@ class Told:
 
 
 def types_of(rows: Sequence[Row]) -> Told:
-    """Add up the rows of read_told."""
+    """Return the totals of the rows of read_told."""
     ids = sorted(webhook_id for row in rows for webhook_id in row["webhook_ids"] or ())
     types = tuple((clean_line(row["type"]), row["told"]) for row in rows if row["told"])
     return Told(
@@ -87,7 +87,7 @@ def types_of(rows: Sequence[Row]) -> Told:
 
 
 def _name_of(error: str | None) -> str:
-    """Return the constant name in an error, which may be that of a token server's URL and have a detail."""
+    """Return the constant name in an error, without the prefix of a token server and without a detail."""
     return (error or "").removeprefix(OAUTH2).partition(":")[0]
 
 
@@ -96,7 +96,7 @@ def _outcome_of(stored: str) -> Outcome | None:
 
 
 def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None) -> MailSection:
-    """Make a Section of a row of read_cases and what is told with it; the answer is left out."""
+    """Return the MailSection from a row of read_cases and its totals, without the receiver's answer."""
     facts, incident = case.facts, case.incident
     ended = kind is Kind.RECOVERED
     held_until = None if facts.held_since_us is None else facts.held_since_us + case.policy.held_us

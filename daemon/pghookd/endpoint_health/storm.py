@@ -1,13 +1,13 @@
 """Storms: so many sites fail at once that the fault is probably the platform's own.
 
-A storm holds first mails and the disabling clocks, so nobody must be able to make one alone or to keep one up:
+A storm delays first mails and pauses disabling clocks, so no single customer may cause or prolong one:
 
-- a site counts once, however many endpoints of it fail, and so does a registrable domain;
-- only endpoints that began to fail within HOLD_MAX_US count, so what is dead for long keeps no storm alive;
-- a storm holds each endpoint's first mail, and each endpoint's clock, for HOLD_MAX_US in all. Both bounds are computed
-  from the endpoint's own row, so that neither a restart nor a new storm begins them anew.
+- a site counts once, however many of its endpoints fail, and so does a registrable domain;
+- only endpoints that began to fail within HOLD_MAX_US count, so endpoints that failed earlier prolong no storm;
+- a storm delays each endpoint's first mail, and each endpoint's clock, for HOLD_MAX_US in total. Both limits are
+  computed from the endpoint's own row, so that neither a restart nor a new storm resets them.
 
-Never here: a clock, SQL, words.
+Never here: a clock, SQL, wording.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pghookd.model.domains import registrable_of
 
 HOLD_MAX_US: Final = (
     6 * 3600 * SECOND_US
-)  # a platform's own outage is noticed before this; an owner waits no longer
-SITES_MIN: Final = 5  # failing sites that make a storm at least, whatever their share
+)  # operators notice an outage of the platform earlier; an owner's mail is not delayed longer
+SITES_MIN: Final = 5  # minimum number of failing sites in a storm, whatever their share
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extent:
-    """How far a trouble reaches.
+    """The extent of current failures.
 
     Attributes:
-        sites: that began to fail lately, still fail, and whose owners were not told.
-        domains: registrable domains among their hosts, one host a site.
-        traffic: sites that had work lately, the failing ones included.
+        sites: sites that recently began to fail, still fail, and whose owners were not mailed about it.
+        domains: registrable domains among their hosts, one host per site.
+        traffic: sites that recently had deliveries, including the failing ones.
     """
 
     sites: int
@@ -41,11 +41,11 @@ class Extent:
 
 
 def extent(failing: Iterable[tuple[str, str]], traffic: int) -> Extent:
-    """Measure a trouble.
+    """Return the extent of current failures.
 
     Args:
-        failing: site and URL of endpoints that may be evidence; the first URL of a site counts.
-        traffic: sites that had work lately.
+        failing: site and URL of endpoints that may be evidence; only the first URL of a site counts.
+        traffic: number of sites that recently had deliveries.
     """
     first: dict[str, str] = {}
     for site_id, url in failing:
@@ -54,12 +54,12 @@ def extent(failing: Iterable[tuple[str, str]], traffic: int) -> Extent:
 
 
 def is_storm(found: Extent, *, share: float, hosts_min: int) -> bool:
-    """Return True if a trouble reaches so far that it is probably the platform's own.
+    """Return True if failures are so widespread that the fault is probably the platform's own.
 
     Args:
-        found: how far it reaches.
-        share: of the sites with traffic that makes a storm; 0: never.
-        hosts_min: and over more domains than this.
+        found: the extent of current failures.
+        share: a storm needs more than this share of the sites with traffic; 0 if there are never storms.
+        hosts_min: a storm also needs more domains than this.
     """
     if not share or found.sites < SITES_MIN or found.domains <= hosts_min:
         return False
@@ -67,15 +67,15 @@ def is_storm(found: Extent, *, share: float, hosts_min: int) -> bool:
 
 
 def evidence_from_us(now_us: int, policy: IncidentPolicy) -> tuple[int, int]:
-    """Return from when on an endpoint must have begun to fail, and must have failed again, to be evidence."""
+    """Return the earliest times that an endpoint's first and latest failure may have to count as evidence."""
     return now_us - HOLD_MAX_US, now_us - 2 * max(policy.first_wait_us, LOOK_EVERY_US)
 
 
 def holds_mail(case: Case) -> bool:
-    """Return True if a storm may still hold the first mail about an endpoint."""
+    """Return True if a storm may still delay the first mail about an endpoint."""
     return case.now_us - case.incident.first_failure_us < HOLD_MAX_US
 
 
 def holds_clock(case: Case) -> bool:
-    """Return True if a storm may still stop the clock that leads to an endpoint being switched off."""
+    """Return True if a storm may still pause an endpoint's disabling clock."""
     return case.marks.paused_us < HOLD_MAX_US

@@ -1,1 +1,1 @@
-"""What owners read."""
+"""Mails to owners and the operator: content, rendering and sending."""

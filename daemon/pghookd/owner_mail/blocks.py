@@ -1,6 +1,6 @@
-"""The pieces of a letter as values: what its text and its HTML are both made of.
+"""The parts of a letter as values; both its plain text and its HTML are rendered from them.
 
-Never here: what a letter says, markup.
+Never here: the content of a letter, markup.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Rows: TypeAlias = tuple[tuple[str, str], ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Link:
-    """A label, and where it leads."""
+    """A label and its URL."""
 
     label: str
     url: str
@@ -21,7 +21,7 @@ class Link:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextPart:
-    """One endpoint in a block: its site, its facts as label and value, and where it can be opened."""
+    """One endpoint in a block: its site, its facts as label and value, and a link to it."""
 
     site: str
     rows: Rows
@@ -30,20 +30,20 @@ class TextPart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
-    """Endpoints that are in the same trouble on the same host.
+    """Endpoints with the same problem on the same host.
 
     Attributes:
         tone: bad, unsure or good.
-        mark: the state in a word or two.
+        mark: the state in one or two words.
         heading: the host.
-        lead: sentences: who, what, and the consequence in numbers.
-        why: sentences: the cause; none: it works again.
-        advice: sentences: what to do.
-        next: sentences: what will happen.
-        rows: facts that are the same for all of several endpoints, as label and value.
+        lead: sentences about the affected endpoints, the problem, and the consequence in numbers.
+        why: sentences about the cause; empty if the endpoints work again.
+        advice: sentences about the steps that the owner can take.
+        next: sentences about the further course.
+        rows: facts that are the same for all endpoints, as label and value; empty for a single endpoint.
         parts: the endpoints.
-        answer: what the server answered, its own words, lines kept; empty: nothing.
-        technical: lines for developers, the same in every language; empty: none.
+        answer: the server's own response text, with its lines; empty if there is none.
+        technical: lines for developers, the same in every language; empty if there are none.
     """
 
     tone: str

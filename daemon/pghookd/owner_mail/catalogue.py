@@ -1,9 +1,9 @@
-"""The words of letters, one catalogue a language: files of TOML, ours and an operator's, read and checked once.
+"""The texts of letters, one catalogue per language: built-in and operator's TOML files, read and checked once.
 
-English is the reference: it says which keys there are, and which placeholders each may use. A catalogue of the
-operator's may hold a few keys only, or a new language; a wrong key or placeholder costs that key and is told.
+English is the reference: it defines the allowed keys, and the allowed placeholders of each. An operator's catalogue may
+contain only a few keys, or a new language. A wrong key or placeholder drops only that key, and is reported.
 
-Never here: what a letter says in which order (owner_mail/content.py), markup.
+Never here: the content and order of a letter (owner_mail/content.py), markup.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import humanize
 REFERENCE: Final = "en"
 MONTHS: Final = "dates.months"
 _LANGUAGE: Final = re.compile(r"[a-z]{2,3}")
-_PLURALS_TRIED: Final = 200  # every rule that gettext knows of shows all its forms below
+_PLURALS_TRIED: Final = 200  # every known gettext rule uses all its forms for numbers below this
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
@@ -33,18 +33,18 @@ Texts = Mapping[str, tuple[str, ...]]
 
 
 class CatalogueError(ValueError):
-    """A catalogue cannot be used at all."""
+    """A whole catalogue is unusable."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Words:
-    """One language: its texts by key, and how it writes numbers and times.
+    """One language: its texts by key, and its formats of numbers and times.
 
     Attributes:
-        language: its code, as `de`.
-        texts: the forms of each text: one, or as many as `plural` chooses from.
-        plural: which form a number takes.
-        locale: the name that humanize knows the language by; it writes English where it knows none.
+        language: its code, such as `de`.
+        texts: the forms of each text: one form, or one per plural form.
+        plural: returns the index of the form for a number.
+        locale: the language's name in humanize, which writes English for an unknown name.
     """
 
     language: str
@@ -53,7 +53,7 @@ class Words:
     locale: str
 
     def say(self, key: str, **values: str | int) -> str:
-        """Return a text with its values; `n` chooses the form, numbers are written as the language does."""
+        """Return a text with its values; `n` selects the form, and numbers are in the format of the language."""
         forms = self.texts[key]
         number = values.get("n", 1)
         place = self.plural(abs(number)) if len(forms) > 1 and isinstance(number, int) else 0
@@ -63,18 +63,18 @@ class Words:
         return forms[min(place, len(forms) - 1)].format_map(shown)
 
     def has(self, key: str) -> bool:
-        """Whether there is such a text."""
+        """Return True if there is such a text."""
         return key in self.texts
 
     def number(self, value: float) -> str:
-        """Write a number: `1,204` or `2.5`."""
+        """Return a number as text: `1,204` or `2.5`."""
         with self._spoken():
             if float(value).is_integer():
                 return humanize.intcomma(int(value))
             return f"{value:.3g}".replace(".", humanize.decimal_separator())
 
     def duration(self, microseconds: int) -> str:
-        """Write a length of time in its two greatest units, `2 days and 3 hours`; what is less is cut off."""
+        """Return a duration in its two largest units, such as `2 days and 3 hours`, rounded down."""
         seconds = max(microseconds, 0) // 1_000_000
         unit, name = _unit_of(seconds)
         whole = dt.timedelta(seconds=seconds - seconds % unit)
@@ -82,20 +82,20 @@ class Words:
             return humanize.precisedelta(whole, minimum_unit=name, suppress=("months", "years"), format="%d")
 
     def moment(self, at_us: int, zone: dt.tzinfo) -> str:
-        """Write a moment in a zone, always named; the part for developers has it in UTC.
+        """Return a time in a zone, with the zone's name; the lines for developers use UTC instead.
 
         Raises:
-            OverflowError: no calendar has this moment.
+            OverflowError: the time is outside the range of dates.
         """
         return self.say("dates.moment", **self._values(_moment(at_us, zone)))
 
     def short_moment(self, at_us: int, zone: dt.tzinfo) -> str:
-        """Write a moment without year and UTC, for subjects."""
+        """Return a time in a zone without its year, for subjects."""
         values = self._values(_moment(at_us, zone))
         return self.say("dates.short", **{name: values[name] for name in ("day", "month", "time", "zone")})
 
     def day(self, at_us: int, zone: dt.tzinfo) -> str:
-        """Write a day without its year, for subjects."""
+        """Return a day without its year, for subjects."""
         at = _moment(at_us, zone)
         return self.say("dates.day", day=str(at.day), month=self.texts[MONTHS][at.month - 1])
 
@@ -107,8 +107,8 @@ class Words:
 
     @contextlib.contextmanager
     def _spoken(self) -> Iterator[None]:
-        """Let humanize speak this language; it keeps it per thread."""
-        with contextlib.suppress(FileNotFoundError):  # a language that it does not know: English
+        """Make humanize use this language, which it stores per thread, for the body."""
+        with contextlib.suppress(FileNotFoundError):  # humanize does not know the language and writes English
             humanize.activate(self.locale)
         try:
             yield
@@ -126,20 +126,20 @@ def _unit_of(seconds: int) -> tuple[int, str]:
 
 
 def zone_of(name: str | None) -> dt.tzinfo:
-    """Return a zone by its IANA name; UTC where there is none or it is unknown here."""
+    """Return a zone by its IANA name; UTC if the name is missing or unknown."""
     if not name:
         return dt.UTC
     try:
         return zoneinfo.ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # unknown; not a name; a folder of the zones' files
+    except (KeyError, ValueError, OSError):  # unknown; not a valid name; a directory of zone files
         return dt.UTC
 
 
 def moment_of(at_us: int) -> dt.datetime:
-    """Return a moment in UTC.
+    """Return a time in UTC.
 
     Raises:
-        OverflowError: no calendar has it.
+        OverflowError: the time is outside the range of dates.
     """
     return _EPOCH + dt.timedelta(microseconds=at_us)
 
@@ -149,7 +149,7 @@ def _moment(at_us: int, zone: dt.tzinfo) -> dt.datetime:
 
 
 def _zone(at: dt.datetime) -> str:
-    """Return `CEST` where the zone has such a name, else `UTC+05:30`."""
+    """Return a zone abbreviation such as `CEST`, or `UTC+05:30` if the zone has none."""
     name, offset = at.tzname() or "", f"{at:%z}"
     return name if name.isalpha() else f"UTC{offset[:3]}:{offset[3:5]}"
 
@@ -160,13 +160,13 @@ def _zone(at: dt.datetime) -> str:
 def catalogues(
     ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> tuple[dict[str, Words], tuple[str, ...]]:
-    """Read catalogues from texts of TOML by language, the operator's laid over ours.
+    """Parse catalogues from TOML texts by language; the operator's texts override the built-in ones.
 
     Returns:
-        the words by language, and a sentence for everything of the operator's that was left out.
+        The words by language, and a sentence for each of the operator's texts that was dropped.
 
     Raises:
-        CatalogueError: one of ours is broken.
+        CatalogueError: a built-in catalogue is unusable.
     """
     reference = _flat(_parsed(ours[REFERENCE]))
     known = {language: {**reference, **_flat(_parsed(text))} for language, text in ours.items()}
@@ -178,13 +178,13 @@ def catalogues(
 
 
 def language_of(wanted: str | None, known: Iterable[str]) -> str:
-    """Return the language to write in for what a site says, `de-AT` as well; English for what is unknown."""
+    """Return the known language for a site's setting, which may be a tag such as `de-AT`; otherwise English."""
     found = _LANGUAGE.match((wanted or "").lower())
     return found[0] if found and found[0] in known else REFERENCE
 
 
 def faults_of(texts: Texts, reference: Texts) -> dict[str, str]:
-    """Return what is wrong with texts, by key: the rest of a sentence that begins with the key."""
+    """Return the faults of texts, by key; each completes a sentence that begins with the key."""
     return {key: fault for key, forms in texts.items() if (fault := _fault(key, forms, reference))}
 
 
@@ -192,7 +192,7 @@ def placeholders(form: str) -> frozenset[str]:
     """Return the names in braces of one text.
 
     Raises:
-        ValueError: the braces do not match, or hold more than a name.
+        ValueError: the braces do not match, or contain more than a name.
     """
     names = set()
     for _, name, spec, conversion in string.Formatter().parse(form):
@@ -205,7 +205,7 @@ def placeholders(form: str) -> frozenset[str]:
 
 
 def forms_of(rule: Callable[[int], int]) -> int:
-    """Return how many forms a plural rule chooses from."""
+    """Return the number of forms of a plural rule."""
     return 1 + max(rule(number) for number in range(_PLURALS_TRIED))
 
 
@@ -241,7 +241,7 @@ def _fault(key: str, forms: tuple[str, ...], reference: Texts) -> str | None:
 
 
 def _too_few(all_texts: Texts, texts: Texts) -> dict[str, str]:
-    """Return the texts that have several forms, but fewer than their language's numbers need."""
+    """Return the texts that have several forms, but fewer than their language's plural rule needs."""
     needed = forms_of(gettext.c2py(all_texts["language.plural"][0]))
     few = [key for key, forms in texts.items() if key != MONTHS and 1 < len(forms) < needed]
     return dict.fromkeys(few, f"needs {needed} forms, as language.plural says")
@@ -259,7 +259,7 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Turn tables of texts into forms by `table.key`."""
+    """Return the forms by `table.key` from tables of texts."""
     flat: dict[str, tuple[str, ...]] = {}
     for table, entries in tables.items():
         if not isinstance(entries, dict):

@@ -1,8 +1,8 @@
-"""What a letter says, in the words of one language and in order: what both its text and its HTML are made of.
+"""The content of a letter in one language; both its plain text and its HTML are rendered from it.
 
-Who, what and the consequence come first, then what to do, what will happen, the facts, and a part for
-developers. Endpoints that fail in the same way on the same host are told of together. All that strangers wrote
-is made harmless here once more, whatever was stored.
+The order is: the affected endpoints, the problem and its consequence; advice; the further course; the facts; lines for
+developers. Endpoints that fail in the same way on the same host share a block. This module sanitises all third-party
+texts again, whatever was stored.
 
 Never here: markup, headers, templates (owner_mail/message.py); a secret, a payload, the query of a URL.
 """
@@ -70,22 +70,22 @@ _PLAIN_CLIENT_ERROR: Final = frozenset({Cause.CLIENT_ERROR, Cause.UNAUTHORIZED, 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statement:
-    """A whole letter, before it is text or HTML.
+    """A whole letter, before it is rendered as text or HTML.
 
     Attributes:
         language: for `lang` and Content-Language.
-        kind: of the mail.
+        kind: the kind of the mail.
         tone: bad, unsure or good.
-        platform: who writes.
+        platform: the platform's name, as the sender.
         subject: the subject.
-        title: what happened, in a short sentence.
-        summary: what the blocks are, where there are several; empty: there is one.
+        title: the problem in one short sentence.
+        summary: an overview of the blocks; empty if there is one block.
         blocks: gravest first.
-        more: what had no room; empty: nothing.
-        links: for the whole letter.
+        more: a sentence about endpoints that were left out; empty if none were.
+        links: links for the whole letter.
         foot: sentences at the end.
-        unsubscribe: how to stop the mails; None: not known.
-        words: headings, by their key.
+        unsubscribe: the link that stops the mails; None if there is none.
+        words: headings, by key.
     """
 
     language: str
@@ -104,12 +104,12 @@ class Statement:
 
 
 class ContentWriter:
-    """Says digests in one language.
+    """Writes the content of digests in one language.
 
     Args:
         words: the language.
         mail: the settings `mail.*`.
-        user_agent: what requests carry, for those who filter by it.
+        user_agent: the User-Agent of requests, for owners whose server filters by it.
     """
 
     def __init__(self, words: Words, mail: MailSettings, user_agent: str) -> None:
@@ -121,7 +121,7 @@ class ContentWriter:
         self._operator = OperatorTeller(words, self._platform)
 
     def subject(self, digest: Digest) -> str:
-        """Return the subject: what, who, the consequence; at most SUBJECT_MAX characters."""
+        """Return the subject with the problem, the site and the consequence; at most SUBJECT_MAX characters."""
         if digest.kind in OF_OPERATOR:
             return clean_line(self._operator.subject(digest), SUBJECT_MAX)
         told = [each for each in map(harmless, digest.sections) if each.kind is digest.kind]
@@ -131,7 +131,7 @@ class ContentWriter:
         """Return the whole letter.
 
         Raises:
-            OverflowError, TypeError, ValueError: the digest holds what no mail can say.
+            OverflowError, TypeError, ValueError: the digest has a value that cannot be written.
         """
         told = digest.sections[:SECTIONS_MAX]
         sections = [harmless(each, len(told)) for each in told]
@@ -163,7 +163,7 @@ class ContentWriter:
                 return self._say_until("subject.warning", told, lambda s: s.disable_at_us, values)
             case Kind.HELD_EXPIRING:
                 return self._say_until("subject.held_expiring", told, lambda s: s.held_until_us, values)
-            case Kind.REMINDER:  # the words of the first mail, so that mails of one incident look alike
+            case Kind.REMINDER:  # the wording of the first mail, so that mails of one incident look alike
                 return self._say("subject.failing", **values)
             case _:
                 return self._say(f"subject.{kind}", **values)
@@ -181,7 +181,7 @@ class ContentWriter:
         return self._say(key, when=self._words.short_moment(*first), **values)
 
     def _facts(self, kind: Kind, told: Sequence[MailSection]) -> str:
-        """Return where, and the consequence in numbers."""
+        """Return the host and the consequence in numbers."""
         consequence: list[str] = []
         match kind:
             case Kind.WARNING:
@@ -212,7 +212,7 @@ class ContentWriter:
         return self._say("subject.sites", site=name, n=len(sites) - 1) if len(sites) > 1 else name
 
     def _name_in_subject(self, name: str) -> str:
-        """Return a site's name for a subject; the platform's where it is empty or holds a link."""
+        """Return a site's name for a subject, or the platform's name if it is empty or contains a link."""
         shown = "" if holds_link(name) else clean_line(name, _SITE_IN_SUBJECT)
         return unlinked(shown) or self._platform
 
@@ -234,12 +234,12 @@ class ContentWriter:
         if not count:
             return []
         events = self._events(count, told)
-        if first is None or kind is Kind.HELD_EXPIRING:  # there the day stands before
+        if first is None or kind is Kind.HELD_EXPIRING:  # HELD_EXPIRING has the date earlier in the subject
             return [self._say("subject.held", n=count, events=events)]
         return [self._say("subject.held_until", n=count, events=events, when=self._words.day(*first))]
 
     def _events(self, count: int, told: Sequence[MailSection]) -> str:
-        """Return `14 order events` where all types told of are of one category, else `14 events`."""
+        """Return `14 order events` if all reported types are of one category, otherwise `14 events`."""
         categories = {name.partition("_")[0] for each in told for name, _ in each.types}
         category = categories.pop() if len(categories) == 1 else "any"
         return self._say(f"events.{category if category in _CATEGORIES else 'any'}", n=count)
@@ -324,10 +324,10 @@ class ContentWriter:
             yield self._say(f"cause.{self._cause_key(first)}", **values)
 
     def _consequence(self, group: Sequence[MailSection]) -> Iterator[str]:
-        """Say in numbers what became of events."""
+        """Yield sentences with the numbers of late, waiting, held and lost events."""
         until = earliest(group, lambda each: each.held_until_us)
         if group[0].kind is Kind.HELD_EXPIRING:
-            until = None  # told already
+            until = None  # the lead already has the date
         when = self._words.moment(*until) if until else ""
         yield from self._told("late", "late", group)
         yield from self._told("waiting", "waiting", group)
@@ -335,14 +335,14 @@ class ContentWriter:
         yield from self._given_up(group)
 
     def _given_up(self, group: Sequence[MailSection]) -> Iterator[str]:
-        """Say how events were given up: each way is counted by itself, and none claims attempts that were not made."""
+        """Yield a sentence for each way in which events were given up; none claims attempts that were not made."""
         counts = _fates(group)
         for fate in Fate:
             if count := counts[fate]:
                 yield self._say(f"consequence.dead_{fate}", n=count, events=self._events(count, group))
 
     def _values(self, group: Sequence[MailSection]) -> dict[str, str]:
-        """Return what sentences on a block may name."""
+        """Return the values of the placeholders in a block's sentences."""
         first, zone = group[0], zone_of(group[0].time_zone)
         until = earliest(group, deadline)
         again = max((ended(each) for each in group), default=0)
@@ -361,7 +361,7 @@ class ContentWriter:
         }
 
     def _cause_key(self, section: MailSection) -> str:
-        """Return the key of the cause, the closest that there are words for."""
+        """Return the key of the most specific text for the cause."""
         cause = section.cause
         if cause is Cause.REDIRECT and redirect_target(section):
             return "redirect_to"
@@ -411,11 +411,11 @@ class ContentWriter:
             yield self._again("next.dead")
 
     def _again(self, key: str) -> str:
-        """Say how events that were not delivered can be had again: by an answer, where answers reach somebody."""
+        """Return a text on recovering lost events; with `mail.reply_to` set it suggests replying to the mail."""
         return self._say(f"{key}_reply" if self._mail.reply_to else key)
 
     def _trying(self, group: Sequence[MailSection]) -> Iterator[str]:
-        """Say what becomes of what waits."""
+        """Yield the sentence about waiting deliveries."""
         if group[0].cause is Cause.FILTER_SLOW:
             yield self._say("next.filter")
         elif not any(each.dead for each in group):
@@ -424,7 +424,7 @@ class ContentWriter:
             yield self._say("next.trying_rest")
 
     def _end(self, group: Sequence[MailSection]) -> Iterator[str]:
-        """Say where it leads if nothing changes."""
+        """Yield the sentences about the consequence if nothing changes."""
         until = earliest(group, deadline)
         if is_partly(group[0]):
             yield self._say("next.never_disabled")
@@ -498,7 +498,7 @@ _HEADINGS: Final = (
 
 
 def _shared(parts: Sequence[TextPart]) -> tuple[Rows, tuple[TextPart, ...]]:
-    """Take out of several endpoints the facts that all of them share."""
+    """Return the facts that several endpoints share, and the endpoints without them."""
     if len(parts) == 1:
         return (), tuple(parts)
     rows = tuple(row for row in parts[0].rows if all(row in each.rows for each in parts))
@@ -508,7 +508,7 @@ def _shared(parts: Sequence[TextPart]) -> tuple[Rows, tuple[TextPart, ...]]:
 
 
 def _fates(group: Sequence[MailSection]) -> dict[Fate, int]:
-    """Count what was given up by how; what an earlier version has stored without a reason was perhaps never tried."""
+    """Return the given-up deliveries by Fate; those stored by earlier versions without one count as UNTRIED."""
     counts = dict.fromkeys(Fate, 0)
     for section in group:
         for fate, count in section.dead_by:
@@ -518,7 +518,7 @@ def _fates(group: Sequence[MailSection]) -> dict[Fate, int]:
 
 
 def _lead_key(group: Sequence[MailSection]) -> str:
-    """Return which sentence a block begins with; one that names a date only where there is one."""
+    """Return the key of a block's first sentence; one with a date is used only if there is a date."""
     first = group[0]
     if is_partly(first):
         return "partly"

@@ -1,9 +1,9 @@
-"""What a mail to an owner says, as values: sections, causes, and texts of strangers made harmless.
+"""The content of a mail as values: sections, causes, and sanitised third-party texts.
 
-A digest is made once, from facts of one moment, and stored as JSON in the outbox: whatever is sent later, or sent
-again after a crash, says the same. Words, languages and markup belong to owner_mail/message.py.
+A digest is made once, from facts of one time, and stored as JSON in the outbox. A mail sent later, or sent again after
+a crash, therefore has the same content. Wording, languages and markup belong to owner_mail/message.py.
 
-Never here: payloads, secrets, the path or query of a URL (tokens live there), a clock, a word that an owner reads.
+Never here: payloads, secrets, the query of a URL (it may contain tokens), a clock, wording that an owner reads.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from pghookd.model.delivery import OAUTH2, Outcome
 
-SECTIONS_MAX: Final = 20  # endpoints told of in one mail; the others are counted
-EVENT_IDS_MAX: Final = 10  # named per endpoint
-TYPES_MAX: Final = 12  # event types named per endpoint
+SECTIONS_MAX: Final = 20  # endpoints in one mail; further ones are only counted
+EVENT_IDS_MAX: Final = 10  # per endpoint
+TYPES_MAX: Final = 12  # event types per endpoint
 EXCERPT_MAX: Final = 500  # characters of an answer
 NAME_MAX: Final = 120  # characters of a site's name, a description, a host
 
@@ -29,7 +29,7 @@ _CUT: Final = "…"
 
 
 class Kind(enum.StrEnum):
-    """What a section or a mail is about, gravest first: a mail takes the gravest of its sections."""
+    """The kind of a section or a mail, gravest first; a mail has the gravest kind of its sections."""
 
     DISABLED = "disabled"
     FAILING = "failing"
@@ -38,7 +38,7 @@ class Kind(enum.StrEnum):
     FLAPPING = "flapping"
     RECOVERED = "recovered"
     REMINDER = "reminder"
-    STORM = "storm"  # this and the next: to the operator alone, never beside others
+    STORM = "storm"  # this and the next are only for the operator, and never mixed with others
     FAULTS = "faults"
 
 
@@ -47,7 +47,7 @@ GRAVITY: Final = {kind: place for place, kind in enumerate(Kind)}
 
 
 class Cause(enum.StrEnum):
-    """Why an endpoint fails, as far as it changes what its owner should do."""
+    """The cause of a failure, as far as it matters for the owner's next step."""
 
     REDIRECT = "redirect"
     UNAUTHORIZED = "unauthorized"  # 401, 403, 407
@@ -66,20 +66,20 @@ class Cause(enum.StrEnum):
     TLS = "tls"
     BAD_RESPONSE = "bad_response"
     BLOCKED = "blocked"
-    TOKEN = "token"  # noqa: S105 - a word: the endpoint's own OAuth2 server gave none, and nothing was sent
-    FILTER_SLOW = "filter_slow"  # of the owner's own making; this and the next two: nothing was sent
+    TOKEN = "token"  # noqa: S105 - not a secret: the endpoint's OAuth2 server gave no token, so nothing was sent
+    FILTER_SLOW = "filter_slow"  # caused by the owner's filter; for this and the next two nothing was sent
     TOO_LARGE = "too_large"
     INVALID = "invalid"
 
 
 class Fate(enum.StrEnum):
-    """How a delivery that failed was given up, as far as it changes what may truly be said of it."""
+    """The way in which a failed delivery was given up, as far as it affects the wording of a mail."""
 
     TRIED = "tried"  # after several attempts
-    ONCE = "once"  # after a single one
-    EXPIRED = "expired"  # its event was not to be delivered later
-    ABORTED = "aborted"  # the receiver asked for it
-    BLOCKED = "blocked"  # the URL is not one that can be sent to
+    ONCE = "once"  # after a single attempt
+    EXPIRED = "expired"  # the event's own expiry had passed
+    ABORTED = "aborted"  # the receiver requested it
+    BLOCKED = "blocked"  # requests to the URL are not allowed
     UNTRIED = "untried"  # without an attempt
 
 
@@ -106,7 +106,7 @@ _BY_ERROR: Final = {
 
 
 def cause_of(outcome: Outcome | None, status: int | None, error: str | None) -> Cause:
-    """Sort the last failure of an endpoint into a cause; no outcome: it was not tried, the error says why."""
+    """Return the cause of an endpoint's latest failure; without an outcome nothing was sent, and the error names it."""
     if (error or "").startswith(OAUTH2):
         return Cause.TOKEN
     match outcome:
@@ -128,36 +128,36 @@ class MailSection:
     """One endpoint in a mail. Times are microseconds since 1970.
 
     Attributes:
-        kind: what is told of it.
-        endpoint_id: its number, for links.
-        site_id: of its site, for links.
-        site_name: the owner's own name for the site; a stranger's text all the same.
-        time_zone: the site's IANA name; None: UTC.
-        url: without path and query where those may carry a token: scheme, host and path, never the query.
-        description: the owner's own; None: none.
-        partly: other deliveries to it succeed.
-        since_us: its first failure since it last worked.
-        last_failure_us: its latest failure.
-        last_success_us: its latest 2xx since then; None: none.
-        ended_us: since when it works again; None: it does not.
-        types: event types of the deliveries told of here, with how many each; the most frequent first.
+        kind: the kind of the section.
+        endpoint_id: the endpoint's id, for links.
+        site_id: the site's id, for links.
+        site_name: the owner's own name for the site; not trusted.
+        time_zone: the site's IANA time zone; None for UTC.
+        url: scheme, host and path; never the query, which may contain a token.
+        description: the owner's own description; None if there is none.
+        partly: other deliveries to the endpoint succeed.
+        since_us: first failure since it last worked.
+        last_failure_us: latest failure.
+        last_success_us: latest 2xx since then; None if there was none.
+        ended_us: time since which it works again; None if it does not.
+        types: event types of the reported deliveries, with the number of each; the most frequent first.
         failed: deliveries that failed since `since_us`.
-        total: deliveries tried since then.
-        late: of the failed ones, delivered by now.
-        dead: of the failed ones, given up.
-        dead_by: the same, by how (Fate); empty in digests of earlier versions.
-        waiting: deliveries that wait: to be retried, or parked.
-        held: deliveries that are kept because the endpoint is off.
-        cause: of the latest failure.
-        status: its HTTP status; None: there was no answer.
-        error: its constant name, or `name: detail`; None: none.
-        response: the beginning of its answer, made harmless; empty: none.
-        timeout_s: what it is given to answer, in seconds.
-        next_attempt_us: when the next request is due; None: unknown or none.
-        disable_at_us: when it will be switched off if nothing changes; None: never.
-        disabled_reason: who switched it off; None: it is on.
-        held_until_us: when the first held delivery is dropped; None: none is held.
-        event_ids: the oldest deliveries told of here, as webhook ids.
+        total: deliveries attempted since then.
+        late: failed deliveries that have succeeded by now.
+        dead: failed deliveries that were given up.
+        dead_by: the same number by Fate; empty in digests of earlier versions.
+        waiting: deliveries that wait for a retry or are parked.
+        held: deliveries that are held because the endpoint is disabled.
+        cause: cause of the latest failure.
+        status: HTTP status of the latest failure; None if there was no response.
+        error: error of the latest failure, a constant name or `name: detail`; None if there is none.
+        response: sanitised beginning of the response; empty if there is none.
+        timeout_s: the endpoint's request timeout, in seconds.
+        next_attempt_us: when the next request is due; None if unknown or if there is none.
+        disable_at_us: when it will be disabled if nothing changes; None if it will not.
+        disabled_reason: why it was disabled; None if it is enabled.
+        held_until_us: when the first held delivery is dropped; None if none is held.
+        event_ids: the oldest reported deliveries, as webhook ids.
     """
 
     kind: Kind
@@ -193,23 +193,23 @@ class MailSection:
 
     @property
     def host(self) -> str:
-        """The host of the URL: what failing endpoints are grouped by."""
+        """The host of the URL, by which failing endpoints are grouped."""
         return host_of(self.url)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OperatorLine:
-    """What cannot be sent, and only the platform's operator can mend: one line of a mail to them.
+    """One line of a mail to the operator: events that cannot be sent for a reason that only the operator can fix.
 
     Attributes:
         cause: INVALID, TOO_LARGE or BLOCKED.
-        site_id: of the site.
-        type: of the events; of the latest, where the endpoint is blocked.
+        site_id: the site.
+        type: type of the events; type of the latest event if the endpoint is blocked.
         endpoint_id: one of the endpoints that did not get them.
-        events: how many.
+        events: number of events.
         first_us: when the first was given up; microseconds since 1970.
         webhook_id: one of the events.
-        error: by which rule the destination is blocked; None: it is not.
+        error: the rule that blocks the destination; None if it is not blocked.
     """
 
     cause: Cause
@@ -227,16 +227,16 @@ class Digest:
     """One mail, as it is stored in the outbox.
 
     Attributes:
-        kind: that of the gravest section.
-        owner_email: whom it is for; one address.
-        language: what the site's language says; letters fall back to English.
-        at_us: the moment whose facts these are.
-        since_us: the first failure of the oldest incident told of: mails of one incident form a thread.
+        kind: the kind of the gravest section.
+        owner_email: the recipient; one address.
+        language: the site's language; letters fall back to English.
+        at_us: the time of the facts.
+        since_us: first failure of the oldest reported incident; it names the thread of an incident's mails.
         sections: gravest first, then by site, host and cause; at most SECTIONS_MAX.
-        more: endpoints that had no room.
-        unsubscribe_token: the owner's; None: they have none.
-        storm: only to the operator: how many sites of how many fail at once, over how many domains.
-        faults: only to the operator: what cannot be sent; `more` are the lines that had no room.
+        more: number of endpoints that were left out.
+        unsubscribe_token: the owner's token; None if there is none.
+        storm: only for the operator: failing sites, sites with traffic, and domains of the failing sites.
+        faults: only for the operator: events that cannot be sent; `more` then counts the lines left out.
     """
 
     kind: Kind
@@ -252,12 +252,12 @@ class Digest:
 
 
 def gravest(kinds: list[Kind]) -> Kind:
-    """Return the kind that a mail with sections of these kinds has."""
+    """Return the kind of a mail with sections of these kinds."""
     return min(kinds, key=GRAVITY.__getitem__)
 
 
 def arranged(sections: list[MailSection]) -> tuple[tuple[MailSection, ...], int]:
-    """Order sections as a mail shows them, and say how many had no room."""
+    """Return the sections in the order of a mail, and the number of those left out."""
     ordered = sorted(
         sections, key=lambda s: (GRAVITY[s.kind], s.site_name, s.site_id, s.host, s.cause, s.endpoint_id)
     )
@@ -268,10 +268,10 @@ def arranged(sections: list[MailSection]) -> tuple[tuple[MailSection, ...], int]
 
 
 def digest_of(stored: dict[str, Any]) -> Digest:
-    """Read a digest back from the JSON that `dataclasses.asdict` made of it.
+    """Return a digest from its parsed JSON.
 
     Raises:
-        KeyError, TypeError, ValueError: it was written by something else.
+        KeyError, TypeError, ValueError: the JSON is not a digest.
     """
     sections = tuple(_section_of(each) for each in stored["sections"])
     storm = stored.get("storm")
@@ -303,18 +303,18 @@ def _section_of(stored: dict[str, Any]) -> MailSection:
 
 
 def clean_line(text: str | None, length: int = NAME_MAX, *, keep: str = "") -> str:
-    """Make a stranger's text one harmless line: no controls, no bidi marks, no lone surrogates, bounded.
+    """Return a third party's text as one sanitised line: no control or bidi characters or lone surrogates, bounded.
 
     Args:
-        text: as it is stored.
-        length: characters at most.
-        keep: invisible characters of our own that stay.
+        text: the stored text.
+        length: maximum length in characters.
+        keep: invisible characters to keep, because the daemon itself inserts them.
     """
     return _BLANKS.sub(" ", clean_text(text, length, keep=keep).replace("\n", " ")).strip()
 
 
 def clean_text(text: str | None, length: int = EXCERPT_MAX, *, keep: str = "") -> str:
-    """Make a stranger's text harmless, its line breaks kept: what may be shown, escaped, to a person."""
+    """Return a third party's text sanitised, with its line breaks; it may be shown to a person after escaping."""
     readable = (text or "")[: 4 * length].replace("\r\n", "\n")
     shown = "".join(each if each in keep else _harmless(each) for each in readable)
     shown = shown.strip()
@@ -322,7 +322,7 @@ def clean_text(text: str | None, length: int = EXCERPT_MAX, *, keep: str = "") -
 
 
 def excerpt(response: bytes | None) -> str:
-    """Return the beginning of an answer as text that can be shown; empty where it is none."""
+    """Return the beginning of an answer as sanitised text; empty if it has none."""
     return clean_text((response or b"")[: 8 * EXCERPT_MAX].decode("utf-8", "replace"))
 
 
@@ -334,13 +334,13 @@ def _harmless(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Cc":
         return " "
-    if category in {"Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:  # invisible, surrogate, private, unknown, separators
+    if category in {"Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:  # format, surrogate, private, unassigned, separators
         return ""
     return character
 
 
 def shown_url(url: str) -> str:
-    """Return a URL as a mail may show it: scheme, host and path, bounded; no user, query or fragment."""
+    """Return a URL for a mail: scheme, host and path, bounded; without user, query and fragment."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -350,7 +350,7 @@ def shown_url(url: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """Return the host of a URL, for grouping and subjects; empty where it has none."""
+    """Return the host of a URL, for grouping and subjects; empty if it has none."""
     try:
         return clean_line(urlsplit(url).hostname or "", 100)
     except ValueError:

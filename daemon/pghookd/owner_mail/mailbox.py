@@ -1,7 +1,7 @@
-"""Whose mailbox an address names: what the limits on emails are counted by. Emails go to the address as it was given.
+"""Normalised mailboxes, by which limits on mails are counted. Mails still go to the address as the owner wrote it.
 
-Providers deliver many spellings to one mailbox, so limits by spelling are none. And whoever owns a domain may make any
-number of mailboxes, so a domain has its share of the rate, too.
+Providers deliver many spellings to one mailbox, so a limit by spelling would be useless. The owner of a domain can
+create any number of mailboxes, so each domain also has a share of the rate.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pghookd.model.domains import a_label, registrable
 _DOTLESS: Final = {
     "gmail.com": "gmail.com",
     "googlemail.com": "gmail.com",
-}  # domains that ignore dots, by their name
-# Providers whose mailboxes belong to strangers: no single owner's domain, so that they have no share of their own.
+}  # domains that ignore dots, with their main name
+# Public providers: their mailboxes belong to unrelated people, so these domains have no limit of their own.
 _OF_STRANGERS: Final = frozenset(
     {
         "gmail.com", "googlemail.com", "outlook.com", "hotmail.com", "live.com", "msn.com", "yahoo.com", "icloud.com",
@@ -26,7 +26,7 @@ _OF_STRANGERS: Final = frozenset(
 
 
 def mailbox_of(address: str) -> str:
-    """Return one spelling for all spellings of a mailbox: lower case, no tag, no ignored dots, the domain in ASCII."""
+    """Return the normalised spelling of a mailbox: lower case, no tag, no ignored dots, the domain in ASCII."""
     name, _, domain = address.strip().lower().rpartition("@")
     domain = a_label(domain)
     name = name.partition("+")[0] or name
@@ -41,5 +41,5 @@ def domain_of(address: str) -> str:
 
 
 def is_of_strangers(domain: str) -> bool:
-    """Return True if the mailboxes of a domain belong to people who have nothing to do with each other."""
+    """Return True if the mailboxes of a domain belong to unrelated people."""
     return domain in _OF_STRANGERS

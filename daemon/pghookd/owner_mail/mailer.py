@@ -1,13 +1,14 @@
-"""Sends the mails of the outbox: one at a time, domains by turns, no more in a minute than the server should bear.
+"""Sends the mails of the outbox: one at a time, domains in turn, within the rate limit `mail.rate_per_min`.
 
-The gravest of a domain goes first. A domain has a share of the rate, so that nobody bombs one, and so that the mails of
-others never wait behind a bomb; a company with fifty shops at one domain gets them all, later.
+The gravest mail of a domain goes first. A domain has a share of the rate, so that nobody can flood one domain or delay
+the mails of others. A company with fifty shops at one domain gets all its mails, only later.
 
-A mail is claimed before the server hears of it, and settled when its end is known. Whoever is killed in between leaves
-a row with attempts and no error, which means `perhaps sent`: it is sent again as it was, under the same Message-ID.
-While the server is away nothing is worked off: what waits stays free to be replaced by what is true later.
+The mailer claims a mail before it contacts the server, and settles it when the outcome is known. A process killed in
+between leaves a row with attempts and no error, which means `perhaps sent`. The mail is then sent again unchanged, with
+the same Message-ID. While the server is away no mail is claimed, so that newer content can still replace it.
 
-Never here: what a mail says, when there is one to say (endpoint_health/monitor.py); anything that a delivery waits for.
+Never here: a mail's content, the decision to send one (endpoint_health/monitor.py), or anything that a delivery waits
+for.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ from pghookd.settings.schema import MailSettings
 
 LOOK_EVERY_S: Final = 5.0
 PAGE: Final = 20
-BURST: Final = 5.0  # mails at once after a quiet minute, in all and to one domain
-DOMAIN_SHARE: Final = 0.1  # of the rate, to one domain
+BURST: Final = 5.0  # mails at once after a quiet minute, in total and to one domain
+DOMAIN_SHARE: Final = 0.1  # share of the rate for one domain
 BACKOFF_S: Final = (
     60.0,
     300.0,
     900.0,
     3600.0,
-)  # after the first, second, ... attempt; the last for all further ones
-HOLD_S: Final = (5.0, 15.0, 60.0)  # between two tries of a server that is away
-DOUBTS_MAX: Final = 3  # attempts before a mail that one of them left in doubt may be replaced after all
-SUSPENDED_S: Final = 7 * 86_400.0  # an address that a server does not know
+)  # after attempt 1, 2, ...; the last value repeats
+HOLD_S: Final = (5.0, 15.0, 60.0)  # between two connection attempts to a server that is away
+DOUBTS_MAX: Final = 3  # attempts after which a perhaps sent mail may be replaced all the same
+SUSPENDED_S: Final = 7 * 86_400.0  # no mails to an address that the server rejected
 BEAT_S: Final = 1.0
 REFUSED_PAUSE_S: Final = 30.0
-OPERATORS: Final = sorted(OF_OPERATOR, key=GRAVITY.__getitem__)  # they wait for no domain
+OPERATORS: Final = sorted(OF_OPERATOR, key=GRAVITY.__getitem__)  # not limited by domain
 ORDER: Final = [*OPERATORS, *sorted(set(Kind) - OF_OPERATOR, key=GRAVITY.__getitem__)]
-_ROUNDING: Final = 1e-6  # of a token: who has waited as long as was said gets it
-# What a digest raises that is none, or a letter that cannot be written.
+_ROUNDING: Final = 1e-6  # of a token, so that after the returned wait there is a token
+# Raised for a row that is not a digest, or a letter that cannot be rendered.
 _FAULTY: Final = (AttributeError, KeyError, TypeError, ValueError)
 T = TypeVar("T")
 
@@ -58,11 +59,11 @@ Checkpoint = Callable[[str], Awaitable[None]]
 
 
 class Bucket:
-    """Lets so many through in a minute, a few of them at once.
+    """A token bucket.
 
     Args:
-        per_minute: above 0.
-        burst: how many may go at once; at least 1.
+        per_minute: tokens per minute, above 0.
+        burst: capacity; at least 1.
         now: monotonic seconds.
     """
 
@@ -73,25 +74,25 @@ class Bucket:
         self._at = now
 
     def take(self, now: float) -> float:
-        """Take one token: 0, or the seconds until there is one."""
+        """Take one token and return 0, or return the seconds until there is one."""
         wait_s = self.wait_s(now)
         if not wait_s:
             self._tokens = max(0.0, self._tokens - 1)
         return wait_s
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until there is a token; 0 if there is one."""
+        """Return the seconds until there is a token, or 0 if there is one."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._per_s)
         self._at = now
         return 0.0 if self._tokens >= 1 - _ROUNDING else (1 - self._tokens) / self._per_s
 
     def is_full(self, now: float) -> bool:
-        """Return True if the bucket is as it was made, so that it need not be remembered."""
+        """Return True if the bucket is full, so that it need not be kept."""
         return not self.wait_s(now) and self._tokens >= self._burst
 
 
 class Shares:
-    """The rate of each domain: a share of the whole. Only domains that got mails lately are remembered.
+    """The rate limit of each domain. Only domains that recently got mails are kept.
 
     Args:
         per_minute: the rate of one domain, above 0.
@@ -102,7 +103,7 @@ class Shares:
         self._buckets: dict[str, Bucket] = {}
 
     def waits(self, now: float) -> dict[str, float]:
-        """Return the domains that have to wait, and for how many seconds; forget those that are at rest."""
+        """Return the domains that must wait, with the seconds; drop those whose bucket is full."""
         self._buckets = {name: each for name, each in self._buckets.items() if not each.is_full(now)}
         waits = {name: each.wait_s(now) for name, each in self._buckets.items()}
         return {name: wait_s for name, wait_s in waits.items() if wait_s}
@@ -113,7 +114,7 @@ class Shares:
         return bucket is None or not bucket.wait_s(now)
 
     def take(self, domain: str, now: float) -> None:
-        """Count a mail to a domain; those whose mailboxes belong to strangers have no share of their own."""
+        """Count a mail to a domain; public providers have no limit of their own."""
         if not is_of_strangers(domain):
             if domain not in self._buckets:
                 self._buckets[domain] = Bucket(self._per_minute, BURST, now)
@@ -125,23 +126,23 @@ async def _nowhere(_name: str) -> None:
 
 
 class Mailer:
-    """The one sender of mails, on a session of its own; `run` until cancelled or told to stop.
+    """The only loop that sends mails, on its own session; `run` runs until cancelled or stopped.
 
     Args:
-        session: in no transaction, and nobody else's.
-        post: entered and left by `run`.
-        letters: renders.
+        session: not in a transaction, and not shared.
+        post: the SMTP client, entered and left by `run`.
+        letters: renders mails.
         settings: sender and rate.
-        logger: is told of each mail, and once of a server that is away.
+        logger: logs each mail, and once a server that is away.
         monotonic: seconds.
         wall_us: microseconds since 1970.
-        wake: set by whoever has queued a mail.
-        beat: called while it lives.
-        message_id: of an email_id and the sender's address.
-        checkpoint: awaited at each step of a mail's way, with its name.
+        wake: set when a mail has been queued.
+        beat: called about once a second while the loop is alive.
+        message_id: makes the Message-ID from an email_id and the sender's address.
+        checkpoint: awaited at each step of a mail, with the step's name.
 
     Attributes:
-        sending: the email_id of the mail that is on its way now.
+        sending: the email_id of the mail being sent now; None if there is none.
     """
 
     def __init__(
@@ -173,13 +174,13 @@ class Mailer:
         self._checkpoint = checkpoint
         self._bucket = Bucket(settings.rate_per_min, BURST, monotonic())
         self._shares = Shares(DOMAIN_SHARE * settings.rate_per_min)
-        self._away = 0  # how often in a row the server was not to be had
+        self._away = 0  # consecutive attempts that failed because of the server
         self._held_until = 0.0
         self._stopping = False
-        self._told: tuple[str, ...] = ()  # of the faults of templates
+        self._told: tuple[str, ...] = ()  # template faults already logged
 
     def stop(self) -> None:
-        """Begin no further mail; `run` ends after the one that is on its way."""
+        """Begin no further mail; `run` ends after the one being sent."""
         self._stopping = True
         self._wake.set()
 
@@ -194,7 +195,7 @@ class Mailer:
                 await self._sleep(wait_s)
 
     async def step(self) -> float:
-        """Send what is due and may go now; return the seconds until it is worth to look again."""
+        """Send the mails that are due and within the limits; return the seconds until the next check."""
         held_s = self._held_until - self._monotonic()
         if held_s > 0:
             return held_s
@@ -214,7 +215,7 @@ class Mailer:
     async def _step_or_wait(self) -> float:
         try:
             return await self.step()
-        except DatabaseError as error:  # no reason to end the epoch, with all its deliveries
+        except DatabaseError as error:  # must not end the epoch and its deliveries
             self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
             return REFUSED_PAUSE_S
 
@@ -230,10 +231,10 @@ class Mailer:
     # One mail ---------------------------------------------------------------------------------------------------------
 
     async def _take(self, row: Row) -> float:
-        """Deal with one row; seconds to wait before the next, 0 for none."""
+        """Process one row; return the seconds to wait before the next, or 0."""
         of_operator = row["kind"] in OPERATORS
         if row["moved"] or not (of_operator or self._shares.has(row["mail_domain"], self._monotonic())):
-            return 0.0  # care takes it back; another page has the others
+            return 0.0  # the monitor supersedes it if its site changed owner; a later page has the others
         if row["hushed"]:
             await self._settle(row, "suppressed", None)
             return 0.0
@@ -255,13 +256,13 @@ class Mailer:
             self.sending = None
 
     def _render(self, row: Row) -> tuple[str, EmailMessage]:
-        """Render in a thread: markup and style sheets take some milliseconds that deliveries would wait for."""
+        """Render a mail; called in a thread, because it takes milliseconds that would delay deliveries."""
         digest = digest_of(orjson.loads(row["digest"]))
         name = row["message_id"] or self._message_id(row["email_id"], self._sender)
         return self._letters.subject(digest), self._letters.render(digest, message_id=name)
 
     def _tell_faults(self) -> None:
-        """Say once of each of the operator's templates that it is not as it should be."""
+        """Log the faults of the operator's templates whenever they have changed."""
         if self._letters.faults != self._told:
             self._told = self._letters.faults
             self._logger.warning(LogEvent.SETTINGS_REJECTED, faults="; ".join(self._told))
@@ -289,7 +290,7 @@ class Mailer:
         return wait_s
 
     async def _beating(self, work: Awaitable[T]) -> T:
-        """Await what may take a minute, and live."""
+        """Await work that may take a minute, and call `beat` meanwhile."""
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
@@ -318,9 +319,9 @@ class Mailer:
                 return await self._defer(row, outcome, again_us)
 
     async def _defer(self, row: Row, outcome: Deferred, again_us: int) -> float:
-        # That it is not taken now says nothing of the time before.
+        # A deferral now does not show that an earlier attempt failed.
         doubt = outcome.doubt or row["perhaps_sent"]
-        if not (doubt and row["attempts"] < DOUBTS_MAX):  # else it stays as claimed: perhaps sent
+        if not (doubt and row["attempts"] < DOUBTS_MAX):  # otherwise it stays claimed, as perhaps sent
             await self._settle(row, "queued", outcome.error)
         if not (outcome.server and self._away):
             error = _unnamed(outcome.error, row)
@@ -351,12 +352,12 @@ class Mailer:
 
 
 def _backoff_s(attempts: int) -> float:
-    """Return the wait after one more attempt than these."""
+    """Return the wait after the next attempt."""
     return BACKOFF_S[min(attempts, len(BACKOFF_S) - 1)]
 
 
 def _keys(row: Row) -> dict[str, object]:
-    """Return what a log line says of a mail: of the address, only where it is."""
+    """Return the log keys of a mail: of the address, only the domain."""
     return {
         "email_id": row["email_id"],
         "kind": row["kind"],
@@ -366,7 +367,7 @@ def _keys(row: Row) -> dict[str, object]:
 
 
 def _unnamed(text: str, row: Row) -> str:
-    """Return what a server said without the address, which it likes to repeat: logs go further than the table."""
+    """Return a server's text without the recipient's address, because logs are read more widely than the table."""
     return re.sub(re.escape(row["owner_email"]), "(address)", text, flags=re.IGNORECASE)
 
 

@@ -1,9 +1,9 @@
-"""Letters: a digest as a mail, plain text and HTML of the same values, with headers that no stranger can add to.
+"""Letters: renders a digest as a mail, with plain text and HTML of the same values, and injection-safe headers.
 
-Templates, style and words are files in `letters/`; a file of the same name in the operator's folder wins, and
-one that is broken is left out and told, since an owner must be told even when a template is not as it should be.
+Templates, style and words are files in `letters/`. A file of the same name in the operator's folder overrides one of
+these. A broken file is skipped and reported, because an owner must get the mail even if a template is faulty.
 
-Never here: what a letter says (owner_mail/content.py, owner_mail/catalogue.py), sending, a clock.
+Never here: the content of a letter (owner_mail/content.py, owner_mail/catalogue.py), sending, a clock.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from pghookd.settings.schema import MailSettings
 
 TEXT: Final = "digest.txt.j2"
 HTML: Final = "digest.html.j2"
-STYLE: Final = "style.css"  # becomes attributes
-SCREENS: Final = "screens.css"  # stays as it is
-WIDTH: Final = 72  # of plain text, in characters
+STYLE: Final = "style.css"  # inlined as style attributes
+SCREENS: Final = "screens.css"  # not inlined
+WIDTH: Final = 72  # columns of plain text
 _FILE_BYTES_MAX: Final = 200_000
 _FILES_MAX: Final = 50
 _REASON_MAX: Final = 200  # characters
-_ADDRESS_MAX: Final = 254  # RFC 5321, 4.5.3.1.3, less the angle brackets
-# The dot-atoms of RFC 5322: one address, never two, no name, comment, quote or encoded word.
+_ADDRESS_MAX: Final = 254  # RFC 5321, 4.5.3.1.3, without the angle brackets
+# The dot-atoms of RFC 5322: exactly one address, without a name, comment, quote or encoded word.
 _ATOM: Final = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _ADDRESS: Final = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@([^@\s]+)")
 _LABELS: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*")
-_URL_SIGNS: Final = "%/:=&?~#+!$;'@()*[]"  # what stays as it is when a URL is made fit for a header
+_URL_SIGNS: Final = "%/:=&?~#+!$;'@()*[]"  # characters of a URL that are not percent-encoded in a header
 
 
 class _Line(UnstructuredHeader, BaseHeader):
-    """A header that is read by machines, or that a stranger has a share in: as it was given, folded nowhere else.
+    """A header for machines, or with third-party text: kept as given, and not folded by the library.
 
-    The library would encode tokens above 78 characters, begin some folded lines with nothing, and take an
-    encoded word that a stranger wrote for one of its own.
+    The library would encode tokens above 78 characters, produce some empty folded lines, and decode an encoded word
+    that a third party wrote.
     """
 
     @classmethod
@@ -84,25 +84,25 @@ POLICY: Final = _policy()
 
 
 def message_id(email_id: int, sender: str) -> str:
-    """Return the Message-ID of a row of the outbox: the same each time it is sent.
+    """Return the Message-ID of a row of the outbox, the same for each sending.
 
     Raises:
-        ValueError: the sender is no address.
+        ValueError: the sender is not an address.
     """
     return f"<digest.{int(email_id)}@{_domain(sender)}>"
 
 
 def incident_id(digest: Digest, sender: str) -> str:
-    """Return the name of the thread that all mails of an incident refer to; no mail has it itself."""
+    """Return the thread id that all mails of an incident refer to; no mail has it as its own Message-ID."""
     owner = hashlib.sha256(digest.owner_email.encode()).hexdigest()[:12]
     return f"<incident.{owner}.{digest.since_us // 1_000_000}@{_domain(sender)}>"
 
 
 def one_address(text: str) -> Address:
-    """Return a text as the one address that it is.
+    """Parse a text that is exactly one address.
 
     Raises:
-        ValueError: it is none, or more, or something beside an address.
+        ValueError: the text is not exactly one address.
     """
     found = _ADDRESS.fullmatch(text)
     if found is None or "=?" in text:
@@ -125,13 +125,11 @@ def _domain(sender: str) -> str:
 
 
 class Letters:
-    """Makes mails of digests.
-
-    Templates, style and words are read once, here.
+    """Renders digests as mails. Reads templates, style and words once, when it is made.
 
     Args:
         mail: the settings `mail.*`.
-        user_agent: the header that requests carry, told to owners whose server refuses them.
+        user_agent: the User-Agent of requests, shown to owners whose server refuses them.
     """
 
     def __init__(self, mail: MailSettings, *, user_agent: str = f"pghookd/{__version__}") -> None:
@@ -147,19 +145,19 @@ class Letters:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What of the operator's folder was left out so far, a sentence each; more may come with a letter."""
+        """The skipped parts of the operator's folder so far, a sentence each; rendering a letter may add more."""
         return tuple(self._faults)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The languages that there are words for."""
+        """The languages that have a catalogue."""
         return tuple(sorted(self._tellers))
 
     def subject(self, digest: Digest) -> str:
         """Return the subject of a digest's mail.
 
         Raises:
-            ValueError: it cannot be said; a short reason.
+            ValueError: it cannot be written; the message is a short reason.
         """
         try:
             return self._teller(digest).subject(digest)
@@ -167,10 +165,10 @@ class Letters:
             raise ValueError(_reason(error)) from error
 
     def render(self, digest: Digest, *, message_id: str) -> EmailMessage:
-        """Make the mail of a digest; the same digest and id give the same bytes.
+        """Render the mail of a digest; the same digest and id give the same bytes.
 
         Raises:
-            ValueError: it cannot be made; a short reason, without anything that a stranger could misuse.
+            ValueError: it cannot be rendered; the message is a short, sanitised reason.
         """
         try:
             return self._render(digest, message_id)
@@ -184,17 +182,17 @@ class Letters:
             message[name] = value
         for subtype, template in (("plain", TEXT), ("html", HTML)):
             _attach(message, subtype, self._page(template, statement))
-        message["Content-Language"] = statement.language  # now; before, it would have become the text's
-        # Its own, not a random one; encoded parts never hold `=_`.
+        message["Content-Language"] = statement.language  # set last; earlier, it would move to the text part
+        # A deterministic boundary; encoded parts never contain `=_`.
         message.set_boundary(f"=_{hashlib.sha256(message_id.encode()).hexdigest()[:32]}")
-        message.as_bytes()  # what cannot be sent is to fail here
+        message.as_bytes()  # a message that cannot be sent fails here
         return message
 
     def _teller(self, digest: Digest) -> ContentWriter:
         return self._tellers[language_of(digest.language, self._tellers)]
 
     def _page(self, template: str, statement: Statement) -> str:
-        """Fill the operator's template or, if it cannot be filled, ours."""
+        """Render the operator's template, or the built-in one if that fails."""
         if self._theirs_or_ours is not self._ours:
             try:
                 return self._theirs_or_ours.fill(template, statement)
@@ -237,7 +235,7 @@ class Letters:
         yield from self._unsubscribe(digest)
 
     def _unsubscribe(self, digest: Digest) -> Iterator[tuple[str, str]]:
-        """Yield the headers of RFC 2369 and RFC 8058; the latter speaks of https alone."""
+        """Yield the headers of RFC 2369, and of RFC 8058, which is only for https."""
         url = unsubscribe_url(self._mail, digest)
         if url is None:
             return
@@ -258,7 +256,7 @@ def _said(what: str, text: str) -> Address:
 
 
 def _phrase(name: str) -> str:
-    """Return a name as it may stand before an address in brackets."""
+    """Return a name as a phrase that is valid before an address in angle brackets."""
     if not name:
         return ""
     plain = re.fullmatch(r"[A-Za-z0-9 ]+", name)
@@ -266,7 +264,7 @@ def _phrase(name: str) -> str:
 
 
 def _attach(message: EmailMessage, subtype: str, text: str) -> None:
-    """Add a part in the shorter of the two encodings that every relay carries."""
+    """Add a part in the shorter of the two encodings that every relay accepts."""
     foreign = sum(not character.isascii() for character in text)
     cte = "base64" if 6 * foreign > len(text) else "quoted-printable"
     add = message.set_content if subtype == "plain" else message.add_alternative
@@ -282,7 +280,7 @@ def _reason(error: Exception) -> str:
 
 
 def _files(folder: Traversable, unread: list[str], within: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what a folder holds of templates, style and words, by name; say what cannot be read."""
+    """Yield the templates, styles and catalogues in a folder, by name; append those that cannot be read to `unread`."""
     for number, each in enumerate(sorted(folder.iterdir(), key=lambda file: file.name)):
         if number >= _FILES_MAX:
             unread.append(f"mail.templates: more than {_FILES_MAX} files; the others are left out")
@@ -314,7 +312,7 @@ def _catalogue_files(files: dict[str, str]) -> dict[str, str]:
 
 
 class _Templates:
-    """One set of templates and its style."""
+    """One set of templates with its style."""
 
     def __init__(self, files: dict[str, str]) -> None:
         self._styles = {"style": files[STYLE], "screens": files[SCREENS]}
@@ -330,13 +328,13 @@ class _Templates:
         self._inliner = css_inline.CSSInliner(minify_css=True, load_remote_stylesheets=False)
 
     def fill(self, template: str, statement: Statement) -> str:
-        """Fill a template; the style becomes attributes, since many mail programs read nothing else."""
+        """Render a template; the style is inlined as attributes, because many mail programs support nothing else."""
         text = self._environment.get_template(template).render(letter=statement, **self._styles)
         return self._inliner.inline(text) if template == HTML else text
 
 
 def wrapped(text: str, indent: int = 0) -> str:
-    """Break a text into lines of WIDTH; URLs stay whole."""
+    """Wrap a text to lines of WIDTH; URLs are not broken."""
     blank = " " * indent
     return textwrap.fill(
         text, WIDTH, initial_indent=blank, subsequent_indent=blank, break_long_words=False,
@@ -345,10 +343,10 @@ def wrapped(text: str, indent: int = 0) -> str:
 
 
 def underlined(text: str, sign: str = "-") -> str:
-    """Put a line of signs below a line."""
+    """Return a line with an underline of signs."""
     return f"{text}\n{sign * min(max(len(text), 3), WIDTH)}"
 
 
 def indented(text: str, before: str = "  ") -> str:
-    """Put something before each line."""
+    """Return a text with `before` in front of each line."""
     return "\n".join(f"{before}{line}".rstrip() for line in text.split("\n"))

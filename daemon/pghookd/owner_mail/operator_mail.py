@@ -1,4 +1,4 @@
-"""What letters to the operator say: of storms, and of what cannot be sent by a fault of the platform's.
+"""The content of letters to the operator: storms, and events that cannot be sent because of the platform.
 
 Never here: markup, headers; anything that an owner reads (owner_mail/content.py).
 """
@@ -15,7 +15,7 @@ from pghookd.owner_mail.sections import unlinked
 
 
 class OperatorTeller:
-    """Says digests of the operator's kinds in one language.
+    """Writes the operator's digests in one language.
 
     Args:
         words: the language.
@@ -28,17 +28,17 @@ class OperatorTeller:
         self._platform = platform
 
     def subject(self, digest: Digest) -> str:
-        """Return the subject, unbounded."""
+        """Return the subject, without a length limit."""
         if digest.kind is Kind.STORM:
             return self._say("subject.storm", **self._storm_counts(digest), who=self._platform)
         count = sum(each.events for each in digest.faults)
         return self._say("subject.faults", n=count, who=self._platform)
 
     def block(self, digest: Digest) -> Block:
-        """Return what the letter says.
+        """Return the letter's content.
 
         Raises:
-            OverflowError, TypeError, ValueError: the digest holds what no mail can say.
+            OverflowError, TypeError, ValueError: the digest has a value that cannot be written.
         """
         return self._storm(digest) if digest.kind is Kind.STORM else self._faults(digest)
 

@@ -1,6 +1,6 @@
-"""The outbox: a digest becomes a row of `emails`, with what the limits on emails are counted by.
+"""The outbox: stores a digest as a row of `emails`, with the mailbox and domain by which limits are counted.
 
-Never here: when there is something to say (endpoint_health), sending (owner_mail/mailer.py).
+Never here: the decision to send a mail (endpoint_health), sending (owner_mail/mailer.py).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ async def put_email(
     before: Mapping[str, Any] | None = None,
     state: str = "queued",
 ) -> int | None:
-    """Put a mail into the outbox; return its email_id, or None if one of this kind and window is there.
+    """Put a mail into the outbox; return its email_id, or None if one of this kind and window already exists.
 
     Args:
-        session: of the caller, in a transaction or not.
-        digest: what the mail says.
-        window_us: beginning of the window it is for, microseconds since 1970; one mail a kind and window.
-        now_us: when it is made.
-        before: the incidents as they were before it, by endpoint.
-        state: queued, or suppressed.
+        session: the caller's session, in a transaction or not.
+        digest: the mail's content.
+        window_us: start of the window that it covers, microseconds since 1970; one mail per kind and window.
+        now_us: creation time.
+        before: the incidents as they were before the mail, by endpoint.
+        state: queued or suppressed.
     """
     owner = digest.owner_email
     found: int | None = await session.fetchval(

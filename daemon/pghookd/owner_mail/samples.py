@@ -1,6 +1,6 @@
-"""Made-up digests of every kind, for looking at letters before an owner does.
+"""Sample digests of every kind, to preview letters.
 
-Never here: names or addresses of anybody real (example domains only), rendering, a clock.
+Never here: names or addresses of real people (example domains only), rendering itself (owner_mail/message.py), a clock.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _flapping() -> list[MailSection]:
 
 
 def _several() -> list[MailSection]:
-    """Return what an owner of many sites may be told at once: one dead server, and three other things."""
+    """Return the sections of a mail to an owner of many sites: one dead server and three other problems."""
     sites = ("Bakery", "Florist", "Bookshop", "Tea House")
     dead = [
         dataclasses.replace(
@@ -242,7 +242,7 @@ _MAKERS: Final[dict[str, Callable[[], list[MailSection]]]] = {
     "storm": list,
     "faults": list,
 }
-NAMES: Final = tuple(_MAKERS)  # every kind, and two more: what fails in parts, and several things at once
+NAMES: Final = tuple(_MAKERS)  # every kind, and two more: a partly failing endpoint, and several at once
 _FAULTS: Final = (
     OperatorLine(
         Cause.INVALID,
@@ -270,10 +270,10 @@ _FAULTS: Final = (
 
 
 def sample(name: str, language: str = "en") -> Digest:
-    """Return the digest of one name of NAMES.
+    """Return the sample digest with a name from NAMES.
 
     Raises:
-        KeyError: there is no such sample.
+        KeyError: the sample does not exist.
     """
     sections, _ = arranged(_MAKERS[name]())
     of_operator = name in OF_OPERATOR
@@ -292,7 +292,7 @@ def sample(name: str, language: str = "en") -> Digest:
 
 
 def with_stand_ins(mail: MailSettings) -> MailSettings:
-    """Return settings in which what is not set is made up, so that there is a whole letter to look at."""
+    """Return the settings with sample values for those not set, so that the letter is complete."""
     return mail.model_copy(
         update={name: value for name, value in _STAND_INS.items() if not getattr(mail, name)}
     )
@@ -300,7 +300,7 @@ def with_stand_ins(mail: MailSettings) -> MailSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preview:
-    """One letter to look at."""
+    """One rendered sample letter."""
 
     name: str
     language: str
@@ -308,19 +308,19 @@ class Preview:
 
     @property
     def subject(self) -> str:
-        """Its subject."""
+        """The letter's subject."""
         return str(self.message["Subject"])
 
     @property
     def text(self) -> str:
-        """Its plain text."""
+        """The letter's plain text."""
         return self._part("plain")
 
     def write(self, folder: Path) -> list[Path]:
-        """Write it as three files, which are returned; the folder is made if it is missing.
+        """Write the letter as three files and return their paths; create the folder if it is missing.
 
         Raises:
-            OSError: that cannot be done.
+            OSError: a file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         contents = {
@@ -341,10 +341,10 @@ class Preview:
 def preview(
     settings: Settings, names: Iterable[str] = NAMES, language: str | None = None
 ) -> tuple[list[Preview], tuple[str, ...]]:
-    """Render samples, in one language or in all, and say what is wrong with the operator's templates.
+    """Render samples in one language or in all; return them with the faults of the operator's templates.
 
     Raises:
-        KeyError: there is no such sample, or no such language.
+        KeyError: the sample or the language does not exist.
     """
     letters = Letters(with_stand_ins(settings.mail), user_agent=settings.delivery.user_agent)
     languages = letters.languages if language is None else (language,)

@@ -1,4 +1,4 @@
-"""What a letter takes from sections: made harmless, grouped, with their deadlines, links and lines for developers.
+"""Prepares sections for a letter: sanitised and grouped, with their deadlines, links and lines for developers.
 
 Never here: words of any language (owner_mail/content.py), markup.
 """
@@ -30,18 +30,18 @@ from pghookd.owner_mail.digest import (
 )
 from pghookd.settings.schema import MailSettings
 
-OFF: Final = frozenset({Kind.DISABLED, Kind.HELD_EXPIRING})  # told of endpoints that are switched off
+OFF: Final = frozenset({Kind.DISABLED, Kind.HELD_EXPIRING})  # kinds that are about disabled endpoints
 _ANSWER_LINES_MAX: Final = 12
-_NAMES_MAX: Final = 1_200  # characters of all names of sites in a letter
+_NAMES_MAX: Final = 1_200  # characters of all site names in a letter
 _EXCERPTS_MAX: Final = 4_000  # characters of all answers in a letter
 _ID_MAX: Final = 40  # characters
 _IDS_MAX: Final = 60  # event ids in a letter
 _OPENS, _CLOSES = "\u2068", "\u2069"  # FIRST STRONG ISOLATE and its end (UAX 9)
 JOINER: Final = (
-    "\u2060"  # WORD JOINER: invisible, breaks no line, and is no part of a host name or an address
+    "\u2060"  # WORD JOINER: invisible, breaks no line, and is not valid in a host name or an address
 )
 _SCHEMES: Final = r"https?|ftps?|sftp|mailto|tel|sms|callto|facetime|skype|xmpp|magnet|javascript|data|file"
-# Where mail programs see a link, an address or a domain: a place to put a JOINER into.
+# The places where mail programs detect a link, an address or a domain; a JOINER is inserted there.
 _LINKING: Final = re.compile(
     rf"(?<=[.\u3002\uff0e\uff61\u2024\ufe52])(?=\S)|(?=[@\uff20])|(?<=[@\uff20])|(?<=[:\uff1a])(?=[/\\])"
     rf"|(?<=/)(?=/)|(?<![^\W_])(?:{_SCHEMES})(?=:\S)",
@@ -55,9 +55,9 @@ _ORIGIN: Final = re.compile(r"(?:https?://)?[A-Za-z0-9.:\[\]-]+")
 
 
 def console_url(mail: MailSettings, section: MailSection) -> str | None:
-    """Return where an endpoint is opened: `mail.console_url` with `/{site_id}/{endpoint_id}` behind its path.
+    """Return the console's URL of an endpoint: `mail.console_url` with `/{site_id}/{endpoint_id}` after its path.
 
-    None where that is not set, or the site's id cannot be a part of a path: dots lead elsewhere.
+    None if that is not set, or if the site's id is too long or consists only of dots, which are special in paths.
     """
     if not mail.console_url or not section.site_id.strip(".") or len(section.site_id) >= NAME_MAX:
         return None
@@ -67,7 +67,7 @@ def console_url(mail: MailSettings, section: MailSection) -> str | None:
 
 
 def unsubscribe_url(mail: MailSettings, digest: Digest) -> str | None:
-    """Return `mail.unsubscribe_url` with the owner's token; None where one of them is missing."""
+    """Return `mail.unsubscribe_url` with the owner's token, or None if either is missing."""
     if not (mail.unsubscribe_url and digest.unsubscribe_token):
         return None
     return mail.unsubscribe_url.replace("{token}", quote(digest.unsubscribe_token, safe=""))
@@ -77,7 +77,7 @@ def unsubscribe_url(mail: MailSettings, digest: Digest) -> str | None:
 
 
 def groups(sections: Iterable[MailSection]) -> list[list[MailSection]]:
-    """Put together what is in the same trouble on the same host, in the order of the first of each."""
+    """Group sections with the same problem on the same host, in the order of each group's first section."""
     found: dict[tuple[object, ...], list[MailSection]] = {}
     for each in sections:
         types = each.types if each.partly else ()
@@ -90,24 +90,24 @@ def groups(sections: Iterable[MailSection]) -> list[list[MailSection]]:
 
 
 def is_partly(section: MailSection) -> bool:
-    """Whether it is told as failing in parts; a graver kind says all there is."""
+    """Return True if a section is reported as partly failing; graver kinds do not mention it."""
     return section.partly and section.kind in {Kind.FAILING, Kind.REMINDER}
 
 
 def deadline(section: MailSection) -> int | None:
-    """Return when something ends: what is held, or, while it is on, our patience."""
+    """Return when held deliveries are dropped or, for an enabled endpoint, when it will be disabled; None if never."""
     return section.held_until_us if section.kind in OFF else section.disable_at_us
 
 
 def ended(section: MailSection) -> int:
-    """Return since when it works again."""
+    """Return the time since which the endpoint works again."""
     return section.last_failure_us if section.ended_us is None else section.ended_us
 
 
 def earliest(
     told: Sequence[MailSection], when: Callable[[MailSection], int | None]
 ) -> tuple[int, dt.tzinfo] | None:
-    """Return the earliest such moment, with its site's zone."""
+    """Return the earliest of these times with its site's zone, or None if there is none."""
     dated = [(at_us, place) for place, each in enumerate(told) if (at_us := when(each)) is not None]
     if not dated:
         return None
@@ -116,7 +116,7 @@ def earliest(
 
 
 def status_text(status: int | None) -> str:
-    """Return `500 (Internal Server Error)`, or the number alone; empty for none."""
+    """Return a status such as `500 (Internal Server Error)`, or the number alone; empty if there is none."""
     if status is None:
         return ""
     try:
@@ -126,7 +126,7 @@ def status_text(status: int | None) -> str:
 
 
 def redirect_target(section: MailSection) -> str | None:
-    """Return where a redirect pointed: `https://host`, as webhook/judge.py noted it."""
+    """Return the target of a redirect, `https://host` as webhook/judge.py recorded it, or None if there is none."""
     name, _, target = (section.error or "").partition(": ")
     named = name == "redirect" and section.cause is Cause.REDIRECT and _ORIGIN.fullmatch(target)
     return target if named else None
@@ -136,7 +136,7 @@ def redirect_target(section: MailSection) -> str | None:
 
 
 def technical(section: MailSection, agent: str) -> Iterator[str]:
-    """Yield lines on an endpoint; times as in RFC 3339, UTC."""
+    """Yield lines about an endpoint for developers; times are RFC 3339 in UTC."""
     status = f", HTTP {section.status}" if section.status is not None else ""
     error = f" ({section.error})" if section.error and section.error != section.cause else ""
     yield f"endpoint: {section.endpoint_id}, site {unlinked(section.site_id)}"
@@ -174,11 +174,11 @@ def _iso(at_us: int) -> str:
 
 
 def harmless(section: MailSection, among: int = 1) -> MailSection:
-    """Clean all texts of a section, whatever was stored; the more there are, the shorter the long ones."""
+    """Return a section with all texts sanitised; with more sections in a letter (`among`), texts are cut shorter."""
     length = min(NAME_MAX, _NAMES_MAX // among)
     return dataclasses.replace(
         section,
-        site_id=clean_line(section.site_id),  # whole, since links are made of it
+        site_id=clean_line(section.site_id),  # not shortened further, because links use it
         site_name=clean_line(section.site_name, length),
         url=_url(section.url),
         description=clean_line(section.description, length),
@@ -193,21 +193,21 @@ def harmless(section: MailSection, among: int = 1) -> MailSection:
 
 
 def unlinked(text: str) -> str:
-    """Return a text in which no mail program finds a link, an address or a domain; it looks as before.
+    """Return a text in which no mail program detects a link, an address or a domain; its appearance is unchanged.
 
-    A JOINER follows each dot that something follows, stands around each @, and parts `://`. An ordinary name looks as
-    it was given, `bakery.example` too; what is copied is no address.
+    A JOINER is inserted after each dot before another character, around each @, and within `://`. A name such as
+    `bakery.example` looks the same, but the copied text is not a valid address.
     """
     return _LINKING.sub(lambda found: f"{found[0]}{JOINER}", text.replace(JOINER, ""))
 
 
 def shown_name(text: str) -> str:
-    """Return the owner's name for something as a letter shows it; one that holds a link is quoted as their text."""
+    """Return a name given by an owner as a letter shows it; a name that contains a link is put in quotes."""
     return f"\u201c{unlinked(text)}\u201d" if holds_link(text) else unlinked(text)
 
 
 def holds_link(text: str) -> bool:
-    """Return True if a text holds a link or an address; a bare domain is a name that a shop may have."""
+    """Return True if a text contains a link or an address; a bare domain is allowed, as a shop may have such a name."""
     return _LINK.search(text) is not None
 
 
@@ -217,12 +217,12 @@ def _url(url: str) -> str:
 
 
 def isolated(text: str) -> str:
-    """Keep a text that is written from right to left from turning round what stands beside it (UAX 9)."""
+    """Isolate a right-to-left text, so that it does not reorder the text around it (UAX 9)."""
     turns = any(unicodedata.bidirectional(character) in {"R", "AL"} for character in text)
     return f"{_OPENS}{text}{_CLOSES}" if turns else text
 
 
 def quoted(text: str) -> str:
-    """Return the lines of an answer that are not blank, a few of them; they make no links."""
+    """Return the first non-blank lines of an answer, without links."""
     lines = [unlinked(line.strip()) for line in text.split("\n") if line.strip()]
     return "\n".join(map(isolated, lines[:_ANSWER_LINES_MAX]))

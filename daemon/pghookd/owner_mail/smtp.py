@@ -1,9 +1,9 @@
-"""The way of one mail to the mail server, and what became of it: taken, to be tried again, or refused for good.
+"""Sends one mail to the mail server and returns the outcome: sent, deferred or rejected.
 
-The only importer of aiosmtplib. What servers do is a value and never an exception. A mail that a server may have taken
-without saying so is told apart from one that it surely has not: only the latter may be replaced by another.
+The only importer of aiosmtplib. A server's behaviour is returned as a value and never raised. A mail that the server
+may have accepted without confirming it is marked as doubtful: it must not be replaced by another one.
 
-Never here: what a mail says (message.py), when it is tried again (mailer.py), a password in a text.
+Never here: a mail's content (message.py), the time of a retry (mailer.py), a password in a text.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import aiosmtplib
 from pghookd.owner_mail.digest import clean_line
 from pghookd.settings.schema import SmtpSettings
 
-WITHIN_S: Final = 60.0  # for one mail, a new connection included
+WITHIN_S: Final = 60.0  # for one mail, including a new connection
 MAILS_MAX: Final = 100  # on one connection
 IDLE_MAX_S: Final = 30.0
 QUIT_WITHIN_S: Final = 2.0
-TEXT_MAX: Final = 300  # characters of what a server said
+TEXT_MAX: Final = 300  # characters of a server's text
 
-# Whatever the server offers: a mail that is sent again is the same mail, byte by byte.
+# The same encoding whatever the server offers, so that a mail sent again is the same byte for byte.
 _SEVEN_BITS: Final = email.policy.SMTP.clone(cte_type="7bit")
 
 _FOREIGN: Final = (
@@ -39,13 +39,13 @@ _FOREIGN: Final = (
     OSError,
     EOFError,
     ValueError,
-)  # the last where it cannot be read
+)  # ValueError if a response cannot be parsed
 _GONE: Final = (aiosmtplib.SMTPServerDisconnected, OSError, EOFError)
 
-_CLOSING: Final = 421  # RFC 5321 section 3.8: may answer any command
+_CLOSING: Final = 421  # RFC 5321 section 3.8: a possible reply to any command
 _OUR_FAULT: Final = frozenset(
     {500, 501, 502, 503, 504, 521, 530, 534, 535, 538, 554}
-)  # says nothing of a recipient
+)  # not about a recipient
 _LOGIN_WANTED: Final = frozenset({530, 534, 535, 538})  # RFC 4954 section 6
 _ENHANCED: Final = re.compile(r"\d\.(?P<subject>\d{1,3})\.\d{1,3}\b")  # RFC 3463
 _OF_RECIPIENT: Final = frozenset({"1", "2"})  # RFC 3463 section 3.2, 3.3: addressing, mailbox
@@ -53,19 +53,19 @@ _OF_RECIPIENT: Final = frozenset({"1", "2"})  # RFC 3463 section 3.2, 3.3: addre
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sent:
-    """The server has taken the mail: its words, often the number under which it goes on there."""
+    """The server accepted the mail; `answer` is its text, often with the server's queue id."""
 
     answer: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Deferred:
-    """Not now: try again.
+    """The mail was not sent now; try again.
 
     Attributes:
-        error: why, in a line.
-        server: it is not about this mail: no other would go either.
-        doubt: all of it was on its way when the connection ended; the server may have taken it.
+        error: the reason in one line.
+        server: the server is the problem, so no other mail would succeed either.
+        doubt: the connection ended while the content was sent, so the server may have accepted the mail.
     """
 
     error: str
@@ -75,11 +75,11 @@ class Deferred:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:
-    """Never.
+    """The mail is refused permanently.
 
     Attributes:
-        error: why, in a line.
-        recipient: the server does not take mail for this address.
+        error: the reason in one line.
+        recipient: the server does not accept mail for this address.
     """
 
     error: str
@@ -90,7 +90,7 @@ Outcome: TypeAlias = Sent | Deferred | Rejected
 
 
 class _Stage(enum.Enum):
-    """How far a mail has come; the value is what an error text names it by."""
+    """The stage of a mail; error texts show the value."""
 
     CONNECTION = "connection"
     LOGIN = "login"
@@ -116,9 +116,9 @@ class SmtpClient:
 
     Args:
         settings: the server.
-        context: how certificates are verified, from `trust`.
+        context: verifies certificates; made by `trust`.
         monotonic: seconds.
-        within_s: for one mail, a new connection included.
+        within_s: seconds for one mail, including a new connection.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class SmtpClient:
         self._within_s = within_s
         self._client: aiosmtplib.SMTP | None = None
         self._stage = _Stage.CONNECTION
-        self._sent = 0  # over the connection there is
+        self._sent = 0  # mails over the current connection
         self._used_at = 0.0
 
     async def __aenter__(self) -> Self:
@@ -151,11 +151,11 @@ class SmtpClient:
     async def send(
         self, message: EmailMessage, *, connected: Callable[[], Awaitable[None]] = _nothing
     ) -> Outcome:
-        """Send a mail to the one recipient that its header names. It takes `within_s` at most.
+        """Send a mail to the one recipient in its header, within `within_s` seconds.
 
         Args:
-            message: with From, and one address in To.
-            connected: awaited once there is a connection, before the server hears of the mail.
+            message: has From, and one address in To.
+            connected: awaited once there is a connection, before any command about the mail.
         """
         try:
             mail = _mail_of(message)
@@ -173,7 +173,7 @@ class SmtpClient:
             raise
 
     async def rest(self) -> None:
-        """End a connection that has not been used for a while."""
+        """Close a connection that has been idle for IDLE_MAX_S."""
         if self._client is not None and self._monotonic() - self._used_at > IDLE_MAX_S:
             await self._quit()
 
@@ -187,7 +187,7 @@ class SmtpClient:
         except _GONE:
             if not reused or self._stage is _Stage.CONTENT:
                 raise
-            self._drop()  # the server had ended it while nobody looked, and has heard nothing of this mail's text
+            self._drop()  # the server had closed the idle connection, and got no content of this mail
         await self._connect()
         return await self._transmit(mail)
 
@@ -210,12 +210,12 @@ class SmtpClient:
         return Sent(_line(response.message))
 
     async def _judge(self, code: int, message: str) -> Outcome:
-        """Sort what the server answered to this mail."""
+        """Return the outcome for the server's error reply to this mail."""
         stage, error = self._stage, _line(f"{self._stage.value}: {code} {message}")
         if code == _CLOSING or code in _LOGIN_WANTED:
             self._drop()
             return Deferred(error, server=True)
-        if not 400 <= code <= 599:  # noqa: PLR2004 - RFC 5321 section 4.2.1: not even an error
+        if not 400 <= code <= 599:  # noqa: PLR2004 - RFC 5321 section 4.2.1: not an error code
             self._drop()
             return Deferred(error, doubt=stage is _Stage.CONTENT)
         await self._reset()
@@ -224,7 +224,7 @@ class SmtpClient:
         return Rejected(error, recipient=stage is _Stage.RECIPIENT and _is_about_recipient(code, message))
 
     async def _reset(self) -> None:
-        """Make the connection fit for the next mail, or end it."""
+        """Reset the connection for the next mail, or close it."""
         try:
             async with asyncio.timeout(QUIT_WITHIN_S):
                 await self._open().rset()
@@ -243,7 +243,7 @@ class SmtpClient:
     # The connection -------------------------------------------------------------------------------------------------
 
     async def _connect(self) -> bool:
-        """Have a connection, secured and logged in as the settings say; whether it is one that was used before."""
+        """Ensure a connection with TLS and login as in the settings; return True if it is a reused one."""
         self._stage = _Stage.CONNECTION
         if self._is_fit():
             return True
@@ -254,7 +254,7 @@ class SmtpClient:
             port=settings.port,
             timeout=self._within_s,
             use_tls=settings.tls == "tls",
-            start_tls=False,  # done below; its default sends in clear where STARTTLS is not offered
+            start_tls=False,  # done below; the library's default sends unencrypted if STARTTLS is not offered
             tls_context=self._context,
         )
         await client.connect()
@@ -275,7 +275,7 @@ class SmtpClient:
         )
 
     async def _login(self, client: aiosmtplib.SMTP) -> None:
-        """Log in. Of what a server says against it only numbers are kept: it may repeat what it was given."""
+        """Log in. Only the codes of a refusal are kept, because the server's text may repeat the credentials."""
         settings = self._settings
         try:
             await client.login(settings.username, settings.password.get_secret_value())
@@ -290,7 +290,7 @@ class SmtpClient:
         return self._client
 
     async def _quit(self) -> None:
-        """End the connection politely, but soon."""
+        """Close the connection with QUIT, within QUIT_WITHIN_S."""
         client = self._client
         if client is not None and client.is_connected:
             with contextlib.suppress(*_FOREIGN):
@@ -305,7 +305,7 @@ class SmtpClient:
 
 
 async def _start_tls(client: aiosmtplib.SMTP) -> None:
-    """Secure the connection, or raise: nothing is ever sent in clear (RFC 3207)."""
+    """Start TLS (RFC 3207), or raise, so that nothing is ever sent unencrypted."""
     if not client.supports_extension("starttls"):
         raise aiosmtplib.SMTPException("the server does not offer STARTTLS, and nothing is sent in clear")
     await client.starttls()
@@ -324,10 +324,10 @@ def _words(error: Exception) -> str:
 
 
 def _mail_of(message: EmailMessage) -> _Mail:
-    """Take envelope and bytes from a message.
+    """Return the envelope and the bytes of a message.
 
     Raises:
-        ValueError: it has not exactly one sender and one recipient, or cannot be written down.
+        ValueError: the message has not exactly one sender and one recipient, or cannot be serialised.
     """
     sender, recipient = _one_address(message, "From"), _one_address(message, "To")
     if message["Cc"] is not None or message["Bcc"] is not None:
@@ -347,7 +347,7 @@ def _one_address(message: EmailMessage, header: str) -> str:
 
 
 def _is_about_recipient(code: int, message: str) -> bool:
-    """Whether a 5xx to RCPT TO says that the address is of no use, rather than that we are not welcome."""
+    """Return True if a 5xx to RCPT TO is about the address, rather than about the daemon as a sender."""
     found = _ENHANCED.match(message)
     if found is not None:
         return found["subject"] in _OF_RECIPIENT

@@ -1,1 +1,1 @@
-"""One request, as bytes."""
+"""One webhook request as bytes, and the verdict on its response."""

@@ -1,14 +1,14 @@
-"""How an endpoint wants us to identify ourselves (column `endpoints.auth`), beside or instead of a signature.
+"""Authentication that an endpoint requires (column `endpoints.auth`), in addition to or instead of a signature.
 
     {"basic": {"username": "...", "password": "..."}}                                     RFC 7617
     {"bearer": {"token": "..."}}                                                          RFC 6750
     {"oauth2": {"token_url": "...", "client_id": "...", "client_secret": "...",           RFC 6749, 4.4
-                "scope": "...", "audience": "..."}}                                       the last two may be absent
-    {"client_certificate": {"certificate": "<PEM, its chain after it>", "key": "<PEM>"}}  alone, or beside one of those
+                "scope": "...", "audience": "..."}}                                       the last two are optional
+    {"client_certificate": {"certificate": "<PEM, then its chain>", "key": "<PEM>"}}      alone, or with one of those
 
-Migration 0014 refuses the same shapes in SQL; what SQL cannot judge is judged here, before the bytes are made.
+Migration 0014 checks the same shapes in SQL. This module also checks what SQL cannot, before the request is built.
 
-Never here: how a token is got (webhook/oauth.py, delivery/oauth_tokens.py), files, contexts of TLS, an error that
+Never here: obtaining a token (webhook/oauth.py, delivery/oauth_tokens.py), files, TLS contexts, or an error that
 quotes a value.
 """
 
@@ -30,12 +30,12 @@ TOKEN_MAX: Final = 8192  # characters
 
 _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # b64token: RFC 6750, 2.1
-_TOKEN_URL: Final = re.compile(r"https://[!-~]+", re.IGNORECASE)  # RFC 6749, 3.2: TLS is a must
+_TOKEN_URL: Final = re.compile(r"https://[!-~]+", re.IGNORECASE)  # RFC 6749, 3.2: TLS is required
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Basic:
-    """A name and a password (RFC 7617); the name is without a colon, and may be empty."""
+    """A user name and a password (RFC 7617); the name may be empty and must not contain a colon."""
 
     username: str
     password: str = dataclasses.field(repr=False)
@@ -49,7 +49,7 @@ class Basic:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bearer:
-    """A token that stays the same (RFC 6750)."""
+    """A fixed token (RFC 6750)."""
 
     token: str = dataclasses.field(repr=False)
 
@@ -59,9 +59,9 @@ class Bearer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClientCredentials:
-    """What tokens are asked for with (RFC 6749, 4.4)."""
+    """The client credentials with which tokens are requested (RFC 6749, 4.4)."""
 
-    token_url: str = dataclasses.field(repr=False)  # a query may hold a key
+    token_url: str = dataclasses.field(repr=False)  # its query may contain a key
     client_id: str
     client_secret: str = dataclasses.field(repr=False)
     scope: str = ""
@@ -81,11 +81,11 @@ Scheme: TypeAlias = Basic | Bearer | ClientCredentials
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Auth:
-    """What an endpoint's column says.
+    """The parsed value of `endpoints.auth`.
 
     Attributes:
-        scheme: what the header `authorization` is made of; None: it is not sent.
-        certificate: what is shown in the handshake; None: nothing.
+        scheme: the source of the `authorization` header; None if the header is not sent.
+        certificate: the certificate presented in the TLS handshake; None if there is none.
     """
 
     scheme: Scheme | None
@@ -101,10 +101,10 @@ _CERTIFICATE: Final = "client_certificate"
 
 
 def parse(text: str) -> Auth:
-    """Read what the column holds, once it is opened.
+    """Parse the decrypted text of the column.
 
     Raises:
-        ValueError: it cannot be used; the message says why and quotes nothing of it.
+        ValueError: the text cannot be used; the message gives the reason and quotes none of the text.
     """
     try:
         found = orjson.loads(text) if len(text) <= LENGTH_MAX else None
@@ -123,27 +123,27 @@ def parse(text: str) -> Auth:
 
 
 def line(scheme: Basic | Bearer) -> bytes:
-    """Return the header line `authorization`, its line end included."""
+    """Return the `authorization` header line, including its line end."""
     if isinstance(scheme, Bearer):
         return bearer_line(scheme.token)
     return basic_line(scheme.username, scheme.password)
 
 
 def basic_line(username: str, password: str) -> bytes:
-    """Return the line for a name and a password, in UTF-8 (RFC 7617, 2.1)."""
+    """Return the `authorization` line for a user name and a password, encoded in UTF-8 (RFC 7617, 2.1)."""
     return b"authorization: Basic " + base64.b64encode(f"{username}:{password}".encode()) + b"\r\n"
 
 
 def bearer_line(token: str) -> bytes:
-    """Return the line for a token that `check_token` has seen."""
+    """Return the `authorization` line for a token that `check_token` accepted."""
     return b"authorization: Bearer " + token.encode("ascii") + b"\r\n"
 
 
 def check_token(name: str, token: str) -> None:
-    """See that a token may stand in a header.
+    """Check that a token is valid in a header.
 
     Raises:
-        ValueError: it is none of RFC 6750, 2.1, or longer than 8,192 characters; `name` is in the message.
+        ValueError: the token is not a `b64token` (RFC 6750, 2.1) or exceeds 8,192 characters; the message has `name`.
     """
     if len(token) > TOKEN_MAX or _TOKEN.fullmatch(token) is None:
         raise ValueError(f"{name} is no token: letters, digits and -._~+/ with = at the end")
@@ -152,7 +152,7 @@ def check_token(name: str, token: str) -> None:
 def _made(name: str, make: Callable[..., Any], members: object) -> Any:  # noqa: ANN401 - one of the four kinds
     if not isinstance(members, dict) or not all(isinstance(value, str) for value in members.values()):
         raise ValueError(f"auth.{name} is not an object of texts")
-    fields = dataclasses.fields(make)  # type: ignore[arg-type] # all four are dataclasses
+    fields = dataclasses.fields(make)  # type: ignore[arg-type] # all four kinds are dataclasses
     if members.keys() - {field.name for field in fields}:
         raise ValueError(f"auth.{name} has another name than {', '.join(field.name for field in fields)}")
     for field in fields:

@@ -1,8 +1,7 @@
-"""What a receiver sees of an event: its identity, its body and the header lines of one attempt.
+"""An event as the receiver sees it: its id, its body and the header lines of one attempt.
 
-All of it is made by joining bytes, thousands of times a second: the producer's own payload is never parsed
-nor written anew, so that every attempt carries the same bytes. Whatever comes from the database passes
-through here before it may stand in a request head.
+This module only joins bytes, thousands of times a second. It never parses or rewrites the producer's payload, so
+that every attempt carries the same bytes. It makes every value from the database safe for a request head.
 
 Never here: the request line and `host` (they belong to the destination), keys and signatures, a clock.
 """
@@ -19,24 +18,23 @@ from typing import Final
 from pghookd.model.event_type import valid_type
 from pghookd.webhook.headers import static_lines
 
-SOURCE_LENGTH_MAX: Final = 2048  # bytes once encoded; a longer source is not sent
-CREATED_AT_US_MAX: Final = (1 << 56) - 1  # what 14 hex digits hold: the year 4253
+SOURCE_LENGTH_MAX: Final = 2048  # bytes after encoding; a longer source is not sent
+CREATED_AT_US_MAX: Final = (1 << 56) - 1  # the greatest value of 14 hex digits: the year 4253
 
 _WEBHOOK_ID: Final = re.compile(r"evt_([0-9a-f]{14})[0-9a-f]{14}")
-_UNFIT: Final = re.compile(rb"[^\x21-\x7e]")  # RFC 9110, 5.5: visible ASCII alone is beyond doubt
+_UNFIT: Final = re.compile(rb"[^\x21-\x7e]")  # RFC 9110, 5.5: only visible ASCII is always safe
 _UNFIT_BUT_BLANK: Final = re.compile(rb"[^\x20-\x7e]")
 
 
 def webhook_id(event_id: int, created_at_us: int) -> str:
     """Return `evt_` + event_id + created_at, 14 hex digits each: the same for every attempt and endpoint.
 
-    Both are in it because after a failover the same event_id may be given to another event. It holds no dot,
-    since dots part what is signed.
+    Both numbers are needed because after a failover Postgres may give the same event_id to another event. The id
+    contains no dot, because dots separate the parts of the signed content.
 
     Args:
         event_id: not negative.
-        created_at_us: microseconds since 1970; anything before is taken as 1970, anything after the year 4253
-            (infinity too) as that.
+        created_at_us: microseconds since 1970; clamped to the range from 1970 to the year 4253 (infinity too).
     """
     if not 0 <= created_at_us <= CREATED_AT_US_MAX:
         created_at_us = _clamp(created_at_us)
@@ -44,10 +42,10 @@ def webhook_id(event_id: int, created_at_us: int) -> str:
 
 
 def event_id_of(webhook_id: str) -> int:
-    """Return the event_id within a webhook-id.
+    """Return the event_id that a webhook-id contains.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a webhook-id.
     """
     match = _WEBHOOK_ID.fullmatch(webhook_id)
     if match is None:
@@ -56,10 +54,10 @@ def event_id_of(webhook_id: str) -> int:
 
 
 def timestamp_text(created_at_us: int) -> str:
-    """Return a time as `2026-11-24T10:15:00.123Z` (RFC 3339, UTC, cut to milliseconds).
+    """Return a time as `2026-11-24T10:15:00.123Z` (RFC 3339, UTC, truncated to milliseconds).
 
     Args:
-        created_at_us: microseconds since 1970, clamped as `webhook_id` does.
+        created_at_us: microseconds since 1970, clamped as in `webhook_id`.
     """
     second, us = divmod(_clamp(created_at_us), 1_000_000)
     return f"{_second_text(second)}.{us // 1000:03d}Z"
@@ -69,16 +67,16 @@ def body(event_id: int, event_type: str, created_at_us: int, payload: bytes) -> 
     """Return the envelope around the producer's own JSON text.
 
     Raises:
-        ValueError: the type is not a valid one (it stands in the JSON as it is).
+        ValueError: the event type is not valid (it is inserted into the JSON without escaping).
     """
     return wrap(webhook_id(event_id, created_at_us), event_type, timestamp_text(created_at_us), payload)
 
 
 def wrap(webhook_id: str, event_type: str, triggered_at: str, payload: bytes) -> bytes:
-    """Return the same envelope, its id and time in the texts that the head needs as well.
+    """Return the same envelope as `body`, from an id and a time already formatted for the header lines.
 
     Raises:
-        ValueError: the type is not a valid one.
+        ValueError: the event type is not valid.
     """
     opening = (
         f'{{"id":"{webhook_id}","type":"{_checked_type(event_type)}","timestamp":"{triggered_at}","data":'
@@ -88,27 +86,27 @@ def wrap(webhook_id: str, event_type: str, triggered_at: str, payload: bytes) ->
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StaticHead:
-    """The header lines of an endpoint that are the same on every attempt; make one per endpoint and keep it.
+    """The header lines of an endpoint that are the same on every attempt; make one per endpoint and reuse it.
 
     Attributes:
         opening: the lines before `webhook-id`, and that line up to its value.
-        later: the line `x-webhook-source`, if there is one, and the endpoint's own.
+        later: the `x-webhook-source` line, if any, then the endpoint's own lines.
     """
 
     opening: bytes
-    later: bytes = dataclasses.field(repr=False)  # may carry a token
+    later: bytes = dataclasses.field(repr=False)  # may contain a token
 
     @classmethod
     def of(cls, user_agent: str, source: str | None, headers: Sequence[tuple[str, str]] = ()) -> StaticHead:
-        """Prepare the lines; whatever of ours could break or forge a header is percent-encoded (RFC 3986, 2.1).
+        """Prepare the lines; unsafe characters in the daemon's own values are percent-encoded (RFC 3986, 2.1).
 
         Args:
             user_agent: setting `delivery.user_agent`.
-            source: `sites.url`; None, empty or over 2,048 bytes: no line.
-            headers: names and values of the endpoint's own.
+            source: `sites.url`; no line is sent if it is None, empty or longer than 2,048 bytes.
+            headers: names and values of the endpoint's own headers.
 
         Raises:
-            ValueError: one of the endpoint's own headers may not be sent (webhook/headers).
+            ValueError: one of the endpoint's own headers is not allowed (webhook/headers).
         """
         agent = _encoded(user_agent.strip(), _UNFIT_BUT_BLANK)
         opening = (
@@ -129,20 +127,20 @@ class StaticHead:
         body_bytes: int,
         more: bytes = b"",
     ) -> bytes:
-        """Return the header lines of one attempt, the blank line that ends the head included.
+        """Return the header lines of one attempt, including the blank line that ends the head.
 
         Args:
-            webhook_id: as `webhook_id()` returns it.
-            timestamp_s: Unix seconds of this attempt, the same that was signed.
-            signature: the value of `webhook-signature`; None: the endpoint has no secret, no line.
+            webhook_id: the result of `webhook_id()`.
+            timestamp_s: Unix seconds of this attempt, the same value that was signed.
+            signature: the value of `webhook-signature`; None if the endpoint has no secret, then no line is sent.
             event_type: a valid type.
-            attempt: 1 for the first.
-            triggered_at: as `timestamp_text()` returns it.
+            attempt: 1 for the first attempt.
+            triggered_at: the result of `timestamp_text()`.
             body_bytes: the length of the body.
             more: lines of a profile, each with its line end.
 
         Raises:
-            ValueError: the type is not a valid one.
+            ValueError: the event type is not valid.
         """
         signed = b"" if signature is None else b"\r\nwebhook-signature: " + signature
         return b"".join(
@@ -181,7 +179,7 @@ def _checked_type(event_type: str) -> str:
 
 
 def fit_source(source: str | None) -> bytes:
-    """Return `sites.url` as it is sent; empty: it is not."""
+    """Return `sites.url` as it is sent, or empty bytes if it is not sent."""
     encoded = _encoded((source or "").strip(), _UNFIT)
     return encoded if len(encoded) <= SOURCE_LENGTH_MAX else b""
 

@@ -1,11 +1,11 @@
-"""Header lines that owners of endpoints may have sent beside ours: what may stand in a request head.
+"""Rules for the header lines that an endpoint's owner may add to a request.
 
-A header decides where a request ends and who it is from, so that a name is refused rather than repaired: all that
-frame a message (RFC 9112, 6; RFC 9110, 7.6), all that we send ourselves, all that claim a route that the request did
-not take, and the marks that cloud metadata services ask for. `_` counts as `-`: CGI and WSGI make one name of both.
-Migration 0004 refuses the same in SQL; this is the second lock, right before the bytes are made.
+A header can forge the end of a request or its origin, so an unsafe name is rejected and never repaired. Rejected are
+names that frame a message (RFC 9112, 6; RFC 9110, 7.6), and names that the daemon sends itself. Also rejected are names
+that claim a route which the request did not take, and names that cloud metadata services require. `_` counts as `-`,
+because CGI and WSGI map both to one name. Migration 0004 checks the same in SQL; this is the second check.
 
-Never here: which headers a request has, values of ours, secrets.
+Never here: which headers a request has, the daemon's own values, secrets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 COUNT_MAX: Final = 20
-BYTES_MAX: Final = 4096  # of one value, and of all lines of an endpoint together
+BYTES_MAX: Final = 4096  # for one value, and for all lines of an endpoint together
 
 _NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")  # a token: RFC 9110, 5.6.2
 _VALUE: Final = re.compile(r"[!-~](?:[ -~]*[!-~])?")  # RFC 9110, 5.5, without obs-text
@@ -29,14 +29,14 @@ _OURS: Final = re.compile(f"{_FORBIDDEN}|x-webhook-(?:topic|source|attempt|trigg
 
 
 def check_name(name: str, *, of_profile: bool = False) -> str:
-    """Return a header's name if it may be sent.
+    """Return a header's name if it is allowed.
 
     Args:
-        name: as it would be sent.
-        of_profile: profiles may use the names `x-webhook-*` that are not ours.
+        name: the name as it would be sent.
+        of_profile: the header belongs to a profile; profiles may use `x-webhook-*` names that the daemon does not.
 
     Raises:
-        ValueError: it is no token of at most 100 characters, or is not for others.
+        ValueError: the name is not a token of at most 100 characters, or it is reserved.
     """
     if _NAME.fullmatch(name) is None:
         raise ValueError("a header's name is not a token")
@@ -46,10 +46,10 @@ def check_name(name: str, *, of_profile: bool = False) -> str:
 
 
 def check_value(name: str, value: str) -> str:
-    """Return a header's value if it may be sent; the message of the error does not quote it.
+    """Return a header's value if it is allowed; the error message does not quote it.
 
     Raises:
-        ValueError: it is empty, longer than 4,096 characters, not printable ASCII, or has blanks around it.
+        ValueError: the value is empty, longer than 4,096 characters, not printable ASCII, or has blanks around it.
     """
     if len(value) > BYTES_MAX or _VALUE.fullmatch(value) is None:
         raise ValueError(f"the value of the header {name} is not printable ASCII without blanks around it")
@@ -60,7 +60,7 @@ def static_lines(headers: Sequence[tuple[str, str]]) -> bytes:
     """Return the lines of an endpoint's own headers, each with its line end.
 
     Raises:
-        ValueError: one of them may not be sent, one is there twice, or they are too many or too long.
+        ValueError: a header is not allowed or occurs twice, or the headers are too many or too long.
     """
     if len(headers) > COUNT_MAX:
         raise ValueError(f"there are more than {COUNT_MAX} headers")

@@ -1,14 +1,14 @@
-"""What an answer means for a delivery: one pure function from what came back to what happens next.
+"""The verdict on a delivery: one pure function from the result of an attempt to the next step.
 
-    2xx                                 delivered, whatever else it says (or those that the endpoint names)
+    2xx                                 delivered, whatever its headers (or only the statuses that the endpoint lists)
     webhook-delivery: abort-message     dead, aborted
     webhook-delivery: disable, 410      the endpoint is disabled, its deliveries held
-    blocked by the URL itself           dead, blocked
-    anything else                       tried again on the schedule; then dead, exhausted or too_old
+    blocked because of the URL          dead, blocked
+    anything else                       retried on the schedule; then dead, exhausted or too_old
 
-Redirects are not followed, other 4xx are tried again: receivers answer so for faults that pass.
+Redirects are not followed. Other 4xx are retried, because receivers also send them for temporary faults.
 
-Never here: counting of failures over deliveries (that is the breaker's and care's), time, randomness, SQL.
+Never here: counting failures over several deliveries (the breaker and endpoint_health do that), time, randomness, SQL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pghookd.model.verdict import Dead, Delivered, Disable, Retry, Verdict
 from pghookd.webhook.retry_schedule import retry_after_s, wait
 
 ATTEMPT_MAX: Final = 32767  # attempts.attempt is a smallint
-SPARED_S: Final = 5.0  # the first wait after a fault of our own, doubled each time
+SPARED_S: Final = 5.0  # the first wait after a fault on the daemon's side; doubled each time
 SPARED_MAX_S: Final = 900.0
 _ERROR_LENGTH_MAX: Final = 200  # characters
 _GONE: Final = 410
@@ -32,15 +32,15 @@ _THROTTLED: Final = frozenset({429, 502, 504})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """The settings `retry.*`, an endpoint's own schedule in their place where it has one. Times in seconds.
+    """The settings `retry.*`, or an endpoint's own schedule and statuses where it has them. Times in seconds.
 
     Attributes:
-        schedule: the wait after failure 1, 2, ...; attempts are one more.
-        jitter: 0.2 is plus or minus 20 %; 0: none.
-        throttle_floor_s: the least wait after a timeout, 429, 502 or 504; 0: none.
-        retry_after_max_s: the longest wait that a receiver may ask for.
-        age_max_s: a failure of an event older than this is its last, also on an endpoint's own schedule.
-        successes: the statuses that count as success; None: any 2xx.
+        schedule: the waits after failure 1, 2, ...; there is one attempt more than waits.
+        jitter: 0.2 is plus or minus 20 %; 0 is no jitter.
+        throttle_floor_s: the shortest wait after a timeout, 429, 502 or 504; 0 is no such minimum.
+        retry_after_max_s: the longest wait that a receiver may request.
+        age_max_s: an event older than this is not retried after a failure, even on an endpoint's own schedule.
+        successes: the statuses that count as success; None if any 2xx does.
     """
 
     schedule: tuple[float, ...]
@@ -56,7 +56,7 @@ _DELIVERED: Final = Delivered()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """What the row of an attempt says of the answer (columns outcome, status, error)."""
+    """The columns `outcome`, `status` and `error` of an attempt's row."""
 
     outcome: Outcome
     status: int | None = None
@@ -79,13 +79,13 @@ def judge(
     """Decide what happens to a delivery after an attempt.
 
     Args:
-        answer: what came back.
-        failure_n: which failure this would be, from 1: the attempt's number, less those that do not count.
+        answer: the result of the attempt.
+        failure_n: the number of this failure, from 1: the attempt's number minus the attempts that do not count.
         policy: the retry settings.
         now_s: Unix seconds.
         age_from_s: Unix seconds from which `age_max_s` counts.
         random01: a random number from 0 to 1, for the jitter.
-        spared: attempts that do not count: those before a replay, and those that failed by our own fault.
+        spared: attempts that do not count: those before a replay, and those that failed on the daemon's side.
     """
     if isinstance(answer, Fault) and answer.outcome is Outcome.FAILED:
         return _spared(failure_n, spared, policy, now_s - age_from_s, random01)
@@ -106,7 +106,7 @@ def judge(
 
 
 def _spared(failure_n: int, spared: int, policy: RetryPolicy, age_s: float, random01: float) -> Verdict:
-    """Judge what the receiver had no part in: only age ends it, and the waits grow by themselves."""
+    """Judge a failure on the daemon's side: age or ATTEMPT_MAX ends the delivery, and waits double per failure."""
     if age_s > policy.age_max_s:
         return Dead(Reason.TOO_OLD)
     if failure_n + spared >= ATTEMPT_MAX:
@@ -116,9 +116,9 @@ def _spared(failure_n: int, spared: int, policy: RetryPolicy, age_s: float, rand
 
 
 def pause_s(reply: Reply, policy: RetryPolicy, now_s: float) -> float:
-    """Return for how many seconds the receiver asks to be left alone, by all deliveries; 0: it does not.
+    """Return the seconds for which the receiver requests that all deliveries pause, or 0 if it does not.
 
-    `Retry-After` of a 429 or 503 (RFC 9110, 10.2.3; RFC 6585, 4), up to `retry_after_max_s`.
+    This is `Retry-After` of a 429 or 503 (RFC 9110, 10.2.3; RFC 6585, 4), at most `retry_after_max_s`.
     """
     if reply.status not in _WITH_RETRY_AFTER:
         return 0.0
@@ -126,11 +126,11 @@ def pause_s(reply: Reply, policy: RetryPolicy, now_s: float) -> float:
 
 
 def record(answer: Answer, successes: frozenset[int] | None = None) -> Record:
-    """Say what the row of the attempt holds; no path, query or body gets into it.
+    """Return the values for the attempt's row; they contain no path, query or body.
 
     Args:
-        answer: what came back.
-        successes: the policy's.
+        answer: the result of the attempt.
+        successes: `RetryPolicy.successes`.
     """
     if isinstance(answer, Fault):
         return Record(answer.outcome, None, answer.error)
@@ -141,18 +141,18 @@ def record(answer: Answer, successes: frozenset[int] | None = None) -> Record:
 
 
 def _unwanted(status: int) -> Record:
-    return Record(Outcome.REFUSED, status, "success_statuses")  # why a 2xx is none, for whoever wonders
+    return Record(Outcome.REFUSED, status, "success_statuses")  # explains why this 2xx was not accepted
 
 
 def is_success(status: int, successes: frozenset[int] | None = None) -> bool:
-    """Whether a status is a success: any 2xx, nothing else (Standard Webhooks), or those 2xx that are named."""
+    """Return True if a status is a success: any 2xx (Standard Webhooks), or only the 2xx in `successes` if given."""
     if not 200 <= status < 300:  # noqa: PLR2004 - the meaning of 2xx
         return False
     return successes is None or status in successes
 
 
 def _final_word(reply: Reply) -> Verdict | None:
-    """Return what the receiver itself asked for, if it did."""
+    """Return the verdict that the receiver itself requested, or None if it requested none."""
     if reply.control == "abort-message":
         return Dead(Reason.ABORTED)
     if reply.control == "disable":
@@ -163,7 +163,7 @@ def _final_word(reply: Reply) -> Verdict | None:
 
 
 def _is_blocked_for_good(fault: Fault) -> bool:
-    """Whether the URL itself is refused. Not so a resolved address: one odd resolver must kill nothing."""
+    """Return True if the URL itself is blocked; a blocked address is retried, because a resolver may be wrong."""
     name = fault.error.removeprefix(OAUTH2).partition(":")[0]
     return fault.outcome is Outcome.BLOCKED and name != "address"
 
@@ -184,7 +184,7 @@ def _is_throttled(answer: Answer) -> bool:
 
 
 def _redirect(reply: Reply) -> str | None:
-    """Say where a redirect points: scheme and host alone, since paths and queries carry tokens."""
+    """Return the target of a redirect, or None if there is none; only scheme and host, as the rest may hold tokens."""
     if reply.location is None or not 300 <= reply.status < 400:  # noqa: PLR2004 - the meaning of 3xx
         return None
     try:

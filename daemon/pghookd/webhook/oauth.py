@@ -1,7 +1,7 @@
-"""OAuth2 client credentials (RFC 6749, 4.4) as texts: what the token endpoint is asked, and what its answer comes to.
+"""OAuth2 client credentials (RFC 6749, 4.4): the bytes of a token request, and the parsing of its response.
 
-The answer is a stranger's: nothing of it goes on but a token that may stand in a header, a lifetime within bounds, and
-the name of an error that RFC 6749 knows.
+The response is not trusted. Only three values of it are used: a token that is valid in a header, a bounded lifetime,
+and an error name that RFC 6749 defines.
 
 Never here: sending, a clock, an endpoint.
 """
@@ -19,9 +19,9 @@ from pghookd.model.delivery import OAUTH2, Fault, Outcome
 from pghookd.webhook.auth import ClientCredentials, basic_line, bearer_line, check_token
 
 ANSWER_BYTES_MAX: Final = 16384
-LIFETIME_S: Final = 300.0  # where the answer says nothing
+LIFETIME_S: Final = 300.0  # if the response gives none
 LIFETIME_MAX_S: Final = 86400.0
-SLACK_S: Final = 30.0  # a token is not used in its last seconds, at the most a tenth of its time
+SLACK_S: Final = 30.0  # a token is not used in its last 30 s, or last tenth if that is shorter
 
 _ERRORS: Final = frozenset(  # RFC 6749, 5.2
     {
@@ -37,11 +37,11 @@ _ERRORS: Final = frozenset(  # RFC 6749, 5.2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Granted:
-    """A token.
+    """A token that was granted.
 
     Attributes:
-        line: the header line `authorization`, its line end included.
-        use_for_s: seconds from its request on in which it may be used again.
+        line: the `authorization` header line, including its line end.
+        use_for_s: seconds, counted from its request, for which the token may be reused.
     """
 
     line: bytes = dataclasses.field(repr=False)
@@ -49,16 +49,16 @@ class Granted:
 
 
 def question(credentials: ClientCredentials, user_agent: str) -> tuple[bytes, bytes]:
-    """Return head and body of the request for a token.
+    """Return the head and the body of a token request.
 
-    The client identifies itself by HTTP basic, its id and secret form-encoded before (RFC 6749, 2.3.1).
+    The client authenticates by HTTP basic; its id and secret are form-encoded first (RFC 6749, 2.3.1).
 
     Args:
-        credentials: whose token.
+        credentials: the client that requests the token.
         user_agent: setting `delivery.user_agent`.
 
     Returns:
-        The header lines after `host`, the blank line included; the body.
+        The header lines after `host`, including the blank line; the body.
     """
     asked = {"grant_type": "client_credentials", "scope": credentials.scope, "audience": credentials.audience}
     body = urlencode({name: value for name, value in asked.items() if value}).encode("ascii")
@@ -73,11 +73,11 @@ def question(credentials: ClientCredentials, user_agent: str) -> tuple[bytes, by
 
 
 def granted(status: int, body: bytes) -> Granted | Fault:
-    """Read the answer of a token endpoint; a redirect is no token, and is not followed.
+    """Parse the response of a token endpoint; a redirect is not followed and counts as a refusal.
 
     Args:
-        status: of the answer.
-        body: its first `ANSWER_BYTES_MAX` bytes.
+        status: the response's status.
+        body: the response's first `ANSWER_BYTES_MAX` bytes.
     """
     try:
         found = orjson.loads(body)
@@ -99,14 +99,14 @@ def granted(status: int, body: bytes) -> Granted | Fault:
 
 
 def unavailable(fault: Fault) -> Fault:
-    """Say of a fault that it was the token endpoint's, and not the receiver's."""
+    """Return the fault marked as one of the token endpoint, not of the receiver."""
     return Fault(fault.outcome, f"{OAUTH2}{fault.error}")
 
 
 def _use_for_s(expires_in: object) -> float:
-    """Return the seconds; some servers write a text."""
+    """Return the seconds for which a token may be reused; some servers send `expires_in` as a string."""
     try:
-        lifetime_s = LIFETIME_S if isinstance(expires_in, bool) else float(expires_in)  # type: ignore[arg-type] # judged by its failing
+        lifetime_s = LIFETIME_S if isinstance(expires_in, bool) else float(expires_in)  # type: ignore[arg-type] # float() raises for other types
     except (TypeError, ValueError, OverflowError):
         lifetime_s = LIFETIME_S
     if math.isnan(lifetime_s):

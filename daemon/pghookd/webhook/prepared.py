@@ -1,9 +1,9 @@
-"""How the requests to one endpoint are made and judged: its options and the settings as one prepared value.
+"""Everything prepared once per endpoint to build and judge its requests: its options merged with the settings.
 
-Here options meet their use, and what cannot be used is told: whoever prepares an endpoint for sending takes the error
-for the end of its deliveries (`invalid`), `pghookd check` reports it.
+An option that cannot be used raises here. The delivery room then ends the endpoint's deliveries as `invalid`, and
+`pghookd check` reports the error.
 
-Never here: where a request goes to, a clock, SQL.
+Never here: where a request goes, a clock, SQL.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _NONE: Final = EndpointOptions()
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the settings say, for endpoints that do not say otherwise.
+    """The values from the settings that apply where an endpoint has none of its own.
 
     Attributes:
         user_agent: setting `delivery.user_agent`.
         timeout_s: setting `delivery.timeout_s`.
         profile: setting `delivery.profile`.
         retry: the settings `retry.*`.
-        reveal: opens secrets that are encrypted.
+        reveal: decrypts encrypted secrets.
     """
 
     user_agent: str
@@ -46,7 +46,7 @@ class Defaults:
 
     @classmethod
     def of(cls, settings: Settings, reveal: Reveal = plain_only) -> Defaults:
-        """Take them from the settings."""
+        """Return the defaults from the settings."""
         delivery, retry = settings.delivery, settings.retry
         policy = judge.RetryPolicy(
             schedule=retry.schedule,
@@ -60,20 +60,21 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manner:
-    """What is prepared once for an endpoint.
+    """Everything prepared once for an endpoint.
 
     Attributes:
         head: header lines.
-        sign: makes `webhook-signature`; None: there is no secret.
-        profile: what a profile adds; None: there is none.
-        timeout_s: of a request.
-        policy: how answers are judged.
-        fault: what every attempt comes to, and nothing is sent: the secret (`sign` raises then) or auth is not opened.
-        auth: how requests identify themselves; what it adds to the head once and for all is there. None: in no way.
+        sign: makes `webhook-signature`; None if there is no secret.
+        profile: the lines that a profile adds; None if there is no profile.
+        timeout_s: timeout of a request.
+        policy: how responses are judged.
+        fault: the result of every attempt, without sending, if the secret or auth cannot be decrypted (for the
+            secret, `sign` raises too); None if both can.
+        auth: authentication, whose fixed header line is already in `head`; None if the endpoint requires none.
     """
 
     head: StaticHead
-    sign: signing.Sign | None = dataclasses.field(repr=False)  # a key is in it
+    sign: signing.Sign | None = dataclasses.field(repr=False)  # contains a key
     profile: ProfileHead | None
     timeout_s: float
     policy: judge.RetryPolicy
@@ -85,7 +86,7 @@ class Manner:
         """Prepare an endpoint.
 
         Raises:
-            ValueError: a column holds what cannot be used; the message says which way and quotes no secret.
+            ValueError: a column has an unusable value; the message gives the reason and quotes no secret.
         """
         asked = endpoint.options or _NONE
         if asked.rate_per_s is not None and asked.rate is None:
@@ -117,7 +118,7 @@ class Manner:
 
 def _timeout_s(endpoint: Endpoint, defaults: Defaults) -> float:
     asked = endpoint.timeout_s or defaults.timeout_s
-    if not 0 < asked < math.inf:  # NaN is not either
+    if not 0 < asked < math.inf:  # also excludes NaN
         raise ValueError("timeout_s is more than 0 and at most 30")
     return asked
 
@@ -125,7 +126,7 @@ def _timeout_s(endpoint: Endpoint, defaults: Defaults) -> float:
 def _secrets(
     endpoint: Endpoint, asked: EndpointOptions, reveal: Reveal
 ) -> tuple[SigningSecrets, Unopened | None]:
-    """Open what signs; where one cannot be opened there is none, and why."""
+    """Return the decrypted signing secrets; if one cannot be decrypted, return none of them and the error."""
     previous = asked.previous_secret
     try:
         newest = None if endpoint.secret is None else reveal(endpoint.secret, endpoint.endpoint_id, SECRET)
@@ -146,7 +147,7 @@ def _sign(secrets: SigningSecrets) -> signing.Sign | None:
 
 
 def _refusing(unopened: Unopened) -> signing.Sign:
-    """Return what signs nothing: whatever else is forgotten, no request goes out without its signature."""
+    """Return a signer that always raises, so that no code path can send a request without its signature."""
     why = str(unopened)
 
     def refuse(_webhook_id: str, _timestamp_s: int, _body: bytes) -> bytes:
@@ -158,7 +159,7 @@ def _refusing(unopened: Unopened) -> signing.Sign:
 def _auth(
     endpoint: Endpoint, text: str, reveal: Reveal, fault: Fault | None
 ) -> tuple[Auth | None, Fault | None]:
-    """Open and read auth; where it cannot be opened nothing is sent."""
+    """Decrypt and parse auth; if it cannot be decrypted, return a fault, so that nothing is sent."""
     try:
         opened = reveal(text, endpoint.endpoint_id, AUTH)
     except Unopened:
@@ -172,7 +173,7 @@ def _auth(
 def _without_authorization(
     identified: Auth, own: tuple[tuple[str, str], ...], added: ProfileHead | None
 ) -> tuple[tuple[str, str], ...]:
-    """Leave out the endpoint's own line, where auth makes it: one request has one."""
+    """Return the endpoint's own headers without `authorization` if auth sends that header: it may occur only once."""
     if identified.scheme is None:
         return own
     if added is not None and "authorization" in added.names:
@@ -181,7 +182,7 @@ def _without_authorization(
 
 
 def _head(head: StaticHead, identified: Auth | None) -> StaticHead:
-    """Add the line that stays the same; a token of OAuth2 does not."""
+    """Return the head with the fixed `authorization` line, if any; an OAuth2 token is not fixed."""
     if identified is None or not isinstance(identified.scheme, Basic | Bearer):
         return head
     return dataclasses.replace(head, later=head.later + auth.line(identified.scheme))

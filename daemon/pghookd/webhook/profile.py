@@ -1,10 +1,10 @@
-"""Profiles: requests that also look as those of another sender do, for receivers that exist already.
+"""Profiles: requests that also match the format of another sender, for receivers that already exist.
 
-One template says which header carries the signature, how it is made and written, what is signed, whether the body is
-the payload alone, and which further headers there are. The standard headers are sent beside it, signed over the same
-body: adding headers is the migration path that Standard Webhooks proposes, and one secret serves both.
+A profile defines the signature header, the signature's algorithm and encoding, the signed content, the kind of body
+(payload or envelope), and further headers. The standard headers are sent as well, signed over the same body with the
+same secret: adding headers is the migration path that Standard Webhooks proposes.
 
-    preset       signature header          made of the secret's characters        body      from
+    preset       signature header          keyed with the secret's characters     body      source
     simvoly      x-webhook-signature       hex HMAC-SHA512(body)                  payload   INFERRED from receivers
     github       x-hub-signature-256       sha256= + hex HMAC-SHA256(body)        payload   docs.github.com, @octokit
     shopify      x-shopify-hmac-sha256     base64 HMAC-SHA256(body)               payload   shopify.dev
@@ -13,12 +13,12 @@ body: adding headers is the migration path that Standard Webhooks proposes, and 
     svix         svix-signature            v1, + base64 HMAC-SHA256(id.time.body) payload   docs.svix.com, svix
                                            (key: base64 after whsec_)
 
-Simvoly's own reference could not be read: two independent receivers of it compute this digest, and one handler reads
-`x-webhook-id`, most likely the subscription's id (as `X-WC-Webhook-ID` is), so that ours is the endpoint's. Its topic
-and source are the standard `x-webhook-topic` and `x-webhook-source`. Of those with a body alone, nothing but the body
-is signed: no time and no topic, so that receivers had better move on to the standard signature.
+Simvoly's own reference was not available. Two independent receivers for it compute this digest. One handler reads
+`x-webhook-id`, most likely the subscription's id (like `X-WC-Webhook-ID`), so this preset sends the endpoint's id. Its
+topic and source are the standard `x-webhook-topic` and `x-webhook-source`. Presets that compute HMAC(body) sign neither
+time nor topic, so their receivers should move to the standard signature.
 
-Never here: which endpoint has which profile, a clock, and any text that holds a secret.
+Never here: which endpoint has which profile, a clock, any text that contains a secret.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from pghookd.webhook.headers import COUNT_MAX, check_name, check_value
 from pghookd.webhook.signing import PRIVATE_PREFIX, key_of
 
 CUSTOM: Final = "custom"
-PLAIN: Final = "plain"  # no profile, whatever the setting says
-STANDARD: Final = "standard"  # as a column: as the setting delivery.profile says; as the setting: no profile
+PLAIN: Final = "plain"  # no profile, whatever the setting is
+STANDARD: Final = "standard"  # in the column: use the setting delivery.profile; in the setting: no profile
 
 _PLACE: Final = re.compile(r"\{([a-z_]+)\}")
 _SIGNED: Final = frozenset({"id", "timestamp", "type", "body"})
@@ -57,16 +57,16 @@ _CHOICES: Final[Mapping[str, Sequence[str]]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Template:
-    """A text with places such as `{id}`."""
+    """A text with placeholders such as `{id}`."""
 
-    parts: tuple[str, ...]  # text and name by turns; begins and ends with a text
+    parts: tuple[str, ...]  # alternating text and placeholder name; begins and ends with text
 
     @classmethod
     def of(cls, text: str, places: frozenset[str]) -> Template:
-        """Take a text apart.
+        """Parse a text.
 
         Raises:
-            ValueError: it is too long, not printable ASCII, or has a place that there is not.
+            ValueError: the text is too long, not printable ASCII, or has an unknown placeholder.
         """
         parts = tuple(_PLACE.split(text))
         if len(text) > _TEXT_LENGTH_MAX or not (text.isascii() and (text.isprintable() or not text)):
@@ -76,29 +76,29 @@ class Template:
         return cls(parts)
 
     def names(self, place: str) -> bool:
-        """Whether it has this place."""
+        """Return True if the template has this placeholder."""
         return place in self.parts[1::2]
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """Return the text with every place filled."""
+        """Return the text with every placeholder replaced."""
         return "".join(values[part] if i % 2 else part for i, part in enumerate(self.parts))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Profile:
-    """How such requests look. Field by field what `endpoints.profile_spec` may name.
+    """The format of a profile's requests. Its fields are the keys allowed in `endpoints.profile_spec`.
 
     Attributes:
-        header: that carries the signature; None: there is none.
-        algorithm: of the HMAC: sha1, sha256 or sha512.
-        encoding: of the signature: hex (lower case) or base64.
-        opening: written once before all signatures, such as `t={timestamp},`.
-        prefix: written before each signature, such as `sha256=`.
-        joint: written between the signatures of a rotation; None: only the newest secret signs.
-        signed: what is signed, such as `{id}.{timestamp}.{body}`.
-        key: `text`: the secret's characters, whatever it begins with; `standard`: as Standard Webhooks reads it.
-        body: `payload`: the producer's own bytes; `envelope`: ours around them.
-        headers: further lines, such as x-github-event: {type}; one whose source is not known is left out.
+        header: name of the signature header; None if there is none.
+        algorithm: hash of the HMAC: sha1, sha256 or sha512.
+        encoding: encoding of the signature: hex (lower case) or base64.
+        opening: text before all signatures, such as `t={timestamp},`.
+        prefix: text before each signature, such as `sha256=`.
+        joint: text between the signatures during a rotation; None if only the newest secret signs.
+        signed: the signed content, such as `{id}.{timestamp}.{body}`.
+        key: `text` for the secret's characters, whatever its prefix; `standard` for the key of Standard Webhooks.
+        body: `payload` for the producer's own bytes; `envelope` for the envelope around them.
+        headers: further lines, such as x-github-event: {type}; a line that needs an unknown source is not sent.
     """
 
     header: str | None = None
@@ -178,7 +178,7 @@ def profile_of(name: str, spec: str | None = None) -> Profile | None:
         spec: the JSON text of `profile_spec`, for `custom`.
 
     Raises:
-        ValueError: there is no such profile, or the spec cannot be used.
+        ValueError: the profile does not exist, or the spec cannot be used.
     """
     if name in {STANDARD, PLAIN}:
         return None
@@ -190,10 +190,10 @@ def profile_of(name: str, spec: str | None = None) -> Profile | None:
 
 
 def parse_spec(text: str) -> Profile:
-    """Read a custom profile from its JSON text: an object with fields of Profile, `headers` an object of texts.
+    """Parse a custom profile from JSON: an object with the fields of Profile, where `headers` maps names to texts.
 
     Raises:
-        ValueError: it is no such object.
+        ValueError: the text is not such an object.
     """
     spec: Any = orjson.loads(text)
     known = {field.name for field in dataclasses.fields(Profile)}
@@ -214,7 +214,7 @@ Line: TypeAlias = tuple[str, Template]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SigningSecrets:
-    """What may sign: the secret, and during a rotation the previous one, until a time in Unix seconds."""
+    """The signing secret and, during a rotation, the previous one, which signs until `until_s` (Unix seconds)."""
 
     secret: str | None = dataclasses.field(default=None, repr=False)
     previous: str | None = dataclasses.field(default=None, repr=False)
@@ -223,17 +223,17 @@ class SigningSecrets:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProfileHead:
-    """The lines that a profile adds to each request of an endpoint; make one per endpoint and keep it.
+    """The lines that a profile adds to each request of an endpoint; make one per endpoint and reuse it.
 
     Attributes:
-        profile: whose lines.
+        profile: the profile.
         lines: further headers.
-        opening: written before the signatures.
-        signed: what is signed.
+        opening: the text before the signatures.
+        signed: the signed content.
         known: values that are the same on every attempt.
-        keys: the newest first; none: nothing is signed.
-        until_s: Unix seconds from which on only the newest signs.
-        names: of all its headers, in lower case.
+        keys: HMAC keys, the newest first; empty if nothing is signed.
+        until_s: Unix seconds from which only the newest key signs.
+        names: lower-case names of all its headers.
     """
 
     profile: Profile
@@ -247,7 +247,7 @@ class ProfileHead:
 
     @property
     def is_bare(self) -> bool:
-        """Whether the body is the payload alone."""
+        """Return True if the body is the payload alone."""
         return self.profile.body == "payload"
 
     @classmethod
@@ -258,12 +258,12 @@ class ProfileHead:
 
         Args:
             profile: a preset or a custom one.
-            secrets: of the endpoint; a `whsk_` one signs nothing here, since its receivers do not know it.
+            secrets: the endpoint's secrets; a `whsk_` secret signs nothing here, because its receivers do not have it.
             source: `sites.url`.
-            endpoint_id: the endpoint's.
+            endpoint_id: the endpoint's id.
 
         Raises:
-            ValueError: the profile names something that there is not or that may not be sent.
+            ValueError: the profile has an unknown choice or placeholder, or a header that is not allowed.
         """
         _check_choices(profile)
         known = _known(source, endpoint_id)
@@ -295,10 +295,10 @@ class ProfileHead:
         triggered_at: str,
         body: bytes,
     ) -> bytes:
-        """Return the lines of one attempt, each with its line end; arguments as those of StaticHead.head.
+        """Return the lines of one attempt, each with its line end; arguments as for `StaticHead.head`.
 
         Raises:
-            ValueError: a line would not be one: nothing is sent.
+            ValueError: a line would be invalid; nothing is sent.
         """
         values = {
             **self.known,

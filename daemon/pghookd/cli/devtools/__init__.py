@@ -1,1 +1,1 @@
-"""Tools on one machine: the demo, receivers, an embedded Postgres."""
+"""Tools for one machine: the demo, receivers, an embedded Postgres."""

@@ -1,9 +1,9 @@
-"""`pghookd demo`: watch events travel from a table to a receiver, on this machine, with nothing to set up.
+"""`pghookd demo`: shows events on their way from a table to a receiver, on this machine and without any setup.
 
-The daemon is the one that `run` runs (runtime/app.py), on an embedded Postgres in a folder of its own; around it
-stand a producer that INSERTs as a shop would and a receiver that verifies signatures.
+It runs the same daemon as `run` (runtime/app.py), on an embedded Postgres in its own folder. It adds a producer that
+INSERTs events as a shop would, and a receiver that verifies signatures.
 
-Never here: another way to deliver. What the demo shows is what production does.
+Never here: another way to deliver. The demo shows exactly what production does.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ HOOKS: Final = (  # site, name, types
     ("studio", "flaky", ("*",)),
 )
 BROKEN: Final = (
-    "/bikes/crm"  # fails for a while and recovers, so that its owner gets mails; not with --events
+    "/bikes/crm"  # fails for a while and recovers, so that its owner gets mails; not if --events is given
 )
 BROKEN_FROM_S: Final = 3.0
 BROKEN_UNTIL_S: Final = 20.0
 BROKEN_EVERY_S: Final = 120.0
-PAUSE_S: Final = 0.1  # between two events, without --events
+PAUSE_S: Final = 0.1  # between two events, if --events is not given
 REFRESH_S: Final = 0.2
 LINE_S: Final = 1.0  # between two plain lines
 READY_S: Final = 15.0
-WARM_S: Final = 5.0  # for a test event to each endpoint, before anything counts
+WARM_S: Final = 5.0  # limit for the uncounted test event to each endpoint
 WARM_LOOK_S: Final = 0.01
-STALLED_S: Final = 60.0  # without any arrival: something is wrong
+STALLED_S: Final = 60.0  # without any arrival for this long the demo gives up
 SCHEDULE: Final = "500ms,1s,2s,4s,8s,15s,30s,60s"
 _INSERT: Final = (
     "insert into webhooks.events (site_id, type, payload, subject) values ($1, $2, $3, $4) returning event_id"
@@ -72,11 +72,11 @@ _NO: Final = 1
 
 
 def main(events: int | None = None, folder: Path | None = None) -> int:
-    """Run the demo; return the exit status: 0 if all that was sent was delivered and verified.
+    """Run the demo; return the exit status, which is 0 if everything sent was delivered and verified.
 
     Args:
-        events: send so many and end; None: go on until Ctrl-C.
-        folder: where the data goes; None: the user's data folder.
+        events: number of events to send; None to run until Ctrl-C.
+        folder: folder for the data; None for the user's data folder.
     """
     console = demo_view.console()
     where = (folder or _default_folder()).expanduser().resolve()
@@ -102,22 +102,22 @@ def main(events: int | None = None, folder: Path | None = None) -> int:
 
 
 class Demo:
-    """One run of it."""
+    """One run of the demo."""
 
     def __init__(self, server: EmbeddedServer, folder: Path, console: Console, events: int | None) -> None:
         self._server = server
         self._folder = folder
         self._console = console
         self._wanted = events
-        self._stop = asyncio.Event()  # nothing more is sent, and the daemon ends
+        self._stop = asyncio.Event()  # ends producer and daemon
         self._tally = Tally(())
-        self._cold = 0  # endpoints that have not had their test event yet
-        self._event_ids: list[int] = []  # of --events
+        self._cold = 0  # endpoints whose test event has not arrived yet
+        self._event_ids: list[int] = []  # the events sent, if --events is given
         self._begun = self._arrived = time.monotonic()
         self._chance = random.Random()  # noqa: S311 - prices and names of a made-up shop
 
     async def run(self) -> int:
-        """Set everything up, let it run, sum up; return the exit status."""
+        """Set up, run and summarise the demo; return the exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await migrate.migrate(self._server.url())
@@ -135,7 +135,7 @@ class Demo:
             await session.close()
 
     async def _live(self, session: Session, settings: configuration.Settings) -> int:
-        """Run daemon, producer and view until the end; return the daemon's exit status."""
+        """Run the daemon, the producer and the view until the end; return the daemon's exit status."""
         path = self._server.sockets / "ready"
         with _bound(path) as told:
             daemon = app.App(settings, logger=logs.logger(), environ={"NOTIFY_SOCKET": str(path)})
@@ -151,7 +151,7 @@ class Demo:
     # The producer ---------------------------------------------------------------------------------------
 
     async def _produce(self, session: Session, told: socket.socket) -> None:
-        """Send and wait; then end everything."""
+        """Send all events, wait for their arrival, then stop the demo."""
         try:
             await self._readiness(told)
             await self._warm_up(session)
@@ -161,7 +161,7 @@ class Demo:
         self._stop.set()
 
     async def _readiness(self, told: socket.socket) -> None:
-        """Wait until the daemon reads the log, as systemd would: what comes before would look slow."""
+        """Wait for the daemon's READY=1, as systemd does: earlier events would have long latencies."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(READY_S):
                 while b"READY=1" not in await asyncio.get_running_loop().sock_recv(told, 4096):
@@ -170,7 +170,7 @@ class Demo:
     async def _warm_up(self, session: Session) -> None:
         """Send each endpoint a test event that does not count.
 
-        The first connection to a receiver, and code that runs for the first time, are slow once in a daemon's life.
+        The first connection to a receiver and the first run of code are slow only once in a daemon's life.
         """
         hooks = self._tally.hooks.values()
         self._cold = len(hooks)
@@ -182,7 +182,7 @@ class Demo:
         self._cold = 0
 
     async def _send(self, session: Session) -> None:
-        """INSERT events; with --events, wait until all have arrived, or nothing arrives any more."""
+        """INSERT events; then wait until all have arrived, or none has arrived for STALLED_S."""
         shops = [(site_id, Shop(site_id, self._chance)) for site_id in SITES]
         number = 0
         self._begun = time.monotonic()
@@ -216,7 +216,7 @@ class Demo:
         self._tally.arrive(arrival)
 
     def _mood(self, path: str, webhook_id: str, attempt: int) -> bool:
-        """Whether the receiver takes it."""
+        """Return True if the receiver accepts the request."""
         if self._cold:
             return True
         if path == BROKEN and self._wanted is None and is_broken(time.monotonic() - self._begun):
@@ -248,7 +248,7 @@ class Demo:
         self._console.print(text, soft_wrap=True)
 
     async def _show(self) -> None:
-        """Show the tally until the end: a live table on a terminal, a line now and then elsewhere."""
+        """Show the tally until the end: a live table on a terminal, otherwise a line whenever it changes."""
         if not self._console.is_terminal:
             await self._show_lines()
             return
@@ -269,7 +269,7 @@ class Demo:
                 said = text
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not beyond the end."""
+        """Wait for some seconds, or until the demo stops."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stop.wait()
@@ -300,7 +300,7 @@ class Demo:
 
 
 def settings_of(server: EmbeddedServer, smtp: configuration.SmtpSettings) -> configuration.Settings:
-    """Return the demo's settings: the defaults, but for the database, loopback, mails and impatience."""
+    """Return the demo's settings: the defaults, except for the database, loopback, mails and shorter waits."""
     return configuration.Settings(
         database=configuration.DatabaseSettings(url=configuration.Secret(server.url()), adopt="auto"),
         delivery=configuration.DeliverySettings(timeout_s=5, connect_timeout_s=2, grace_s=6),
@@ -325,9 +325,9 @@ def settings_of(server: EmbeddedServer, smtp: configuration.SmtpSettings) -> con
 async def _mails_to(
     folder: Path, kept: Callable[[ShownMail], None]
 ) -> AsyncIterator[configuration.SmtpSettings]:
-    """Run a mail server that keeps what it gets, and yield the way to it; none without the extra `embedded`."""
+    """Run a mail server that keeps its mails, and yield its settings, which are empty without the extra `embedded`."""
     try:
-        from pghookd.cli.devtools.demo_mailbox import Mailbox  # noqa: PLC0415 - an installation of before may not have aiosmtpd
+        from pghookd.cli.devtools.demo_mailbox import Mailbox  # noqa: PLC0415 - an older installation may not have aiosmtpd
     except ModuleNotFoundError:
         yield configuration.SmtpSettings()
         return
@@ -337,7 +337,7 @@ async def _mails_to(
 
 @contextlib.contextmanager
 def _bound(path: Path) -> Iterator[socket.socket]:
-    """Open the socket on which the daemon says that it is ready (sd_notify(3))."""
+    """Open the socket on which the daemon reports that it is ready (sd_notify(3))."""
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as told:
         told.bind(str(path))
@@ -348,17 +348,17 @@ def _bound(path: Path) -> Iterator[socket.socket]:
 
 
 def is_broken(running_s: float) -> bool:
-    """Whether the broken endpoint is down, so many seconds after the first event."""
+    """Return True if the broken endpoint is down `running_s` seconds after the first event."""
     return BROKEN_FROM_S <= running_s % BROKEN_EVERY_S < BROKEN_UNTIL_S
 
 
 def _is_taken_by_flaky(webhook_id: str, attempt: int) -> bool:
-    """It refuses some first attempts and fewer second ones."""
-    return attempt > 2 or zlib.crc32(webhook_id.encode()) % 8 >= 3 - attempt  # noqa: PLR2004 - it must end well
+    """Return True if the flaky endpoint accepts an attempt: it refuses some first and fewer second attempts."""
+    return attempt > 2 or zlib.crc32(webhook_id.encode()) % 8 >= 3 - attempt  # noqa: PLR2004 - a third must succeed
 
 
 async def _furnish(session: Session, receiver: Receiver) -> Sequence[Hook]:
-    """Make the sites and endpoints that are not there from last time, and aim all at this run's receiver."""
+    """Create the sites and endpoints that do not exist yet, and set the URL of all to this run's receiver."""
     await session.execute(
         "insert into webhooks.sites (site_id, name, url, owner_email)"
         " select id, name, 'https://' || id || '.example', 'owner@' || id || '.example'"
@@ -397,20 +397,20 @@ async def _hook(
 
 
 def _default_folder() -> Path:
-    """Return the user's data folder for it (XDG Base Directory Specification)."""
+    """Return the demo's folder in the user's data directory (XDG Base Directory Specification)."""
     data = os.environ.get("XDG_DATA_HOME", "")
     return (Path(data) if data.startswith("/") else Path.home() / ".local/share") / "pghookd" / "demo"
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process.
+    """Lock the folder for this process.
 
     Raises:
-        EmbeddedFault: another demo runs there.
+        EmbeddedFault: another demo uses the folder.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)  # the log and the mails tell of a customer's events
+    folder.chmod(0o700)  # the log and the mails contain data of a customer's events
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -420,7 +420,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _journal(folder: Path) -> tuple[TextIO, logs.LogSink]:
-    """Let the daemon's lines go to a file: the terminal belongs to the view."""
+    """Write the daemon's log to a file, because the view uses the terminal."""
     target = (folder / "daemon.log").open("w")
     os.fchmod(target.fileno(), 0o600)
     return target, logs.configure("pretty", descriptor=target.fileno())

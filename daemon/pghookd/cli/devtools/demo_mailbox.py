@@ -1,8 +1,8 @@
-"""The demo's mail server: takes the mails to owners on this machine, and keeps each as files that can be looked at.
+"""The demo's mail server: accepts the mails to owners on this machine, and saves each as files to look at.
 
-A real SMTP server, since what the demo shows is what production does; it passes nothing on.
+It is a real SMTP server, because the demo shows exactly what production does. It forwards no mail.
 
-Never here: how a mail is made or sent.
+Never here: making or sending a mail.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Mailbox:
     """An SMTP server on a free port of 127.0.0.1; an async context manager.
 
     Args:
-        folder: where mails are kept; those of the last time are deleted.
-        kept: told of every mail.
+        folder: folder for the mails; those of the previous run are deleted.
+        kept: called with every mail.
     """
 
     def __init__(self, folder: Path, kept: Callable[[ShownMail], None]) -> None:
@@ -56,14 +56,14 @@ class Mailbox:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         if self._server is None:
             raise RuntimeError("not listening yet")
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def handle_DATA(self, _server: SMTP, _session: object, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
-        """Keep a mail; return the answer."""
+        """Save a mail; return the SMTP reply."""
         content = envelope.original_content or b""
         message: Any = email.message_from_bytes(content, policy=email.policy.default)
         self._count += 1
@@ -82,7 +82,7 @@ class Mailbox:
         return f"250 OK kept as {self._count}"
 
     def _write(self, stem: str, content: bytes, message: EmailMessage) -> str:
-        """Write the mail, and its HTML for a browser; return the name of the latter, or of the former."""
+        """Write the mail, and its HTML if it has one; return the name of the HTML file, or of the mail's file."""
         (self._folder / f"{stem}.eml").write_bytes(content)
         page = message.get_body(("html",))
         if page is None:

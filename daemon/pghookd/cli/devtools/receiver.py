@@ -1,7 +1,7 @@
-"""The demo's receiver: what somebody who receives webhooks would write, the check of the signature above all.
+"""The demo's receiver, written as a third party would write one; above all it checks the signature.
 
-It knows the secrets and the Standard Webhooks text and nothing of how the daemon signs: the check is made
-from the request's raw bytes with the standard library alone, so that a demo that ends well says something.
+It uses only the secrets and the Standard Webhooks specification, none of the daemon's signing code. It checks the
+request's raw bytes with the standard library alone, so that a successful demo is evidence.
 
 Never here: imports from webhook/signing.py or webhook/envelope.py.
 """
@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
-TOLERANCE_S: Final = 300  # Standard Webhooks: five minutes, both ways
+TOLERANCE_S: Final = 300  # Standard Webhooks: five minutes, in both directions
 HEAD_BYTES_MAX: Final = 16384
 BODY_BYTES_MAX: Final = 1_000_000
 DISCARD_BYTES_MAX: Final = (
-    64_000_000  # read before a 413: a sender that is cut off in its body sees no answer
+    64_000_000  # read before a 413: a sender that is cut off within its body gets no answer
 )
 DISCARD_TIMEOUT_S: Final = 30.0
 TOO_LARGE: Final = 413
@@ -38,12 +38,12 @@ _REASONS: Final = {
 }
 
 
-class Refuted(Exception):  # noqa: N818 - the name says what happened to the request
+class Refuted(Exception):  # noqa: N818 - the name describes the result of the check
     """The request is not what it claims to be."""
 
 
 class TooLarge(Exception):  # noqa: N818 - as Refuted
-    """The body is longer than we take."""
+    """The body is longer than BODY_BYTES_MAX."""
 
     def __init__(self, path: str, headers: Mapping[str, str], length: int) -> None:
         super().__init__(f"the body has {length} bytes, more than {BODY_BYTES_MAX}")
@@ -54,16 +54,16 @@ class TooLarge(Exception):  # noqa: N818 - as Refuted
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReceivedRequest:
-    """One request, and what was answered.
+    """One request and its answer.
 
     Attributes:
-        path: which endpoint it came to.
-        webhook_id: the header; empty where there was none.
-        event_type: of the body, which is signed; not of the header, which is not.
-        attempt: 1 for the first.
-        at_us: microseconds since 1970 at which it was complete.
-        status: the answer.
-        refuted: why it was not believed; None: its signature was verified.
+        path: the endpoint's path.
+        webhook_id: the header's value; empty if there was none.
+        event_type: the type in the body, which is signed, unlike the header.
+        attempt: 1 for the first attempt.
+        at_us: microseconds since 1970 at which the request was complete.
+        status: the answer's status.
+        refuted: why the request was rejected; None if its signature was verified.
     """
 
     path: str
@@ -76,7 +76,7 @@ class ReceivedRequest:
 
     @property
     def event_id(self) -> int:
-        """The event_id within the webhook-id, 0 where there is none."""
+        """The event_id in the webhook-id; 0 if there is none."""
         try:
             return int(self.webhook_id.removeprefix("evt_")[:14], 16)
         except ValueError:
@@ -87,9 +87,9 @@ class Receiver:
     """An HTTP server on a free port of 127.0.0.1, one path per endpoint.
 
     Args:
-        mood: called with path, webhook-id and attempt of a verified request; False: it is answered with 503.
-        seen: told of every request, after its answer was decided.
-        port: another one than a free one.
+        mood: called with path, webhook-id and attempt of a verified request; if it returns False, the answer is 503.
+        seen: called with every request, after its answer was decided.
+        port: the port to listen on; 0 for a free one.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class Receiver:
             writer.transport.abort()
 
     def expect(self, path: str, secret: str) -> None:
-        """Take requests to a path, signed with this secret."""
+        """Accept requests to a path that are signed with this secret."""
         self._secrets[path] = secret
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         if self._server is None:
             raise RuntimeError("not listening yet")
         number: int = self._server.sockets[0].getsockname()[1]
@@ -133,7 +133,7 @@ class Receiver:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open.add(writer)
         try:
-            # The peer may go at any time, and may say anything.
+            # The peer may disconnect at any time, and may send anything.
             with contextlib.suppress(
                 OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError
             ):
@@ -151,7 +151,7 @@ class Receiver:
             writer.close()
 
     def take(self, path: str, headers: Mapping[str, str], body: bytes) -> int:
-        """Look at a request; return the status of the answer."""
+        """Verify and record a request; return the status of the answer."""
         webhook_id = headers.get("webhook-id", "")
         attempt = int(headers.get("x-webhook-attempt", "1"))
         event_type, refuted = "", None
@@ -166,14 +166,14 @@ class Receiver:
         return status
 
     def refuse(self, error: TooLarge) -> int:
-        """Note a request whose body was not looked at; return the status of the answer."""
+        """Record a request with too large a body; return the status of the answer."""
         webhook_id, attempt = error.headers.get("webhook-id", ""), error.headers.get("x-webhook-attempt", "1")
         now_us = time.time_ns() // 1000
         self._seen(ReceivedRequest(error.path, webhook_id, "", int(attempt), now_us, TOO_LARGE, None))
         return TOO_LARGE
 
     def _believe(self, path: str, headers: Mapping[str, str], body: bytes) -> str:
-        """Check all that makes a request credible; return the type that its body names."""
+        """Check the signature, and that body and headers agree; return the type in the body."""
         secret = self._secrets.get(path)
         if secret is None:
             raise Refuted("no such endpoint")
@@ -187,16 +187,16 @@ class Receiver:
 
 
 def verify(secret: str, headers: Mapping[str, str], body: bytes, now_s: float) -> None:
-    """Check a signature as Standard Webhooks 1.0.0 says.
+    """Check a signature as Standard Webhooks 1.0.0 specifies.
 
     Args:
-        secret: `whsec_` and base64; of any other text the bytes are the key.
+        secret: `whsec_` and base64, or any other text, whose bytes are the key.
         headers: by lower-case name.
         body: as received.
         now_s: Unix seconds.
 
     Raises:
-        Refuted: a header is missing, the time is off by more than five minutes, or no signature is right.
+        Refuted: a header is missing, the timestamp is outside the 5-minute tolerance, or no signature is right.
     """
     try:
         webhook_id, timestamp = headers["webhook-id"], headers["webhook-timestamp"]
@@ -216,9 +216,9 @@ async def _read(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], byte
     """Read one request.
 
     Raises:
-        IncompleteReadError: the peer has gone.
-        LimitOverrunError, ValueError: its head is too large, or it is no HTTP.
-        TooLarge: its body is; nothing of it was read.
+        IncompleteReadError: the peer has disconnected.
+        LimitOverrunError, ValueError: the head is too large, or the request is not valid HTTP.
+        TooLarge: the body is too large; none of it was read.
     """
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     request_line, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
@@ -236,10 +236,10 @@ async def _read(reader: asyncio.StreamReader) -> tuple[str, dict[str, str], byte
 
 
 async def _discard(reader: asyncio.StreamReader, length: int) -> None:
-    """Read a body to its end and keep nothing of it.
+    """Read a body to its end and discard it.
 
     Raises:
-        IncompleteReadError, TimeoutError: the peer has gone, or is too slow.
+        IncompleteReadError, TimeoutError: the peer has disconnected, or is too slow.
     """
     async with asyncio.timeout(DISCARD_TIMEOUT_S):
         while length > 0:

@@ -1,8 +1,8 @@
-"""Samples for who writes a receiver: signed as in reality, or wrong on purpose, and what should be answered.
+"""Sample requests for developers of receivers: correctly signed or invalid on purpose, with the expected answers.
 
 The envelope, the signature and the sender are the daemon's own; no database is needed.
 
-Never here: how a receiver is found wrong from within. Only its answers count.
+Never here: checks of a receiver's internals. Only its answers count.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from pghookd.settings.schema import Settings
 from pghookd.webhook import envelope
 from pghookd.webhook.signing import Sign
 
-STALE_S: Final = 900  # three times what Standard Webhooks lets pass
+STALE_S: Final = 900  # three times the tolerance of Standard Webhooks
 _DAY_S: Final = 86_400
 _DAYS_TO_2020: Final = 18_262  # from 1970
-_KINDS: Final = 6  # of what a made-up shop tells
+_KINDS: Final = 6  # event types of a made-up shop
 SOURCE: Final = "https://shop.example"
 
 
 class Way(enum.StrEnum):
-    """What is sent."""
+    """A sequence of sample requests."""
 
     ONCE = "once"
     TWICE = "twice"  # the same event again, as after a crash of the sender
-    TAMPER = "tamper"  # a good one, then one whose body was changed after it was signed
-    STALE = "stale"  # a good one, then one that was signed long ago: a replay
-    RETRY = "retry"  # attempt after attempt of one event
+    TAMPER = "tamper"  # a good request, then one whose body was changed after signing
+    STALE = "stale"  # a good request, then one with an old signature, as in a replay attack
+    RETRY = "retry"  # several attempts of one event
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """What a receiver is sent.
+    """The content of the sample requests.
 
     Attributes:
         event_type: a valid type.
         payload: JSON.
-        sign: makes the signature of webhook-id, timestamp and body; None: it is not signed.
+        sign: signs webhook-id, timestamp and body; None if the requests are not signed.
     """
 
     event_type: str
@@ -63,11 +63,11 @@ class SampleCase:
     """One request of a way.
 
     Attributes:
-        what: what it is, in words.
-        number: which event of the run.
-        attempt: 1 for the first.
-        age_s: how long ago it was signed.
-        tampered: whether the body was changed afterwards.
+        what: a description.
+        number: index of the event in the run.
+        attempt: 1 for the first attempt.
+        age_s: seconds since it was signed.
+        tampered: True if the body was changed after signing.
     """
 
     what: str
@@ -78,16 +78,16 @@ class SampleCase:
 
     @property
     def is_good(self) -> bool:
-        """Whether a receiver should take it."""
+        """Return True if a correct receiver accepts the request."""
         return not (self.age_s or self.tampered)
 
     @property
     def expected(self) -> str:
-        """What a correct receiver answers."""
+        """The answer of a correct receiver."""
         return "2xx" if self.is_good else "4xx"
 
     def is_right(self, answer: Answer) -> bool:
-        """Whether a receiver answered as it should."""
+        """Return True if the receiver's answer is the expected one."""
         if not isinstance(answer, Reply):
             return False
         return answer.status // 100 == (2 if self.is_good else 4)
@@ -95,7 +95,7 @@ class SampleCase:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judged:
-    """A case and what came of it; times in milliseconds."""
+    """A case and its result."""
 
     case: SampleCase
     webhook_id: str
@@ -106,7 +106,7 @@ class Judged:
 
 
 def cases(way: Way, attempts: int) -> Iterator[SampleCase]:
-    """Say what a way consists of; `attempts` is for RETRY."""
+    """Yield the requests of a way; `attempts` is for RETRY."""
     good = SampleCase("a good event")
     match way:
         case Way.ONCE:
@@ -126,7 +126,7 @@ def cases(way: Way, attempts: int) -> Iterator[SampleCase]:
 
 
 def payload_of(event_type: str) -> bytes:
-    """Make up a payload for a type: as the platform's where it is one of its six."""
+    """Return a sample payload for a type; a realistic one for the platform's six types."""
     shop = Shop("sample", random.Random())  # noqa: S311 - prices and names of a made-up shop
     for occurrence in itertools.islice(iter(shop.next, None), _KINDS):
         if occurrence.type == event_type:
@@ -144,19 +144,19 @@ async def send(
     *,
     told: Callable[[Judged], None],
 ) -> bool:
-    """Send what a way consists of, one after another; whether every answer was right.
+    """Send the requests of a way, one after another; return True if every answer was right.
 
     Args:
-        settings: for `delivery` and `egress.ca_file`.
-        policy: what may be reached.
-        url: the receiver's.
-        sample: what is sent.
-        way: how.
-        attempts: of RETRY.
-        told: of each answer.
+        settings: for `delivery`, `egress.ca_file` and the proxy.
+        policy: decides which destinations are allowed.
+        url: the receiver's URL.
+        sample: the content.
+        way: the sequence of requests.
+        attempts: number of attempts for RETRY.
+        told: called with each result.
     """
     right = True
-    # Events are distinct, and each keeps its id and time over its attempts.
+    # The events are distinct, and each keeps its id and time over all attempts.
     events = [(_event_id(), time.time_ns() // 1000) for _ in range(2)]
     sender = Sender(
         policy=policy,
@@ -175,7 +175,7 @@ async def send(
 
 
 def _event_id() -> int:
-    """Day-coded, as Postgres gives them out."""
+    """Return a random event_id that contains the day, like those that Postgres generates."""
     return (int(time.time()) // _DAY_S - _DAYS_TO_2020 << 32) + secrets.randbelow(2**32)
 
 

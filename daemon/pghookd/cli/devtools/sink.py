@@ -1,7 +1,7 @@
-"""`run --sink`: every request of a developer's or staging database goes to a receiver in this process and is shown.
+"""`run --sink`: sends every request to a receiver in this process, which shows it; for development and staging.
 
-Requests are as they would have been, signature, `host` and all, and URLs are judged as ever; but no name is asked
-for, and no connection is opened but to this receiver. No mail goes out either.
+The requests are unchanged, including signature and `host`, and URLs are judged as usual. But no name is resolved, and
+the only connections are to this receiver. No mail is sent either.
 
 Never here: a decision about what is delivered.
 """
@@ -18,7 +18,7 @@ from pghookd.settings.schema import Settings, SmtpSettings
 
 
 class Sink(Sender):
-    """A sender that brings its own receiver."""
+    """A sender with its own receiver."""
 
     def __init__(self, settings: Settings, show: Callable[[Received], None]) -> None:
         super().__init__(
@@ -42,5 +42,5 @@ class Sink(Sender):
 
 
 def without_mails(settings: Settings) -> Settings:
-    """Return the settings with no mail server: owners of a copied database must hear nothing of it."""
+    """Return the settings without a mail server: owners in a copied database must get no mails."""
     return settings.model_copy(update={"smtp": SmtpSettings()})
