@@ -35,7 +35,8 @@ def pipe():
 
 
 def lines_of(pipe, log=None, environ=None, say=None):
-    sink = logs.configure(*(log or ()), environ=environ or {}, descriptor=pipe[1])
+    log = log or LogSettings()
+    sink = logs.configure(log.format, log.level, environ or {}, pipe[1])
     say(logs.logger())
     sink.close()
     return os.read(pipe[0], 65536).splitlines()
