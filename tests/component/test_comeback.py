@@ -206,7 +206,7 @@ def test_a_flood_of_ids_is_not_read_and_means_any_endpoint():
     now = [0.0]
     heard = []
     hears = NotificationRouter(lambda: now[0])
-    hears.endpoints = heard.append
+    hears.route(due=lambda: None, replay=lambda: None, endpoints=[heard.append])
     hears("endpoints:" + ",".join(str(10**9 + n) for n in range(700)))
     assert heard == [list(range(10**9, 10**9 + 700))]
     for n in range(1000):
