@@ -30,7 +30,7 @@ check: .venv/installed ## check style, types and spelling
 	$(BIN)/codespell
 
 test: .venv/installed ## run the test suite of the README
-	$(BIN)/pytest
+	$(BIN)/pytest -n 4 --dist worksteal
 
 test-all: test ## run the test suite, then the faults, which take minutes and want root
 	$(BIN)/pytest tests/faults
