@@ -17,7 +17,8 @@ from pghookd.delivery.recording.recorder import Recorder
 from pghookd.egress.sender import Sender
 from pghookd.event_log.doorbell import Bell
 from pghookd.event_log.position import settle
-from pghookd.event_log.reader import Reader
+from pghookd.event_log.reading import reader
+from pghookd.event_log.reading.pages import Pages
 from pghookd.model.delivery import Reply
 from pghookd.model.outcome import AttemptWrite
 from pghookd.owner_mail.smtp import SmtpClient
@@ -82,30 +83,30 @@ class AimsAtOthers(Sender):
         return self.first
 
 
-class SkipsEvents(Reader):
+class SkipsEvents(Pages):
     """Leaves one event in a thousand out."""
 
-    async def _page(self, rows, *args, **kwargs):
-        await super()._page([row for row in rows if row[0] % 1000], *args, **kwargs)
+    async def page(self, rows, *args, **kwargs):
+        await super().page([row for row in rows if row[0] % 1000], *args, **kwargs)
 
 
-class ReadsByGreatestId(Reader):
+class ReadsByGreatestId(Pages):
     """Takes whatever lies below the greatest id that it has seen for read."""
 
     greatest = 0
 
-    async def _page(self, rows, *args, **kwargs):
+    async def page(self, rows, *args, **kwargs):
         rows = [row for row in rows if row[0] > self.greatest]
         self.greatest = max([self.greatest, *(row[0] for row in rows)])
-        await super()._page(rows, *args, **kwargs)
+        await super().page(rows, *args, **kwargs)
 
 
-class WritesJsonAnew(Reader):
+class WritesJsonAnew(Pages):
     """Reads payloads and writes them as it likes: the same values in other bytes."""
 
-    async def _page(self, rows, *args, **kwargs):
+    async def page(self, rows, *args, **kwargs):
         rows = [(*row[:5], json.dumps(json.loads(row[5])).encode(), *row[6:]) for row in rows]
-        await super()._page(rows, *args, **kwargs)
+        await super().page(rows, *args, **kwargs)
 
 
 class DropsRows(Recorder):
@@ -241,7 +242,7 @@ SABOTAGES = {
 }
 # Where each part is wired.
 PLACES = {Sender: (app, "Sender"), SmtpClient: (mailing, "SmtpClient"), Bell: (epoch, "Bell")}
-PLACES |= {part: (epoch, part.__name__) for part in (Reader, Recorder, Deliverer)}
+PLACES |= {Pages: (reader, "Pages"), Recorder: (epoch, "Recorder"), Deliverer: (epoch, "Deliverer")}
 
 
 def put_in_place(part):
