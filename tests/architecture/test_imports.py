@@ -87,6 +87,7 @@ SHELL = {
     "delivery.backlog.held": "the database",
     "delivery.backlog.lines": "the database",
     "delivery.backlog.parked": "the database",
+    "delivery.attempt": "requests, the clock",
     "delivery.deliverer": "tasks, the database, requests",
     "delivery.oauth_tokens": "tasks, the database, requests",
     "delivery.payload_pages": "tasks, the database, requests",

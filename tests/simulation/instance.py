@@ -16,8 +16,9 @@ import re
 from memory_postgres import MemorySession, snapshot_of
 from virtual import WHOSE
 
+from pghookd.delivery.attempt import DeliveryTerms
 from pghookd.delivery.backlog.due import Backlog, BacklogTerms
-from pghookd.delivery.deliverer import Deliverer, DeliveryTerms
+from pghookd.delivery.deliverer import Deliverer
 from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
 from pghookd.delivery.replays import Replays
 from pghookd.event_log import identity

@@ -12,6 +12,8 @@ import os
 import signal
 import sys
 
+from pghookd.delivery import deliverer
+from pghookd.delivery.attempt import Attempts
 from pghookd.delivery.deliverer import Deliverer
 from pghookd.delivery.recording.recorder import Recorder
 from pghookd.egress.sender import Sender
@@ -177,7 +179,7 @@ class LivesYesterday(Deliverer):
         super().__init__(*parts, wall_us=lambda: wall_us() - DAY_US, **more)
 
 
-class SignsForOthers(Deliverer):
+class SignsForOthers(Attempts):
     """Signs with a secret that is not the endpoint's."""
 
     def _head(self, manner, delivery, body, *more):
@@ -185,7 +187,7 @@ class SignsForOthers(Deliverer):
         return super()._head(other, delivery, body, *more)
 
 
-class LogsSecrets(Deliverer):
+class LogsSecrets(Attempts):
     """Says with what it signs."""
 
     def _aim(self, lane):
@@ -242,7 +244,8 @@ SABOTAGES = {
 }
 # Where each part is wired.
 PLACES = {Sender: (app, "Sender"), SmtpClient: (mailing, "SmtpClient"), Bell: (epoch, "Bell")}
-PLACES |= {Pages: (reader, "Pages"), Recorder: (epoch, "Recorder"), Deliverer: (epoch, "Deliverer")}
+PLACES |= {Pages: (reader, "Pages"), Attempts: (deliverer, "Attempts")}
+PLACES |= {Recorder: (epoch, "Recorder"), Deliverer: (epoch, "Deliverer")}
 
 
 def put_in_place(part):

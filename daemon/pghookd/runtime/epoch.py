@@ -16,8 +16,9 @@ from typing import Final, TypeAlias, TypedDict, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery import poison
+from pghookd.delivery.attempt import DeliveryTerms
 from pghookd.delivery.backlog.due import Backlog, BacklogTerms
-from pghookd.delivery.deliverer import Deliverer, DeliveryTerms
+from pghookd.delivery.deliverer import Deliverer
 from pghookd.delivery.poison import Arrival
 from pghookd.delivery.poison_guard import Place, PoisonGuard
 from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
