@@ -107,7 +107,7 @@ async def test_a_wrong_receiver_is_told(receiver, way, answer):
     assert status == 1
     assert f"got {answer}" in out
     assert "wrong" in out
-    assert "may be reached" in err
+    assert "Also allowed: 127.0.0.0/8" in err
 
 
 async def test_send_takes_a_payload_of_yours_and_a_secret_from_standard_input(receiver, tmp_path):

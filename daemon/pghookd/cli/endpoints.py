@@ -49,34 +49,34 @@ _ID = click.argument("endpoint_id", type=click.IntRange(min=0, max=2**63 - 1), m
 
 @click.group(cls=Group)
 def endpoint() -> None:
-    """Who receives."""
+    """Manage endpoints."""
 
 
 @click.group(cls=Group)
 def secret() -> None:
-    """What requests are signed with."""
+    """Rotate signing secrets and encryption keys."""
 
 
 # Adding -----------------------------------------------------------------------------------------------------
 
 
 _OPTIONS: Final = (
-    click.option("--types", metavar="A,B", help="Types it takes; all but webhook_* if left out."),
-    click.option("--secret", "given", metavar="S", help="Sign with this secret; - reads it from standard input."),
-    click.option("--new-secret", is_flag=True, help="Make a secret and print it once (the default)."),
-    click.option("--no-secret", is_flag=True, help="Do not sign."),
-    click.option("--description", metavar="TEXT", help="What its owner calls it."),
-    click.option("--concurrency", type=int, metavar="N", help="Requests at a time."),
-    click.option("--rate-per-s", type=float, metavar="R", help="Requests a second."),
-    click.option("--ordered", is_flag=True, help="One by one per ordering_key."),
-    click.option("--filter", metavar="JSONPATH", help="Only events whose payload it holds for."),
-    click.option("--timeout-s", type=float, metavar="S", help="Seconds for a request."),
-    click.option("--retry-schedule", metavar="5s,5m,2h", help="Waits after failures."),
-    click.option("--success-statuses", metavar="200,202", help="Fewer than all of 2xx."),
-    click.option("--profile", metavar="NAME", help="Further signature headers that receivers know."),
-    click.option("--profile-spec", "spec", metavar="JSON", help="How the profile `custom` signs."),
-    click.option("--auth", type=click.File("r"), metavar="FILE", help="JSON: how requests identify themselves."),
-    click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Send this header as well."),
+    click.option("--types", metavar="A,B", help="Event types to deliver. Default: all except webhook_*."),
+    click.option("--secret", "given", metavar="S", help="Sign with this; - reads it from standard input."),
+    click.option("--new-secret", is_flag=True, help="Generate a secret and print it once (the default)."),
+    click.option("--no-secret", is_flag=True, help="Send unsigned requests."),
+    click.option("--description", metavar="TEXT", help="The owner's name for the endpoint, used in emails."),
+    click.option("--concurrency", type=int, metavar="N", help="Maximum number of requests in flight, 1 to 1000."),
+    click.option("--rate-per-s", type=float, metavar="R", help="Maximum number of requests a second, 0.001 to 10000."),
+    click.option("--ordered", is_flag=True, help="Deliver events with the same ordering_key one at a time, in order."),
+    click.option("--filter", metavar="JSONPATH", help="Deliver only events whose payload matches this."),
+    click.option("--timeout-s", type=float, metavar="S", help="Request timeout in seconds, at most 30."),
+    click.option("--retry-schedule", metavar="5s,5m,2h", help="Waits after failure 1, 2, ...; none: a single attempt."),
+    click.option("--success-statuses", metavar="200,202", help="Statuses that count as success. Default: any 2xx."),
+    click.option("--profile", metavar="NAME", help="Also send another provider's signature headers."),
+    click.option("--profile-spec", "spec", metavar="JSON", help="How the profile custom signs."),
+    click.option("--auth", type=click.File("r"), metavar="FILE", help="Authentication as JSON; - is standard input."),
+    click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Also send this header."),
 )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def endpoint_add(
     as_json: bool,
     **columns: object,
 ) -> None:
-    """Register an endpoint of a site; it gets the events inserted from now on."""
+    """Add an endpoint to a site. It receives events inserted from now on."""
     if (given is not None) + new_secret + no_secret > 1:
         raise click.UsageError("--secret, --new-secret and --no-secret exclude each other.")
     row = {name: value for name, value in columns.items() if value is not None and value is not False}
@@ -179,11 +179,11 @@ def _headers(lines: tuple[str, ...]) -> dict[str, str]:
 
 
 @endpoint.command("list")
-@click.option("--site", "site_id", metavar="SITE", help="Only this site's.")
+@click.option("--site", "site_id", metavar="SITE", help="List only the endpoints of this site.")
 @with_config
 @with_json
 def endpoint_list(site_id: str | None, config: Path | None, *, as_json: bool) -> None:
-    """List endpoints with their health and what waits for them."""
+    """List endpoints with their health and their undelivered events."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -207,7 +207,7 @@ def _style(health: str) -> str:
 @with_config
 @with_json
 def endpoint_show(endpoint_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Show an endpoint: every option that is set, how it is, and of its secret only the kind."""
+    """Show an endpoint's options and health. Secrets are not shown, only their kind."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -228,11 +228,16 @@ def endpoint_show(endpoint_id: int, config: Path | None, *, as_json: bool) -> No
 
 @endpoint.command("enable")
 @_ID
-@click.option("--held", type=click.Choice(HELD), default="deliver", help="What becomes of held events.")
+@click.option(
+    "--held",
+    type=click.Choice(HELD),
+    default="deliver",
+    help="What to do with held events. Default: deliver.",
+)
 @with_config
 @with_json
 def endpoint_enable(endpoint_id: int, held: str, config: Path | None, *, as_json: bool) -> None:
-    """Switch an endpoint on; its held events go out, or are dropped."""
+    """Switch an endpoint on, and deliver or drop its held events."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -249,7 +254,7 @@ def endpoint_enable(endpoint_id: int, held: str, config: Path | None, *, as_json
 @with_config
 @with_json
 def endpoint_disable(endpoint_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Switch an endpoint off; its events are held."""
+    """Switch an endpoint off. Its events are held."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -263,14 +268,26 @@ def endpoint_disable(endpoint_id: int, config: Path | None, *, as_json: bool) ->
 
 @endpoint.command("test")
 @_ID
-@click.option("--type", "event_type", default="webhook_test", metavar="T", help="Send this type's example.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), metavar="S", help="Wait so many seconds.")
+@click.option(
+    "--type",
+    "event_type",
+    default="webhook_test",
+    metavar="T",
+    help="Event type; its example is the payload.",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="Seconds to wait for the answer. Default: delivery.timeout_s + 5.",
+)
 @with_config
 @with_json
 def endpoint_test(
     endpoint_id: int, event_type: str, wait_s: float | None, config: Path | None, *, as_json: bool
 ) -> None:
-    """Send one test event and say what the endpoint answered. It is never tried again."""
+    """Send one test event and report the answer. It is not retried."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -309,12 +326,12 @@ def _tell_test(told: dict[str, Any]) -> None:
 @secret.command("rotate")
 @click.argument("endpoint_id", type=click.IntRange(min=0, max=2**63 - 1), metavar="ENDPOINT")
 @click.option(
-    "--overlap", default="24h", metavar="24h", help="How long the one before signs as well; 0: not at all."
+    "--overlap", default="24h", metavar="24h", help="How long the old secret stays valid; 0: not at all."
 )
 @with_config
 @with_json
 def secret_rotate(endpoint_id: int, overlap: str, config: Path | None, *, as_json: bool) -> None:
-    """Give an endpoint a new secret and print it once; for a while requests carry both signatures."""
+    """Generate a new signing secret and print it once. Until --overlap ends, requests carry both signatures."""
     overlap_s = _seconds(overlap)
     with expected_faults(as_json=as_json):
         settings = load(config)
@@ -338,7 +355,7 @@ def secret_rotate(endpoint_id: int, overlap: str, config: Path | None, *, as_jso
 @with_config
 @with_json
 def secret_rotate_key(config: Path | None, *, as_json: bool) -> None:
-    """Encrypt every secret with the first key of secrets.key; may be interrupted and begun again."""
+    """Encrypt every secret with the first key of secrets.key. Safe to interrupt and repeat."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints

@@ -64,7 +64,7 @@ def main() -> None:
 
 
 @cli.command()
-@click.option("--sink", "into_sink", is_flag=True, help="Show all requests here; send nothing anywhere else.")
+@click.option("--sink", "into_sink", is_flag=True, help="Print every request instead of sending it.")
 @with_config
 def run(config: Path | None, *, into_sink: bool) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
@@ -82,8 +82,8 @@ def _run_into_sink(settings: Settings, config: Path | None) -> int:
     from pghookd.runtime import app
 
     warn(
-        "SINK: every event counts as delivered, and none is sent: requests go to a receiver in this process,"
-        " no name is looked up, and there are no mails."
+        "SINK: every event counts as delivered, but none is sent: requests go to a receiver in this process,"
+        " DNS is not queried, and no emails are sent."
     )
     return app.run(
         sink.without_mails(settings),
@@ -94,18 +94,18 @@ def _run_into_sink(settings: Settings, config: Path | None) -> int:
 
 @cli.command()
 @click.option(
-    "--events", type=click.IntRange(min=1), metavar="N", help="Send N events, then end with a summary."
+    "--events", type=click.IntRange(min=1), metavar="N", help="Send N events, then print a summary and exit."
 )
 @click.option(
     "--dir",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Where the data goes.",
+    help="Folder for the data of the embedded Postgres.",
 )
 @with_config
 def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
-    """Watch events travel: an embedded Postgres, the daemon and a receiver, all on this machine."""
+    """Show events being delivered live: Postgres, daemon and receiver, all on this machine."""
     with expected_faults():
         if config is not None:
             load(config)
@@ -118,11 +118,13 @@ def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
 
 
 @cli.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be applied; change nothing.")
+@click.option("--dry-run", is_flag=True, help="List what would be applied; change nothing.")
 @click.option(
-    "--sql", "as_sql", is_flag=True, help="Print all migrations for other tools; needs no database."
+    "--sql", "as_sql", is_flag=True, help="Print all migrations for another tool; needs no database."
 )
-@click.option("--roles", is_flag=True, help="Make the roles and their rights as well (repeatable).")
+@click.option(
+    "--roles", is_flag=True, help="Also create the roles and grant their privileges; safe to repeat."
+)
 @with_config
 @with_json
 def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as_json: bool) -> None:
@@ -156,7 +158,7 @@ def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as
 @with_config
 @with_json
 def check(config: Path | None, *, as_json: bool) -> None:
-    """Look for everything that would keep the daemon from working."""
+    """Check settings, database, schema, privileges and endpoints; report all errors at once."""
     from pghookd.operations.check import Finding, Grade, exit_status
     from pghookd.operations.check import check as look
     from pghookd.settings.load import SettingsError, exposed
@@ -186,11 +188,11 @@ def check(config: Path | None, *, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--skip-backlog", is_flag=True, help="Deliver nothing of what is not settled yet.")
+@click.option("--skip-backlog", is_flag=True, help="Drop everything not yet delivered.")
 @with_config
 @with_json
 def adopt(*, skip_backlog: bool, config: Path | None, as_json: bool) -> None:
-    """Take a restored or copied database for the daemon's own and go on there."""
+    """Allow delivery from a restored or copied database."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.runtime import adopt as adopting
@@ -208,18 +210,24 @@ def adopt(*, skip_backlog: bool, config: Path | None, as_json: bool) -> None:
 
 @cli.group(cls=Group)
 def url() -> None:
-    """Where requests may go."""
+    """Check whether a URL is allowed."""
 
 
 @url.command("check")
 @click.argument("address_of_endpoint", metavar="URL")
-@click.option("--address", "addresses", multiple=True, metavar="IP", help="Judge this address; asks no DNS.")
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="IP",
+    help="Check this IP address instead of querying DNS.",
+)
 @with_config
 @with_json
 def url_check(
     address_of_endpoint: str, addresses: tuple[str, ...], config: Path | None, *, as_json: bool
 ) -> None:
-    """Say whether a URL may be delivered to, and if not, why."""
+    """Report whether requests to a URL are allowed, and if not, why."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         told = asyncio.run(_judge(settings, address_of_endpoint, addresses))
@@ -280,25 +288,29 @@ def _tell_judgement(told: dict[str, Any]) -> None:
 
 @cli.group(cls=Group)
 def email() -> None:
-    """The mails that owners get."""
+    """Preview owner emails."""
 
 
 @email.command("preview")
-@click.option("--kind", metavar="K", help="Only this one: failing, reminder, warning, disabled, ...")
+@click.option("--kind", metavar="K", help="Render only this kind: failing, reminder, warning, disabled, ...")
 @click.option(
     "--to",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write files KIND.LANGUAGE.txt, .html and .eml there instead of showing the text.",
+    help="Write KIND.LANGUAGE.txt, .html and .eml to this folder instead of printing the text.",
 )
-@click.option("--language", metavar="L", help="Only this language; the terminal shows English otherwise.")
+@click.option(
+    "--language",
+    metavar="L",
+    help="Render only this language. Default: English on the terminal, all with --to.",
+)
 @with_config
 @with_json
 def email_preview(
     *, kind: str | None, folder: Path | None, language: str | None, config: Path | None, as_json: bool
 ) -> None:
-    """Render mails of every kind with made-up failures, in your templates and words where you have some."""
+    """Render every kind of email with sample failures, from your own templates if mail.templates is set."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.owner_mail import samples

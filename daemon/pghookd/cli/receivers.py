@@ -48,17 +48,35 @@ ATTEMPTS_MAX: Final = 100
 
 @click.command()
 @click.argument("url", metavar="URL")
-@click.option("--type", "event_type", default="order_created", metavar="T", help="The event's type.")
-@click.option("--secret", "given", metavar="S", help="Sign with it; - reads it from standard input.")
 @click.option(
-    "--payload", type=click.File("rb"), metavar="FILE", help="JSON of your own instead of a sample."
+    "--type",
+    "event_type",
+    default="order_created",
+    metavar="T",
+    help="Event type to send. Default: order_created.",
 )
-@click.option("--twice", is_flag=True, help="The same event twice: both should be answered with 2xx.")
-@click.option("--tamper", is_flag=True, help="Then one changed after it was signed: should be refused, 4xx.")
-@click.option("--stale", is_flag=True, help="Then one signed 15 minutes ago: should be refused, 4xx.")
-@click.option("--retry", type=click.IntRange(1, ATTEMPTS_MAX), metavar="N", help="N attempts of one event.")
 @click.option(
-    "--allow", multiple=True, metavar="CIDR", help="Networks and names to open; loopback if left out."
+    "--secret",
+    "given",
+    metavar="S",
+    help="Sign with this secret; - reads it from standard input, which hides it from ps.",
+)
+@click.option("--payload", type=click.File("rb"), metavar="FILE", help="Send this JSON instead of a sample.")
+@click.option("--twice", is_flag=True, help="Send the same event twice; both should be answered with 2xx.")
+@click.option(
+    "--tamper", is_flag=True, help="Also send an event changed after signing; it should be refused with 4xx."
+)
+@click.option(
+    "--stale", is_flag=True, help="Also send an event signed 15 minutes ago; it should be refused with 4xx."
+)
+@click.option(
+    "--retry", type=click.IntRange(1, ATTEMPTS_MAX), metavar="N", help="Send N attempts of one event."
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="PLACE",
+    help="Also allow these networks or host names (default: loopback only).",
 )
 @with_config
 @with_json
@@ -76,7 +94,7 @@ def send(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Send a signed sample and say whether the receiver answered as it should."""
+    """Send a signed sample event and check the receiver's answer."""
     way = _way(twice=twice, tamper=tamper, stale=stale, retry=retry is not None)
     sample = _sample(event_type, secret_of(given), payload)
     if sample.sign is None and way in {"tamper", "stale"}:
@@ -85,7 +103,7 @@ def send(
         settings = load(config)
         policy = _policy(settings, allow or LOOPBACK)
         if not allow and not as_json:
-            warn(f"This machine may be reached ({', '.join(LOOPBACK)}); --allow names other places instead.")
+            warn(f"Also allowed: {', '.join(LOOPBACK)}. Use --allow to allow other places instead.")
         answers: list[Judged] = []
         told = answers.append if as_json else _tell_answer
         from pghookd.cli.devtools import sample_requests as sampling
@@ -156,13 +174,19 @@ def _json_of_answer(judged: Judged) -> dict[str, Any]:
 @click.command()
 @click.argument("port", type=click.IntRange(0, 65535), metavar="PORT")
 @click.option(
-    "--secret", "given", multiple=True, metavar="S", help="Verify with it (several: any); - reads one."
+    "--secret",
+    "given",
+    multiple=True,
+    metavar="S",
+    help="Verify with this secret (repeatable: any may match); - reads one from standard input.",
 )
-@click.option("--status", type=click.IntRange(200, 599), default=200, metavar="N", help="Answer this.")
+@click.option(
+    "--status", type=click.IntRange(200, 599), default=200, metavar="N", help="Status code to answer."
+)
 @with_config
 @with_json
 def receive(port: int, given: tuple[str, ...], status: int, config: Path | None, *, as_json: bool) -> None:
-    """Receive on 127.0.0.1, verify and print each delivery until Ctrl-C. With --json a line for each."""
+    """Receive on 127.0.0.1; verify and print each request until Ctrl-C. With --json, one line per request."""
     with expected_faults(as_json=as_json):
         if config is not None:
             load(config)
@@ -175,7 +199,7 @@ def receive(port: int, given: tuple[str, ...], status: int, config: Path | None,
         try:
             asyncio.run(listen(printer, _tell_where(secrets, warn if as_json else say)))
         except OSError as error:
-            text = f"port {port} is not to be had: {error.strerror or error}"
+            text = f"cannot listen on port {port}: {error.strerror or error}"
             fail(NO, text, [text], as_json=as_json)
 
 
@@ -192,9 +216,9 @@ def _verifiable(given: str) -> str:
 
 def _tell_where(secrets: tuple[str, ...], tell: Callable[[str], None]) -> Callable[[str], None]:
     def told(url: str) -> None:
-        tell(f"receiving at {url} (Ctrl-C ends it)")
+        tell(f"receiving at {url} (press Ctrl-C to stop)")
         if not secrets:
-            warn("nothing is verified: there is no --secret")
+            warn("signatures are not verified, because no --secret was given")
 
     return told
 

@@ -55,13 +55,13 @@ def with_config(command: _Command) -> _Command:
         "--config",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Settings in TOML. The environment (PGHOOKD_SECTION_NAME) and credentials win over it.",
+        help="Read settings from this TOML file. Environment (PGHOOKD_SECTION_NAME) and credentials win over it.",
     )(command)
 
 
 def with_json(command: _Command) -> _Command:
     """Add the option --json to a command."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print only JSON.")(command)
 
 
 # Settings, faults, words ------------------------------------------------------------------------------------
