@@ -9,9 +9,10 @@ secret is printed only once, right after it was made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
@@ -123,8 +124,24 @@ def endpoint_add(
         from pghookd.operations import endpoints
 
         is_new = given is None and not no_secret
-        made = asyncio.run(endpoints.add_endpoint(settings, row, new_secret=is_new))
+        with _constraints_explained(row, as_json=as_json):
+            made = asyncio.run(endpoints.add_endpoint(settings, row, new_secret=is_new))
         _tell_added(made, _why_blocked(settings, url), as_json=as_json)
+
+
+@contextlib.contextmanager
+def _constraints_explained(columns: Mapping[str, object], *, as_json: bool) -> Iterator[None]:
+    """Report a violated constraint of an endpoint by its option; other errors pass."""
+    from pghookd.cli.constraints import explained
+    from pghookd.postgres.client import DatabaseError
+
+    try:
+        yield
+    except DatabaseError as error:
+        text = explained(error, columns)
+        if text is None:
+            raise
+        fail(NO, text, [text], as_json=as_json)
 
 
 def _tell_added(made: dict[str, Any], blocked: str | None, *, as_json: bool) -> None:

@@ -113,6 +113,7 @@ class Profile:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+SPEC_NAMES: Final = tuple(field.name for field in dataclasses.fields(Profile))
 PRESETS: Final[Mapping[str, Profile]] = {
     "simvoly": Profile(
         header="x-webhook-signature",
