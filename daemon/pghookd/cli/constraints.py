@@ -13,12 +13,9 @@ import functools
 from collections.abc import Mapping
 from typing import Final
 
-from pghookd.cli.terminal import quoted
-from pghookd.postgres.client import DatabaseError
+from pghookd.model.wrong_values import quoted
 from pghookd.webhook.headers import COUNT_MAX
 from pghookd.webhook.profile import CUSTOM, NAMES, SPEC_NAMES
-
-_CHECK_VIOLATION: Final = "23514"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,14 +106,14 @@ RULES: Final[Mapping[str, _Rule]] = {
 }
 
 
-def explained(error: DatabaseError, columns: Mapping[str, object]) -> str | None:
-    """Return the violated constraint in the operator's words; None if the error is another one.
+def explained(constraint: str, columns: Mapping[str, object]) -> str | None:
+    """Return a violated constraint in the operator's words; None if it is not in the table.
 
     Args:
-        error: the error of a statement that wrote an endpoint.
+        constraint: its name, from the error of a statement that wrote an endpoint.
         columns: the values that the operator gave, by column.
     """
-    rule = RULES.get(error.constraint or "") if error.sqlstate == _CHECK_VIOLATION else None
+    rule = RULES.get(constraint)
     if rule is None:
         return None
     text = f"{rule.option} must {rule.demand}"

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 HELD: Final = ("deliver", "drop", "latest_per_key")
 AUTH_LENGTH_MAX: Final = 65536  # characters that are read; the column allows fewer
 HEALTHY: Final = frozenset({"healthy", "shaky"})
+CHECK_VIOLATION: Final = "23514"
 TEST_MARGIN_S: Final = 5.0  # in addition to the request's timeout
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -138,7 +139,7 @@ def _constraints_explained(columns: Mapping[str, object], *, as_json: bool) -> I
     try:
         yield
     except DatabaseError as error:
-        text = explained(error, columns)
+        text = explained(error.constraint or "", columns) if error.sqlstate == CHECK_VIOLATION else None
         if text is None:
             raise
         fail(NO, text, [text], as_json=as_json)

@@ -34,8 +34,6 @@ SETTINGS: Final = 78  # EX_CONFIG of sysexits.h
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7e]+")
 _MISSING_SCHEMA: Final = frozenset({"3F000", "42P01", "42883", "42703"})
 
-_QUOTED_MAX: Final = 40  # characters of a wrong value
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -160,12 +158,6 @@ def warn(text: str) -> None:
 def _harmless(text: str) -> str:
     """Escape unprintable characters of a text, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def quoted(value: object) -> str:
-    """Return a wrong value for an error message: in quotes, escaped, and at most 40 characters of it."""
-    text = str(value)
-    return repr(text if len(text) <= _QUOTED_MAX else f"{text[: _QUOTED_MAX - 3]}...")
 
 
 def event_id_of(identity: str) -> int:
