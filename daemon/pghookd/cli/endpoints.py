@@ -34,6 +34,7 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+from pghookd.model.wrong_values import json_kind, quoted
 
 if TYPE_CHECKING:
     from pghookd.encryption.encrypt_at_rest import Progress
@@ -111,7 +112,7 @@ def endpoint_add(
 ) -> None:
     """Add an endpoint to a site. It receives events inserted from now on."""
     if (given is not None) + new_secret + no_secret > 1:
-        raise click.UsageError("--secret, --new-secret and --no-secret exclude each other.")
+        raise click.UsageError("use only one of --secret, --new-secret and --no-secret.")
     row = {name: value for name, value in columns.items() if value is not None and value is not False}
     row |= {"site_id": site_id, "url": url, "headers": _headers(headers), "secret": _usable(secret_of(given))}
     if spec is not None:
@@ -151,7 +152,7 @@ def _tell_added(made: dict[str, Any], blocked: str | None, *, as_json: bool) -> 
         return
     say(f"endpoint {made['endpoint_id']}")
     if made["secret"] is not None:
-        say(f"secret, shown this once: {made['secret']}")
+        say(f"secret, shown only once: {made['secret']}")
     if blocked is not None:
         warn(f"requests to this URL will be blocked: {blocked}")
 
@@ -167,7 +168,10 @@ def _why_blocked(settings: Settings, url: str) -> str | None:
 def _types(text: str) -> list[str]:
     types = [part.strip() for part in text.split(",") if part.strip()]
     if not types:
-        raise click.BadParameter("names no type.", param_hint="--types")
+        raise click.BadParameter(
+            f"{quoted(text)} names no event type; write them as in order_created,order_updated.",
+            param_hint="--types",
+        )
     return types
 
 
@@ -177,9 +181,9 @@ def _object(option: str, text: str) -> dict[str, Any]:
     try:
         found = orjson.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"is no JSON: {error}.", param_hint=option) from None
+        raise click.BadParameter(f"is not valid JSON: {error}.", param_hint=option) from None
     if not isinstance(found, dict):
-        raise click.BadParameter("is no JSON object.", param_hint=option)
+        raise click.BadParameter(f"must be a JSON object, not {json_kind(found)}.", param_hint=option)
     return found
 
 
@@ -188,7 +192,7 @@ def _headers(lines: tuple[str, ...]) -> dict[str, str]:
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name.strip():
-            raise click.BadParameter("is written 'Name: value'.", param_hint="--header")
+            raise click.BadParameter("must be written as 'Name: value'.", param_hint="--header")
         found[name.strip()] = value.strip()
     return found
 
@@ -264,7 +268,7 @@ def endpoint_enable(endpoint_id: int, held: str, config: Path | None, *, as_json
         if as_json:
             click.echo(json_of({"endpoint_id": endpoint_id, "enabled": True, "released": released}))
         else:
-            say(f"endpoint {endpoint_id} is enabled; held deliveries that go out now: {released}")
+            say(f"endpoint {endpoint_id} is enabled; {released} held deliveries are released")
 
 
 @endpoint.command("disable")
@@ -325,8 +329,8 @@ def endpoint_test(
 def _why_not_sent(told: dict[str, Any], limit_s: float) -> str:
     sent = f"event {told['event_id']} was not sent within {limit_s:g} s"
     if told["state"] is None:
-        return f"{sent}: no daemon has taken it. Does `pghookd run` run on this database?"
-    return f"{sent}: the daemon keeps it {told['state']}, {told['reason']}"
+        return f"{sent}: no daemon has read it. Is `pghookd run` running on this database?"
+    return f"{sent}: it is {told['state']} ({told['reason']})"
 
 
 def _tell_test(told: dict[str, Any]) -> None:
@@ -361,11 +365,13 @@ def secret_rotate(endpoint_id: int, overlap: str, config: Path | None, *, as_jso
             told = {"endpoint_id": endpoint_id, "secret": made, "overlap_s": overlap_s}
             click.echo(json_of(told if public is None else {**told, "public_key": public}))
         else:
-            say(f"secret of endpoint {endpoint_id}, shown this once: {made}")
+            say(f"secret of endpoint {endpoint_id}, shown only once: {made}")
             if public is not None:
                 say(f"its public key, for the receiver: {public}")
             say(
-                f"the one before signs as well for {overlap}" if overlap_s else "the one before signs no more"
+                f"the old secret stays valid for {overlap}"
+                if overlap_s
+                else "the old secret is no longer valid"
             )
 
 
@@ -385,9 +391,11 @@ def secret_rotate_key(config: Path | None, *, as_json: bool) -> None:
         if as_json:
             click.echo(json_of(dataclasses.asdict(done)))
         else:
-            say(f"secrets of {done.wrapped} endpoints were encrypted anew, of {done.looked_at} with a secret")
+            say(f"the secrets of {done.wrapped} endpoints were encrypted, of {done.looked_at} that have one")
             for endpoint_id in done.unopened:
-                warn(f"endpoint {endpoint_id}: no key of secrets.key opens its secret; it is left as it is")
+                warn(
+                    f"endpoint {endpoint_id}: no key in secrets.key decrypts its secret, which was left unchanged"
+                )
         sys.exit(NO if done.unopened else DONE)
 
 
@@ -425,5 +433,7 @@ def _seconds(text: str) -> float:
     try:
         (seconds,) = parse_schedule(text)
     except ValueError:
-        raise click.BadParameter("is one duration, as in 24h.", param_hint="--overlap") from None
+        raise click.BadParameter(
+            f"expected a duration such as 24h, or 0; found {quoted(text)}.", param_hint="--overlap"
+        ) from None
     return seconds

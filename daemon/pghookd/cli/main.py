@@ -36,13 +36,14 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+from pghookd.model.wrong_values import quoted
 
 if TYPE_CHECKING:
     from pghookd.egress.destination import Destination, Refusal
     from pghookd.owner_mail.samples import Preview
     from pghookd.settings.schema import Settings
 
-_STYLES: Final = {"fine": "green", "warning": "yellow", "fault": "red", "blocked": "red", "settings": "red"}
+_STYLES: Final = {"ok": "green", "warning": "yellow", "fault": "red", "blocked": "red", "settings": "red"}
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -130,7 +131,7 @@ def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
 def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as_json: bool) -> None:
     """Bring the schema webhooks up to date."""
     if as_sql and dry_run:
-        raise click.UsageError("--sql and --dry-run exclude each other.")
+        raise click.UsageError("use only one of --sql and --dry-run.")
     with expected_faults(as_json=as_json):
         from pghookd.postgres import migrate as migrating
 
@@ -173,7 +174,9 @@ def check(config: Path | None, *, as_json: bool) -> None:
     else:
         findings.append(Finding(Grade.FINE, "settings", "in order"))
     for variable in exposed(os.environ):
-        text = f"{variable} carries a secret, which every child process inherits: a credential file does not"
+        text = (
+            f"{variable} contains a secret, which every child process inherits; use a credential file instead"
+        )
         findings.append(Finding(Grade.WARNING, "settings", text))
     if settings is not None:
         findings += asyncio.run(look(settings))
@@ -320,7 +323,9 @@ def email_preview(
         try:
             shown, faults = samples.preview(settings, kinds, language or (None if folder else "en"))
         except KeyError:
-            raise click.BadParameter(f"there are no words for {language}.", param_hint="--language") from None
+            raise click.BadParameter(
+                f"there is no language {quoted(language)}: it needs a file of words.", param_hint="--language"
+            ) from None
         written = _written(shown, folder) if folder else []
         if as_json:
             told = [
@@ -340,11 +345,15 @@ def email_preview(
 
 def _choice(option: str, value: str | None, known: Sequence[str]) -> None:
     if value is not None and value not in known:
-        raise click.BadParameter(f"must be one of {', '.join(known)}.", param_hint=option)
+        raise click.BadParameter(
+            f"unknown value {quoted(value)}; choose {', '.join(known)}.", param_hint=option
+        )
 
 
 def _written(shown: Iterable[Preview], folder: Path) -> list[str]:
     try:
         return [str(file) for each in shown for file in each.write(folder)]
     except OSError as error:
-        raise click.BadParameter(f"cannot be written to: {error.strerror}.", param_hint="--to") from None
+        raise click.BadParameter(
+            f"cannot write to {quoted(folder)}: {error.strerror}.", param_hint="--to"
+        ) from None

@@ -32,6 +32,7 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+from pghookd.model.wrong_values import quoted
 
 if TYPE_CHECKING:
     from pghookd.cli.devtools.printing_receiver import Received
@@ -98,7 +99,7 @@ def send(
     way = _way(twice=twice, tamper=tamper, stale=stale, retry=retry is not None)
     sample = _sample(event_type, secret_of(given), payload)
     if sample.sign is None and way in {"tamper", "stale"}:
-        raise click.UsageError(f"--{way} needs --secret: without a signature nothing shows.")
+        raise click.UsageError(f"--{way} needs --secret: a receiver cannot verify an unsigned request.")
     with expected_faults(as_json=as_json):
         settings = load(config)
         policy = _policy(settings, allow or LOOPBACK)
@@ -119,7 +120,7 @@ def _way(*, twice: bool, tamper: bool, stale: bool, retry: bool) -> Way:
 
     asked = [Way.TWICE] * twice + [Way.TAMPER] * tamper + [Way.STALE] * stale + [Way.RETRY] * retry
     if len(asked) > 1:
-        raise click.UsageError("--twice, --tamper, --stale and --retry exclude each other.")
+        raise click.UsageError("use only one of --twice, --tamper, --stale and --retry.")
     return asked[0] if asked else Way.ONCE
 
 
@@ -132,13 +133,14 @@ def _sample(event_type: str, secret: str | None, payload: IO[bytes] | None) -> S
 
     if not valid_type(event_type):
         raise click.BadParameter(
-            "is identifiers joined by dots, at most 128 characters.", param_hint="--type"
+            f"{quoted(event_type)} is not identifiers joined by dots, at most 128 characters.",
+            param_hint="--type",
         )
     text = sample_requests.payload_of(event_type) if payload is None else payload.read()
     try:
         orjson.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"is no JSON: {error}.", param_hint="--payload") from None
+        raise click.BadParameter(f"is not valid JSON: {error}.", param_hint="--payload") from None
     try:
         sign = None if secret is None else signer_of(secret)
     except ValueError as error:
@@ -206,11 +208,14 @@ def receive(port: int, given: tuple[str, ...], status: int, config: Path | None,
 def _verifiable(given: str) -> str:
     secret = secret_of(given) or ""
     if secret.startswith(("whsk_", "whpk_")):
-        raise click.BadParameter("is of a kind that is not verified here.", param_hint="--secret")
+        raise click.BadParameter(
+            "is an Ed25519 key, which receive cannot verify; use a whsec_ secret or another text.",
+            param_hint="--secret",
+        )
     try:
         base64.b64decode(secret.removeprefix("whsec_") if secret.startswith("whsec_") else "", validate=True)
     except ValueError:
-        raise click.BadParameter("is not base64 after whsec_.", param_hint="--secret") from None
+        raise click.BadParameter("must be base64 after whsec_.", param_hint="--secret") from None
     return secret
 
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
+from pghookd.model.wrong_values import quoted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -99,7 +101,11 @@ def expected_faults(*, as_json: bool = False) -> Iterator[None]:
         fail(NO_DATABASE, text, [text], as_json=as_json)
     except DatabaseError as error:
         missing = error.sqlstate in _MISSING_SCHEMA
-        text = f"{error}: is the schema there? pghookd migrate makes it" if missing else str(error)
+        text = (
+            f"{error}: the schema is missing or older than this program; run pghookd migrate"
+            if missing
+            else str(error)
+        )
         fail(NO_DATABASE if missing else NO, text, [text], as_json=as_json)
 
 
@@ -169,14 +175,19 @@ def event_id_of(identity: str) -> int:
     try:
         return envelope.event_id_of(identity)
     except ValueError as error:
-        raise click.BadParameter(f"{error}, or a number: an event_id.", param_hint="ID") from None
+        raise click.BadParameter(
+            f"{quoted(identity)} is neither an event_id, a number, nor a webhook-id: {error}.",
+            param_hint="ID",
+        ) from None
 
 
 def secret_of(text: str | None) -> str | None:
     """Return the given secret; `-` reads it from standard input, which keeps it out of `ps`."""
     found = sys.stdin.readline().strip() if text == "-" else text
     if found == "":
-        raise click.BadParameter("is empty.", param_hint="--secret")
+        raise click.BadParameter(
+            "is empty; give a secret, or - to read it from standard input.", param_hint="--secret"
+        )
     return found
 
 

@@ -17,10 +17,10 @@ def quoted(value: object) -> str:
 
 
 def json_kind(value: object) -> str:
-    """Return what a parsed JSON value is, without the value: `an object`, `an array`, `a string`, `a number`, ..."""
+    """Return the kind of a parsed JSON value, not the value: `an object`, `an array`, `a string`, `a number`, ..."""
     match value:
         case dict():
-            return "an object"
+            return "an object" if value else "an empty object"
         case list():
             return "an array"
         case str():
