@@ -242,7 +242,7 @@ def url_check(
 
 
 async def _judge(settings: Settings, url: str, addresses: tuple[str, ...]) -> dict[str, Any]:
-    from pghookd.egress.destination import Refusal, judge_address, parse
+    from pghookd.egress.destination import Refusal, judge_address, parse, why_closed
 
     policy = settings.egress.policy()
     aim = parse(url, policy)
@@ -253,7 +253,7 @@ async def _judge(settings: Settings, url: str, addresses: tuple[str, ...]) -> di
     for address in addresses:
         refusal = judge_address(address, policy, named=aim.named)
         if refusal is not None:
-            return {**_blocked(refusal), "address": address}
+            return {**_blocked(refusal), "why": why_closed(address, policy), "address": address}
     return {"verdict": "allowed", "addresses": list(addresses)}
 
 
@@ -282,8 +282,7 @@ def _tell_judgement(told: dict[str, Any]) -> None:
     if told["verdict"] == "allowed":
         say(", ".join(told["addresses"]), style="green", label="allowed")
     else:
-        where = f"{told['address']}: " if "address" in told else ""
-        say(f"{where}{told['reason']}: {told['why']}", style="red", label=told["verdict"])
+        say(f"{told['reason']}: {told['why']}", style="red", label=told["verdict"])
 
 
 # Mails ------------------------------------------------------------------------------------------------------
