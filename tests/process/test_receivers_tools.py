@@ -127,6 +127,7 @@ async def test_nothing_but_this_machine_is_open_unless_it_is_allowed(receiver):
     assert (status, json.loads(out)["requests"][0]["error"]) == (1, "blocked: literal")
     status, out, err = await pghookd("send", receiver.url("/"), "--allow", "10.0.0.0/8")
     assert (status, "blocked" in out, err) == (1, True, "")
+    assert "this URL is blocked: " in out
     assert not receiver.requests
     named = receiver.url("/").replace("127.0.0.1", "localhost")
     assert (await pghookd("send", named))[0] == 0

@@ -112,7 +112,17 @@ def send(
         right = asyncio.run(sampling.send(settings, policy, url, sample, way, retry or 1, told=told))
         if as_json:
             click.echo(json_of({"right": right, "requests": [_json_of_answer(each) for each in answers]}))
+        else:
+            _tell_blocked(url, policy)
         sys.exit(DONE if right else NO)
+
+
+def _tell_blocked(url: str, policy: EgressPolicy) -> None:
+    from pghookd.egress.destination import Refusal, parse
+
+    aim = parse(url, policy)
+    if isinstance(aim, Refusal):
+        say(f"this URL is blocked: {aim.why}")
 
 
 def _way(*, twice: bool, tamper: bool, stale: bool, retry: bool) -> Way:
