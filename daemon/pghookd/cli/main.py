@@ -323,7 +323,8 @@ def email_preview(
             shown, faults = samples.preview(settings, kinds, language or (None if folder else "en"))
         except KeyError:
             raise click.BadParameter(
-                f"there is no language {quoted(language)}: it needs a file of words.", param_hint="--language"
+                f"there are no words in {quoted(language)}; add a file words/LANGUAGE.toml to mail.templates.",
+                param_hint="--language",
             ) from None
         written = _written(shown, folder) if folder else []
         if as_json:

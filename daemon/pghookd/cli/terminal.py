@@ -174,11 +174,11 @@ def event_id_of(identity: str) -> int:
         return min(int(identity), 2**63 - 1)
     try:
         return envelope.event_id_of(identity)
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{quoted(identity)} is neither an event_id, a number, nor a webhook-id: {error}.",
-            param_hint="ID",
-        ) from None
+    except ValueError:
+        text = (
+            f"{quoted(identity)} is neither an event_id (a number) nor a webhook-id (evt_ and 28 hex digits)."
+        )
+        raise click.BadParameter(text, param_hint="ID") from None
 
 
 def secret_of(text: str | None) -> str | None:
