@@ -195,7 +195,7 @@ async def test_it_is_encrypted_at_first_sight_with_the_secret_and_rings_no_bell(
     assert heard == []
 
 
-async def test_what_changed_in_between_is_left_alone_and_who_knows_nothing_of_auth_changes_none(con, session):
+async def test_rows_changed_meanwhile_are_kept_and_old_code_changes_no_auth(con, session):
     endpoint_id = await add(con, BEARER, secret="plain")
     seen = await con.fetchval("select auth #>> '{}' from webhooks.endpoints")
     sealed = vault_of(OLD).seal(seen, endpoint_id, AUTH)
@@ -405,9 +405,7 @@ async def test_a_token_is_fetched_once_and_anew_after_a_401(con, session, databa
     assert "canary" not in str(life.diary.lines)
 
 
-async def test_a_token_server_that_gives_none_is_told_as_such_and_the_receiver_is_not_asked(
-    con, database, authority, until
-):
+async def test_a_token_server_without_a_token_is_named_and_nothing_is_sent(con, database, authority, until):
     seen = []
 
     def receive(_name, head, _body):
@@ -441,7 +439,7 @@ async def test_a_token_server_that_may_not_be_reached_is_blocked(con, database, 
     assert await con.fetchval("select reason from webhooks.dead") == "blocked"
 
 
-async def test_a_daemon_whose_requests_are_diverted_asks_for_no_token_and_shows_no_certificate(
+async def test_a_daemon_with_a_sink_requests_no_token_and_shows_no_certificate(
     con, database, receiver, authority
 ):
     credentials = {"token_url": "https://id.example/t", "client_id": "me", "client_secret": "s"}

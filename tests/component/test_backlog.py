@@ -132,7 +132,7 @@ async def test_what_is_held_for_too_long_is_dead_and_nothing_else_is(database, c
     assert not receiver.requests
 
 
-async def test_held_rows_of_an_endpoint_that_is_on_are_on_their_way_and_do_not_expire(con):
+async def test_held_rows_of_an_enabled_endpoint_do_not_expire(con):
     await put(con, 5, "held", "disabled", since="20 days")
     assert await con.fetch(query("expire_held"), 14.0, 100) == []
 

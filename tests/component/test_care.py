@@ -488,7 +488,7 @@ async def test_a_partly_failing_endpoint_is_told_of_daily_and_never_switched_off
     assert await house.session.fetchval("select enabled from webhooks.endpoints")
 
 
-async def test_what_is_blocked_is_told_and_counts_neither_for_a_storm_nor_for_switching_off(house, story):
+async def test_blocked_counts_neither_for_a_storm_nor_for_switching_off(house, story):
     await story.fail(12, outcome=Outcome.BLOCKED, status=None)
     assert await kinds(house) == [("failing", "queued")]
     assert digest_in((await house.mails())[0]).sections[0].cause == "blocked"
@@ -503,9 +503,7 @@ def unsent(house, endpoint_id, event_id):
     return Delivery(Event(event_id, "site0", "order_created", 0, None), endpoint_id, 0, 0.0)
 
 
-async def test_a_slow_filter_is_told_once_in_plain_words_and_has_recovered_when_nothing_is_held_up(
-    house, story
-):
+async def test_a_slow_filter_is_mailed_once_and_recovers_once_no_event_waits(house, story):
     await house.session.execute("update webhooks.endpoints set filter = '$.a > 1'")
     for _ in range(12):
         slow = unsent(house, story.endpoint, next(story.events))

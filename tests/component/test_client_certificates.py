@@ -72,9 +72,7 @@ async def looking(context):
         yield receiver, seen
 
 
-async def test_a_server_that_demands_a_certificate_gets_it_and_lets_nobody_else_in(
-    authority, shown, tmp_path
-):
+async def test_a_server_that_demands_a_certificate_gets_it_and_refuses_others(authority, shown, tmp_path):
     context = authority.demand(authority.server_context("mtls", "IP:127.0.0.1"))
     stranger = ClientCertificate(**Certificates(tmp_path).client("stranger"))
     async with looking(context) as (receiver, seen), sending(authority) as sender:

@@ -208,7 +208,7 @@ async def test_a_silent_producer_is_waited_for(database, session, connect, ears,
         assert await ears.count() == 0
 
 
-async def test_what_commits_while_the_key_is_granted_during_a_read_is_read_before_the_sleep(
+async def test_a_commit_during_the_grant_of_the_key_is_read_before_the_sleep(
     database, session, connect, until
 ):
     """The grant proves that all who kept silent have ended, but not that what they wrote was read."""

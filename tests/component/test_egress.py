@@ -74,7 +74,7 @@ async def resolving(table, policy, **changes):
 # Names that turn
 
 
-async def test_a_name_that_is_public_at_first_and_then_ours_is_never_connected_to():
+async def test_a_name_that_turns_from_public_to_private_is_never_connected_to():
     turns = [
         ["127.0.0.1"],
         [PUBLIC, "127.0.0.1"],
@@ -114,7 +114,7 @@ async def test_a_name_that_turns_between_two_questions_of_one_lookup():
         assert receiver.connections == 0
 
 
-async def test_a_kept_connection_stays_where_it_was_judged_and_the_next_one_is_judged_anew():
+async def test_a_kept_connection_keeps_its_address_and_a_new_one_is_checked():
     policy = EgressPolicy(
         allow=parse_places(["127.0.0.2"])
     )  # in the part of a public address, and really dialled
@@ -163,7 +163,7 @@ async def test_redirects_are_never_followed():
 # What endpoints share
 
 
-async def test_connections_are_shared_by_scheme_host_and_port_and_nothing_stays_on_them():
+async def test_connections_are_shared_by_scheme_host_and_port_without_state():
     seen = []
     answer = (
         b"HTTP/1.1 401 No\r\nSet-Cookie: a=1; Domain=example.com\r\nWWW-Authenticate: Negotiate abc\r\n"

@@ -58,7 +58,7 @@ def authority(tmp_path_factory):
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
-async def test_the_proxy_is_asked_for_the_judged_address_and_the_receiver_gets_the_same_request():
+async def test_the_proxy_gets_the_checked_address_and_the_same_request():
     seen = []
 
     async def handler(visit):
@@ -235,7 +235,7 @@ async def test_a_proxy_that_nobody_knows():
         assert (await post(sender, f"https://{PUBLIC}/")).outcome is Outcome.FAILED
 
 
-async def test_silence_is_the_proxys_unless_it_opens_tunnels_for_others_meanwhile():
+async def test_a_timeout_is_the_proxys_unless_it_opens_other_tunnels_meanwhile():
     slow, well = f"{PUBLIC}:80", "93.184.216.35:80"
     async with (
         receiving(answering(OK)) as receiver,

@@ -397,9 +397,7 @@ async def test_a_filter_is_not_slow_because_it_is_asked_for_much(database, con, 
     assert {request.event_id for request in receiver.requests} == set(ids)
 
 
-async def test_a_filter_that_says_neither_true_nor_false_is_told_of_once_in_an_hour(
-    database, con, receiver, until, sift
-):
+async def test_an_undecided_filter_is_logged_once_an_hour(database, con, receiver, until, sift):
     await sift("$.total > 100")
     clock = crew.Clock()
     async with living(database, clock=clock) as life:

@@ -729,7 +729,7 @@ def test_a_catalogue_is_whole_and_uses_the_same_placeholders(language):
         ], key
 
 
-def test_a_language_is_taken_by_its_first_part_and_english_is_for_the_others():
+def test_a_language_is_matched_by_its_first_part_or_falls_back_to_english():
     known = {"de", "en"}
     wanted = ["de", "DE", "de-AT", "de_CH.UTF-8", "en", "fr", "", "deutsch", "../de", "\x00", None]
     assert [catalogue.language_of(each, known) for each in wanted] == ["de"] * 4 + ["en"] * 7

@@ -307,9 +307,7 @@ async def test_wrong_rotations_are_told_without_a_secret(con, call, told):
 # What becomes of deliveries -----------------------------------------------------------------------------------------
 
 
-async def test_headers_that_smuggle_are_never_sent_even_where_no_constraint_stands(
-    con, database, receiver, until
-):
+async def test_smuggling_headers_are_never_sent_even_without_a_constraint(con, database, receiver, until):
     await drop_constraints(con, "headers")
     await con.execute(
         "insert into webhooks.endpoints (site_id, url, headers) values"
@@ -339,9 +337,7 @@ async def test_check_names_endpoints_that_cannot_be_used(con, database):
     assert "success_statuses" in told[1].text
 
 
-async def test_static_headers_schedule_statuses_and_timeout_are_the_endpoints_own(
-    con, database, receiver, until
-):
+async def test_headers_schedule_statuses_and_timeout_are_the_endpoints_own(con, database, receiver, until):
     await set_option(
         con,
         headers='{"Authorization": "Bearer abc", "X-Tenant": "7"}',

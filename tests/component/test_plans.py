@@ -430,7 +430,7 @@ async def test_parked_rows_are_found_among_many_that_wait(session, today):
     assert await session.fetch(query("read_parked"), 7, 0, 500) == []
 
 
-async def test_endpoints_with_parked_rows_are_found_by_a_walk_with_a_step_for_each(session):
+async def test_endpoints_with_parked_rows_are_found_by_one_index_step_each(session):
     await session.execute(BACKLOG.format(rows=40_000))  # of a thousand endpoints
     await session.execute(
         "update webhooks.backlog set state = 'parked', reason = 'breaker_open', next_attempt_at = null"

@@ -216,7 +216,7 @@ async def test_marks_are_forgotten_once_no_position_needs_them(database, session
 # Endpoints ------------------------------------------------------------------------------------------------------
 
 
-async def test_an_endpoint_committed_before_an_event_gets_it_and_a_younger_one_does_not(database, session):
+async def test_only_an_endpoint_committed_before_an_event_gets_it(database, session):
     async with desk(database) as it:
         await session.execute("insert into webhooks.sites (site_id, name) values ('new', 'new')")
         early = await producers.emit(session, site="new")
@@ -275,9 +275,7 @@ async def test_a_standby_is_not_read(own_server, connect):
         assert snapshot
 
 
-async def test_what_was_written_of_a_row_takes_no_delivery_ashore_that_was_taken_anew_from_it(
-    database, session
-):
+async def test_a_late_write_of_a_row_removes_no_delivery_taken_anew_from_it(database, session):
     """Held, switched on and taken again, before the first word was written: it is in memory, and stays known."""
     async with desk(database) as it:
         event = Event(1, "s", "order_created", 0, b"{}")

@@ -118,9 +118,7 @@ async def _sites_of_two_shards(session):
     return slow["site_id"], next(row["site_id"] for row in rows if row["shard"] != slow["shard"])
 
 
-async def test_a_crash_in_the_middle_of_a_long_difference_goes_on_from_the_cursor(
-    database, session, receiver, until
-):
+async def test_a_crash_within_a_long_difference_goes_on_from_the_cursor(database, session, receiver, until):
     await producers.emit(session)
     async with living(database):
         await until(lambda: all_recorded(session))
@@ -227,9 +225,7 @@ async def _is_empty(session, table):
 # Ten seconds -------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_unsettled_for_ten_seconds_gets_a_row_and_the_position_moves_on(
-    database, session, receiver, until
-):
+async def test_an_event_unsettled_for_ten_seconds_gets_a_row(database, session, receiver, until):
     gate = Gate()
     receiver.script = gate
     clock = crew.Clock()
@@ -261,7 +257,7 @@ async def _rows(session, count):
     return rows if len(rows) == count else None
 
 
-async def test_after_a_crash_checkpointed_deliveries_come_back_through_the_backlog(
+async def test_checkpointed_deliveries_return_from_the_backlog_after_a_crash(
     database, session, receiver, until
 ):
     gate = Gate()

@@ -175,7 +175,7 @@ async def test_what_nobody_lost_is_left_unless_it_is_named(con, reason):
         assert await dry(con, "event_ids => $1", ids) == 2
 
 
-async def test_a_younger_endpoint_missed_what_it_takes_and_what_is_on_its_way_is_not_missed(con, receiver):
+async def test_a_younger_endpoint_missed_what_it_takes_but_not_what_is_in_flight(con, receiver):
     await insert(con, 4)
     await insert(con, 2, kind="product_created")
     await insert(con, 3, "b")
@@ -268,9 +268,7 @@ async def test_attempts_number_on_and_the_schedule_begins_anew(database, con, re
     assert [tuple(row) for row in rows] == [("exhausted", 14)] * 2
 
 
-async def test_what_belongs_to_an_endpoint_that_was_switched_off_meanwhile_is_held(
-    database, con, receiver, until
-):
+async def test_replayed_events_of_an_endpoint_disabled_meanwhile_are_held(database, con, receiver, until):
     await kill_off(con, await insert(con, 3))
     number = await go(con, "site_id => 'a'")
     await con.execute("update webhooks.endpoints set enabled = false")
@@ -288,9 +286,7 @@ async def test_what_belongs_to_an_endpoint_that_was_switched_off_meanwhile_is_he
     assert await con.fetchval("select done from webhooks.replays where replay_id = $1", number) == 3
 
 
-async def test_an_endpoint_that_fails_has_its_replay_parked_and_gets_it_when_it_is_well(
-    database, con, receiver, until
-):
+async def test_a_replay_to_a_failing_endpoint_is_parked_until_it_recovers(database, con, receiver, until):
     ill = True
     receiver.script = lambda _request: 500 if ill else 200
     await kill_off(con, await insert(con, 300))

@@ -543,7 +543,7 @@ async def test_enabling_says_what_becomes_of_held_rows(con, endpoint_id, held, g
     assert json.loads(told) == {"endpoint_id": endpoint_id, "held": held, "released": len(going)}
 
 
-async def test_switching_writes_no_rows_and_enabling_again_touches_only_held_ones(con, endpoint_id):
+async def test_switching_writes_no_rows_and_enabling_touches_only_held_ones(con, endpoint_id):
     """However many rows there are, a switch is one row: the daemon turns them over in pages."""
     for n in range(3):
         await hold(

@@ -136,7 +136,7 @@ async def test_a_failure_is_shared_and_the_next_one_asks_anew(authority):
         assert (await tokens.token()).line == line("u"), "a token of no time is used once"
 
 
-async def test_a_request_that_is_cancelled_lets_the_others_go_and_the_next_one_ask(authority):
+async def test_a_cancelled_request_frees_the_others_and_the_next_fetches_a_token(authority):
     async with world(authority, token("t")) as it:
         tokens = it.tokens()
         it.hold.clear()

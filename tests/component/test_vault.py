@@ -204,9 +204,7 @@ async def test_what_changed_in_between_is_left_alone(con, session):
 
 
 @pytest.mark.parametrize(("secret", "begins"), [(PLAIN, "whsec_"), ("whsk_" + ONE, "whsk_")])
-async def test_a_rotation_of_an_encrypted_secret_keeps_its_kind_and_the_old_one_opens(
-    con, session, secret, begins
-):
+async def test_a_rotation_keeps_the_kind_of_an_encrypted_secret_and_the_old_one(con, session, secret, begins):
     vault = vault_of(OLD)
     endpoint_id = await add(con, secret)
     await wrap_plain(session, vault)
@@ -285,7 +283,7 @@ async def test_check_says_how_secrets_lie(con, session, database):
 # Deliveries ---------------------------------------------------------------------------------------------------------
 
 
-async def test_deliveries_are_signed_with_encrypted_secrets_and_fail_without_the_key(
+async def test_encrypted_secrets_sign_deliveries_and_fail_without_the_key(
     con, session, database, receiver, until
 ):
     endpoint_id = await add(con, PLAIN, receiver.url("/in"))

@@ -144,7 +144,7 @@ MATRIX = (
         "at once",
         (
             "test_takeover::test_two_that_start_together_agree_on_one_owner",
-            "test_away::test_a_reload_takes_new_settings_and_keeps_the_old_where_they_are_faulty",
+            "test_away::test_a_reload_takes_new_settings_and_keeps_the_old_if_they_are_faulty",
             "test_fault_crowd::test_a_second_copy_is_started_by_mistake_again_and_again",
         ),
     ),
@@ -509,7 +509,7 @@ MATRIX = (
         (
             "test_resolver::test_no_such_name_or_no_address",
             "test_resolver::test_silence_ends_with_the_budget",
-            "test_egress::test_a_name_that_is_public_at_first_and_then_ours_is_never_connected_to",
+            "test_egress::test_a_name_that_turns_from_public_to_private_is_never_connected_to",
         ),
     ),
     Row(
@@ -528,7 +528,7 @@ MATRIX = (
         "nothing stays on a connection",
         "at once",
         (
-            "test_egress::test_connections_are_shared_by_scheme_host_and_port_and_nothing_stays_on_them",
+            "test_egress::test_connections_are_shared_by_scheme_host_and_port_without_state",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
     ),
@@ -650,7 +650,7 @@ MATRIX = (
         (
             "test_flood::test_others_overtake_a_flood_and_it_is_delivered_whole",
             "test_flood::test_a_crash_in_the_middle_of_a_flood_loses_nothing",
-            "test_flood::test_what_has_waited_for_long_is_parked_so_that_the_stored_position_goes_on",
+            "test_flood::test_long_waiting_events_are_parked_so_that_the_position_advances",
         ),
     ),
     Row(
@@ -662,7 +662,7 @@ MATRIX = (
         (
             "test_smtp::test_a_cut_connection",
             "test_smtp::test_a_silent_server_is_left_after_a_while",
-            "test_mail_road::test_a_mail_server_that_is_away_costs_one_mail_at_the_end_and_no_delivery",
+            "test_mail_road::test_an_outage_of_the_mail_server_costs_one_mail_and_no_delivery",
             "test_fault_mail::test_owners_are_told_of_what_failed_whatever_else_breaks",
         ),
     ),
@@ -700,7 +700,7 @@ MATRIX = (
         "no digest lost, at most the one in flight comes twice",
         "a start",
         (
-            "test_mail_road::test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in_flight",
+            "test_mail_road::test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_one",
             "test_mailer::test_a_kill_loses_nothing_and_repeats_at_most_the_mail_on_its_way",
         ),
     ),

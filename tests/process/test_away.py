@@ -127,7 +127,7 @@ async def _is(found, wanted):
 # New settings while it runs -----------------------------------------------------------------------------------
 
 
-async def test_a_reload_takes_new_settings_and_keeps_the_old_where_they_are_faulty(
+async def test_a_reload_takes_new_settings_and_keeps_the_old_if_they_are_faulty(
     database, start, receiver, tmp_path
 ):
     db = await fill(database, receiver)

@@ -130,7 +130,7 @@ async def test_gone_disables_and_the_owner_is_told_what_is_held(
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in_flight(
+async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_one(
     db, database, start, shop, receiver, box, owner, until, step
 ):
     await shop.open("/a")
@@ -154,7 +154,7 @@ async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in
     assert await db.fetchval("select count(*) from webhooks.emails where kind = 'failing'") == 1
 
 
-async def test_a_mail_server_that_is_away_costs_one_mail_at_the_end_and_no_delivery(
+async def test_an_outage_of_the_mail_server_costs_one_mail_and_no_delivery(
     db, database, start, shop, receiver, box, owner, until
 ):
     await shop.open("/a")

@@ -216,9 +216,7 @@ async def test_twenty_thousand_events_wait_for_an_endpoint_that_is_down(database
 
 
 @pytest.mark.parametrize("held", ["deliver", "drop", "latest_per_key"])
-async def test_switched_off_while_it_was_down_its_events_are_held_and_each_way_of_enabling_does_what_it_says(
-    database, db, receiver, until, held
-):
+async def test_events_of_an_endpoint_disabled_in_downtime_are_held(database, db, receiver, until, held):
     count, keys = 600, 7
     endpoint = await shop_of(db, receiver)
     async with living(database, breaker=QUICK, retry=PATIENT) as life:

@@ -75,9 +75,7 @@ def since(moments, begin, end):
     return sum(begin <= each < end for each in moments)
 
 
-async def test_rate_and_concurrency_hold_under_overload_and_neighbours_are_not_held_up(
-    database, db, receiver, until
-):
+async def test_rate_and_concurrency_hold_under_overload_beside_neighbours(database, db, receiver, until):
     crowd = receiver.paths["/narrow"] = Crowd(0.02)
     await open_endpoint(db, "rated", receiver.url("/rated"), rate_per_s=RATE)
     await open_endpoint(db, "narrow", receiver.url("/narrow"), concurrency=LIMIT)
@@ -146,9 +144,7 @@ async def is_empty(db):
     return await db.fetchval(BACKLOG) == 0
 
 
-async def test_in_a_long_pause_everything_is_parked_and_its_owner_ends_it_by_changing_the_endpoint(
-    database, db, receiver, until
-):
+async def test_a_long_pause_parks_everything_until_the_endpoint_changes(database, db, receiver, until):
     arrived = asyncio.Event()
 
     async def refuse(_request):

@@ -81,7 +81,7 @@ def test_static_lines_stand_in_the_head_once_and_for_all():
         assert encoded not in repr(made)
 
 
-def test_auth_wins_over_the_endpoints_own_header_and_shares_none_with_a_profile():
+def test_auth_replaces_the_own_header_and_shares_none_with_a_profile():
     own = '{"Authorization": "Bearer own", "x-key": "1"}'
     assert manner(BEARER, headers=own).head.later == b"x-key: 1\r\nauthorization: Bearer canary\r\n"
     assert manner(OAUTH2, headers=own).head.later == b"x-key: 1\r\n"
@@ -186,7 +186,7 @@ def test_what_is_no_token_is_refused_by_a_constant_name():
         assert oauth.granted(status, body) == Fault(Outcome.REFUSED, f"oauth2: {name}")
 
 
-def test_a_token_endpoint_that_may_not_be_reached_is_the_end_only_by_its_url():
+def test_a_forbidden_token_endpoint_is_final_only_by_its_url():
     def judged(error):
         fault = oauth.unavailable(Fault(Outcome.BLOCKED, error))
         return judge.judge(fault, 1, DEFAULTS.retry, now_s=0, age_from_s=0, random01=0.5)

@@ -54,7 +54,7 @@ def test_the_window_is_empty_again_after_as_many_successes():
     assert fed("-" * 5 + "+" * 20).window == 0
 
 
-def test_each_probe_that_fails_doubles_the_wait_up_to_a_bound_and_a_fifth_is_chance():
+def test_each_failed_probe_doubles_the_wait_up_to_a_bound_with_jitter():
     breaker = fed("-" * 10)
     waits = [breaker.probe_at]
     for _ in range(7):

@@ -181,7 +181,7 @@ def test_marks_survive_being_stored():
 BY_FILTER = {"window_us": T0, "last_failure_us": T0, "by_filter": True}
 
 
-def test_a_slow_filter_is_told_of_if_it_holds_events_up_when_the_window_closes():
+def test_a_slow_filter_is_reported_if_events_wait_when_the_window_closes():
     assert told(case(Health.SHAKY, 10 * MINUTE, Facts(unsettled=1, filtering=True), **BY_FILTER)) == {
         1: Kind.FAILING
     }
@@ -192,7 +192,7 @@ def test_a_slow_filter_is_told_of_if_it_holds_events_up_when_the_window_closes()
     assert (gone.sections, gone.steps[1].over) == ((), True)
 
 
-def test_a_slow_filter_has_recovered_when_it_holds_nothing_up_whatever_it_leaves_out():
+def test_a_slow_filter_has_recovered_once_no_event_waits_for_it():
     marks = MailMarks(mailed_us=T0 + 10 * MINUTE, told_us=T0 + 10 * MINUTE)
     held_up, free = Facts(unsettled=1, filtering=True), Facts()
     for after in (30 * MINUTE, 3 * HOUR):
@@ -203,7 +203,7 @@ def test_a_slow_filter_has_recovered_when_it_holds_nothing_up_whatever_it_leaves
     assert told(case(Health.FAILING, 3 * HOUR, held_up, marks=marks, **BY_FILTER, **worked)) == {}
 
 
-def test_nobody_is_told_of_a_filter_that_holds_up_for_a_moment_even_where_nothing_waits():
+def test_a_filter_that_holds_up_for_a_moment_is_not_reported():
     at_once = dataclasses.replace(POLICY, first_wait_us=0)
     held_up = Facts(unsettled=1, filtering=True)
     young = case(Health.SHAKY, 0, held_up, policy=at_once, **BY_FILTER)

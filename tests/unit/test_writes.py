@@ -166,7 +166,7 @@ def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():
     assert row[6:] == ("refused", 500, None, 1, 1)
 
 
-def test_a_success_after_the_first_failure_is_noted_though_both_are_in_one_batch():
+def test_a_success_after_the_first_failure_in_one_batch_is_noted():
     [row] = failures(batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2))]).troubles)
     assert row[:6] == (7, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1)
     assert failures(batch_of([delivered(delivery(2)), attempted(delivery(1), Retry(1.0))]).troubles)[0][
