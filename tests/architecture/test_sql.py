@@ -11,7 +11,7 @@ QUERIES = sorted((SQL / "queries").glob("*/*.sql"))
 MIGRATIONS = sorted((SQL / "migrations").glob("*.sql"))
 WIDTH = 120
 # Lines of queries that are wider; the number may only fall. A migration stays as it was applied.
-WIDE_LINES_MAX = 149
+WIDE_LINES_MAX = 103
 TEXTS = set().union(*(module.texts() for module in load().values()))
 STRINGS = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)

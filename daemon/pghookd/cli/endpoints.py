@@ -49,12 +49,12 @@ _ID = click.argument("endpoint_id", type=click.IntRange(min=0, max=2**63 - 1), m
 
 @click.group(cls=Group)
 def endpoint() -> None:
-    """Who receives."""
+    """Manage endpoints."""
 
 
 @click.group(cls=Group)
 def secret() -> None:
-    """What requests are signed with."""
+    """Manage signing secrets."""
 
 
 # Adding -----------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _headers(lines: tuple[str, ...]) -> dict[str, str]:
 @with_config
 @with_json
 def endpoint_list(site_id: str | None, config: Path | None, *, as_json: bool) -> None:
-    """List endpoints with their health and what waits for them."""
+    """List endpoints with their health and the number of deliveries that wait for them."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints

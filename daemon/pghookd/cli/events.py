@@ -32,7 +32,7 @@ from pghookd.cli.terminal import (
 
 @click.group(cls=Group)
 def event() -> None:
-    """What became of events."""
+    """Show events and their deliveries."""
 
 
 @event.command("why")
@@ -40,7 +40,7 @@ def event() -> None:
 @with_config
 @with_json
 def event_why(identity: str, config: Path | None, *, as_json: bool) -> None:
-    """Say why an event went to each endpoint of its site, or did not. ID is an event_id or a webhook-id."""
+    """Explain why an event went to each endpoint of its site, or did not. ID is an event_id or a webhook-id."""
     event_id = event_id_of(identity)
     with expected_faults(as_json=as_json):
         settings = load(config)

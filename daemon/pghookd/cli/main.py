@@ -156,7 +156,7 @@ def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as
 @with_config
 @with_json
 def check(config: Path | None, *, as_json: bool) -> None:
-    """Look for everything that would keep the daemon from working."""
+    """Check for everything that would keep the daemon from working."""
     from pghookd.operations.check import Finding, Grade, exit_status
     from pghookd.operations.check import check as look
     from pghookd.settings.load import SettingsError, exposed
@@ -219,7 +219,7 @@ def url() -> None:
 def url_check(
     address_of_endpoint: str, addresses: tuple[str, ...], config: Path | None, *, as_json: bool
 ) -> None:
-    """Say whether a URL may be delivered to, and if not, why."""
+    """Report whether a URL may be delivered to, and if not, why."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         told = asyncio.run(_judge(settings, address_of_endpoint, addresses))

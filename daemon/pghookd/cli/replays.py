@@ -53,7 +53,7 @@ def replay(
     as_json: bool,
     **conditions: Any,  # noqa: ANN401 - the options of the same names
 ) -> None:
-    """Deliver once more what is dead or delivered, or what a new endpoint has missed; only count without --go."""
+    """Redeliver dead or delivered events, or those that a new endpoint has missed; only count without --go."""
     given = bool(events) or go or any(value not in (None, ()) for value in conditions.values())
     if context.invoked_subcommand is not None:
         if given:
@@ -138,7 +138,7 @@ def _act(what: str, replay_id: int, config: Path | None, *, as_json: bool) -> No
 @with_config
 @with_json
 def replay_pause(replay_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Put no more deliveries on their way until it is resumed."""
+    """Pause a replay until it is resumed."""
     _act("pause", replay_id, config, as_json=as_json)
 
 
@@ -147,7 +147,7 @@ def replay_pause(replay_id: int, config: Path | None, *, as_json: bool) -> None:
 @with_config
 @with_json
 def replay_resume(replay_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Go on where it stood."""
+    """Resume a paused replay."""
     _act("resume", replay_id, config, as_json=as_json)
 
 
@@ -156,5 +156,5 @@ def replay_resume(replay_id: int, config: Path | None, *, as_json: bool) -> None
 @with_config
 @with_json
 def replay_cancel(replay_id: int, config: Path | None, *, as_json: bool) -> None:
-    """End it for good; what is on its way goes on."""
+    """Cancel a replay for good; requests in flight finish."""
     _act("cancel", replay_id, config, as_json=as_json)

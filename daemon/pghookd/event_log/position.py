@@ -52,7 +52,7 @@ class Difference:
         since: events visible in this snapshot were read before.
         upto: events not visible in this snapshot are read later.
         again: True if an earlier run may have read and settled some of the events.
-        firsts: what is known of dedupe_keys, for all pages of the difference and their deferred events.
+        firsts: the dedupe_keys known, for all pages of the difference and their deferred events.
     """
 
     since: Snapshot
@@ -158,7 +158,7 @@ class Ticket:
         return not (self.open or self.unmade)
 
     def advance(self) -> None:
-        """Let the shard move on if the ticket waits for nothing."""
+        """Advance the shard if the ticket waits for nothing."""
         if self.is_done:
             self.shard.advance()
 

@@ -518,7 +518,7 @@ class Reader:
         rows = await self._session.fetch(sql, event_ids, first, last, span.after, upto)
         return {(event_id, endpoint_id) for event_id, endpoint_id in rows}
 
-    # What is left in the log for a while --------------------------------------------------------------------
+    # Events left in the log for a while ---------------------------------------------------------------------
 
     async def _take_aside(self) -> int:
         """Process some deferred events of the sites that have room; return the number of events."""

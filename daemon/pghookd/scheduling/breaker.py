@@ -1,6 +1,6 @@
 """Circuit breaker: when a failing endpoint gets no requests, and when it is probed.
 
-    state     what goes out   a failure                             a 2xx
+    state     may go out      a failure                             a 2xx
     closed    everything      counted; opens the breaker if         counted
                               `share` of the last `attempts`
                               failed, or timeouts come too often
