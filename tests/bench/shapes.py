@@ -66,7 +66,7 @@ class Shape:
 
     @property
     def standard(self) -> Shape:
-        """What it is compared with."""
+        """The shape that it is compared with."""
         return Shape(live=self.live, keys=self.keys)
 
 

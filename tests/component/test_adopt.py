@@ -354,7 +354,7 @@ async def test_an_open_producer_is_waited_for_and_makes_no_other_wait(database, 
         "select count(*) > 0 from pg_stat_activity"
         " where application_name = 'pghookd/adopt' and query like 'set transaction%'"
     )
-    await until(lambda: session.fetchval(looking))  # it has looked whether the producer has ended
+    await until(lambda: session.fetchval(looking))  # it has checked if the producer has ended
     assert await slowest_insert(session) < PRODUCERS_WAIT_S
     assert not adopting.done()
     await open_one.execute("commit")
@@ -388,7 +388,7 @@ async def test_what_is_inserted_while_it_adopts_goes_out_once(database, session,
 
 
 async def test_on_the_same_server_only_the_machine_is_noted(database, session, connect, until):
-    """Nothing is to be anchored anew, so that an open producer is not waited for."""
+    """No position is reset, so that the daemon does not wait for an open producer."""
     await run_for_a_while(database, session, until)
     stored = await session.fetch("select shard, snapshot, floor, stored_at from webhooks.shards order by 1")
     open_one = await connect(database)
@@ -404,7 +404,9 @@ async def test_on_the_same_server_only_the_machine_is_noted(database, session, c
     )
     assert [row[0] for row in await session.fetch("select host from webhooks.home")] == ["another"]
     await open_one.execute("rollback")
-    assert (await adopted(database, skip_backlog=True))["queued"] == 0  # what is open is skipped on request
+    assert (await adopted(database, skip_backlog=True))[
+        "queued"
+    ] == 0  # open deliveries are skipped on request
     assert await session.fetchval("select min(stored_at) from webhooks.shards") > stored[0]["stored_at"]
 
 

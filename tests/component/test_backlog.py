@@ -1,4 +1,4 @@
-"""Rows that are set aside: how they are held, released and given up, in pages, and by whoever runs next."""
+"""Rows that are set aside: how they are held, released and given up, in pages, and by any next instance."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def now_us():
 
 
 async def test_sql_and_the_pure_machine_make_the_same_mails(house):
-    """2,000 failures of 60 endpoints in two days: every mail, section and delivery told of is the same in both."""
+    """2,000 failures of 60 endpoints in two days: every mail, section and reported delivery is the same in both."""
     rng = random.Random(seed())
     endpoints = await house.endpoints(20, 3)
     events = iter(await house.events(6000))
@@ -298,7 +298,7 @@ async def tell(story, *hours):
 
 
 async def sent(house):
-    """Say that what is queued went out."""
+    """Mark queued mails as sent."""
     await house.session.execute("update webhooks.emails set state = 'sent' where state = 'queued'")
 
 
@@ -538,7 +538,7 @@ async def test_a_filter_that_was_slow_for_a_moment_is_nobodys_business(house, st
 
 
 def reports_of(house):
-    """Return the operator's digest of what cannot be sent, on the house's session."""
+    """Return the operator's digest of events that cannot be sent, on the house's session."""
     return FaultReports(house.it, house.settings, logger=house.diary.logger, queued=lambda: None)
 
 
@@ -611,7 +611,7 @@ async def test_nobody_is_told_of_faults_where_there_is_no_operator(make_house):
 
 @pytest.mark.parametrize("error", sorted(POLICY_BLOCKS))
 async def test_what_the_platforms_policy_blocks_is_not_failing(make_house, error):
-    """Its owner gets no mail, health says `blocked`, the operator is told; a 2xx makes it healthy at once."""
+    """Its owner gets no mail, health says `blocked`, the operator is notified; a 2xx makes it healthy at once."""
     house = await make_house(mail=OPERATOR)
     story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(50))
     blocked = {
@@ -781,7 +781,7 @@ class Flood:
 
 
 async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):
-    """25 dead endpoints of 25 sites are a third of all; their owners are told all the same, and each clock runs."""
+    """25 dead endpoints of 25 sites are a third of all; their owners are notified all the same, and each clock runs."""
     house = await make_house(mail=OPERATOR)
     endpoints = await house.endpoints(25, 1)
     house.traffic = 80
@@ -807,7 +807,7 @@ async def test_a_storm_that_comes_and_goes_is_no_flood_of_mails(make_house):
 
 
 async def test_what_is_dead_for_long_keeps_no_storm_alive(make_house):
-    """Owners that were told are no evidence, nor is what began to fail six hours ago: a new failure is told in time."""
+    """Notified owners are not evidence, nor are failures of six hours ago: a new failure is mailed in time."""
     house = await make_house(mail=OPERATOR)
     endpoints = await house.endpoints(26, 1)
     house.traffic = 80
@@ -974,7 +974,7 @@ def _at(us):
 
 
 async def test_a_poisoned_owner_stands_in_nobodys_way(house):
-    """One owner's marks are no marks: they are looked at later, the other owner is told in time."""
+    """One owner's marks are invalid: they are checked later, the other owner is notified in time."""
     endpoints = await house.endpoints(2, 1)
     start = now_us()
     events = await house.events(40)

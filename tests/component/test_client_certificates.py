@@ -1,4 +1,4 @@
-"""Client certificates: shown to whom they are for, through a proxy too, and to nobody else by a shared connection."""
+"""Client certificates: shown to their receivers, through a proxy too, and to nobody else by a shared connection."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ async def test_contexts_are_few_are_made_once_and_away_from_the_loop(authority, 
 
 
 async def test_a_key_that_asks_for_a_password_asks_no_terminal(authority, shown):
-    """What was checked before cannot come here; it fails and does not wait for somebody to type."""
+    """An encrypted key was rejected before; here it fails without waiting for somebody to type."""
     contexts = ClientContexts(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     locked = object.__new__(ClientCertificate)
     object.__setattr__(locked, "certificate", shown["a"].certificate)

@@ -45,7 +45,7 @@ async def park(con, rows, *, columns="", values="", kind="'a'", payload="'{}'"):
 
 
 async def read_everything(con):
-    """Let a daemon of this database have read the log, so that only backlog has work."""
+    """Start every endpoint after the newest event, so that only backlog has work."""
     await con.execute(
         "update webhooks.endpoints set from_event_id = (select max(event_id) from webhooks.events)"
     )
@@ -146,7 +146,7 @@ async def test_an_endpoint_comes_back_while_events_expire_or_replace_each_other(
 
 
 async def test_a_retry_that_comes_due_on_a_full_lane_goes_before_later_events(database, con, receiver):
-    """It is parked behind what was read of the parked rows, which does not end while the overload lasts."""
+    """It is parked behind the parked rows read so far, which do not end while the overload lasts."""
     failed, later = {}, {}
 
     async def script(request):

@@ -1,4 +1,4 @@
-"""Where settings come from: which place wins; every fault is told at once, in words, without a secret."""
+"""Where settings come from: which place wins; all faults are reported at once, in words, without a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests through the operator's proxy: what it is told, what it can learn, and whose fault its failures are."""
+"""Requests through the operator's proxy: what it gets, what it can learn, and whose fault its failures are."""
 
 # ruff: noqa: ASYNC110 -- what these wait for has no event of its own
 import asyncio
@@ -168,7 +168,7 @@ async def test_a_name_that_turns_inward_gains_nothing():
         async with sender:
             first = await post(sender, "http://turn.example.com/")
             table["turn.example.com"] = ["127.0.0.1"]
-        async with sender:  # anew: nothing is kept, and nothing known
+        async with sender:  # a new connection: nothing is kept, and nothing known
             second = await post(sender, "http://turn.example.com/")
         await resolver.close()
     assert (first, second) == (Reply(200, b"ok"), Fault(Outcome.BLOCKED, "address"))

@@ -38,7 +38,7 @@ async def add(session, site_id, url="https://shop.example/hook", count=1):
 
 
 class Noting:
-    """A session of which it is known what it was asked."""
+    """A session that records its queries."""
 
     def __init__(self, session):
         self._session = session

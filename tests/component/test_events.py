@@ -1,4 +1,4 @@
-"""What events ask for, kept by a whole daemon at a real receiver."""
+"""Options of events, kept by a whole daemon at a real receiver."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def emit(con, site="s", payload="{}", kind="a", **options):
 
 
 def state_of(con, event_id, *wanted):
-    """Return a condition: what the view says of an event's delivery."""
+    """Return a condition: the view's row of an event's delivery."""
 
     async def holds():
         sql = "select state, reason from webhooks.deliveries where event_id = $1"
@@ -321,7 +321,7 @@ async def test_a_filter_leaves_out_what_is_clearly_false(database, con, receiver
     assert {request.event_id for request in receiver.requests} == wanted | {last}
     assert await con.fetchval("select count(*) from webhooks.backlog") == 0
     assert await con.fetchval("select count(*) from webhooks.dead") == 0
-    async with desk(database) as it:  # the log is settled beyond what was left out
+    async with desk(database) as it:  # the log is settled beyond the events left out
         await it.recover()
         assert not it.seen
 

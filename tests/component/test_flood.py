@@ -21,7 +21,7 @@ UNSETTLED = (
     " - (select count(*) from webhooks.attempts where site_id = 'flood' and outcome = 'delivered')"
 )
 
-# By how many places an event of an endpoint was started sooner or later than its id says, at the most.
+# By how many places an event of an endpoint was started sooner or later than its id says, at most.
 DISORDER = """
 select max(abs(by_id - by_start)) from (
   select row_number() over (partition by endpoint_id order by event_id) as by_id,

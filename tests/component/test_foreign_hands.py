@@ -1,4 +1,4 @@
-"""Any login of the database can hold our locks, fill the queue of notifications or be hidden from rows: it is said."""
+"""A login of the database can hold our locks, fill the notification queue or hide from rows: the daemon reports it."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ async def test_only_the_daemon_reaches_sequences(login_as, role):
         assert await is_denied(connection, f"select setval('webhooks.{sequence}', 1)") != may
 
 
-# What the daemon's functions refuse ----------------------------------------------------------------------------------
+# Refusals of the daemon's functions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "'-infinity'", "'nan'", "null"])
@@ -215,7 +215,7 @@ async def test_the_daemon_can_only_erase_a_site_that_is_forgotten(login_as, data
     assert await owner.fetchval("select count(*) from webhooks.events") == 1
 
 
-# What operators are told ---------------------------------------------------------------------------------------------
+# Errors for operators ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ async def test_check_says_what_two_phase_producers_need(login, database):
     assert "options='-c webhooks.bell=off'" in told[0]
 
 
-# What readers see ----------------------------------------------------------------------------------------------------
+# The view of readers -------------------------------------------------------------------------------------------------
 
 URLS = {
     "https://shop.example/hook/secret-path?token=t": "https://shop.example",

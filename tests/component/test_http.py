@@ -1,4 +1,4 @@
-"""What a receiver may do to us, and what the sender says of it; and what it leans on in aiohttp."""
+"""Hostile and faulty answers, and the sender's outcome of each; and the parts of aiohttp that it relies on."""
 
 # ruff: noqa: ARG002 -- handlers and resolvers have the arguments of their kind, used or not
 # ruff: noqa: ASYNC110 -- what these wait for has no event of its own
@@ -82,7 +82,7 @@ def unreachable(name):
     return Fault(Outcome.UNREACHABLE, name)
 
 
-# What is sent
+# The request
 
 
 async def test_the_request_is_what_was_given_and_nothing_else():
@@ -201,7 +201,7 @@ async def test_a_body_that_breaks_off_leaves_the_answer(then):
     answer, _ = await exchange(raw(HEAD + b"abc", then=then))
     assert isinstance(answer, Reply)
     assert answer.status == 200
-    assert answer.body in {b"abc", b""}  # a reset may overtake what was sent
+    assert answer.body in {b"abc", b""}  # a reset may overtake the answer
 
 
 @pytest.mark.parametrize(
@@ -851,7 +851,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Send nothing."""
 
 
 async def test_a_receiver_that_serves_one_connection_at_a_time_answers_all():

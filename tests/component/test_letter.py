@@ -60,7 +60,7 @@ def told(digest, letters=LETTERS):
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would see: tags, attributes, and words, with the target of a link behind its label."""
+    """The view of a browser: tags, attributes, and words, with the target of a link behind its label."""
 
     def __init__(self, source):
         super().__init__()
@@ -523,7 +523,7 @@ def assert_harmless(message, *, sections=1):
     for shown in (str(message["Subject"]), text, *page.shown):
         categories = {c: unicodedata.category(c) for c in shown if c not in "\n\u2068\u2069\u2060"}
         assert not {"Cc", "Cf", "Cs", "Co"} & set(categories.values())
-        assert shown.count("\u2068") == shown.count("\u2069")  # ours, around what is written from the right
+        assert shown.count("\u2068") == shown.count("\u2069")  # ours, around text written from the right
     assert not page.tags & {"script", "img", "b", "iframe", "svg"}
     assert {name for name, _ in page.attributes} <= {
         "lang", "charset", "name", "content", "dir", "class", "style", "scope", "href", "data-css-inline"
@@ -569,7 +569,7 @@ def test_an_encoded_word_of_a_stranger_stays_a_text():
     assert message["Subject"] == f"Webhook failing: shop.example.com, 14 order events waiting [{word}]"
 
 
-# What programs that turn text into links look for: a scheme, an address, www, a name with a dot, a number with dots.
+# Texts that programs turn into links: a scheme, an address, www, a name with a dot, a number with dots.
 LINKIFIERS = (
     re.compile(r"[a-z][a-z0-9+.-]*:[/\\]{1,2}\S", re.IGNORECASE),
     re.compile(r"(?<![a-z])(?:https?|ftp|mailto|tel|sms|javascript):\S", re.IGNORECASE),

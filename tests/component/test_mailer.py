@@ -1,4 +1,4 @@
-"""The outbox and its mailer: order, pace, second tries, and what is left behind by a mailer that was killed."""
+"""The outbox and its mailer: order, pace, second tries, and mails left behind by a killed mailer."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ async def test_an_address_that_does_not_exist_gets_nothing_for_a_week(database):
         assert (await desk.row(third))["state"] == "sent"
 
 
-# Who wants none -----------------------------------------------------------------------------------------------------
+# Owners who want no mails -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

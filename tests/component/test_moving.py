@@ -421,7 +421,7 @@ async def test_a_wrong_clock_is_told(database, session):
 async def test_a_loop_that_stood_still_is_told(database, session):
     async with serving(database) as daemon:
         await daemon.diary.wait_for("daemon.ready")
-        time.sleep(1.6)  # noqa: ASYNC251 - this is what is to be noticed
+        time.sleep(1.6)  # noqa: ASYNC251 - the test provokes a stall
         [line] = await daemon.diary.wait_for("loop.stalled")
     assert 1.0 <= line["for_s"] < 10
 

@@ -1,6 +1,6 @@
-"""What operators do by hand, and a table's changes as events: the functions of migration 0005.
+"""Operations by hand, and a table's changes as events: the functions of migration 0005.
 
-Who may call them, what they leave in `operations`, and that a statement's rows become events in one go.
+The roles that may call them, their rows in `operations`, and that a statement's rows become events in one go.
 """
 
 from __future__ import annotations

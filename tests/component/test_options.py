@@ -75,7 +75,7 @@ async def read(session):
 
 
 async def usable(session):
-    """Whether the daemon can use the endpoint as it is now."""
+    """Return True if the daemon can use the endpoint as it is now."""
     try:
         Manner.of(await read(session), DEFAULTS)
     except ValueError:
@@ -90,7 +90,7 @@ async def emit(con):
     )
 
 
-# What the table lets through ----------------------------------------------------------------------------------------
+# Values that the table accepts --------------------------------------------------------------------------------------
 
 NAMES = [
     "Authorization", "x-api-key", "X_Tenant", "a!#$%&'*+.^_`|~9", "x-webhooks", "hosts", "tea", "contented", "x" * 100,
@@ -304,7 +304,7 @@ async def test_wrong_rotations_are_told_without_a_secret(con, call, told):
     assert await con.fetchval("select count(*) from webhooks.operations") == 0
 
 
-# What becomes of deliveries -----------------------------------------------------------------------------------------
+# Deliveries with options --------------------------------------------------------------------------------------------
 
 
 async def test_smuggling_headers_are_never_sent_even_without_a_constraint(con, database, receiver, until):

@@ -1,4 +1,4 @@
-"""Ordered endpoints: one by one per key, in the log's order, whatever fails, ends or is switched meanwhile."""
+"""Ordered endpoints: one by one per key, in the log's order, despite failures, ends and switches meanwhile."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ async def test_an_open_breaker_and_its_catching_up_keep_the_order(database, con,
 
 
 async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, receiver, until):
-    """First sightings of each key rise, whatever fails, is cut off, killed at any moment, or replayed."""
+    """First sightings of each key rise, despite failures, cuts, kills at any moment, and replays."""
     rng = random.Random(crew.seed())
     receiver.script = OneByOne(
         lambda _request: rng.choice([200] * 6 + [500, Response(cut=True), Response(delay_s=0.02)])
@@ -329,7 +329,7 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
                 )
             await insert(rng.randrange(30))
             await asyncio.sleep(rng.random() * 0.3)  # into the middle of it
-        receiver.script.in_flight.clear()  # what was in flight is cut off
+        receiver.script.in_flight.clear()  # cuts off the requests in flight
     events = numbers.total()
     async with living(database, **QUICK):
 
@@ -345,7 +345,7 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
 
 
 async def test_lines_that_wait_for_the_log_are_looked_at_a_few_at_a_time(database, con):
-    """Nothing of them can be taken: the recorder does not go on at once."""
+    """None of them can be taken: the recorder does not go on at once."""
     names = [f"k{n}" for n in range(5 * LINES_A_LOOK)]
     for name in names:
         await con.execute(

@@ -304,7 +304,7 @@ async def test_the_day_before_the_last_that_fits_a_javascript_number(session):
     assert await session.fetchval(INSERT) < 2**53
 
 
-# What a partition is ----------------------------------------------------------------------------------------------
+# Properties of a partition ----------------------------------------------------------------------------------------
 
 
 async def test_a_partition_has_its_parents_indexes_and_settings(session, next_day):

@@ -59,14 +59,14 @@ ANALYZE = "analyze webhooks.events; analyze webhooks.attempts; analyze webhooks.
 
 
 class Plan:
-    """What EXPLAIN (ANALYZE, BUFFERS) said."""
+    """The output of EXPLAIN (ANALYZE, BUFFERS)."""
 
     def __init__(self, explained):
         self.nodes = list(_ran(explained["Plan"]))
         self.run_pages = _pages(explained["Plan"])
 
     def scans(self, table, today=None):
-        """Return (kind, relation, index) of a table's scans; a look into a later day, still empty, is none."""
+        """Return (kind, relation, index) of a table's scans; a look into a later day, still empty, does not count."""
         return {
             (node["Node Type"], node["Relation Name"], node.get("Index Name", ""))
             for node in self.nodes
@@ -274,7 +274,7 @@ async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, to
     assert {index for _, _, index in first.scans("events", today)} == {f"events_{today}_xid_idx"}
     assert first.run_pages < 20 * len(
         running
-    )  # before 17 each xid is looked for by itself in each day from the floor on
+    )  # before 17 Postgres searches each xid by itself in each day from the floor on
     at = await session.fetchval(begin, since, upto, id_of(today, 31_000), id_of(today, 20_500))
     assert at == id_of(today, 30_000) - 1
     plan = await explain(
@@ -405,7 +405,7 @@ async def test_a_due_page_does_not_pay_for_rows_that_were_cleared(filled, sessio
         plan = await explain(session, query("read_due"), *cursor, 200)
         from_the_start = await explain(session, query("read_due"), "-infinity", 0, 0, 200)
         assert plan.run_pages < 8 * 200
-        assert from_the_start.run_pages > 5 * plan.run_pages  # so that the cursor is what makes it cheap
+        assert from_the_start.run_pages > 5 * plan.run_pages  # so that only the cursor makes it cheap
     finally:
         for each in (holder, session):
             await each.execute("rollback")
@@ -460,7 +460,7 @@ async def test_endpoints_with_rows_are_found_with_a_step_for_each_id(session):
 
 
 async def test_a_line_is_read_by_its_own_index_and_walked_in_pages(session, today):
-    """However much the endpoint has, and whatever stands before it."""
+    """However much the endpoint has, and however much stands before it."""
     await session.execute(BACKLOG.format(rows=60_000))
     await session.execute("update webhooks.backlog set endpoint_id = 7; analyze webhooks.backlog")
     page = 500
@@ -582,7 +582,7 @@ async def test_care_touches_the_failures_of_an_incident_and_no_others(session, t
         "update webhooks.sites set owner_email = site_id || '@shop.example' where site_id < 's1'"
     )
     owners = [row[0] for row in await session.fetch(query("find_due_owners"), 4_000_000_000_000_000, 100)]
-    assert set(owners) == {""}  # sites without an owner are looked at one by one
+    assert set(owners) == {""}  # sites without an owner are read one by one
     await session.execute(
         "update webhooks.sites set owner_email = 'one@shop.example' where site_id in ('s1', 's2')"
     )
@@ -638,7 +638,7 @@ async def test_a_page_of_a_replay_costs_by_what_it_looks_at(session, today, spec
 
 
 async def test_the_dead_of_one_endpoint_are_found_by_it(session, today):
-    """Some 16 (it depends on the date) among 1,600 of 50 days, each of which is looked into once."""
+    """Some 16 (it depends on the date) among 1,600 of 50 days, each of which is read once."""
     spec = {"states": ["dead"], "endpoint_id": 51}
     after, last = (today - 40) * DAY, id_of(today, 0)
     plan, page = await replay_of(session, spec, after, last, 500)

@@ -1,4 +1,4 @@
-"""What is personal goes when it is to go: payloads and answers before their records, and all there is of a site."""
+"""Personal data is erased in time: payloads and answers before their records, and everything of a site."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ async def test_an_erased_event_is_never_replayed(con, session):
 
 
 async def test_a_page_waits_for_a_replay_that_is_at_work(con, session, connect, database):
-    """Between the look at an event and its row in backlog lies a transaction: nothing of it is erased meanwhile."""
+    """Between the look at an event and its row in backlog lies a transaction: its payload is not erased meanwhile."""
     event_id = await emit(con, 8)
     await bury(con, event_id)
     replay_id = await con.fetchval("select replay_id from webhooks.replay(site_id => 's', dry_run => false)")

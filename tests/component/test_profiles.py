@@ -1,4 +1,4 @@
-"""What real receivers got, judged by the verifiers that senders publish: for every profile, rotation and kind of key.
+"""Requests at real receivers, checked by the verifiers that senders publish: each profile, rotation and kind of key.
 
 From PyPI standardwebhooks, svix and stripe; from npm, where there is a node, those of the same names and
 @octokit/webhooks-methods. Shopify and WooCommerce publish recipes instead, which are followed with hmac alone.

@@ -1,4 +1,4 @@
-"""Whatever is lost, stopped or restarted in the middle: nothing is lost, and what was recorded is not sent again."""
+"""Sessions lost, daemons stopped or restarted in the middle: no event is lost, and no recorded one is sent again."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Gate:
 
 
 async def test_a_shard_far_behind_keeps_its_own_floor(database, session):
-    """A floor proven for one shard's position is none for another's that is older."""
+    """A floor proven for one shard's position does not hold for another's that is older."""
     slow, quick = await _sites_of_two_shards(session)
     async with desk(database, settling=False) as it:
         await it.recover()
         await it.store()
         behind = await producers.emit(session, 1500, site=slow)
         await it.read()
-        it.open.clear()  # what is behind stays open
+        it.open.clear()  # events behind stay open
         for _ in range(3):
             await producers.emit(session, site=quick)
             await it.read()

@@ -38,7 +38,7 @@ async def endpoint(con, receiver, site, path, types=("*",)):
 
 
 async def insert(con, count=1, site="a", kind="order_created", only=-1):
-    """Insert events; `only` an endpoint that is none keeps the daemon from delivering them of itself."""
+    """Insert events; `only` an endpoint that does not exist keeps the daemon from delivering them by itself."""
     rows = await con.fetch(
         "insert into webhooks.events (site_id, type, payload, endpoint_id)"
         " select $1, $2, to_json(n), $3 from generate_series(1, $4::int) n returning event_id",
@@ -80,7 +80,7 @@ async def go(con, what, *args):
 
 
 def ended(con, state="done"):
-    """Return a condition: all replays have ended so, and nothing is on its way any more."""
+    """Return a condition: all replays have ended so, and nothing is in flight any more."""
 
     async def holds():
         states = {row["state"] for row in await con.fetch(PROGRESS)}
@@ -136,7 +136,7 @@ async def test_each_condition_narrows_it(con):
 
 
 async def test_states_are_those_of_the_deliveries_view(con):
-    """Backlog before dead before delivered; missed is what has no row at all."""
+    """Backlog before dead before delivered; a missed event has no row at all."""
     dead, delivered, twice, waiting, missed = [(await insert(con))[0] for _ in range(5)]
     await attempt(con, [dead, waiting], outcome="refused")
     await attempt(con, [delivered, twice, waiting], n=2)

@@ -199,7 +199,7 @@ def _key_length(secret):
 
 
 async def _accepts(con, sql, *args):
-    """Whether a row is let through; what is refused is refused by a constraint with a sentence for a name."""
+    """Return True if a row is accepted; a refusal names a constraint with a sentence for a name."""
     transaction = con.transaction()
     await transaction.start()
     try:

@@ -1,4 +1,4 @@
-"""OAuth2 tokens from a real token server in TLS: one request for many, expiry, and answers that are no tokens."""
+"""OAuth2 tokens from a real token server in TLS: one request for many, expiry, and answers that are not tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def authority(tmp_path_factory):
 
 @dataclasses.dataclass
 class World:
-    """A token server, what it was asked, what it answers, and a clock."""
+    """A token server, its requests, its answers, and a clock."""
 
     receiver: Receiver
     sender: Sender

@@ -1,4 +1,4 @@
-"""What a real receiver got, checked by libraries that are not ours: PyPI's and npm's `standardwebhooks`."""
+"""Requests at a real receiver, checked by libraries that are not ours: PyPI's and npm's `standardwebhooks`."""
 
 from __future__ import annotations
 

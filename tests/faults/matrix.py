@@ -1,8 +1,8 @@
 """The fault matrix: each fault, what happens, how long until all is normal again, and the tests that prove it.
 
 It is data; tests/faults/test_fault_matrix.py holds it against the tests that exist and against README.md, which is made
-of it: `python tests/faults/matrix.py > tests/faults/README.md`. What cannot be provoked on one machine says why. To add
-a fault, add a Row. Never here: the faults themselves.
+of it: `python tests/faults/matrix.py > tests/faults/README.md`. A fault that cannot be provoked on one machine says
+why. To add a fault, add a Row. Never here: the faults themselves.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ class Row:
     """One fault.
 
     Attributes:
-        name: what is in trouble (P process, D database, R receivers, U data, M mail) and a number.
-        fault: what is done.
+        name: the part in trouble (P process, D database, R receivers, U data, M mail) and a number.
+        fault: the fault provoked.
         happens: what the daemon makes of it.
         normal: how long until all is normal once the fault is over, or until it is noticed.
         tests: `module::test` of each proof.
-        why: what of it is not provoked here, and why.
+        why: the part of it not provoked here, and why.
     """
 
     name: str

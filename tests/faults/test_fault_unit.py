@@ -1,7 +1,7 @@
 """The unit is run: systemd/pghookd.service as it stands, by a systemd of the test's own, in all of its sandbox.
 
 Changed by drop-ins are only where it logs to, how long systemd waits, where this test's Python has its libraries, and
-what an operator is told to change so.
+the values that the guide asks an operator to change so.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ async def test_the_password_is_in_a_credential_and_nowhere_else(unit, system):
 
 
 async def test_nothing_can_be_written(unit, system):
-    """And what is not the unit's is not seen either."""
+    """And files of others are not visible either."""
     system.call("touch", "/tmp/of-others")  # noqa: S108 - a tmpfs of the systemd's own
     unit.start()
     assert system.call_as_unit("sh", "-c", WRITABLE) == ""

@@ -1,4 +1,4 @@
-"""What the stories share, beside daemons and receivers as processes."""
+"""Shared by the stories, beside daemons and receivers as processes."""
 
 from __future__ import annotations
 

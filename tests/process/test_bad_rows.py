@@ -26,7 +26,7 @@ async def emit(db, site="s", kind="a", payload="{}"):
 
 @pytest.fixture
 def neighbours(db, until):
-    """Return `await neighbours()`: inserts three events behind what was inserted and waits for their delivery."""
+    """Return `await neighbours()`: inserts three events behind the bad one and waits for their delivery."""
 
     async def flow():
         ids = [await emit(db) for _ in range(3)]

@@ -22,7 +22,7 @@ NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
 
 def pghookd(*args, url=None, **variables):
-    """Run a command as a process of its own; of ours its environment holds only what is given."""
+    """Run a command as a process of its own; of our variables its environment holds only the given ones."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("PGHOOKD_", "PG"))}
     environ |= variables | ({"PGHOOKD_DATABASE_URL": url} if url else {})
     return subprocess.run(
@@ -384,7 +384,7 @@ def until_told(manager, state):
 
 @pytest.fixture
 def manager(tmp_path):
-    """What systemd would be: the socket that the daemon tells its states."""
+    """A stand-in for systemd: the socket that gets the daemon's states."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(30)

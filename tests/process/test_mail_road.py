@@ -1,4 +1,4 @@
-"""The whole road to an owner: an endpoint fails, its owner is told in a digest, it works again, they are told once."""
+"""The whole road to an owner: an endpoint fails, its owner gets a digest, it works again, the owner gets a mail."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ async def test_an_outage_of_the_mail_server_costs_one_mail_and_no_delivery(
     await daemon.wait_for("email.failed", 15)
     assert not box.accepted
     receiver.paths["/a"] = lambda _request: OK
-    # Deferred, so that what is told is the state at last: folded into one mail when something else is to be told.
+    # Deferred, so that the mail reports the final state: folded into one mail when there is other news to report.
     await until(lambda: db.fetchval("select count(*) > 1 from webhooks.emails"), 30)
     box.script.clear()
     await until(lambda: box.accepted, 90)

@@ -1,4 +1,4 @@
-"""How fast an endpoint is asked: its own rate and concurrency hold under overload, and `Retry-After` is kept to.
+"""The rate of requests to an endpoint: its own rate and concurrency hold under overload, and `Retry-After` is kept to.
 
 Seconds here; a minute of it is measured by tests/bench/pacing.py.
 """
@@ -67,7 +67,7 @@ async def open_endpoint(db, site_id, url, **columns):
 
 
 def busiest(moments, seconds):
-    """Return how many of these moments lie within so many seconds, at the most."""
+    """Return the maximum number of these moments that lie within so many seconds."""
     return max(sum(begin <= each < begin + seconds for each in moments) for begin in moments)
 
 

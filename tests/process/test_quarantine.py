@@ -55,7 +55,7 @@ def received(receiver_process):
 
 
 async def _ended_or_done(daemon, db, left):
-    """Whether it has ended, or all events have come to something and so many of them are left."""
+    """Return True if it has ended, or if all events are settled and so many of them are left."""
     counts = await db.fetchrow(COUNTS)
     return not daemon.running or (
         counts["settled"] == counts["events"] and counts["left_over"] == counts["held"] == left

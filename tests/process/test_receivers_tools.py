@@ -1,4 +1,4 @@
-"""What helps who writes a receiver: `send`, `receive` and `run --sink`, as processes, against each other and others."""
+"""Tools for receivers' developers: `send`, `receive` and `run --sink`, as processes, against each other and others."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ async def test_whoever_stops_watching_stops_nothing(db, database, dead, until):
 
 
 async def test_killed_and_started_again_it_goes_on_where_it_stood(db, database, shop, receiver, start, until):
-    """Nothing is lost; what was in flight or not yet recorded at a kill may come twice, and nothing else."""
+    """Nothing is lost; only requests in flight or not yet recorded at a kill may come twice."""
     await shop.open(concurrency=8)
     await db.execute(DEAD, 1500)
     await db.execute("select webhooks.replay(site_id => 's', rate_per_s => 1000, dry_run => false)")

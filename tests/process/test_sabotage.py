@@ -1,6 +1,6 @@
 """The checks are checked on real daemons: each that is broken on purpose is caught by the check that is meant for it.
 
-The table is `saboteurs.SABOTAGES`. Each story is also told with a daemon as it should be, of which nothing may be said.
+The table is `saboteurs.SABOTAGES`. Each story also runs with an intact daemon, which must pass all checks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MAILS = {
 
 @dataclasses.dataclass
 class Stage:
-    """What a story is told with."""
+    """The stage of a story: database, receiver and daemons."""
 
     name: str  # of the sabotage
     db: Any
@@ -186,7 +186,7 @@ async def unheard(stage):
 
 
 async def mailed(stage):
-    """An owner is told."""
+    """An owner gets a mail."""
     await stage.open("/lost")
     async with Mailbox() as box:
         daemon = await stage.daemon(smtp_port=box.port, **MAILS)
@@ -213,7 +213,7 @@ async def secret(stage):
 
 
 async def redirected(stage):
-    """A receiver sends us to somebody who is to be left alone."""
+    """A receiver redirects us to a server that must get no request."""
     await stage.open("/moved")
     async with Receiver() as canary:
         answer = Response(302, headers=(("location", canary.url("/canary")),))

@@ -38,7 +38,7 @@ NOTICED_S = 15.0  # a statement of 8 s at most, or a ping of 5 s, and a loaded m
 
 
 class Network:
-    """A TCP proxy before a server's Unix socket. `mute()`: what is connected stays so, and nothing passes."""
+    """A TCP proxy before a server's Unix socket. `mute()`: connections stay open, and nothing passes."""
 
     def __init__(self, sockets):
         self._path = f"{sockets}/.s.PGSQL.5432"
@@ -64,7 +64,7 @@ class Network:
         self._passing.clear()
 
     def heal(self):
-        """Let what comes from now on pass; what was cut stays cut, its server is told nothing."""
+        """Pass new connections from now on; old ones stay cut, and their server gets no notice."""
         self._passing = asyncio.Event()
         self._passing.set()
 

@@ -51,7 +51,7 @@ class HasNoFence(Recorder):
 
 
 class DropsReplays(Replays):
-    """Takes what is on its way for what has been sent."""
+    """Takes deliveries in flight for sent ones."""
 
     async def step(self, session, now, put):
         await super().step(session, now, put)
@@ -73,7 +73,7 @@ class HighFloor(XidMarks):
 
 
 class ReadsByGreatestId(Reader):
-    """Takes whatever lies below the greatest id that it has seen for read."""
+    """Takes every event below the greatest id that it has seen for read."""
 
     _greatest = 0
 
@@ -84,7 +84,7 @@ class ReadsByGreatestId(Reader):
 
 
 class SkipsRunning(Reader):
-    """Forgets what was running when it read last: new is only what began since."""
+    """Forgets the transactions that ran when it read last: only those that began since are new."""
 
     async def _page(self, rows, end, shards, difference):
         if not difference.again:
@@ -193,7 +193,7 @@ class WaitsAfterNothing(Lanes):
 
 
 class SharesNoSlots(Lanes):
-    """Gives whoever comes first all slots that there are."""
+    """Gives all slots to the first site that comes."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -201,7 +201,7 @@ class SharesNoSlots(Lanes):
 
 
 class ForgetsTheDifference(FanOut):
-    """Takes the least id of a dedupe_key for the first, whatever was read before."""
+    """Takes the least id of a dedupe_key for the first, despite earlier reads."""
 
     async def _look_up_firsts(self, keys, difference):
         return await super()._look_up_firsts(keys, dataclasses.replace(difference, since=BEGINNING))
@@ -307,7 +307,7 @@ class TakesRowsBeforeTheUnread(Order):
 
 
 class ForgetsItsMails(Mailer):
-    """Takes what was sent for what is still to be sent."""
+    """Takes sent mails for unsent ones."""
 
     async def _settle(self, row, state, error, sent_us=None):
         if state != "sent" or row["attempts"]:
@@ -338,7 +338,7 @@ class NamesMailsAnew(Mailer):
         return subject, message
 
 
-# What takes the daemon's place, and what it is caught by.
+# Parts that take the place of the daemon's, and the error that must catch each.
 SABOTAGES = {
     "stores the position before the batch commits": ({"recorder": StoresTooEarly}, "lost"),
     "drops outcomes": ({"recorder": DropsOutcomes}, "lost|hidden|attempts of|not drained"),

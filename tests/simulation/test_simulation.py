@@ -1,4 +1,4 @@
-"""Many random histories in virtual time; none may break what must hold, and every sabotaged daemon must.
+"""Many random histories in virtual time; none may break an invariant, and every sabotaged daemon must.
 
 A few seconds of them belong to the tests. `PGHOOKD_TEST_SCHEDULES=5000 pytest tests/simulation` lives 5,000 and a
 fifth as many of mails, in under two minutes on two processors; any number may be asked for. One that breaks something

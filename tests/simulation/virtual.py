@@ -50,7 +50,7 @@ class _Sieve(deque):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Runs what is ready in an order that its random numbers choose.
+    """Runs ready callbacks in an order that its random numbers choose.
 
     Attributes:
         frozen: those who stand still, and what of theirs is ready; their clock goes on.

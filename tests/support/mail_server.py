@@ -28,7 +28,7 @@ class Mail:
     Attributes:
         connection: 1 for the server's first.
         secure: it came over TLS.
-        accepted: whether the sender was told 250.
+        accepted: True if the server answered 250.
     """
 
     sender: str

@@ -73,7 +73,7 @@ class FollowsRedirects(Sender):
 
 
 class AimsAtOthers(Sender):
-    """Sends to whoever was aimed at first."""
+    """Sends everything to the first destination."""
 
     first = None
 
@@ -90,7 +90,7 @@ class SkipsEvents(Reader):
 
 
 class ReadsByGreatestId(Reader):
-    """Takes whatever lies below the greatest id that it has seen for read."""
+    """Takes every event below the greatest id that it has seen for read."""
 
     greatest = 0
 
@@ -205,7 +205,7 @@ class Sabotage:
     """One broken part.
 
     Attributes:
-        part: what takes a real part's place.
+        part: the class that takes a real part's place.
         story: the test's, in which it does harm.
         caught_by: the names of the checks that must say so; others may as well.
     """
@@ -245,7 +245,7 @@ PLACES |= {part: (epoch, part.__name__) for part in (Reader, Recorder, Deliverer
 
 
 def put_in_place(part):
-    """Let the daemon of this process be made with it."""
+    """Build the daemon of this process with it."""
     module, name = PLACES[part.__base__]
     setattr(module, name, part)
 

@@ -1,4 +1,4 @@
-"""How requests identify themselves: what is accepted, what is refused without a word of it, and what a token is."""
+"""How requests authenticate: accepted values, refusals that quote no value, and the form of a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Breakers: what opens them, when they ask again, and what closes them; and the pace of what goes out afterwards."""
+"""Breakers: when they open, probe and close; and the pace of deliveries afterwards."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_closed_it_counts_anew_and_reopened_it_begins_with_the_first_wait():
 
 
 def starts(pace, seconds, fails=lambda _n: False):
-    """Start and answer at once whatever may start, a look every millisecond; return the starts of each second."""
+    """Start and answer at once all that may start, a step every millisecond; return the starts of each second."""
     counts = [0] * seconds
     for ms in range(1000 * seconds):
         now = ms / 1000

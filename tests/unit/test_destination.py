@@ -1,4 +1,4 @@
-"""The first wall, as tables: what is refused, what is ordinary, and that no text whatever makes it raise."""
+"""The first SSRF check, as tables: refused and ordinary URLs, and that no text at all makes it raise."""
 
 # ruff: noqa: E501 -- tables are read by the line
 # ruff: noqa: RUF001 -- look-alike characters are the subject
@@ -198,8 +198,8 @@ def test_hostile_addresses_are_refused():
     assert {address: judge_address(address, OPEN) for address in tried} == dict.fromkeys(tried, refusal)
 
 
-# What each block is called, its first and its last address; the IANA registries of special-purpose addresses, and
-# what else no request may reach. Written out here as well, so that an edit of the rules' own table shows.
+# The name of each block, its first and its last address: the IANA registries of special-purpose addresses, and
+# all others that no request may reach. Written out here as well, so that an edit of the rules' own table shows.
 BLOCKS = """
 unspecified, this network    0.0.0.0                0.255.255.255
 private                      10.0.0.0               10.255.255.255

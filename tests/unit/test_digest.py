@@ -1,4 +1,4 @@
-"""What a mail holds: causes, the order of sections, the way through JSON, and texts of strangers."""
+"""The contents of a mail: causes, the order of sections, the way through JSON, and texts of strangers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose database is this? What a server says of itself, held against a stored position, as a table."""
+"""Is this the same database? A server's identity compared with a stored position, as a table."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def here(host="ours", server=REMOTE, started_at_us=RESTARTED, name=""):
     return Here(host, server, started_at_us, name)
 
 
-# What is stored, where we are, the place that this makes, and whether nothing / a rival at an old address holds it.
+# The stored stays, our place, its evidence, and whether it holds still if nothing / a rival answers at an old address.
 HOMES = (stay(), stay(server="localhost:5432"), stay(server=SOCKET))
 PLACES = {
     "the first run": ((), here("any", "any:1"), HomeEvidence.FIRST, False, False),

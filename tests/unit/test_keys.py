@@ -1,4 +1,4 @@
-"""Keys in memory: the newest event of each at each endpoint, and what is known of the first events of a difference."""
+"""Keys in memory: the newest event of each at each endpoint, and the known first events of a difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes: pace, turns, bounds, and what is parked or waited for when they are full."""
+"""Lanes: pace, turns, bounds, and which deliveries are parked or waited for when lanes are full."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def fail(lanes, lane, which=None, now=0.0, **options):
 
 
 def start(lanes, now=0.0):
-    """Start whatever may start."""
+    """Start all that may start."""
     started = []
     while (taken := lanes.next(now)) is not None:
         started.append(taken)
@@ -161,7 +161,7 @@ def test_other_bounds_hold_for_lanes_that_exist():
         queue_bytes_max=10**9,
         policy=BreakerPolicy(attempts=2, share=1.0),
     )
-    assert (lane.limit, own.limit) == (2, 3)  # a lane has a quarter of the slots at the most
+    assert (lane.limit, own.limit) == (2, 3)  # a lane has at most a quarter of the slots
     assert lane.allowed <= 2
     assert len(start(lanes)) == 5
     assert lane.breaker.policy.attempts == own.breaker.policy.attempts == 2
@@ -184,7 +184,7 @@ def test_sites_take_turns_and_within_a_site_its_lanes():
     began = [lane.key.endpoint_id for lane, _ in start(lanes)]
     assert began[1:33:2] == [9] * 16
     assert began[0:16:2] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert len(began) == 50 + 16  # a site has a half of all slots at the most
+    assert len(began) == 50 + 16  # a site has at most a half of all slots
 
 
 def room_for(lanes, site, endpoints):
@@ -480,7 +480,7 @@ def test_no_probe_goes_out_before_a_pause_is_over():
     assert lanes.refill_quota(1, 60.0) == 1
     probe = delivery(late=True)
     assert lanes.offer(lane, probe, 60.0) is Offer.QUEUED
-    lanes.pause(lane, 4.0, 60.0)  # said by one that was sent long ago
+    lanes.pause(lane, 4.0, 60.0)  # in the answer to a request sent long ago
     assert start(lanes, 63.9) == []
     assert start(lanes, 64.0) == [(lane, probe)]
 
@@ -543,7 +543,7 @@ def test_slow_answers_halve_a_lane_down_to_a_quarter_of_its_limit():
 def test_the_surplus_of_a_lane_that_never_answered_is_parked():
     lanes = make()
     lane = fill(lanes, 1, LANE_QUEUE_MAX)
-    assert lanes.offer(lane, delivery(), 0.0) is Offer.WAIT  # it has not been asked
+    assert lanes.offer(lane, delivery(), 0.0) is Offer.WAIT  # it got no request
     start(lanes)
     fill(lanes, 1, 2)
     assert lanes.offer(lane, delivery(), 0.0) is Offer.PARK
@@ -754,7 +754,7 @@ SOON = BreakerPolicy(attempts=4, share=0.5, probe_s=10.0, probe_max_s=40.0)
 
 
 def opened(lanes, number=1, queued=0):
-    """Return a lane whose breaker has opened at 0, and what was queued then."""
+    """Return a lane whose breaker has opened at 0, and the deliveries queued then."""
     lane = fill(lanes, number, 2 + queued)
     first, second = (delivery for _, delivery in start(lanes))
     assert fail(lanes, lane, first) is None
@@ -980,7 +980,7 @@ def test_switched_on_again_goes_at_a_pace_unless_its_breaker_decides():
     assert other.pace is None
 
 
-# Who does not keep up ---------------------------------------------------------------------------------------
+# Lanes that do not keep up ----------------------------------------------------------------------------------
 
 
 def test_an_unproved_lane_queues_little_after_its_patience():

@@ -1,4 +1,4 @@
-"""What waits to be recorded: outcomes first, the last word on a delivery last, what is set aside in order."""
+"""Outcomes that wait to be recorded: outcomes first, a delivery's last word last, delayed ones in order."""
 
 from __future__ import annotations
 

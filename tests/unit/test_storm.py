@@ -1,4 +1,4 @@
-"""What makes a storm, what does not, and for how long one may hold anything."""
+"""Which failures make a storm, which do not, and for how long one may hold anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whom to suspect after ends without a word, as a table of ends."""
+"""Which deliveries to suspect after crashes, as a table of crashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recorder's share of a site: what is not durable yet uses up its room, and the others keep theirs."""
+"""The recorder's share of a site: rows not durable yet use up its room, and the others keep theirs."""
 
 from __future__ import annotations
 
