@@ -35,7 +35,7 @@ MATRIX = (
     Row(
         "P1",
         "SIGKILL at a hundred random moments; with a thousand in flight; while it waits for the bell",
-        "nothing lost; what was in flight or unrecorded comes again, with the same id and bytes",
+        "nothing lost; requests in flight or unrecorded come again, with the same id and bytes",
         "a start, about a second; with a second instance within 3 s",
         (
             "test_kill::test_ten_kills_and_two_crashes_of_postgres_lose_nothing",
@@ -50,7 +50,7 @@ MATRIX = (
     Row(
         "P2",
         "SIGTERM with many in flight",
-        "nothing new starts, what is in flight ends and is recorded, exit 0, no repeat",
+        "nothing new starts, requests in flight end and are recorded, exit 0, no repeat",
         "within the grace",
         (
             "test_fault_process::test_a_thousand_in_flight",
@@ -73,7 +73,7 @@ MATRIX = (
     Row(
         "P4",
         "SIGSTOP for longer than the lease, and for a minute, then SIGCONT",
-        "another instance takes over; whoever wakes up sends and records nothing on its old lease",
+        "another instance takes over; the frozen one sends and records nothing on its old lease",
         "the lease and 3 s",
         (
             "test_takeover::test_a_frozen_owner_loses_its_lease_and_never_acts_as_an_owner_again",
@@ -84,8 +84,8 @@ MATRIX = (
     Row(
         "P5",
         "the event loop stands still for a moment",
-        "below the lease nothing is lost or repeated, and a line tells of what was long; the watchdog ends "
-        "what stands still",
+        "below the lease nothing is lost or repeated, and a log line reports long stalls; the watchdog ends "
+        "a daemon that hangs",
         "at once",
         (
             "test_fault_process::test_frozen_for_moments",
@@ -118,7 +118,7 @@ MATRIX = (
     Row(
         "P8",
         "a resolver that is silent, for a hundred names at once",
-        "names are resolved without threads; each lookup ends with its budget, other names are as quick as ever",
+        "names are resolved without threads; each lookup ends with its budget, other names are as quick as before",
         "at once",
         (
             "test_resolver::test_silence_ends_with_the_budget",
@@ -199,7 +199,7 @@ MATRIX = (
     Row(
         "D1",
         "Postgres crashes, or is restarted",
-        "memory is forgotten, everything is opened anew, nothing lost",
+        "memory is dropped, all sessions are opened again, nothing lost",
         "within 5 s of its return",
         (
             "test_away::test_away_for_a_while",
@@ -240,16 +240,16 @@ MATRIX = (
     ),
     Row(
         "D5",
-        "what became of a COMMIT is unknown",
-        "what stands is found, nothing is recorded twice",
+        "the result of a COMMIT is unknown",
+        "committed rows are found, nothing is recorded twice",
         "within a second",
         ("test_fault_network::test_what_became_of_a_commit_is_never_known",),
     ),
     Row(
         "D6",
         "one connection goes silent, or its backend hangs",
-        "it is asked every heartbeat and lost without an answer; in mid-statement the statement's time counts. "
-        "Silence while the bell is asked for is not noticed: the daemon stays half awake and reads on",
+        "it is pinged every heartbeat and lost without an answer; in mid-statement the statement's time counts. "
+        "Silence while it requests the doorbell's lock is not noticed: the daemon stays half awake and reads on",
         "noticed within the heartbeat and 5 s; 10 s recording, 35 s caring, 62 s reading, all at most",
         (
             "test_fault_network::test_one_connection_goes_silent",
@@ -340,7 +340,7 @@ MATRIX = (
         "D14",
         "columns, types, indexes, functions and views change during load; what it needs is renamed "
         "for a while; a newer schema",
-        "plans are made anew, what cannot go on takes the recovery road; unknown columns are ignored; a newer "
+        "plans are made again, loops that cannot go on recover; unknown columns are ignored; a newer "
         "schema is accepted unless it says no",
         "at once",
         (
@@ -355,7 +355,7 @@ MATRIX = (
         "the daemon's clock steps by an hour, either way; the server's or the daemon's time zone changes, "
         "some of them with odd daylight saving",
         "waits go on as before, nothing comes twice, instants stay instants; a clock that differs "
-        "from the server's is told; signatures and attempted_at are "
+        "from the server's is logged; signatures and attempted_at are "
         "as wrong as the clock is",
         "at once",
         (
@@ -445,7 +445,7 @@ MATRIX = (
     ),
     Row(
         "R5",
-        "what is no HTTP, floods of 1xx, mutilated answers",
+        "bytes that are not HTTP, floods of 1xx, mutilated answers",
         "unreachable, with a name; recorded whatever it says",
         "the next retry",
         (
@@ -535,7 +535,7 @@ MATRIX = (
     Row(
         "R13",
         "the way out is cut for all",
-        "a storm: first mails and clocks are held, the operator is told; all arrives once it is back, and no "
+        "a storm: first mails and clocks are held, the operator is notified; all arrives once it is back, and no "
         "owner hears of it",
         "the next retry",
         (
@@ -547,7 +547,7 @@ MATRIX = (
     Row(
         "R14",
         "one endpoint far behind",
-        "others are unaffected; what waited goes out gently",
+        "others are unaffected; waiting deliveries go out gently",
         "at once",
         (
             "test_outage::test_twenty_thousand_events_wait_for_an_endpoint_that_is_down",
@@ -557,7 +557,7 @@ MATRIX = (
     Row(
         "R15",
         "a line of 64 kbit/s and 300 ms; one that stalls",
-        "what fits into the endpoint's time arrives, what does not is a timeout, and comes when it fits",
+        "requests that fit into the endpoint's time arrive, others time out, and arrive once they fit",
         "the next retry",
         (
             "test_fault_receivers::test_a_thin_and_long_line",
@@ -604,7 +604,7 @@ MATRIX = (
     Row(
         "U4",
         "an endpoint changes or goes in mid-flight, ten times a second: secrets, URLs, switches",
-        "queued work uses what holds now",
+        "queued work uses the present values",
         "at once",
         (
             "test_verdicts::test_queued_work_uses_the_url_and_secret_of_now",
@@ -615,7 +615,7 @@ MATRIX = (
     Row(
         "U5",
         "events are deleted while they wait; a site is forgotten while it is sent to",
-        "what cannot be read any more is not sent, and harms nothing else; sending to the site ends",
+        "unreadable events are not sent, and harm nothing else; sending to the site ends",
         "at once",
         (
             "test_privacy::test_a_daemon_stops_sending_to_a_site_that_is_forgotten",
@@ -645,7 +645,8 @@ MATRIX = (
     Row(
         "U8",
         "one site floods the log",
-        "others overtake it; it is delivered whole, after a crash in the middle too; what waits for long is parked",
+        "others overtake it; it is delivered whole, after a crash in the middle too; deliveries that wait "
+        "for long are parked",
         "at once",
         (
             "test_flood::test_others_overtake_a_flood_and_it_is_delivered_whole",
@@ -656,7 +657,7 @@ MATRIX = (
     Row(
         "M1",
         "the mail server is away, silent, cuts; Postgres restarts and the daemon is killed meanwhile",
-        "mails wait, deliveries do not; a doubtful mail is sent again as it was; owners are told once of each "
+        "mails wait, deliveries do not; a doubtful mail is sent again as it was; owners get one report of each "
         "delivery that failed",
         "the next try",
         (
@@ -722,20 +723,20 @@ KINDS = {
 }
 
 INTRO = """\
-# Faults, and what becomes of them
+# Faults, and their effects
 
 Each fault below is provoked for real, on one machine: daemons, Postgres, poolers, receivers and mail servers are
 processes or servers of the tests, killed, frozen, starved, partitioned and filled up. In none of them is an event lost.
 
 Where deliveries can be held against a receiver's own log, which is written before it answers, one checker
-(`tests/support/checker.py`) does so afterwards: every event and endpoint is in exactly one state; what counts as
-delivered was answered 2xx; attempts are numbered without a gap and none is invented; repeats carry the same id and the
-same bytes, and are no more than the fault explains; where owners are told, no delivery is told of twice, and none that
-was given up is passed over. The checker is checked itself (`tests/process/test_checker.py`).
+(`tests/support/checker.py`) does so afterwards: every event and endpoint is in exactly one state; every event recorded
+as delivered was answered 2xx; attempts are numbered without a gap and none is invented; repeats carry the same id and
+the same bytes, and are no more than the fault explains; where owners get mails, no delivery is reported twice, and each
+one given up is reported. The checker is tested itself (`tests/process/test_checker.py`).
 
 `pytest tests/faults` runs the tests of this folder (some fifteen minutes, most of them waiting); with `-m short` it
-runs those that CI runs, one or more of each kind (three to four minutes). What a machine lacks is skipped with a
-reason: PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named
+runs those that CI runs, one or more of each kind (three to four minutes). A test is skipped with a reason if the
+machine lacks a tool: PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named
 `test_fault_*` are here, the others in `tests/process`, `tests/component` and `tests/unit`.
 
 This file is made of `matrix.py`: `python tests/faults/matrix.py > tests/faults/README.md`. Limits in seconds are those
