@@ -29,8 +29,15 @@ TURNS = {
     "who without a noun": r"\b(?:for|of|to|by|with|from|that|and|or|but|if|where|when|only|than|as) who\b",
     "whom, whoever": r"\b[Ww]ho(?:m|ever|mever|so|soever)\b",
     "Whether as a docstring": rf"{START}Whether\b",
-    "told": rf"\b{BE}(?: not| never| only| also)? told\b|\btold (?:of|as|about)\b|\btells? of\b",
-    "said": rf"\b{BE}(?: not| never| only| also)? said\b|\bsaid (?:of|to|by)\b|\b[Ss]a(?:y|ys|ying) of\b",
+    "told, tells": r"\b[Tt]old\b(?!:| once +no)|\b[Tt]ells\b(?!.{0,30}\bapart\b)|\btell(?:ing)? (?:of|the|it|an|a)\b",
+    "said": r"\b[Ss]aid\b|\b[Ss]a(?:y|ys|ying) of\b",
+    "heard": r"\b[Hh]ears?\b|\b[Hh]eard\b",
+    "a look": (
+        r"\b(?:a|the|next|this|one|each|its|first|every|another|two) looks?\b|"
+        r"\b[Ll]ook(?:s|ing|ed)? (?:at|for|into|through|again|once|over)\b"
+    ),
+    "stands": r"\b(?:[Ss]tands?|[Ss]tood)\b(?!-| by\b| for\b)",
+    "a road": r"\b[Rr]oads?\b",
     "asked": rf"\b{BE}(?: not| never| only| also)? asked\b(?! for\b)",
     "looked": rf"\b{BE}(?: not| never| only| also)? looked\b(?! up\b)|\blook(?:s|ed)? whether\b",
     "Say, Tell, Look, Let, Go on": rf"{START}(?:Say|Tell|Look|Let|Go on)\b(?!-)",
@@ -50,7 +57,7 @@ TURNS = {
 }
 FINDERS = {name: re.compile(pattern) for name, pattern in TURNS.items()}
 
-# The highest count of each area. Guides stand at 0; the others may only fall.
+# The highest count of each area. Guides are at 0; the others may only fall.
 ALLOWED = {
     "README.md": 0,
     "guide: sql": 0,
@@ -64,7 +71,7 @@ ALLOWED = {
     "egress": 0,
     "encryption": 0,
     "endpoint_health": 0,
-    "event_log": 0,
+    "event_log": 3,
     "model": 0,
     "operations": 0,
     "owner_mail": 0,
@@ -85,6 +92,7 @@ ALLOWED = {
     "tests: simulation": 0,
     "tests: support": 0,
     "tests: unit": 0,
+    "names of tests": 305,
 }
 GUIDES = {
     "README.md": "README.md",
@@ -167,6 +175,13 @@ def of_texts(path: Path) -> Iterator[Passage]:
             yield Passage(where(path, node.lineno), one_line(node.value))
 
 
+def of_names(path: Path) -> Iterator[Passage]:
+    """Yield the names of a module's tests, as words."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, Function) and node.name.startswith("test_"):
+            yield Passage(where(path, node.lineno), node.name.removeprefix("test_").replace("_", " "))
+
+
 def of_sql(path: Path) -> Iterator[Passage]:
     """Yield the comments of a file of SQL."""
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
@@ -180,7 +195,7 @@ def files_of(folder: Path, pattern: str = "*.py") -> list[Path]:
 
 @functools.cache
 def areas() -> dict[str, list[Passage]]:
-    """Return the passages of each area: guides, rooms, texts that operators read, SQL, and folders of tests."""
+    """Return the passages of each area: guides, rooms, texts that operators read, SQL, folders and names of tests."""
     found = {
         name: [p for path in sorted(ROOT.glob(at)) for p in of_guide(path)] for name, at in GUIDES.items()
     }
@@ -192,6 +207,7 @@ def areas() -> dict[str, list[Passage]]:
     found["sql"] = [p for path in sql for p in of_sql(path)]
     for folder in FOLDERS:
         found[f"tests: {folder}"] = [p for path in files_of(ROOT / "tests" / folder) for p in of_python(path)]
+    found["names of tests"] = [p for path in files_of(ROOT / "tests") for p in of_names(path)]
     return found
 
 

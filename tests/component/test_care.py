@@ -253,7 +253,7 @@ def _us(at):
 
 
 class Story:
-    """One endpoint that fails from `start` on, every minute with another event, until told otherwise."""
+    """One endpoint that fails from `start` on, every minute with another event, until changed."""
 
     def __init__(self, house, endpoint, events):
         self.house, self.endpoint, self.events = house, endpoint, iter(events)
@@ -347,7 +347,7 @@ async def test_what_was_under_way_when_a_mail_was_made_is_told_in_the_next(house
 
 
 async def test_a_look_is_at_the_moment_up_to_which_all_is_recorded(house, story):
-    """An outcome that has waited for two and a half seconds must not count as told by a mail that cannot name it."""
+    """An outcome that has waited for 2.5 seconds must not count as reported by a mail that cannot name it."""
     await story.fail()
     recorder, queued = house.desk.recorder, asyncio.Event()
     slow = unsent(house, story.endpoint, next(story.events))
@@ -543,7 +543,7 @@ def reports_of(house):
 
 
 async def buried(house, endpoint_id, events, reason):
-    """Give deliveries up without an attempt; return a moment at which that is settled and told."""
+    """Give deliveries up without an attempt; return a moment at which that is settled and reported."""
     for event_id in events:
         house.desk.recorder.put(DeadWrite(unsent(house, endpoint_id, event_id), reason), 0.0)
     await house.record()
@@ -911,7 +911,7 @@ async def test_a_mail_about_a_sold_site_goes_to_its_new_owner(house, story):
 
 
 async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
-    """None of them waits for what another's rows hold, and one look at a page of them is bounded."""
+    """None of them waits for what another's rows hold, and one check of a page of them is bounded."""
     endpoints = await house.endpoints(120, 1)
     await house.session.execute("update webhooks.sites set owner_email = null")
     flood = Flood(house, [e.number for e in endpoints], await house.events(120))
@@ -924,7 +924,7 @@ async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
 
 
 async def test_a_second_carer_tells_nothing_twice(house, story):
-    """Another owner's care looks at the same moment: it decides on the same marks, and only one of them writes."""
+    """Another monitor checks at the same moment: it decides on the same marks, and only one of them writes."""
     await story.fail(10)
     await sent(house)
 
@@ -949,7 +949,7 @@ async def test_a_site_without_an_owner_is_cared_for_without_mails(house, story):
 
 
 async def test_a_failure_that_comes_while_care_decides_is_not_forgotten(house, story):
-    """An endpoint is about to be called healthy when it fails once more: the row has moved, and care looks again."""
+    """An endpoint fails once more just before it counts as healthy: the row has moved, and the monitor checks again."""
     await story.fail(12)
     await sent(house)
     await story.work()
@@ -996,7 +996,7 @@ async def test_a_poisoned_owner_stands_in_nobodys_way(house):
 
 
 async def test_a_mail_that_is_in_the_outbox_already_is_no_endless_look(house, story):
-    """The same owner, kind and window are there: this look ends, and the next one finds another moment."""
+    """The same owner, kind and window are there: this check ends, and the next one finds another moment."""
     await story.fail(9)
     await house.session.execute(
         "insert into webhooks.emails (owner_email, kind, window_start, digest, state)"

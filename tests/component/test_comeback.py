@@ -278,7 +278,7 @@ async def many_parked(con, count):
 
 
 async def test_endpoints_are_found_while_changes_are_heard_of_all_the_time(con, session):
-    """Each look at all of them comes to its end before the next one begins."""
+    """Each check of all of them ends before the next one begins."""
     await many_parked(con, 3 * ENDPOINTS_PAGE)
     bench = Bench(session, queue_max=0)  # no room, so that no row is taken
     for _ in range(10):
@@ -305,7 +305,7 @@ async def test_a_change_of_any_endpoint_lets_an_open_breaker_ask_at_once(con, se
 
 
 async def test_lines_are_looked_through_while_changes_are_heard_of(con, session):
-    """A look through the rows of an ordered endpoint ends before the next one begins."""
+    """A scan of the rows of an ordered endpoint ends before the next one begins."""
     await con.execute("update webhooks.endpoints set ordered = true")
     await park(con, (WALKS_A_LOOK + 1) * WALK_PAGE)
     bench = Bench(session)

@@ -10,7 +10,7 @@ from pghookd.event_log.takers import WHOLE, Span
 
 
 class Clock:
-    """Stands still."""
+    """Does not move."""
 
     now = 100.0
 

@@ -379,7 +379,7 @@ async def test_what_stands_behind_the_event_that_a_filter_is_slow_with_goes_out(
         clock.ahead_s += 31  # the first rest is over
         for event_id in quick:
             await until(state_of(con, event_id, "delivered", None))
-        await life.diary.wait_for("delivery.parked", 2)  # looked at once more from the beginning
+        await life.diary.wait_for("delivery.parked", 2)  # evaluated once more from the beginning
         clock.ahead_s += 61
         lines = await life.diary.wait_for("delivery.parked", 3)
         await until(state_of(con, slow, "parked", "filter_slow"))

@@ -148,7 +148,7 @@ def test_a_reader_that_stopped_costs_lines_and_no_time(pipe):
     for _ in range(100):
         sink.put(b"y" * 999 + b"\n")
     assert sink.dropped >= 90
-    assert sink.untold() == 0  # there is no room to tell it yet
+    assert sink.untold() == 0  # there is no room to report it yet
     os.set_blocking(reading, False)
     while not sink.flush(within_s=0.01):
         try:

@@ -84,7 +84,7 @@ async def test_a_disabled_endpoint_is_not_tested(con, endpoint_id):
 
 @pytest.fixture
 async def waiting(con, endpoint_id):
-    """Return an event of which two endpoints have yet to hear."""
+    """Return an event that two endpoints have not got yet."""
     event_id = await con.fetchval("select webhooks.emit('s', 'order_updated', '{}')")
     await con.execute(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)"

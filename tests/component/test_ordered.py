@@ -46,7 +46,7 @@ async def emit(con, key, n):
 
 
 def settled(con, events, state="delivered"):
-    """Return a condition: so many deliveries stand there."""
+    """Return a condition: so many deliveries are in that state."""
 
     async def holds():
         return (
@@ -66,7 +66,7 @@ def seen(receiver):
 
 
 class OneByOne:
-    """A receiver's script that sees whether a key ever has two requests in flight, and answers as told."""
+    """A receiver's script that sees whether a key ever has two requests in flight, and answers as set."""
 
     def __init__(self, answer=lambda _request: 200, delay_s=0.0):
         self.answer = answer
@@ -219,7 +219,7 @@ class Counting:
 
 
 def scheduler():
-    """Return a scheduler whose clock stands still, with its lanes and lines."""
+    """Return a scheduler whose clock is fixed, with its lanes and lines."""
     lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
     order = Order(lanes)
     logger = crew.Diary().logger

@@ -66,7 +66,7 @@ class Plan:
         self.run_pages = _pages(explained["Plan"])
 
     def scans(self, table, today=None):
-        """Return (kind, relation, index) of a table's scans; a look into a later day, still empty, does not count."""
+        """Return (kind, relation, index) of a table's scans; a read of a later day, still empty, does not count."""
         return {
             (node["Node Type"], node["Relation Name"], node.get("Index Name", ""))
             for node in self.nodes
@@ -207,7 +207,7 @@ async def test_an_old_transaction_lowers_the_floor_and_no_more(session, today):
 
 
 async def test_a_burst_since_the_last_analyze_changes_no_plan(session, today):
-    """Two days of 100,000 each that no ANALYZE has ever seen; the reader stands at the end of the second."""
+    """Two days of 100,000 each that no ANALYZE has ever seen; the reader is at the end of the second."""
     for day, xid in ((today + 3, LAST_XID + 1), (today + 4, LAST_XID + 100_001)):
         await session.execute(
             f"""insert into webhooks.events (xid, event_id, site_id, type, payload) overriding system value
@@ -460,7 +460,7 @@ async def test_endpoints_with_rows_are_found_with_a_step_for_each_id(session):
 
 
 async def test_a_line_is_read_by_its_own_index_and_walked_in_pages(session, today):
-    """However much the endpoint has, and however much stands before it."""
+    """However much the endpoint has, and however much is before it."""
     await session.execute(BACKLOG.format(rows=60_000))
     await session.execute("update webhooks.backlog set endpoint_id = 7; analyze webhooks.backlog")
     page = 500
@@ -607,7 +607,7 @@ values (1, '{spec}', {last}, {after}, {last})
 
 
 async def replay_of(session, spec, after, last, looks, most=200):
-    """Run a page of a replay for its costs; return the plan, and what it said."""
+    """Run a page of a replay for its costs; return the plan, and its output."""
     await session.execute(REPLAY.format(spec=json.dumps(spec), after=after, last=last))
     sql = "select p.* from webhooks.replays r, webhooks.replay_page(r, $1, $2) p where r.replay_id = 1"
     page = await session.fetchrow(
@@ -720,7 +720,7 @@ async def test_keys_are_looked_up_in_their_index_of_the_days_that_count(session,
 
 
 async def test_a_key_that_everybody_has_costs_one_look(session, today):
-    """30,000 events of one key: the first and the newest are found at once, wherever the asked one stands."""
+    """30,000 events of one key: the first and the newest are found at once, wherever the requested one lies."""
     await session.execute(
         f"""insert into webhooks.events (event_id, site_id, type, payload, supersede_key, dedupe_key)
         overriding system value

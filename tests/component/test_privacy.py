@@ -147,7 +147,7 @@ async def test_an_erased_event_is_never_replayed(con, session):
 
 
 async def test_a_page_waits_for_a_replay_that_is_at_work(con, session, connect, database):
-    """Between the look at an event and its row in backlog lies a transaction: its payload is not erased meanwhile."""
+    """Between the read of an event and its row in backlog lies a transaction: its payload is not erased meanwhile."""
     event_id = await emit(con, 8)
     await bury(con, event_id)
     replay_id = await con.fetchval("select replay_id from webhooks.replay(site_id => 's', dry_run => false)")

@@ -454,7 +454,7 @@ async def test_a_new_endpoint_begins_after_the_newest_event(con, endpoint_id):
 
 
 async def test_the_first_endpoint_of_all_gets_the_first_event_of_all(con, endpoint_id):
-    """The sequence stands on its first value and has not handed it out."""
+    """The sequence is at its first value and has not handed it out."""
     begin = await con.fetchval(
         "select from_event_id from webhooks.endpoints where endpoint_id = $1", endpoint_id
     )

@@ -109,7 +109,7 @@ def test_nothing_else_is_opened(endpoint_id, purpose, keys, change):
 
 
 def endpoint(**columns):
-    return Endpoint(7, "s", 0, "http://x", ("*",), True, 0, **columns)  # noqa: FBT003 - as the columns stand
+    return Endpoint(7, "s", 0, "http://x", ("*",), True, 0, **columns)  # noqa: FBT003 - as the columns are
 
 
 def test_a_manner_signs_with_what_the_vault_opens():

@@ -211,7 +211,7 @@ class Booted:
         return int(Path(f"/proc/{of}/task/{of}/children").read_text())
 
     def console(self):
-        """Return what systemd has said so far."""
+        """Return the output of systemd so far."""
         return self._console.decode("utf-8", "replace")
 
     def call(self, *words, check=True):

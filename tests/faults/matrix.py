@@ -83,7 +83,7 @@ MATRIX = (
     ),
     Row(
         "P5",
-        "the event loop stands still for a moment",
+        "the event loop stalls for a moment",
         "below the lease nothing is lost or repeated, and a log line reports long stalls; the watchdog ends "
         "a daemon that hangs",
         "at once",
@@ -189,7 +189,7 @@ MATRIX = (
     Row(
         "P14",
         "the wall before metadata services is opened by the operator",
-        "the unit's own wall stands",
+        "the unit's own wall holds",
         "at once",
         (
             "test_fault_unit::test_no_metadata_service_can_be_reached",
@@ -328,7 +328,7 @@ MATRIX = (
     Row(
         "D13",
         "a storm of 400,000 notifications in some seconds; hostile producers",
-        "one look for many rings, memory stays as it was; deliveries go on, later by less than a second "
+        "one read for many rings, memory stays as it was; deliveries go on, later by less than a second "
         "meanwhile; nothing is slept through",
         "at once",
         (
@@ -536,7 +536,7 @@ MATRIX = (
         "R13",
         "the way out is cut for all",
         "a storm: first mails and clocks are held, the operator is notified; all arrives once it is back, and no "
-        "owner hears of it",
+        "owner gets a mail",
         "the next retry",
         (
             "test_care::test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator",

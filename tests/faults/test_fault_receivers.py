@@ -111,7 +111,7 @@ MAILS = {
 
 @pytest.mark.short
 async def test_the_way_out_is_cut_for_all(database, db, start, receiving, until, delivered):
-    """No attempt is the last one, no owner hears of it, the operator does; once it is back all arrives."""
+    """No attempt is the last one, no owner gets a mail, the operator does; once it is back all arrives."""
     async with (
         receiving(db, "answers:lively", len(HOSTS)) as running,
         WayOut(running.port, HOSTS) as line,

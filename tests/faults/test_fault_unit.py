@@ -1,4 +1,4 @@
-"""The unit is run: systemd/pghookd.service as it stands, by a systemd of the test's own, in all of its sandbox.
+"""The unit is run: systemd/pghookd.service unchanged, by a systemd of the test's own, in all of its sandbox.
 
 Changed by drop-ins are only where it logs to, how long systemd waits, where this test's Python has its libraries, and
 the values that the guide asks an operator to change so.

@@ -27,5 +27,5 @@ def shop(db, receiver, until):
 
 @pytest.fixture
 def reaches(shop):
-    """Return `await reaches(event_id, endpoint_id, state)`: waits until a delivery of `shop` stands there."""
+    """Return `await reaches(event_id, endpoint_id, state)`: waits until a delivery of `shop` is in the state."""
     return shop.reaches

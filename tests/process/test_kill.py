@@ -153,7 +153,7 @@ async def test_ten_kills_and_two_crashes_of_postgres_lose_nothing(own_server, tm
 
 
 async def test_two_instances_are_killed_among_receivers_that_fail(database, db, tmp_path, start, until, rng):
-    """Retries, deaths, parked and held deliveries all stand where they should, and each attempt is counted once."""
+    """Retries, deaths, parked and held deliveries all have the right state, and each attempt is counted once."""
     kills = 8
     settings = {
         "delivery_concurrency": CONCURRENCY,

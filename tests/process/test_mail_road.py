@@ -1,4 +1,4 @@
-"""The whole road to an owner: an endpoint fails, its owner gets a digest, it works again, the owner gets a mail."""
+"""From failure to owner: an endpoint fails, its owner gets a digest, it works again, the owner gets a mail."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver
     async with delivering(lanes, gate) as deliverer:
         delivery = queue(lanes, lane)
         deliverer.kick()
-        gate.shut = True  # it is taken, and looks at the gate once more before it leaves
+        gate.shut = True  # it is taken, and checks the gate once more before it leaves
         await asyncio.sleep(0)
         lanes.pause(lane, 60.0, time.monotonic())
         gate.shut = False

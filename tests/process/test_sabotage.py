@@ -159,7 +159,7 @@ async def killed(stage):
 
 
 async def frozen(stage):
-    """The owner stands still until another one has taken over, then goes on."""
+    """The owner is stopped until another one has taken over, then continues."""
     await stage.open("/slow")
     first = await stage.daemon(delivery_user_agent="first", **LEASE)
     second = await stage.daemon(HONEST, ready="standing by", delivery_user_agent="second", **LEASE)

@@ -1,6 +1,6 @@
 """Connections that are cut without a word: the daemon notices by itself, whatever it was doing, and recovers.
 
-A proxy stands for the network. Muted it keeps every connection open and passes nothing on, as a partition does;
+A proxy simulates the network. Muted it keeps every connection open and passes nothing on, as a partition does;
 the kernel acknowledges all the same, so that no keepalive can tell.
 """
 

@@ -169,7 +169,7 @@ def latest(mails, number, at):
 
 
 def check_recoveries(ledger):
-    """Each endpoint's mails alternate: told that it fails, reminded, told once that it works again."""
+    """Each endpoint's mails alternate: a report of the failure, reminders, one report that it works again."""
     state = {}
     for mail in ledger.mails:
         for number, kind in mail.sections.items():

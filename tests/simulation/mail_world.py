@@ -59,7 +59,7 @@ class Email:
     Attributes:
         accepted: the Message-IDs under which the server has taken it.
         explained: how many of these a fault explains beyond the first.
-        refused: the server has said never.
+        refused: the server has rejected it for good.
     """
 
     email_id: int

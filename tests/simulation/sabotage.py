@@ -208,14 +208,14 @@ class ForgetsTheDifference(FanOut):
 
 
 class ForgetsWhatWasDecided(FanOut):
-    """Decides about dedupe_keys on the recovery road as if nothing had been recorded."""
+    """Decides about dedupe_keys during recovery as if nothing had been recorded."""
 
     async def _look_up_firsts(self, keys, difference):
         return await super()._look_up_firsts(keys, dataclasses.replace(difference, again=False))
 
 
 class DecidesByPage(FanOut):
-    """Looks at no more than the page for the first of a dedupe_key."""
+    """Searches only the page for the first of a dedupe_key."""
 
     async def _find_firsts(self, keys, _difference):
         firsts = {}

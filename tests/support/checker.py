@@ -358,7 +358,7 @@ def _check_wake_up(findings, entries, events, within_s):
 def _check_integrity(findings, received, events, secrets):
     for (event_id, endpoint_id), entries in received.items():
         event = events.get(event_id)
-        if event is None:  # said as isolation
+        if event is None:  # reported as isolation
             continue
         ids = {entry["webhook-id"] for entry in entries}
         findings.hold("integrity", ids == {event["webhook_id"]}, f"{event_id} was called {ids}")

@@ -1,7 +1,7 @@
 """The daemon as a process: start it, read what it says, kill it, stop it.
 
 A test waits for its evidence: a line of the log, a row, an entry of the receiver's log. Never here: sleeping
-until something has probably happened, and anything that looks into the daemon's memory.
+until something has probably happened, and anything that reads the daemon's memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The mail road without a database: incidents, facts and marks in memory, decided by endpoint_health/owner_plan alone.
+"""Mails without a database: incidents, facts and marks in memory, decided by endpoint_health/owner_plan alone.
 
 Computes from lists the same as SQL from rows, so that a week passes in seconds and the two can be compared.
 """

@@ -1,6 +1,6 @@
 """Hostile producers: everything that a transaction may do around an INSERT into events, at random, seeded.
 
-Each keeps account of what it committed and when. Nothing here looks at the daemon.
+Each keeps account of what it committed and when. Nothing here reads the daemon's state.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ DOWN = Facts(failures=3, unsettled=1)
 
 
 def case(health, after_us, facts=DOWN, *, number=1, policy=POLICY, **columns):
-    """Return a case whose incident began at T0, looked at `after_us` later."""
+    """Return a case whose incident began at T0, checked `after_us` later."""
     known = {"first_failure_us": T0, "last_failure_us": T0 + after_us, **columns}
     return Case(Incident(number, health, **known), facts, T0 + after_us, policy)
 

@@ -830,7 +830,7 @@ def test_a_probe_that_ended_without_a_request_moves_no_wait():
     width = lane.width
     lanes.unsent(lane, probe)
     assert (lane.width, lane.in_flight, lanes.in_flight, lanes.probe_at(1)) == (width, 0, 0, 10.0)
-    assert lanes.parked.take(10.0, 60.0) == 1  # looked at again at once
+    assert lanes.parked.take(10.0, 60.0) == 1  # checked again at once
     assert lanes.offer(lane, delivery(late=True), 10.0) is Offer.QUEUED
 
 

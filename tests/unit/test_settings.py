@@ -171,7 +171,7 @@ TEXTS = [
     ("database.url", "postgresql://u@/d?host=/run/postgresql", "postgresql://u@/d?host=/run/postgresql"),
     ("log.successes", "1/100", 100),
 ]
-TOGETHER = [  # settings, and the names that a fault in them tells
+TOGETHER = [  # settings, and the names in the report of a fault
     ({"delivery": {"timeout_s": 20}}, {"delivery.grace_s", "delivery.timeout_s"}),
     ({"delivery": {"connect_timeout_s": 16}}, {"delivery.connect_timeout_s", "delivery.timeout_s"}),
     ({"delivery": {"concurrency": 8}}, set()),

@@ -63,7 +63,7 @@ def event_why(identity: str, config: Path | None, *, as_json: bool) -> None:
 @with_config
 @with_json
 def event_show(identity: str, config: Path | None, *, payload: bool, as_json: bool) -> None:
-    """Show an event, where its deliveries stand, and every attempt. ID is an event_id or a webhook-id."""
+    """Show an event, the state of its deliveries, and every attempt. ID is an event_id or a webhook-id."""
     event_id = event_id_of(identity)
     with expected_faults(as_json=as_json):
         settings = load(config)

@@ -17,7 +17,7 @@ from pghookd.event_log.supersede import Firsts, Keys
 from pghookd.model.delivery import Delivery
 
 MARKS_MAX: Final = 1024  # one mark a second accumulates while any transaction of the cluster stays open
-MARKS_SPREAD: Final = 64  # two marks stand at least this fraction of their age apart, counted in xids
+MARKS_SPREAD: Final = 64  # two marks are at least this fraction of their age apart, counted in xids
 
 
 class Snapshot(NamedTuple):
@@ -79,7 +79,7 @@ class XidMarks:
     `xid` on lies at or below `below(xid)`.
 
     Without any one mark a floor is only lower: reads scan more of the log and find the same events. So the number of
-    marks is bounded, and older marks stand farther apart.
+    marks is bounded, and older marks are farther apart.
     """
 
     def __init__(self, floor: int = 0, front: int = 0, *, most: int = MARKS_MAX) -> None:

@@ -92,7 +92,7 @@ class Breaker:
         self._wait(min(2 * self.wait_s, self.policy.probe_max_s), now, random01)
 
     def probe_proved_nothing(self, now: float, random01: float) -> None:
-        """Wait as long again: the probe told nothing about the endpoint."""
+        """Wait as long again: the probe proved nothing about the endpoint."""
         self._wait(self.wait_s, now, random01)
 
     def probe_now(self) -> None:

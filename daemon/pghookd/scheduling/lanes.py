@@ -783,7 +783,7 @@ class Lanes:
         return lane.hangs >= HANGS_MAX or host.hangs > HOST_HANGS_MAX
 
     def unsent(self, lane: Lane, delivery: Delivery) -> None:
-        """Record a delivery that ended without a request, which tells nothing about the endpoint.
+        """Record a delivery that ended without a request, which proves nothing about the endpoint.
 
         If it was the probe, another delivery may become the probe at once.
         """

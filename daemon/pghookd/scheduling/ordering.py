@@ -1,6 +1,6 @@
 """Delivers `ordered` endpoints in order: one delivery at a time of each line (an ordering_key at an endpoint), by id.
 
-A line stands in front of its endpoint's lane. Its head is in the lane and the rest waits here. Deliveries that do not
+A line is in front of its endpoint's lane. Its head is in the lane and the rest waits here. Deliveries that do not
 fit, or follow a failed one, have rows in `backlog` and come back by event_id. This is the order of the log: an event
 inserted after another one's commit has the greater id and is never read before it.
 
@@ -130,7 +130,7 @@ class Order:
         """Queue a delivery from the log, or return why it was not queued.
 
         Returns:
-            BEHIND if rows of its line come first, or memory holds enough of it. WAIT if memory is full, or the look
+            BEHIND if rows of its line come first, or memory holds enough of it. WAIT if memory is full, or the scan
             for such rows is about to come. Otherwise the result of Lanes.offer. The caller passes its write to `note`.
         """
         line = self.assign(delivery)
@@ -149,7 +149,7 @@ class Order:
         return Offer.QUEUED
 
     def _is_looked_at_next(self, lot: EndpointLines, lane: Lane) -> bool:
-        """Return True if the first look through an endpoint's rows is still to come and nothing delays it."""
+        """Return True if the first scan of an endpoint's rows is still to come and nothing delays it."""
         first = lot.walk == 0 and not lot.sorted
         return first and self.recovered and not lane.breaker.is_open and not lane.paused_until
 
