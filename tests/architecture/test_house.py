@@ -54,7 +54,7 @@ def test_classes_are_short():
     assert {each.name for each in classes() if lines_of(each) > CLASS_LINES_MAX} == LONG_CLASSES
 
 
-def test_no_class_name_stands_twice():
+def test_no_class_name_occurs_twice():
     counts = Counter(each.name for each in classes())
     assert not {name for name, count in counts.items() if count > 1}
 

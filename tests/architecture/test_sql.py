@@ -53,7 +53,7 @@ def test_a_query_is_named_verb_and_noun(path):
     assert re.fullmatch(r"[a-z]+(?:_[a-z]+)+", path.stem)
 
 
-def test_lines_of_queries_are_no_wider_than_prose():
+def test_lines_of_queries_are_not_wider_than_prose():
     wide = [
         f"{path.name}:{number}"
         for path in QUERIES

@@ -148,7 +148,7 @@ async def test_what_the_table_lets_through_can_be_used_and_nothing_else(con, ses
         assert not await usable(session, await add(con, auth)), auth
 
 
-async def test_only_what_is_encrypted_may_be_a_text(con):
+async def test_only_an_encrypted_value_may_be_a_text(con):
     await add(con, "enc:v1:a:AAAA")
     for text in ("enc:v2:a:AAAA", "", "null", "enc:v1:" + "A" * 24_000):
         with pytest.raises(asyncpg.CheckViolationError):
@@ -209,7 +209,7 @@ async def test_rows_changed_meanwhile_are_kept_and_old_code_changes_no_auth(con,
         await session.fetchval(query("wrap_secrets"), *([None] for _ in range(7)), ["plain"])
 
 
-async def test_a_rotated_key_wraps_it_anew(con, session, database):
+async def test_a_rotated_key_wraps_it_again(con, session, database):
     ids = [await add(con, BEARER), await add(con, BASIC, secret="plain")]
     lost = await add(con, "enc:v1:gone:AAAA")
     await con.execute("update webhooks.endpoints set secret = 'another' where endpoint_id = $1", lost)
@@ -250,7 +250,7 @@ async def test_check_says_how_it_lies_and_what_cannot_be_used(con, session, data
     assert f"endpoint {crossed} end dead, as invalid: auth.client_certificate.key is not the key" in faults[0]
 
 
-async def test_show_tells_the_kinds_and_no_value(con, session, database):
+async def test_show_prints_the_kinds_and_no_value(con, session, database):
     settings = settings_of(database)
     ids = [await add(con, BASIC), await add(con, "enc:v1:a:AAAA")]
     ids.append(
@@ -278,7 +278,7 @@ async def test_an_endpoint_is_added_with_it_and_its_fault_quotes_nothing(con, da
 # On the wire --------------------------------------------------------------------------------------------------------
 
 
-async def test_basic_and_bearer_stand_in_the_head_sealed_or_not(con, session, database, receiver, until):
+async def test_basic_and_bearer_are_in_the_head_sealed_or_not(con, session, database, receiver, until):
     await add(con, BASIC, url=receiver.url("/basic"), headers='{"Authorization": "Bearer own"}')
     await add(con, BEARER, url=receiver.url("/bearer"))
     await add(con, BEARER, url=receiver.url("/profile"), profile="github", secret="x")
@@ -378,7 +378,7 @@ async def granting(con, authority, receive, grant):
         yield asked, {"egress": {"ca_file": str(authority.ca_file)}}
 
 
-async def test_a_token_is_fetched_once_and_anew_after_a_401(con, session, database, authority, until):
+async def test_a_token_is_fetched_once_and_again_after_a_401(con, session, database, authority, until):
     seen = []
 
     def receive(_name, head, _body):

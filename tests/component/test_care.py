@@ -315,7 +315,7 @@ async def test_a_blip_is_nobodys_business(house, story):
     assert (await house.health(story.endpoint))["health"] == "healthy"
 
 
-async def test_health_says_what_is_the_matter(house, story):
+async def test_health_names_the_fault(house, story):
     await story.fail(4)
     found = await house.health(story.endpoint)
     assert (found["health"], found["last_status"], found["waiting"]) == ("shaky", 500, 4)
@@ -325,14 +325,14 @@ async def test_health_says_what_is_the_matter(house, story):
     assert await kinds(house) == [("failing", "queued")]
 
 
-async def test_a_first_wait_of_nothing_tells_of_the_first_failure(make_house):
+async def test_a_first_wait_of_nothing_reports_the_first_failure(make_house):
     house = await make_house(mail={"sender": "hooks@platform.example", "first_wait_s": 0})
     story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(10))
     await story.fail()
     assert await kinds(house) == [("failing", "queued")]
 
 
-async def test_what_was_under_way_when_a_mail_was_made_is_told_in_the_next(house, story):
+async def test_deliveries_in_flight_when_a_mail_was_made_are_in_the_next(house, story):
     await story.fail(9)
     under_way, asked_at = next(story.events), story.now + 355 * SECOND
     await story.pass_s(360)
@@ -424,7 +424,7 @@ async def test_unsubscribing_by_the_token_in_the_mail(make_house):
         await house.session.execute("select webhooks.unsubscribe('x')")
 
 
-async def test_a_snoozed_endpoint_is_told_of_when_it_wakes(house, story):
+async def test_a_snoozed_endpoint_is_reported_when_it_wakes(house, story):
     await house.session.execute(
         "select webhooks.snooze_endpoint($1, now() + interval '2 hours')", story.endpoint
     )
@@ -471,7 +471,7 @@ async def test_one_poisoned_event_never_switches_an_endpoint_off(house, story):
     assert (await house.health(story.endpoint))["disable_at"] is None
 
 
-async def test_a_partly_failing_endpoint_is_told_of_daily_and_never_switched_off(house, story):
+async def test_a_partly_failing_endpoint_is_reported_daily_and_never_disabled(house, story):
     bad = await house.events(2)
     for hour in range(7 * 24):
         if hour % 4 == 0:
@@ -573,7 +573,7 @@ async def test_what_only_the_platform_can_mend_goes_to_the_operator(make_house, 
     assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
 
 
-async def test_the_operator_is_told_once_and_not_too_often(make_house):
+async def test_the_operator_is_notified_once_and_not_too_often(make_house):
     house = await make_house(mail=OPERATOR)
     endpoint, *_ = await house.endpoints(1, 1)
     events = iter(await house.events(100))
@@ -601,7 +601,7 @@ async def test_the_operator_is_told_once_and_not_too_often(make_house):
     assert all(later - earlier >= house.policy.gap_us for earlier, later in itertools.pairwise(times))
 
 
-async def test_nobody_is_told_of_faults_where_there_is_no_operator(make_house):
+async def test_faults_are_not_mailed_without_an_operator(make_house):
     house = await make_house()
     endpoint, *_ = await house.endpoints(1, 1)
     now = await buried(house, endpoint.number, await house.events(1), Reason.INVALID)
@@ -636,7 +636,7 @@ async def test_what_the_platforms_policy_blocks_is_not_failing(make_house, error
     assert len(await house.mails()) == 1
 
 
-async def test_a_real_failure_of_a_blocked_endpoint_is_told(house, story):
+async def test_a_real_failure_of_a_blocked_endpoint_is_mailed(house, story):
     blocked = {
         "outcome": Outcome.BLOCKED,
         "status": None,
@@ -690,7 +690,7 @@ async def test_our_own_faults_are_nobodys_trouble(house, story):
     assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
 
 
-async def test_gone_is_told_as_switched_off_and_held_events_before_they_expire(house, story):
+async def test_gone_is_mailed_as_disabled_and_held_events_before_they_expire(house, story):
     await story.fail(verdict=Disable(reason=DisabledReason.GONE), status=410)
     await story.pass_s(900)
     assert await kinds(house) == [("disabled", "queued")]
@@ -705,7 +705,7 @@ async def test_gone_is_told_as_switched_off_and_held_events_before_they_expire(h
     assert section.held_until_us == story.start + 14 * DAY
 
 
-async def test_what_its_owner_switched_off_is_no_news_to_them(house, story):
+async def test_an_endpoint_disabled_by_its_owner_is_not_reported(house, story):
     await story.fail(3)
     await house.session.execute("update webhooks.endpoints set enabled = false")
     await story.pass_s(2 * 86_400, step=3600)
@@ -733,7 +733,7 @@ async def test_sites_of_one_owner_are_one_mail_or_one_each(make_house):
         assert sum(len(digest_in(row).sections) for row in first) == 6
 
 
-async def test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator(make_house):
+async def test_a_storm_holds_first_mails_and_clocks_and_notifies_the_operator(make_house):
     house = await make_house(mail={"sender": "hooks@platform.example", "operator": "ops@platform.example"})
     endpoints = await house.endpoints(30, 1)
     house.traffic = 60
@@ -795,7 +795,7 @@ async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):
     assert await house.session.fetchval("select count(*) from webhooks.incidents where state = 'shaky'") == 0
 
 
-async def test_a_storm_that_comes_and_goes_is_no_flood_of_mails(make_house):
+async def test_a_storm_that_comes_and_goes_does_not_flood_mailboxes(make_house):
     """Somebody makes one every few minutes: the operator gets an email an hour at most."""
     house = await make_house(mail=OPERATOR)
     endpoints = await house.endpoints(25, 1)
@@ -806,7 +806,7 @@ async def test_a_storm_that_comes_and_goes_is_no_flood_of_mails(make_house):
     assert 1 <= [kind for kind, _ in await kinds(house)].count("storm") <= 2
 
 
-async def test_what_is_dead_for_long_keeps_no_storm_alive(make_house):
+async def test_long_dead_endpoints_keep_no_storm_alive(make_house):
     """Notified owners are not evidence, nor are failures of six hours ago: a new failure is mailed in time."""
     house = await make_house(mail=OPERATOR)
     endpoints = await house.endpoints(26, 1)
@@ -910,7 +910,7 @@ async def test_a_mail_about_a_sold_site_goes_to_its_new_owner(house, story):
     assert _told((await house.mails())[1]) == {story.endpoint: 12}
 
 
-async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
+async def test_many_sites_without_an_owner_are_checked_one_by_one(house):
     """None of them waits for what another's rows hold, and one check of a page of them is bounded."""
     endpoints = await house.endpoints(120, 1)
     await house.session.execute("update webhooks.sites set owner_email = null")
@@ -923,7 +923,7 @@ async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
     assert await house.mails() == []
 
 
-async def test_a_second_carer_tells_nothing_twice(house, story):
+async def test_a_second_monitor_mails_nothing_twice(house, story):
     """Another monitor checks at the same moment: it decides on the same marks, and only one of them writes."""
     await story.fail(10)
     await sent(house)
@@ -973,7 +973,7 @@ def _at(us):
     return dt.datetime.fromtimestamp(us / 1e6, dt.UTC)
 
 
-async def test_a_poisoned_owner_stands_in_nobodys_way(house):
+async def test_a_poisoned_owner_delays_no_other_owner(house):
     """One owner's marks are invalid: they are checked later, the other owner is notified in time."""
     endpoints = await house.endpoints(2, 1)
     start = now_us()
@@ -995,7 +995,7 @@ async def test_a_poisoned_owner_stands_in_nobodys_way(house):
     assert await house.look(start + 22 * MINUTE) == 1
 
 
-async def test_a_mail_that_is_in_the_outbox_already_is_no_endless_look(house, story):
+async def test_a_mail_that_is_in_the_outbox_already_ends_the_check(house, story):
     """The same owner, kind and window are there: this check ends, and the next one finds another moment."""
     await story.fail(9)
     await house.session.execute(

@@ -111,7 +111,7 @@ async def test_the_same_certificate_shares_a_connection_and_nothing_else_does(au
     assert identity_of(shown["a"]) != identity_of(ClientCertificate(certificate, key + "\n"))
 
 
-async def test_the_server_is_verified_as_ever(authority, shown, tmp_path):
+async def test_the_server_is_verified_as_before(authority, shown, tmp_path):
     other = Certificates(tmp_path).server_context("other", "IP:127.0.0.1")
     for context, name in (
         (other, "tls_untrusted"),
@@ -148,7 +148,7 @@ async def test_one_that_openssl_does_not_take_is_told_apart(authority):
     assert (answer, seen) == (Fault(Outcome.UNREACHABLE, "tls: client_certificate"), [])
 
 
-async def test_what_is_diverted_shows_nothing(authority, shown):
+async def test_a_diverted_request_shows_no_certificate(authority, shown):
     sender = sending(authority)
     sender.diverted_to = 7
     assert sender.aim("https://a.example.com/", shown["a"]).request.certificate is None

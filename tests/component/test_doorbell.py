@@ -369,7 +369,7 @@ async def test_a_sleeper_says_that_it_lives_however_rarely_it_polls(database, un
         await until(lambda: beats.count(1) >= 3, 5.0)
 
 
-async def test_what_comes_without_the_trigger_is_found_by_the_poll(database, session, until):
+async def test_events_without_the_trigger_are_found_by_the_poll(database, session, until):
     async with living(database, poll={"fallback_s": 0.1}) as life:
         await life.diary.wait_for("bell.slept")
         await session.execute("set webhooks.bell = off")

@@ -140,7 +140,7 @@ async def test_what_is_refused_is_refused_before_the_proxy_hears_of_it():
     assert proxy.heads == []
 
 
-async def test_the_gate_before_the_proxy_stands_alone():
+async def test_the_gate_before_the_proxy_works_alone():
     async with forwarding() as proxy:
         for addresses in (["127.0.0.1"], [PUBLIC, "10.0.0.1"], ["::ffff:7f00:1"]):
             sender = Sender(

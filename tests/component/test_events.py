@@ -416,7 +416,7 @@ async def test_an_undecided_filter_is_logged_once_an_hour(database, con, receive
     )
 
 
-async def test_what_was_held_is_filtered_when_it_goes_out(database, con, receiver, until, sift):
+async def test_held_events_are_filtered_when_they_go_out(database, con, receiver, until, sift):
     await con.execute("update webhooks.endpoints set enabled = false")
     ids = [await emit(con, payload=json.dumps({"total": total})) for total in (1, 101)]
     async with living(database):

@@ -200,7 +200,7 @@ async def test_only_the_daemon_reaches_sequences(login_as, role):
 
 @pytest.mark.parametrize("days", ["0", "-1", "'-infinity'", "'nan'", "null"])
 @pytest.mark.parametrize("what", ["erase_payloads", "erase_responses"])
-async def test_nothing_is_erased_for_an_age_that_is_none(login_as, what, days):
+async def test_nothing_is_erased_for_an_invalid_age(login_as, what, days):
     daemon = await login_as("webhooks_daemon")
     with pytest.raises(asyncpg.PostgresError, match="days is a number above 0"):
         await daemon.execute(f"select webhooks.{what}({days}, 10)")

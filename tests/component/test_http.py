@@ -335,7 +335,7 @@ async def test_an_endless_head_is_stopped(piece):
         b"ICY 200 OK\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_response(data):
+async def test_invalid_http_responses(data):
     answer, _ = await exchange(raw(data), timeout_s=0.3)
     if PURE_PYTHON in os.environ and b"\r\n" not in data:  # that parser waits for the end of the line
         assert answer == Fault(Outcome.TIMEOUT, "response")
@@ -567,7 +567,7 @@ async def test_a_kept_connection_is_not_kept_for_ever():
         assert len(sending._wires) == 1
 
 
-async def test_leaving_ends_what_is_under_way():
+async def test_leaving_ends_requests_in_flight():
     async with receiving(raw(b"")) as receiver:
         async with sender() as sending:
             task = asyncio.create_task(post_to(sending, f"http://127.0.0.1:{receiver.port}/"))
@@ -634,7 +634,7 @@ def test_a_target_hides_the_path():
 @pytest.mark.parametrize(
     "addresses", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1"], ["127.0.0.1", "127.0.0.2"]]
 )
-async def test_the_socket_guard_stands_alone(addresses):
+async def test_the_socket_guard_works_alone(addresses):
     async with receiving(answering(OK)) as receiver:
         async with sender(policy=EgressPolicy(), resolver=Liar(*addresses)) as sending:
             answer = await post_to(sending, f"http://rebind.example.com:{receiver.port}/")

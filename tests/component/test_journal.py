@@ -112,7 +112,7 @@ def test_long_values_and_lines_are_cut(pipe):
     assert orjson.loads(lines[1][3:])["event"] == "daemon.ready"
 
 
-def test_an_exception_is_told_without_local_variables(pipe):
+def test_an_exception_is_logged_without_local_variables(pipe):
     def say(log):
         hidden = ["hunter2"]
         try:

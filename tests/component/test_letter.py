@@ -191,7 +191,7 @@ def test_every_cause_has_a_sentence_and_advice(cause, error, language):
     assert text_of(sent(digest_of(made, language=language)))
 
 
-def test_causes_are_told_in_plain_words():
+def test_causes_are_explained_in_plain_words():
     for changes, sentence in (
         ({"cause": Cause.TIMEOUT, "status": None, "error": "response"}, "did not answer within 15 seconds."),
         ({"cause": Cause.TIMEOUT, "status": None, "timeout_s": 2.5}, "did not answer within 2.5 seconds."),
@@ -212,7 +212,7 @@ def test_causes_are_told_in_plain_words():
         assert sentence in told(digest_of(section(**changes)))
 
 
-def test_what_was_not_sent_is_told_as_such():
+def test_unsent_deliveries_are_reported_as_such():
     slow = told(digest_of(section(cause=Cause.FILTER_SLOW, status=None, error="filter_slow")))
     assert "filter takes too long to be evaluated" in slow
     assert "Simplify the filter" in slow
@@ -259,7 +259,7 @@ def test_several_ways_to_give_up_are_counted_apart():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("fate", Fate)
-def test_each_way_to_give_up_can_be_said_in_each_language(fate, language):
+def test_each_way_to_give_up_has_words_in_each_language(fate, language):
     for count in (1, 2):
         made = section(dead=count, dead_by=((fate.value, count),))
         assert text_of(sent(digest_of(made, language=language)))
@@ -274,7 +274,7 @@ def test_what_was_not_delivered_can_be_had_by_an_answer_or_by_asking():
     assert "reply to" not in text
 
 
-def test_the_operator_is_told_what_cannot_be_sent():
+def test_the_operator_gets_a_mail_about_unsendable_events():
     text = told(sample("faults"))
     for fact in (
         "14 events since 13 May 2026, 08:00 UTC could not be sent",
@@ -305,7 +305,7 @@ def test_a_redirect_names_where_to_and_nothing_else(error, shown):
     assert shown in told(digest_of(section(cause=Cause.REDIRECT, status=302, error=error)))
 
 
-def test_what_fails_in_parts_is_told_by_type_and_never_threatened():
+def test_partial_failures_are_reported_by_type_and_never_threatened():
     text = told(sample("partly"))
     assert "Your webhook fails for some events" in text
     assert "These event types fail: product_updated." in text
@@ -313,7 +313,7 @@ def test_what_fails_in_parts_is_told_by_type_and_never_threatened():
     assert "We do not switch a webhook off while some of its events arrive." in text
 
 
-def test_the_dead_are_told_with_what_can_be_done():
+def test_dead_deliveries_are_reported_with_advice():
     assert "To have the events that were not delivered sent again, reply to this email." in told(
         sample("recovered")
     )
@@ -640,7 +640,7 @@ def test_right_to_left_names_turn_nothing_round():
     assert "Messages from \u2068\u05d7\u05e0\u05d5\u05ea\u2069 to shop.example.com" in text
 
 
-def test_no_secret_of_a_url_is_told():
+def test_no_secret_of_a_url_is_shown():
     text = text_of(sent(digest_of(section(url="https://user:pw@h.example/x?token=geheim#geheim"))))
     assert "https://h.example/x" in text
     assert "geheim" not in text
@@ -809,7 +809,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("files", "fault"), BROKEN, ids=lambda value: str(value)[:40])
-def test_what_is_broken_is_left_out_and_told(tmp_path, files, fault):
+def test_broken_templates_are_left_out_and_reported(tmp_path, files, fault):
     letters = put(tmp_path, files)
     message = sent(sample("failing", "de"), letters)
     assert words_in(text_of(message)) == words_in(text_of(sent(sample("failing", "de"))))
@@ -818,13 +818,13 @@ def test_what_is_broken_is_left_out_and_told(tmp_path, files, fault):
     assert re.match(fault, told)
 
 
-def test_a_text_with_too_few_forms_is_told(tmp_path):
+def test_a_text_with_too_few_forms_is_reported(tmp_path):
     letters = put(tmp_path, {"words__de.toml": "[language]\nplural = 'n%3'\n[events]\nany = ['a', 'b']"})
     assert letters.faults == ("words/de.toml: events.any needs 3 forms, as language.plural says",)
     assert text_of(sent(sample("failing", "de"), letters))
 
 
-def test_a_missing_folder_is_told():
+def test_a_missing_folder_is_reported():
     letters = Letters(MAIL.model_copy(update={"templates": "/nowhere/letters"}))
     assert letters.faults == ("mail.templates: /nowhere/letters is not a folder",)
     assert text_of(sent(sample("failing"), letters))

@@ -171,7 +171,7 @@ async def test_a_payload_is_the_row_with_its_nulls_and_columns_in_order(things):
     ]  # fmt: skip
 
 
-async def test_an_update_tells_of_rows_that_look_different(things):
+async def test_an_update_makes_events_of_rows_that_look_different(things):
     await watch(things, "token", "seen_at")
     await things.execute(
         "insert into things (id, shop, name) values (1, 's', 'a'), (2, 's', 'b'), (3, 's', 'c')"

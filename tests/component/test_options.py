@@ -295,7 +295,7 @@ async def test_rotating_keeps_the_kind_of_key(con):
         (f"1, '1 h', '{SECRET}'", "that is the secret of endpoint 1 already"),
     ],
 )  # fmt: skip
-async def test_wrong_rotations_are_told_without_a_secret(con, call, told):
+async def test_wrong_rotations_are_reported_without_a_secret(con, call, told):
     with pytest.raises(asyncpg.PostgresError) as caught:
         await con.execute(f"select webhooks.rotate_secret({call})")
     assert caught.value.message == told

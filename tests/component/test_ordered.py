@@ -183,7 +183,7 @@ async def test_a_key_goes_on_only_when_the_death_of_its_first_event_is_durable(
     assert await con.fetchval("select count(*) from webhooks.dead") == 1
 
 
-async def test_what_was_held_goes_out_before_what_comes_after(database, con, receiver, until):
+async def test_held_events_go_out_before_later_ones(database, con, receiver, until):
     receiver.script = OneByOne()
     switch = "update webhooks.endpoints set enabled = {}"
     async with living(database):
@@ -238,7 +238,7 @@ def scheduler():
     return due, lanes, order
 
 
-async def test_lines_of_a_disabled_endpoint_are_not_looked_at_again_and_again(database, con):
+async def test_lines_of_a_disabled_endpoint_are_not_checked_again_and_again(database, con):
     ids = [await emit(con, key, 0) for key in KEYS]
     await con.executemany(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, line)"
@@ -344,7 +344,7 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
     assert seen(receiver) == {key: list(range(n)) for key, n in numbers.items()}
 
 
-async def test_lines_that_wait_for_the_log_are_looked_at_a_few_at_a_time(database, con):
+async def test_lines_that_wait_for_the_log_are_checked_a_few_at_a_time(database, con):
     """None of them can be taken: the recorder does not go on at once."""
     names = [f"k{n}" for n in range(5 * LINES_A_LOOK)]
     for name in names:

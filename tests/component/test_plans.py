@@ -256,7 +256,7 @@ async def test_a_page_walks_the_primary_key_and_stops(session, today, shards):
     assert plan.run_pages < (30 if shards is None else 400)
 
 
-async def test_what_is_left_in_the_log_is_skimmed_along_the_primary_key(session, today):
+async def test_deferred_events_are_skimmed_along_the_primary_key(session, today):
     since, upto = (1, 1, []), (LAST_XID + 1, LAST_XID + 1, [])
     sites = [f"s{n}" for n in range(16)]
     plan = await explain(session, query("skim_events"), since, upto, 0, id_of(today, 0), 200, None, 16, sites)
@@ -293,7 +293,7 @@ async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, to
     assert plan.run_pages < 120
 
 
-async def test_what_is_settled_is_read_from_one_day_by_ids(session, today):
+async def test_settled_deliveries_are_read_from_one_day_by_ids(session, today):
     """Of 50 events with 1,000 others between them."""
     ids = [id_of(today, 1000 + n * 20) for n in range(50)][::-1]
     everything = (ids, ids[0], ids[-1], 0, 2**63 - 1)
@@ -309,7 +309,7 @@ async def test_what_is_settled_is_read_from_one_day_by_ids(session, today):
     assert plan.run_pages < 500
 
 
-async def test_what_is_settled_is_read_from_one_day_by_range(session, today):
+async def test_settled_deliveries_are_read_from_one_day_by_range(session, today):
     bounds = (id_of(today, 2000), id_of(today, 1000), 2000)
     await session.fetch(query("read_settled"), *bounds)  # so that catalogues are read
     plan = await explain(session, query("read_settled"), *bounds)
@@ -628,7 +628,7 @@ async def replay_of(session, spec, after, last, looks, most=200):
     ],
 )
 @pytest.mark.parametrize("days_ago", [0, 40])
-async def test_a_page_of_a_replay_costs_by_what_it_looks_at(session, today, spec, taken, pages, days_ago):
+async def test_a_page_of_a_replay_costs_by_the_rows_it_reads(session, today, spec, taken, pages, days_ago):
     """From the middle of today, and from 40 days ago, with 40,000 events and more before its end."""
     after = (today - days_ago) * DAY if days_ago else id_of(today, 30_000)
     plan, page = await replay_of(session, spec, after, id_of(today, 0), 500)
@@ -719,7 +719,7 @@ async def test_keys_are_looked_up_in_their_index_of_the_days_that_count(session,
         assert plan.run_pages < pages, (name, plan.run_pages)
 
 
-async def test_a_key_that_everybody_has_costs_one_look(session, today):
+async def test_a_key_that_everybody_has_costs_one_query(session, today):
     """30,000 events of one key: the first and the newest are found at once, wherever the requested one lies."""
     await session.execute(
         f"""insert into webhooks.events (event_id, site_id, type, payload, supersede_key, dedupe_key)

@@ -118,7 +118,7 @@ async def test_old_payloads_are_erased_and_the_records_stay(con, session):
     assert await payloads(con) == [ERASED] * 1201
 
 
-async def test_no_payload_goes_whose_event_is_on_its_way(con, session):
+async def test_no_payload_of_an_unsettled_event_is_erased(con, session):
     waiting, gone, unread = [await emit(con, 8) for _ in range(3)]
     await queue(con, waiting)
     await con.execute("update webhooks.shards set floor = $1", gone)
@@ -286,7 +286,7 @@ async def test_an_owner_of_two_sites_stays_until_the_second_is_forgotten(con):
     assert await con.fetchval("select count(*) from webhooks.owners") == 0
 
 
-async def test_what_was_on_its_way_is_caught_by_the_second_walk(con, session, connect, database):
+async def test_events_in_flight_are_erased_by_the_second_walk(con, session, connect, database):
     """A producer that has not committed, an attempt that is recorded afterwards, a row in the daemon's hand."""
     event_id, held = await emit(con, site_id="t"), await emit(con, site_id="t")
     await queue(con, held, "t")

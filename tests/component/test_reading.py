@@ -82,7 +82,7 @@ async def test_hostile_producers_lose_nothing_and_repeat_nothing(database, sessi
     )
 
 
-async def test_what_lies_unread_at_the_end_is_found_by_whoever_comes_next(database, session):
+async def test_unread_events_at_the_end_are_found_by_the_next_instance(database, session):
     """The stored positions of hostile minutes, walked by another reader: nothing is below a floor."""
     seed = crew.seed()
     two_phase = await producers.takes_two_phase(session)
@@ -148,7 +148,7 @@ async def test_a_big_transaction_that_was_open_at_the_last_read_comes_in_pages(d
         assert len(set(ids(it))) == len(ids(it))
 
 
-async def test_hundreds_of_open_transactions_are_no_trouble(database, session, connect):
+async def test_hundreds_of_open_transactions_do_no_harm(database, session, connect):
     async with desk(database) as it:
         opened = [await connect(database) for _ in range(60)]
         for each in opened:

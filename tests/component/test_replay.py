@@ -104,7 +104,7 @@ def ended(con, state="done"):
         ("endpoint_id => 99", asyncpg.NoDataFoundError, "no endpoint 99"),
     ],
 )  # fmt: skip
-async def test_what_makes_no_sense_is_refused_in_words(con, what, fault, words):
+async def test_nonsense_is_refused_in_words(con, what, fault, words):
     with pytest.raises(fault, match=words):
         await dry(con, what)
 
@@ -254,7 +254,7 @@ async def test_a_run_delivers_what_the_dry_run_counted(database, con, receiver, 
     assert {row[0] for row in await con.fetch("select state from webhooks.deliveries")} == {"delivered"}
 
 
-async def test_attempts_number_on_and_the_schedule_begins_anew(database, con, receiver, until):
+async def test_attempts_number_on_and_the_schedule_begins_again(database, con, receiver, until):
     """Ten attempts are behind it and it is older than age_max_s: it gets all of the schedule once more."""
     receiver.script = lambda _request: 500
     ids = await insert(con, 2)

@@ -372,7 +372,7 @@ async def test_jsonb_is_taken_as_a_payload(con):
     }
 
 
-async def test_what_is_no_json_is_refused(con):
+async def test_invalid_json_is_refused(con):
     with pytest.raises(asyncpg.InvalidTextRepresentationError):
         await emit(con, payload="{")
 
@@ -400,7 +400,7 @@ async def test_database_and_daemon_make_the_same_webhook_id(con, event_id, creat
 @pytest.mark.parametrize(
     "text", ["", "evt_", "evt_" + "0" * 27, "evt_" + "0" * 29, "EVT_" + "0" * 28, "evt_" + "G" * 28]
 )
-async def test_what_is_no_webhook_id_has_no_event(con, text):
+async def test_an_invalid_webhook_id_has_no_event(con, text):
     assert await con.fetchval("select webhooks.event_id($1)", text) is None
 
 
@@ -575,12 +575,12 @@ async def test_operations_say_who_did_what(con, endpoint_id):
         ("select webhooks.enable_endpoint(77, 'burn')", "held is deliver, drop or latest_per_key, not burn"),
     ],
 )
-async def test_wrong_arguments_are_told_in_a_sentence(con, sql, error):
+async def test_wrong_arguments_are_refused_in_a_sentence(con, sql, error):
     with pytest.raises(asyncpg.PostgresError, match=error):
         await con.execute(sql)
 
 
-async def test_changes_of_endpoints_are_told_to_the_daemon(con, database, connect, endpoint_id, until):
+async def test_changes_of_endpoints_notify_the_daemon(con, database, connect, endpoint_id, until):
     heard = []
     listener = await connect(database)
     await listener.add_listener("pghookd", lambda *args: heard.append(args[-1]))

@@ -256,7 +256,7 @@ async def test_many_sites_in_arrears_are_read_in_whole_chunks(database, session)
 # Busy endpoints ---------------------------------------------------------------------------------------------------
 
 
-async def test_endpoints_with_work_are_looked_at_again_page_by_page(database, session):
+async def test_endpoints_with_work_are_read_again_page_by_page(database, session):
     await add(session, "flood", 3 * REFRESH_PAGE)
     async with desk(database) as it:
         nothing_goes_out(it)

@@ -123,7 +123,7 @@ async def test_one_that_the_receiver_refuses_is_dropped_and_a_newer_one_is_not(a
         assert (second.line, len(it.asked)) == (line("two"), 2)
 
 
-async def test_a_failure_is_shared_and_the_next_one_asks_anew(authority):
+async def test_a_failure_is_shared_and_the_next_one_requests_again(authority):
     no = http(401, b'{"error": "invalid_client"}')
     async with world(authority, no, token("t", expires_in=0), token("u")) as it:
         tokens = it.tokens()
@@ -168,7 +168,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-async def test_what_is_no_token_is_none(authority, kind):
+async def test_an_invalid_token_is_refused(authority, kind):
     data, outcome, error = HOSTILE[kind]
     async with world(authority, data) as it:
         found = await it.tokens().token()

@@ -39,7 +39,7 @@ def vault_of(text):
 # Keys and texts -----------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_told_apart_by_their_ids():
+def test_keys_differ_by_their_ids():
     assert parse_keys(f" a:{ONE},b-2:{TWO}\n") == {"a": b"\1" * 32, "b-2": b"\2" * 32}
     digest = hashlib.sha256(b"\1" * 32).hexdigest()[:8]
     assert parse_keys(ONE) == {digest: b"\1" * 32}
@@ -48,14 +48,14 @@ def test_keys_are_told_apart_by_their_ids():
 @pytest.mark.parametrize(
     "text", ["hunter2", f"A:{ONE}", f"a:{ONE[:-4]}", f"a:{ONE} a:{TWO}", f":{ONE}", "a:"]
 )
-def test_what_is_no_key_is_refused_and_not_quoted(text):
+def test_an_invalid_key_is_refused_and_not_quoted(text):
     with pytest.raises(ValueError, match="has a key, number") as caught:
         parse_keys(text)
     assert not any(part in str(caught.value) for part in ("hunter2", ONE[:10], TWO[:10]))
 
 
 @pytest.mark.parametrize("plain", [PLAIN, "legacy ü \ud800", "whsk_" + ONE])
-def test_what_was_encrypted_is_opened_and_nothing_shows(plain):
+def test_encrypted_values_are_opened_and_nothing_shows(plain):
     vault = vault_of(OLD)
     sealed = vault.seal(plain, 7, SECRET)
     assert sealed.startswith("enc:v1:old:")
@@ -189,7 +189,7 @@ async def test_plain_secrets_are_encrypted_at_first_sight_and_no_bell_rings(con,
     assert heard == [f"endpoints:{ids[0]}"]
 
 
-async def test_what_changed_in_between_is_left_alone(con, session):
+async def test_rows_changed_in_between_are_left_alone(con, session):
     endpoint_id = await add(con, PLAIN)
     sealed = vault_of(OLD).seal(PLAIN, endpoint_id, SECRET)
     await con.execute("update webhooks.endpoints set secret = 'newer'")
@@ -218,7 +218,7 @@ async def test_a_rotation_keeps_the_kind_of_an_encrypted_secret_and_the_old_one(
     assert now.startswith("enc:v1:")
 
 
-async def test_a_rotated_key_wraps_everything_anew_and_may_be_interrupted(con, session, database):
+async def test_a_rotated_key_wraps_everything_again_and_may_be_interrupted(con, session, database):
     ids = [await add(con, f"secret {n}") for n in range(450)]
     await con.execute("update webhooks.endpoints set previous_secret = 'x', previous_secret_until = now()")
     while await wrap_plain(session, vault_of(OLD)):

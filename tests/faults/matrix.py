@@ -89,7 +89,7 @@ MATRIX = (
         "at once",
         (
             "test_fault_process::test_frozen_for_moments",
-            "test_moving::test_a_loop_that_stood_still_is_told",
+            "test_moving::test_a_stalled_loop_is_logged",
             "test_drain::test_the_watchdog_is_fed_while_the_loops_move",
         ),
     ),
@@ -164,7 +164,7 @@ MATRIX = (
         "the suspects are held, quarantined, and the log moves on; kills for no such reason hold nothing",
         "a few starts",
         (
-            "test_quarantine::test_what_takes_the_daemon_down_is_held_and_the_log_moves_on",
+            "test_quarantine::test_a_delivery_that_crashes_the_daemon_is_held_and_the_log_moves_on",
             "test_quarantine::test_kills_for_no_reason_hold_nothing",
         ),
     ),
@@ -193,7 +193,7 @@ MATRIX = (
         "at once",
         (
             "test_fault_unit::test_no_metadata_service_can_be_reached",
-            "test_fault_unit::test_the_second_wall_stands_where_the_first_was_opened",
+            "test_fault_unit::test_the_second_wall_holds_where_the_first_was_opened",
         ),
     ),
     Row(
@@ -204,7 +204,7 @@ MATRIX = (
         (
             "test_away::test_away_for_a_while",
             "test_kill::test_ten_kills_and_two_crashes_of_postgres_lose_nothing",
-            "test_fault_mail::test_owners_are_told_of_what_failed_whatever_else_breaks",
+            "test_fault_mail::test_owners_get_reports_of_failures_despite_other_faults",
         ),
     ),
     Row(
@@ -243,7 +243,7 @@ MATRIX = (
         "the result of a COMMIT is unknown",
         "committed rows are found, nothing is recorded twice",
         "within a second",
-        ("test_fault_network::test_what_became_of_a_commit_is_never_known",),
+        ("test_fault_network::test_the_result_of_a_commit_is_never_known",),
     ),
     Row(
         "D6",
@@ -255,7 +255,7 @@ MATRIX = (
             "test_fault_network::test_one_connection_goes_silent",
             "test_fault_network::test_the_bell_goes_silent_while_it_is_asked_for",
             "test_watch::test_one_backend_that_hangs_is_noticed",
-            "test_watch::test_every_session_is_asked_even_while_all_sleeps",
+            "test_watch::test_every_session_is_pinged_even_while_all_sleeps",
         ),
     ),
     Row(
@@ -359,7 +359,7 @@ MATRIX = (
         "as wrong as the clock is",
         "at once",
         (
-            "test_moving::test_a_wrong_clock_is_told",
+            "test_moving::test_a_wrong_clock_is_logged",
             "test_fault_process::test_the_clock_steps",
             "test_fault_process::test_daylight_saving_begins_or_ends",
             "test_fault_changes::test_the_servers_time_zone_changes",
@@ -382,7 +382,7 @@ MATRIX = (
         "reading stays bounded",
         "at once",
         (
-            "test_reading::test_hundreds_of_open_transactions_are_no_trouble",
+            "test_reading::test_hundreds_of_open_transactions_do_no_harm",
             "test_plans::test_a_page_walks_the_primary_key_and_stops",
         ),
     ),
@@ -539,7 +539,7 @@ MATRIX = (
         "owner gets a mail",
         "the next retry",
         (
-            "test_care::test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator",
+            "test_care::test_a_storm_holds_first_mails_and_clocks_and_notifies_the_operator",
             "test_week::test_a_storm_mails_nobody_but_the_operator",
             "test_fault_receivers::test_the_way_out_is_cut_for_all",
         ),
@@ -573,7 +573,7 @@ MATRIX = (
         "that delivery is dead with a reason, or goes out as it is; neighbours flow",
         "at once",
         (
-            "test_bad_rows::test_a_secret_that_is_none_is_dead",
+            "test_bad_rows::test_an_invalid_secret_is_dead",
             "test_bad_rows::test_a_type_outside_the_pattern_is_dead",
             "test_bad_rows::test_a_time_from_another_age_is_delivered",
             "test_bad_rows::test_nobody_to_deliver_to",
@@ -628,7 +628,7 @@ MATRIX = (
         "the poll finds them",
         "the poll's interval",
         (
-            "test_doorbell::test_what_comes_without_the_trigger_is_found_by_the_poll",
+            "test_doorbell::test_events_without_the_trigger_are_found_by_the_poll",
             "test_reading::test_a_big_transaction_that_was_open_at_the_last_read_comes_in_pages",
         ),
     ),
@@ -664,7 +664,7 @@ MATRIX = (
             "test_smtp::test_a_cut_connection",
             "test_smtp::test_a_silent_server_is_left_after_a_while",
             "test_mail_road::test_an_outage_of_the_mail_server_costs_one_mail_and_no_delivery",
-            "test_fault_mail::test_owners_are_told_of_what_failed_whatever_else_breaks",
+            "test_fault_mail::test_owners_get_reports_of_failures_despite_other_faults",
         ),
     ),
     Row(

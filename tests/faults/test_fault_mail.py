@@ -94,7 +94,7 @@ async def _told(db):
 
 
 @pytest.mark.short
-async def test_owners_are_told_of_what_failed_whatever_else_breaks(
+async def test_owners_get_reports_of_failures_despite_other_faults(
     own_server, start, failing, box, until, tmp_path
 ):
     await migrate.migrate(own_server.url())

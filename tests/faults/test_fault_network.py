@@ -130,7 +130,7 @@ async def test_a_slow_database_costs_time_and_nothing_else(network, direct, star
 
 
 @pytest.mark.short
-async def test_what_became_of_a_commit_is_never_known(network, direct, start, receiving, until, delivered):
+async def test_the_result_of_a_commit_is_never_known(network, direct, start, receiving, until, delivered):
     """The connection is cut once COMMIT has gone through: the outcomes are recorded, and not recorded twice."""
     daemon = await start(network.url, **SETTINGS)
     async with receiving(direct, "answers:lively") as running:

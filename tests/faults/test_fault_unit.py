@@ -376,9 +376,7 @@ async def test_no_metadata_service_can_be_reached(walled, system):
         assert system.reach_from_unit(targets | others) == others
 
 
-async def test_the_second_wall_stands_where_the_first_was_opened(
-    walled, system, inside, db, until, delivered
-):
+async def test_the_second_wall_holds_where_the_first_was_opened(walled, system, inside, db, until, delivered):
     """`egress.allow` names the metadata service; only IPAddressAllow= opens it indeed."""
     walled.start()
     system.has_address("169.254.169.254")

@@ -84,7 +84,7 @@ async def test_no_schema_is_exit_3(database_url, start):
     assert not daemon.noise
 
 
-async def test_wrong_settings_are_told_all_at_once(database, start):
+async def test_wrong_settings_are_reported_all_at_once(database, start):
     daemon = await start(
         database, ready="", delivery_timeout_s="soon", retry_schedule="5 minutes", delivry_concurrency=3
     )

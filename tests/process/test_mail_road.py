@@ -59,7 +59,7 @@ def kinds(box):
     return [mail.message["X-Pghookd-Kind"] for mail in box.accepted]
 
 
-async def test_an_owner_is_told_that_it_fails_and_that_it_works_again(
+async def test_an_owner_gets_mails_of_a_failure_and_of_the_recovery(
     db, database, start, shop, receiver, box, owner, until
 ):
     endpoint = await shop.open("/a?token=secret")
@@ -88,7 +88,7 @@ async def test_an_owner_is_told_that_it_fails_and_that_it_works_again(
     assert (health["health"], health["waiting"], health["dead"]) == ("healthy", 0, 0)
 
 
-async def test_an_owner_is_told_of_a_slow_filter_and_that_a_simpler_one_works(
+async def test_an_owner_gets_mails_of_a_slow_filter_and_of_the_recovery(
     db, database, start, shop, box, owner, until
 ):
     slow = "exists($.a[*] ? (exists($.a[*] ? (@ == -1))))"  # the square of the array's length

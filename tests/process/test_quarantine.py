@@ -63,7 +63,7 @@ async def _ended_or_done(daemon, db, left):
 
 
 @pytest.mark.parametrize("retried", [False, True], ids=["fresh from the log", "due in backlog"])
-async def test_what_takes_the_daemon_down_is_held_and_the_log_moves_on(
+async def test_a_delivery_that_crashes_the_daemon_is_held_and_the_log_moves_on(
     database, db, sites, receiver_process, start, until, retried
 ):
     before = await insert(db, sites, AROUND)

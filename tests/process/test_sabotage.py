@@ -239,7 +239,7 @@ async def tell(story, stage, connect):
 
 
 @pytest.mark.parametrize("name", STORIES)
-async def test_nothing_is_said_of_a_daemon_as_it_should_be(stage, connect, name):
+async def test_an_intact_daemon_passes_every_check(stage, connect, name):
     await tell(STORIES[name], stage, connect)
 
 

@@ -74,7 +74,7 @@ def broken(entries, inserted):
     return found
 
 
-def test_the_check_finds_what_is_out_of_order():
+def test_the_check_finds_events_out_of_order():
     def entries(*ids):
         return [{"webhook-id": f"evt_{n:014x}{0:014x}"} for n in ids]
 

@@ -201,7 +201,7 @@ async def test_sigterm_while_cut_off_ends_within_the_grace(
     assert not daemon.noise
 
 
-async def test_every_session_is_asked_even_while_all_sleeps(database, db, start, until):
+async def test_every_session_is_pinged_even_while_all_sleeps(database, db, start, until):
     daemon = await start(database, log_level="debug", database_heartbeat_s=0.3, poll_fallback_s=0)
     await daemon.wait_for("bell.slept")
     sql = (

@@ -58,12 +58,12 @@ def _caught(first, make_world, caught_by):
 
 
 @pytest.mark.timeout(LONG_S)
-def test_no_history_breaks_what_must_hold():
+def test_no_history_breaks_an_invariant():
     assert _live(histories, _seeds())
 
 
 @pytest.mark.timeout(LONG_S)
-def test_no_history_of_mails_breaks_what_must_hold():
+def test_no_history_of_mails_breaks_an_invariant():
     seeds = _seeds()
     assert _live(mail_histories, seeds[: max(20, len(seeds) // 5)])
 

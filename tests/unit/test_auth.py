@@ -65,7 +65,7 @@ def test_each_kind_is_read_and_shows_nothing():
     assert "BEGIN" not in repr(read)
 
 
-def test_static_lines_stand_in_the_head_once_and_for_all():
+def test_static_lines_are_in_the_head_once_and_for_all():
     encoded = base64.b64encode("me:pä:ss".encode()).decode()
     told = [
         ({"basic": {"username": "me", "password": "pä:ss"}}, f"authorization: Basic {encoded}\r\n"),
@@ -111,7 +111,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("number", range(len(BROKEN)))
-def test_what_cannot_be_used_is_told_without_a_word_of_it(number):
+def test_unusable_values_are_reported_without_quoting_them(number):
     with pytest.raises(ValueError, match="auth") as caught:
         manner(BROKEN[number])
     assert "canary" not in str(caught.value)
@@ -181,7 +181,7 @@ REFUSALS = [
 ]  # fmt: skip
 
 
-def test_what_is_no_token_is_refused_by_a_constant_name():
+def test_an_invalid_token_is_refused_by_a_constant_name():
     for status, body, name in REFUSALS:
         assert oauth.granted(status, body) == Fault(Outcome.REFUSED, f"oauth2: {name}")
 

@@ -73,7 +73,7 @@ def test_a_probe_that_proves_nothing_is_repeated_after_the_same_wait():
     assert breaker.probe_at == 160.0
 
 
-def test_closed_it_counts_anew_and_reopened_it_begins_with_the_first_wait():
+def test_closed_it_counts_afresh_and_reopened_it_waits_as_at_first():
     breaker = fed("-" * 10)
     breaker.close()
     assert [breaker.failed(0.0, 0.5) for _ in range(10)] == [False] * 9 + [True]

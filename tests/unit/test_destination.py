@@ -122,7 +122,7 @@ NO_WEB_ADDRESS = [
 ]
 
 
-def test_urls_that_are_no_plain_web_address_are_refused():
+def test_urls_that_are_not_plain_web_addresses_are_refused():
     assert [(url, refused(url)) for url, _ in NO_WEB_ADDRESS] == NO_WEB_ADDRESS
 
 

@@ -48,14 +48,14 @@ def test_the_window_closes_ten_minutes_after_the_owners_first_failure():
     assert told(closed, late) == {1: Kind.FAILING, 2: Kind.FAILING}
 
 
-def test_two_failures_and_a_success_are_no_failing_endpoint():
+def test_two_failures_and_a_success_are_not_a_failing_endpoint():
     facts = Facts(failures=2, unsettled=1)
     found = plan([case(Health.SHAKY, 10 * MINUTE, facts, window_us=T0, last_success_us=T0 + MINUTE)], Owner())
     assert not found.sections
     assert found.steps[1].closed
 
 
-def test_what_was_delivered_in_the_end_is_forgotten():
+def test_events_delivered_in_the_end_are_forgotten():
     facts = Facts(failures=0, unsettled=0)
     at = T0 + MINUTE
     found = plan(
@@ -122,7 +122,7 @@ def test_a_recovery_waits_for_others_that_work_again_but_not_for_ever():
     assert told(*late)[1] is Kind.RECOVERED
 
 
-def test_no_recovery_is_told_where_no_failure_was():
+def test_no_recovery_is_mailed_without_a_failure():
     facts = Facts()
     off = case(Health.DISABLED, HOUR, facts, last_failure_us=T0, recovering_us=T0 + 1, last_success_us=T0 + 1)
     assert plan([off], Owner()).steps[1].health is Health.SHAKY

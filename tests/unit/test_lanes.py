@@ -834,7 +834,7 @@ def test_a_probe_that_ended_without_a_request_moves_no_wait():
     assert lanes.offer(lane, delivery(late=True), 10.0) is Offer.QUEUED
 
 
-def test_an_endpoint_that_has_changed_is_looked_at_before_all_others():
+def test_an_endpoint_that_has_changed_is_checked_before_all_others():
     lanes = make(policy=SOON)
     for number in (1, 2, 3):
         opened(lanes, number)

@@ -86,7 +86,7 @@ UNUSABLE = [
 ]  # fmt: skip
 
 
-def test_what_cannot_be_used_is_told_without_a_secret():
+def test_unusable_options_are_reported_without_a_secret():
     for asked in UNUSABLE:
         with pytest.raises(ValueError, match=r".") as caught:
             manner(**asked)
@@ -103,7 +103,7 @@ def test_statuses():
         assert parse_statuses(text) == statuses
 
 
-def test_what_are_no_statuses():
+def test_invalid_statuses():
     for text in [
         "",
         ",",
@@ -134,6 +134,6 @@ def test_a_rate_that_none_can_keep_ends_deliveries_and_nothing_else(asked):
 
 
 @pytest.mark.parametrize("asked", [-1.0, float("nan"), float("inf")])
-def test_a_timeout_that_is_none(asked):
+def test_an_invalid_timeout(asked):
     with pytest.raises(ValueError, match="timeout_s"):
         manner(timeout_s=asked)

@@ -126,7 +126,7 @@ def test_an_endpoint_is_delayed_by_an_outcome_and_by_nothing_else():
     assert not pending.is_aside(8)
 
 
-def test_what_is_set_aside_is_bounded():
+def test_delayed_outcomes_are_bounded():
     pending = Pending()
     for number in range(OUTCOMES_ASIDE_MAX):
         assert not pending.is_full

@@ -151,7 +151,7 @@ OUT_OF_BOUNDS = [
 ]
 
 
-def test_what_is_out_of_bounds_is_refused():
+def test_values_out_of_bounds_are_refused():
     for name, value in OUT_OF_BOUNDS:
         section, field = name.split(".")
         with pytest.raises(pydantic.ValidationError) as raised:
@@ -196,7 +196,7 @@ def test_texts_become_values():
         assert plain(value_of(Settings.model_validate({section: {field: text}}), name)) == value
 
 
-def test_what_does_not_go_together_is_told():
+def test_contradictions_are_reported():
     for values, names in TOGETHER:
         found = [set(each.names) for each in contradictions(Settings.model_validate(values))]
         assert found == ([names] if names else []), values

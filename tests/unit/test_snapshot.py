@@ -67,7 +67,7 @@ def test_the_newest_mark_that_counts_wins():
     assert marks.newest == Mark(3, 30)
 
 
-def test_what_was_stored_is_the_least():
+def test_the_stored_position_is_the_least():
     marks = XidMarks(floor=7, front=9)
     marks.note(Mark(5, 10))
     assert (marks.floor(A.snapshot), marks.front(A.snapshot)) == (7, 9)
@@ -253,7 +253,7 @@ def test_a_page_with_nothing_in_it_moves_the_shard_at_once():
     assert shard.settled == B
 
 
-def test_a_shard_stands_still_while_anything_of_its_first_page_is_open():
+def test_a_shard_does_not_advance_while_its_first_page_is_open():
     shard = ShardLog(0, A)
     first, second = shard.page(B, 1.0), shard.page(C, 2.0)
     one, two, three = delivery(first), delivery(first), delivery(second)

@@ -53,10 +53,10 @@ def test_ends_on_all_machines_count_together():
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[[1,2,3]]", '[[1,"x",0,true]]', "null"])
-def test_what_is_none_of_ours_is_left_out(text):
+def test_foreign_values_are_left_out(text):
     assert read_suspects(text) == ()
 
 
-def test_what_is_written_is_read():
+def test_written_values_are_read_back():
     names = (Suspect(5, 6, 1, in_flight=False), Suspect(7, 8))
     assert read_suspects(write_suspects(names)) == names

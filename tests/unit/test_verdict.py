@@ -153,7 +153,7 @@ RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE = [
 ]
 
 
-def test_retry_after_is_clamped_and_heard_on_429_and_503_alone():
+def test_retry_after_is_clamped_and_honoured_on_429_and_503_alone():
     for status, retry_after, wait_s in RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE:
         assert verdict_on(Reply(status, retry_after=retry_after)) == Retry(wait_s)
 

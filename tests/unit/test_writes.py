@@ -29,7 +29,7 @@ def test_a_success_on_the_healthy_path_is_one_row_and_one_statement():
     assert batch.single
 
 
-def test_a_success_clears_only_what_has_a_row():
+def test_a_success_clears_only_deliveries_with_a_row():
     batch = batch_of([delivered(delivery(1)), delivered(delivery(2, attempts=3, in_backlog=True))])
     assert batch.cleared == [(2, 7)]
     assert [row[2] for row in batch.attempts] == [1, 4]
@@ -128,7 +128,7 @@ def test_a_test_may_switch_its_endpoint_off_and_is_not_held():
     assert batch.backlog == []
 
 
-def test_an_event_for_another_endpoint_alone_is_no_test_of_this_one():
+def test_an_event_for_another_endpoint_alone_is_not_a_test_of_this_one():
     other = addressed()
     other.event.endpoint_id = 8
     assert batch_of([attempted(other, Retry(30.0))]).backlog
