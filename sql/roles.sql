@@ -1,5 +1,5 @@
 -- The four roles of a pghookd schema, each with the least it needs. Repeatable; roles belong to the whole cluster,
--- so one that exists already is used as it is. Run by `pghookd migrate --roles`, by a role that may create roles.
+-- so a role that exists already is used as it is. Run by `pghookd migrate --roles`, as a role that may create roles.
 
 do $$
 declare
@@ -49,9 +49,9 @@ grant execute on function webhooks.add_endpoint, webhooks.send_test, webhooks.ca
 grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
 grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.release to webhooks_admin;
 
--- The daemon reads the log and writes what became of it, and nothing else by its own rights: what it may do to events it
--- does through functions. Rights on the parents are enough: partitions get none. Where the tables' owner is no superuser
--- it is a member of it, since DETACH CONCURRENTLY and ANALYZE need ownership, and could do what the owner can.
+-- The daemon reads the log and writes the outcomes, and nothing else by its own rights: it changes events only through
+-- functions. Rights on the parents are enough: partitions get none. If the tables' owner is not a superuser, the daemon is
+-- a member of its role, since DETACH CONCURRENTLY and ANALYZE need ownership; it could then do what the owner can.
 revoke all on all tables in schema webhooks from webhooks_daemon;
 grant select on all tables in schema webhooks to webhooks_daemon;
 do $$
@@ -63,7 +63,7 @@ begin
   end loop;
 end $$;
 grant insert on webhooks.attempts to webhooks_daemon;
-grant insert (what, detail) on webhooks.operations to webhooks_daemon;  -- the actor is who is logged in
+grant insert (what, detail) on webhooks.operations to webhooks_daemon;  -- the actor is the session's login
 grant insert, delete on webhooks.dead, webhooks.partitions to webhooks_daemon;
 grant update (enabled, disabled_reason) on webhooks.endpoints to webhooks_daemon;
 grant insert, update on webhooks.emails, webhooks.owners to webhooks_daemon;

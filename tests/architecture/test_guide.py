@@ -1,4 +1,4 @@
-"""The guide's table of shared resources: every row names a test that there is."""
+"""The guide's table of shared resources: every row names a test that exists."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ MODULES = load()
 LINES_MAX = 60
 MEDIAN_MAX = 8
 CLASS_LINES_MAX = 300
+TEST_NAME_MAX = 70
 # Longer classes, each to be divided; the list may only become shorter.
 LONG_CLASSES = {"ContentWriter", "FanOut", "Lanes", "Monitor", "Recorder"}
 NO_NAMES = {"base", "common", "helper", "helpers", "manager", "misc", "util", "utils"}
@@ -53,7 +54,7 @@ def test_classes_are_short():
     assert {each.name for each in classes() if lines_of(each) > CLASS_LINES_MAX} == LONG_CLASSES
 
 
-def test_no_class_name_stands_twice():
+def test_no_class_name_occurs_twice():
     counts = Counter(each.name for each in classes())
     assert not {name for name, count in counts.items() if count > 1}
 
@@ -73,6 +74,13 @@ def test_every_exception_from_the_rules_has_a_reason(path):
         if (found := EXCEPTION.search(line)) and not (found["codes"].strip(": ") and found["reason"])
     ]
     assert not bare
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_of_tests_are_short(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert not [name for name in names if name.startswith("test_") and len(name) > TEST_NAME_MAX]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

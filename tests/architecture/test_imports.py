@@ -1,4 +1,4 @@
-"""Imports walk down the floors, what is pure stays pure, and each piece of the world has one importer."""
+"""Imports walk down the floors, pure modules stay pure, and each piece of the world has one importer."""
 
 from __future__ import annotations
 

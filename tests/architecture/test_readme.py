@@ -1,4 +1,4 @@
-"""What the README and the guides list is what the code has: settings, log events, states and commands."""
+"""The README and the guides list exactly what the code has: settings, log events, states and commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DOTTED = re.compile(r"`([a-z]+\.[a-z][a-z0-9_]*)`")
 
 
 def section(name):
-    """Return what stands in the operations guide between `<!-- name -->` and the next `<!-- /name -->`."""
+    """Return the part of the operations guide between `<!-- name -->` and the next `<!-- /name -->`."""
     found = re.search(rf"<!-- {name} -->(.*?)<!-- /{name} -->", OPERATIONS, re.DOTALL)
     assert found, f"systemd/README.md has no section between <!-- {name} --> and <!-- /{name} -->"
     return found[1]

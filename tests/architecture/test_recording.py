@@ -1,4 +1,4 @@
-"""What runs on the recorder's session is prepared before its locks are taken: the list is complete."""
+"""The statements of the recorder's session are prepared before its locks are taken: the list is complete."""
 
 from __future__ import annotations
 

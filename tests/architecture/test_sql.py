@@ -11,7 +11,7 @@ QUERIES = sorted((SQL / "queries").glob("*/*.sql"))
 MIGRATIONS = sorted((SQL / "migrations").glob("*.sql"))
 WIDTH = 120
 # Lines of queries that are wider; the number may only fall. A migration stays as it was applied.
-WIDE_LINES_MAX = 149
+WIDE_LINES_MAX = 103
 TEXTS = set().union(*(module.texts() for module in load().values()))
 STRINGS = re.compile(r"'(?:[^']|'')*'|\$(\w*)\$.*?\$\1\$", re.DOTALL)
 COMMENTS = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -53,7 +53,7 @@ def test_a_query_is_named_verb_and_noun(path):
     assert re.fullmatch(r"[a-z]+(?:_[a-z]+)+", path.stem)
 
 
-def test_lines_of_queries_are_no_wider_than_prose():
+def test_lines_of_queries_are_not_wider_than_prose():
     wide = [
         f"{path.name}:{number}"
         for path in QUERIES

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a durable server, a cheap receiver, the daemon as a process, pairs, and the baseline file.
+"""Shared by the benchmarks: a durable server, a cheap receiver, the daemon as a process, pairs, and the baseline file.
 
 Every figure is a ratio to a yardstick in the same run, or is given with its spread: machines differ and drift.
 """
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 
 class Nginx:
-    """The cheapest receiver there is; counts what arrived."""
+    """The cheapest receiver there is; counts its requests."""
 
     def __init__(self) -> None:
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""What bad filters cost other sites: from commit to arrival at 20 sites without a filter, 100 events a second, beside
+"""The cost of bad filters for other sites: from commit to arrival at 20 sites without a filter, 100 events a second, beside
 three more sites, whose filters raise, take 4 seconds, and match everything, 15 events a second each.
 
 Slices of two seconds in turn, under one daemon: nobody beside them, three sites with as many events and no filters, and
@@ -25,7 +25,7 @@ SITES, PER_S, BESIDE_PER_S = 20, 100, 15
 SLOW_S = 4.0
 NUMBERS = list(range(60))
 FILTERS = {
-    "raises": "$.text > 1",  # and its payload is none that jsonb can hold
+    "raises": "$.text > 1",  # jsonb cannot hold its payload
     "slow": "exists($.a[*] ? (@ == -1))",  # nested until it takes so long
     "all": "exists($.**)",
 }
@@ -99,7 +99,7 @@ async def _watch(connection: asyncpg.Connection, first: int) -> dict[int, float]
 async def life(
     own: EmbeddedServer, hosts: tuple[str, str], slow: str, rounds: int
 ) -> list[dict[str, list[float]]]:
-    """Return of each round, by what was beside them, milliseconds from commit to arrival."""
+    """Return milliseconds from commit to arrival, for each round, by the kind of neighbours."""
     url = await fresh(own, "bench")
     connection, other = await asyncpg.connect(url), await asyncpg.connect(url)
     await _fill(connection, *hosts, slow)

@@ -1,4 +1,4 @@
-"""What a site that floods the log costs others: from commit to arrival at 20 sites, 100 events a second, while one more
+"""The cost of a site that floods the log, for others: from commit to arrival at 20 sites, 100 events a second, while one more
 site, with 20 endpoints, has had 20,000 events inserted at once, 400,000 deliveries.
 
 Slices of ten seconds, alone and beside the flood, on a new database each time.

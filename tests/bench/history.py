@@ -34,7 +34,7 @@ class Place:
         self.upper = 0
 
     async def anchor(self) -> None:
-        """Stand at now, as a daemon does that has just stored its position."""
+        """Set the position to now, as of a daemon that has just stored it."""
         newest = await self.session.fetchval(query("read_newest_event_id"))
         self.marks = XidMarks(newest, newest)
         self.upper = upper_end(newest)

@@ -1,7 +1,7 @@
-"""Whether an endpoint's `rate_per_s` and `concurrency` hold over a minute of overload, and what their neighbours feel.
+"""The `rate_per_s` and `concurrency` of endpoints over a minute of overload, and the effect on their neighbours.
 
 One endpoint may have 50 requests a second and gets events for 100; one may have 4 at a time, which take it 100 ms each,
-and gets events for twice as many; one asks for a pause of 5 s now and then; twenty take what comes. All at the receiver.
+and gets events for twice as many; one asks for a pause of 5 s now and then; twenty have no limit. All at the receiver.
 
 usage: pacing.py [--quick]
 """
@@ -96,7 +96,7 @@ def early(seconds: float) -> list[float]:
     asks = Receiver.arrived["asks"]
     late = []
     for refused in Receiver.refused:
-        in_flight = refused + 0.1  # on its way when it was refused
+        in_flight = refused + 0.1  # in flight when it was refused
         after = [each for each in asks if each > in_flight]
         if after and refused < asks[0] + seconds - PAUSE_S:
             late.append(after[0] - refused - PAUSE_S)

@@ -91,7 +91,7 @@ async def main(*, quick: bool) -> None:
             url = await fresh(own, "bench")
             connection, other = await asyncpg.connect(url), await asyncpg.connect(url)
             await make_bare(connection)
-            # No endpoint: what is measured is what producers pay, not what sending takes of the same two cores.
+            # No endpoint: the figure is the cost for producers, without that of sending on the same two cores.
             await connection.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")
             slices = Slices(own.binary("pgbench"), url, Path(folder), seconds)
             figures: dict[str, object] = {"clients": CLIENTS, "seconds a slice": seconds}

@@ -75,7 +75,7 @@ async def live(connection: asyncpg.Connection, first: int, seconds: float) -> li
 
 
 async def replayed(connection: asyncpg.Connection, total: int) -> float:
-    """Wait for a replay's end; return how many a second it put on their way."""
+    """Wait for a replay's end; return its rate in deliveries a second."""
     async with asyncio.timeout(60 + 2 * total / REPLAYED_PER_S):
         while (await connection.fetchval("select count(*) from webhooks.replays where state <> 'done'")) or (
             await connection.fetchval("select count(*) from webhooks.backlog")

@@ -1,6 +1,6 @@
 """Shapes of load: many sites or one, few endpoints or many, live and catching up, ordered or not.
 
-Each shape's rate stands beside that of one site with one endpoint, measured before and after it in the same run. An
+Each shape's rate is compared with that of one site with one endpoint, measured before and after it in the same run. An
 endpoint gets ten deliveries at least: the first prepares it, and takes twice as long.
 
 usage: shapes.py [--quick] [NAME...]       NAME: a part of a shape's name; without one, all
@@ -66,7 +66,7 @@ class Shape:
 
     @property
     def standard(self) -> Shape:
-        """What it is compared with."""
+        """The shape that it is compared with."""
         return Shape(live=self.live, keys=self.keys)
 
 

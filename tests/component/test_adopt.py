@@ -108,7 +108,7 @@ async def test_ids_that_go_back_while_it_runs_end_the_epoch(database, session, u
     assert ending == epoch.Foreign("its event ids went back")
 
 
-async def test_systemd_is_told_that_a_daemon_holding_still_is_ready(database, session, until, tmp_path):
+async def test_a_daemon_that_holds_still_reports_ready_to_systemd(database, session, until, tmp_path):
     await run_for_a_while(database, session, until)
     await session.execute(ANOTHER_SERVER)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as heard:
@@ -209,7 +209,7 @@ async def test_a_dump_restored_elsewhere_is_adopted_with_all_its_foreign_xids(
 # Adopting -----------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_settled_stays_settled(database, session, until):
+async def test_settled_deliveries_stay_settled(database, session, until):
     """Delivered, waiting, held and dead are left as they are; only what nobody settled is queued."""
     await run_for_a_while(database, session, until)
     open_ones = await producers.emit(session, 6, mark="not read yet")
@@ -354,7 +354,7 @@ async def test_an_open_producer_is_waited_for_and_makes_no_other_wait(database, 
         "select count(*) > 0 from pg_stat_activity"
         " where application_name = 'pghookd/adopt' and query like 'set transaction%'"
     )
-    await until(lambda: session.fetchval(looking))  # it has looked whether the producer has ended
+    await until(lambda: session.fetchval(looking))  # it has checked if the producer has ended
     assert await slowest_insert(session) < PRODUCERS_WAIT_S
     assert not adopting.done()
     await open_one.execute("commit")
@@ -362,7 +362,7 @@ async def test_an_open_producer_is_waited_for_and_makes_no_other_wait(database, 
     assert await session.fetchval("select min(floor) from webhooks.shards") >= max(first_ids)
 
 
-async def test_what_is_inserted_while_it_adopts_goes_out_once(database, session, connect, receiver, until):
+async def test_events_inserted_during_adopt_go_out_once(database, session, connect, receiver, until):
     """Producers commit all the while: each event is either queued by adopt or read by the daemon after it."""
     await run_for_a_while(database, session, until)
     await session.execute(ANOTHER_SERVER)
@@ -388,7 +388,7 @@ async def test_what_is_inserted_while_it_adopts_goes_out_once(database, session,
 
 
 async def test_on_the_same_server_only_the_machine_is_noted(database, session, connect, until):
-    """Nothing is to be anchored anew, so that an open producer is not waited for."""
+    """No position is reset, so that the daemon does not wait for an open producer."""
     await run_for_a_while(database, session, until)
     stored = await session.fetch("select shard, snapshot, floor, stored_at from webhooks.shards order by 1")
     open_one = await connect(database)
@@ -404,7 +404,9 @@ async def test_on_the_same_server_only_the_machine_is_noted(database, session, c
     )
     assert [row[0] for row in await session.fetch("select host from webhooks.home")] == ["another"]
     await open_one.execute("rollback")
-    assert (await adopted(database, skip_backlog=True))["queued"] == 0  # what is open is skipped on request
+    assert (await adopted(database, skip_backlog=True))[
+        "queued"
+    ] == 0  # open deliveries are skipped on request
     assert await session.fetchval("select min(stored_at) from webhooks.shards") > stored[0]["stored_at"]
 
 

@@ -148,7 +148,7 @@ async def test_what_the_table_lets_through_can_be_used_and_nothing_else(con, ses
         assert not await usable(session, await add(con, auth)), auth
 
 
-async def test_only_what_is_encrypted_may_be_a_text(con):
+async def test_only_an_encrypted_value_may_be_a_text(con):
     await add(con, "enc:v1:a:AAAA")
     for text in ("enc:v2:a:AAAA", "", "null", "enc:v1:" + "A" * 24_000):
         with pytest.raises(asyncpg.CheckViolationError):
@@ -195,7 +195,7 @@ async def test_it_is_encrypted_at_first_sight_with_the_secret_and_rings_no_bell(
     assert heard == []
 
 
-async def test_what_changed_in_between_is_left_alone_and_who_knows_nothing_of_auth_changes_none(con, session):
+async def test_rows_changed_meanwhile_are_kept_and_old_code_changes_no_auth(con, session):
     endpoint_id = await add(con, BEARER, secret="plain")
     seen = await con.fetchval("select auth #>> '{}' from webhooks.endpoints")
     sealed = vault_of(OLD).seal(seen, endpoint_id, AUTH)
@@ -209,7 +209,7 @@ async def test_what_changed_in_between_is_left_alone_and_who_knows_nothing_of_au
         await session.fetchval(query("wrap_secrets"), *([None] for _ in range(7)), ["plain"])
 
 
-async def test_a_rotated_key_wraps_it_anew(con, session, database):
+async def test_a_rotated_key_wraps_it_again(con, session, database):
     ids = [await add(con, BEARER), await add(con, BASIC, secret="plain")]
     lost = await add(con, "enc:v1:gone:AAAA")
     await con.execute("update webhooks.endpoints set secret = 'another' where endpoint_id = $1", lost)
@@ -250,7 +250,7 @@ async def test_check_says_how_it_lies_and_what_cannot_be_used(con, session, data
     assert f"endpoint {crossed} end dead, as invalid: auth.client_certificate.key is not the key" in faults[0]
 
 
-async def test_show_tells_the_kinds_and_no_value(con, session, database):
+async def test_show_prints_the_kinds_and_no_value(con, session, database):
     settings = settings_of(database)
     ids = [await add(con, BASIC), await add(con, "enc:v1:a:AAAA")]
     ids.append(
@@ -278,7 +278,7 @@ async def test_an_endpoint_is_added_with_it_and_its_fault_quotes_nothing(con, da
 # On the wire --------------------------------------------------------------------------------------------------------
 
 
-async def test_basic_and_bearer_stand_in_the_head_sealed_or_not(con, session, database, receiver, until):
+async def test_basic_and_bearer_are_in_the_head_sealed_or_not(con, session, database, receiver, until):
     await add(con, BASIC, url=receiver.url("/basic"), headers='{"Authorization": "Bearer own"}')
     await add(con, BEARER, url=receiver.url("/bearer"))
     await add(con, BEARER, url=receiver.url("/profile"), profile="github", secret="x")
@@ -378,7 +378,7 @@ async def granting(con, authority, receive, grant):
         yield asked, {"egress": {"ca_file": str(authority.ca_file)}}
 
 
-async def test_a_token_is_fetched_once_and_anew_after_a_401(con, session, database, authority, until):
+async def test_a_token_is_fetched_once_and_again_after_a_401(con, session, database, authority, until):
     seen = []
 
     def receive(_name, head, _body):
@@ -405,9 +405,7 @@ async def test_a_token_is_fetched_once_and_anew_after_a_401(con, session, databa
     assert "canary" not in str(life.diary.lines)
 
 
-async def test_a_token_server_that_gives_none_is_told_as_such_and_the_receiver_is_not_asked(
-    con, database, authority, until
-):
+async def test_a_token_server_without_a_token_is_named_and_nothing_is_sent(con, database, authority, until):
     seen = []
 
     def receive(_name, head, _body):
@@ -441,7 +439,7 @@ async def test_a_token_server_that_may_not_be_reached_is_blocked(con, database, 
     assert await con.fetchval("select reason from webhooks.dead") == "blocked"
 
 
-async def test_a_daemon_whose_requests_are_diverted_asks_for_no_token_and_shows_no_certificate(
+async def test_a_daemon_with_a_sink_requests_no_token_and_shows_no_certificate(
     con, database, receiver, authority
 ):
     credentials = {"token_url": "https://id.example/t", "client_id": "me", "client_secret": "s"}

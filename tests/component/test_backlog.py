@@ -1,4 +1,4 @@
-"""Rows that are set aside: how they are held, released and given up, in pages, and by whoever runs next."""
+"""Rows that are set aside: how they are held, released and given up, in pages, and by any next instance."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_what_was_to_be_held_for_an_endpoint_that_is_on_goes_out(con):
     ]
 
 
-async def test_what_is_held_for_too_long_is_dead_and_nothing_else_is(database, con, receiver, until):
+async def test_deliveries_held_for_too_long_are_dead_and_no_others_are(database, con, receiver, until):
     await con.execute(SWITCH.format("false"))
     await put(con, 1200, "held", "disabled", since="14 days 1 minute")
     await put(con, 10, "held", "quarantined", since="15 days")
@@ -132,12 +132,12 @@ async def test_what_is_held_for_too_long_is_dead_and_nothing_else_is(database, c
     assert not receiver.requests
 
 
-async def test_held_rows_of_an_endpoint_that_is_on_are_on_their_way_and_do_not_expire(con):
+async def test_held_rows_of_an_enabled_endpoint_do_not_expire(con):
     await put(con, 5, "held", "disabled", since="20 days")
     assert await con.fetch(query("expire_held"), 14.0, 100) == []
 
 
-async def test_the_age_of_what_was_held_counts_from_its_release(database, con, receiver, until):
+async def test_the_age_of_held_deliveries_counts_from_their_release(database, con, receiver, until):
     """Older than age_max_s when it was held: it is tried again all the same, after a failure too."""
     receiver.script = lambda request: 500 if request.attempt == 1 else 200
     await put(con, 3, "held", "disabled")

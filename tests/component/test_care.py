@@ -176,7 +176,7 @@ def now_us():
 
 
 async def test_sql_and_the_pure_machine_make_the_same_mails(house):
-    """2,000 failures of 60 endpoints in two days: every mail, section and delivery told of is the same in both."""
+    """2,000 failures of 60 endpoints in two days: every mail, section and reported delivery is the same in both."""
     rng = random.Random(seed())
     endpoints = await house.endpoints(20, 3)
     events = iter(await house.events(6000))
@@ -253,7 +253,7 @@ def _us(at):
 
 
 class Story:
-    """One endpoint that fails from `start` on, every minute with another event, until told otherwise."""
+    """One endpoint that fails from `start` on, every minute with another event, until changed."""
 
     def __init__(self, house, endpoint, events):
         self.house, self.endpoint, self.events = house, endpoint, iter(events)
@@ -298,7 +298,7 @@ async def tell(story, *hours):
 
 
 async def sent(house):
-    """Say that what is queued went out."""
+    """Mark queued mails as sent."""
     await house.session.execute("update webhooks.emails set state = 'sent' where state = 'queued'")
 
 
@@ -315,7 +315,7 @@ async def test_a_blip_is_nobodys_business(house, story):
     assert (await house.health(story.endpoint))["health"] == "healthy"
 
 
-async def test_health_says_what_is_the_matter(house, story):
+async def test_health_names_the_fault(house, story):
     await story.fail(4)
     found = await house.health(story.endpoint)
     assert (found["health"], found["last_status"], found["waiting"]) == ("shaky", 500, 4)
@@ -325,14 +325,14 @@ async def test_health_says_what_is_the_matter(house, story):
     assert await kinds(house) == [("failing", "queued")]
 
 
-async def test_a_first_wait_of_nothing_tells_of_the_first_failure(make_house):
+async def test_a_first_wait_of_nothing_reports_the_first_failure(make_house):
     house = await make_house(mail={"sender": "hooks@platform.example", "first_wait_s": 0})
     story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(10))
     await story.fail()
     assert await kinds(house) == [("failing", "queued")]
 
 
-async def test_what_was_under_way_when_a_mail_was_made_is_told_in_the_next(house, story):
+async def test_deliveries_in_flight_when_a_mail_was_made_are_in_the_next(house, story):
     await story.fail(9)
     under_way, asked_at = next(story.events), story.now + 355 * SECOND
     await story.pass_s(360)
@@ -347,7 +347,7 @@ async def test_what_was_under_way_when_a_mail_was_made_is_told_in_the_next(house
 
 
 async def test_a_look_is_at_the_moment_up_to_which_all_is_recorded(house, story):
-    """An outcome that has waited for two and a half seconds must not count as told by a mail that cannot name it."""
+    """An outcome that has waited for 2.5 seconds must not count as reported by a mail that cannot name it."""
     await story.fail()
     recorder, queued = house.desk.recorder, asyncio.Event()
     slow = unsent(house, story.endpoint, next(story.events))
@@ -424,7 +424,7 @@ async def test_unsubscribing_by_the_token_in_the_mail(make_house):
         await house.session.execute("select webhooks.unsubscribe('x')")
 
 
-async def test_a_snoozed_endpoint_is_told_of_when_it_wakes(house, story):
+async def test_a_snoozed_endpoint_is_reported_when_it_wakes(house, story):
     await house.session.execute(
         "select webhooks.snooze_endpoint($1, now() + interval '2 hours')", story.endpoint
     )
@@ -471,7 +471,7 @@ async def test_one_poisoned_event_never_switches_an_endpoint_off(house, story):
     assert (await house.health(story.endpoint))["disable_at"] is None
 
 
-async def test_a_partly_failing_endpoint_is_told_of_daily_and_never_switched_off(house, story):
+async def test_a_partly_failing_endpoint_is_reported_daily_and_never_disabled(house, story):
     bad = await house.events(2)
     for hour in range(7 * 24):
         if hour % 4 == 0:
@@ -488,7 +488,7 @@ async def test_a_partly_failing_endpoint_is_told_of_daily_and_never_switched_off
     assert await house.session.fetchval("select enabled from webhooks.endpoints")
 
 
-async def test_what_is_blocked_is_told_and_counts_neither_for_a_storm_nor_for_switching_off(house, story):
+async def test_blocked_counts_neither_for_a_storm_nor_for_switching_off(house, story):
     await story.fail(12, outcome=Outcome.BLOCKED, status=None)
     assert await kinds(house) == [("failing", "queued")]
     assert digest_in((await house.mails())[0]).sections[0].cause == "blocked"
@@ -503,9 +503,7 @@ def unsent(house, endpoint_id, event_id):
     return Delivery(Event(event_id, "site0", "order_created", 0, None), endpoint_id, 0, 0.0)
 
 
-async def test_a_slow_filter_is_told_once_in_plain_words_and_has_recovered_when_nothing_is_held_up(
-    house, story
-):
+async def test_a_slow_filter_is_mailed_once_and_recovers_once_no_event_waits(house, story):
     await house.session.execute("update webhooks.endpoints set filter = '$.a > 1'")
     for _ in range(12):
         slow = unsent(house, story.endpoint, next(story.events))
@@ -540,12 +538,12 @@ async def test_a_filter_that_was_slow_for_a_moment_is_nobodys_business(house, st
 
 
 def reports_of(house):
-    """Return the operator's digest of what cannot be sent, on the house's session."""
+    """Return the operator's digest of events that cannot be sent, on the house's session."""
     return FaultReports(house.it, house.settings, logger=house.diary.logger, queued=lambda: None)
 
 
 async def buried(house, endpoint_id, events, reason):
-    """Give deliveries up without an attempt; return a moment at which that is settled and told."""
+    """Give deliveries up without an attempt; return a moment at which that is settled and reported."""
     for event_id in events:
         house.desk.recorder.put(DeadWrite(unsent(house, endpoint_id, event_id), reason), 0.0)
     await house.record()
@@ -575,7 +573,7 @@ async def test_what_only_the_platform_can_mend_goes_to_the_operator(make_house, 
     assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
 
 
-async def test_the_operator_is_told_once_and_not_too_often(make_house):
+async def test_the_operator_is_notified_once_and_not_too_often(make_house):
     house = await make_house(mail=OPERATOR)
     endpoint, *_ = await house.endpoints(1, 1)
     events = iter(await house.events(100))
@@ -603,7 +601,7 @@ async def test_the_operator_is_told_once_and_not_too_often(make_house):
     assert all(later - earlier >= house.policy.gap_us for earlier, later in itertools.pairwise(times))
 
 
-async def test_nobody_is_told_of_faults_where_there_is_no_operator(make_house):
+async def test_faults_are_not_mailed_without_an_operator(make_house):
     house = await make_house()
     endpoint, *_ = await house.endpoints(1, 1)
     now = await buried(house, endpoint.number, await house.events(1), Reason.INVALID)
@@ -613,7 +611,7 @@ async def test_nobody_is_told_of_faults_where_there_is_no_operator(make_house):
 
 @pytest.mark.parametrize("error", sorted(POLICY_BLOCKS))
 async def test_what_the_platforms_policy_blocks_is_not_failing(make_house, error):
-    """Its owner gets no mail, health says `blocked`, the operator is told; a 2xx makes it healthy at once."""
+    """Its owner gets no mail, health says `blocked`, the operator is notified; a 2xx makes it healthy at once."""
     house = await make_house(mail=OPERATOR)
     story = Story(house, (await house.endpoints(1, 1))[0].number, await house.events(50))
     blocked = {
@@ -638,7 +636,7 @@ async def test_what_the_platforms_policy_blocks_is_not_failing(make_house, error
     assert len(await house.mails()) == 1
 
 
-async def test_a_real_failure_of_a_blocked_endpoint_is_told(house, story):
+async def test_a_real_failure_of_a_blocked_endpoint_is_mailed(house, story):
     blocked = {
         "outcome": Outcome.BLOCKED,
         "status": None,
@@ -692,7 +690,7 @@ async def test_our_own_faults_are_nobodys_trouble(house, story):
     assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
 
 
-async def test_gone_is_told_as_switched_off_and_held_events_before_they_expire(house, story):
+async def test_gone_is_mailed_as_disabled_and_held_events_before_they_expire(house, story):
     await story.fail(verdict=Disable(reason=DisabledReason.GONE), status=410)
     await story.pass_s(900)
     assert await kinds(house) == [("disabled", "queued")]
@@ -707,7 +705,7 @@ async def test_gone_is_told_as_switched_off_and_held_events_before_they_expire(h
     assert section.held_until_us == story.start + 14 * DAY
 
 
-async def test_what_its_owner_switched_off_is_no_news_to_them(house, story):
+async def test_an_endpoint_disabled_by_its_owner_is_not_reported(house, story):
     await story.fail(3)
     await house.session.execute("update webhooks.endpoints set enabled = false")
     await story.pass_s(2 * 86_400, step=3600)
@@ -735,7 +733,7 @@ async def test_sites_of_one_owner_are_one_mail_or_one_each(make_house):
         assert sum(len(digest_in(row).sections) for row in first) == 6
 
 
-async def test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator(make_house):
+async def test_a_storm_holds_first_mails_and_clocks_and_notifies_the_operator(make_house):
     house = await make_house(mail={"sender": "hooks@platform.example", "operator": "ops@platform.example"})
     endpoints = await house.endpoints(30, 1)
     house.traffic = 60
@@ -783,7 +781,7 @@ class Flood:
 
 
 async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):
-    """25 dead endpoints of 25 sites are a third of all; their owners are told all the same, and each clock runs."""
+    """25 dead endpoints of 25 sites are a third of all; their owners are notified all the same, and each clock runs."""
     house = await make_house(mail=OPERATOR)
     endpoints = await house.endpoints(25, 1)
     house.traffic = 80
@@ -797,7 +795,7 @@ async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):
     assert await house.session.fetchval("select count(*) from webhooks.incidents where state = 'shaky'") == 0
 
 
-async def test_a_storm_that_comes_and_goes_is_no_flood_of_mails(make_house):
+async def test_a_storm_that_comes_and_goes_does_not_flood_mailboxes(make_house):
     """Somebody makes one every few minutes: the operator gets an email an hour at most."""
     house = await make_house(mail=OPERATOR)
     endpoints = await house.endpoints(25, 1)
@@ -808,8 +806,8 @@ async def test_a_storm_that_comes_and_goes_is_no_flood_of_mails(make_house):
     assert 1 <= [kind for kind, _ in await kinds(house)].count("storm") <= 2
 
 
-async def test_what_is_dead_for_long_keeps_no_storm_alive(make_house):
-    """Owners that were told are no evidence, nor is what began to fail six hours ago: a new failure is told in time."""
+async def test_long_dead_endpoints_keep_no_storm_alive(make_house):
+    """Notified owners are not evidence, nor are failures of six hours ago: a new failure is mailed in time."""
     house = await make_house(mail=OPERATOR)
     endpoints = await house.endpoints(26, 1)
     house.traffic = 80
@@ -912,8 +910,8 @@ async def test_a_mail_about_a_sold_site_goes_to_its_new_owner(house, story):
     assert _told((await house.mails())[1]) == {story.endpoint: 12}
 
 
-async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
-    """None of them waits for what another's rows hold, and one look at a page of them is bounded."""
+async def test_many_sites_without_an_owner_are_checked_one_by_one(house):
+    """None of them waits for what another's rows hold, and one check of a page of them is bounded."""
     endpoints = await house.endpoints(120, 1)
     await house.session.execute("update webhooks.sites set owner_email = null")
     flood = Flood(house, [e.number for e in endpoints], await house.events(120))
@@ -925,8 +923,8 @@ async def test_many_sites_without_an_owner_are_looked_at_one_by_one(house):
     assert await house.mails() == []
 
 
-async def test_a_second_carer_tells_nothing_twice(house, story):
-    """Another owner's care looks at the same moment: it decides on the same marks, and only one of them writes."""
+async def test_a_second_monitor_mails_nothing_twice(house, story):
+    """Another monitor checks at the same moment: it decides on the same marks, and only one of them writes."""
     await story.fail(10)
     await sent(house)
 
@@ -951,7 +949,7 @@ async def test_a_site_without_an_owner_is_cared_for_without_mails(house, story):
 
 
 async def test_a_failure_that_comes_while_care_decides_is_not_forgotten(house, story):
-    """An endpoint is about to be called healthy when it fails once more: the row has moved, and care looks again."""
+    """An endpoint fails once more just before it counts as healthy: the row has moved, and the monitor checks again."""
     await story.fail(12)
     await sent(house)
     await story.work()
@@ -975,8 +973,8 @@ def _at(us):
     return dt.datetime.fromtimestamp(us / 1e6, dt.UTC)
 
 
-async def test_a_poisoned_owner_stands_in_nobodys_way(house):
-    """One owner's marks are no marks: they are looked at later, the other owner is told in time."""
+async def test_a_poisoned_owner_delays_no_other_owner(house):
+    """One owner's marks are invalid: they are checked later, the other owner is notified in time."""
     endpoints = await house.endpoints(2, 1)
     start = now_us()
     events = await house.events(40)
@@ -997,8 +995,8 @@ async def test_a_poisoned_owner_stands_in_nobodys_way(house):
     assert await house.look(start + 22 * MINUTE) == 1
 
 
-async def test_a_mail_that_is_in_the_outbox_already_is_no_endless_look(house, story):
-    """The same owner, kind and window are there: this look ends, and the next one finds another moment."""
+async def test_a_mail_that_is_in_the_outbox_already_ends_the_check(house, story):
+    """The same owner, kind and window are there: this check ends, and the next one finds another moment."""
     await story.fail(9)
     await house.session.execute(
         "insert into webhooks.emails (owner_email, kind, window_start, digest, state)"

@@ -1,4 +1,4 @@
-"""Client certificates: shown to whom they are for, through a proxy too, and to nobody else by a shared connection."""
+"""Client certificates: shown to their receivers, through a proxy too, and to nobody else by a shared connection."""
 
 from __future__ import annotations
 
@@ -72,9 +72,7 @@ async def looking(context):
         yield receiver, seen
 
 
-async def test_a_server_that_demands_a_certificate_gets_it_and_lets_nobody_else_in(
-    authority, shown, tmp_path
-):
+async def test_a_server_that_demands_a_certificate_gets_it_and_refuses_others(authority, shown, tmp_path):
     context = authority.demand(authority.server_context("mtls", "IP:127.0.0.1"))
     stranger = ClientCertificate(**Certificates(tmp_path).client("stranger"))
     async with looking(context) as (receiver, seen), sending(authority) as sender:
@@ -113,7 +111,7 @@ async def test_the_same_certificate_shares_a_connection_and_nothing_else_does(au
     assert identity_of(shown["a"]) != identity_of(ClientCertificate(certificate, key + "\n"))
 
 
-async def test_the_server_is_verified_as_ever(authority, shown, tmp_path):
+async def test_the_server_is_verified_as_before(authority, shown, tmp_path):
     other = Certificates(tmp_path).server_context("other", "IP:127.0.0.1")
     for context, name in (
         (other, "tls_untrusted"),
@@ -150,7 +148,7 @@ async def test_one_that_openssl_does_not_take_is_told_apart(authority):
     assert (answer, seen) == (Fault(Outcome.UNREACHABLE, "tls: client_certificate"), [])
 
 
-async def test_what_is_diverted_shows_nothing(authority, shown):
+async def test_a_diverted_request_shows_no_certificate(authority, shown):
     sender = sending(authority)
     sender.diverted_to = 7
     assert sender.aim("https://a.example.com/", shown["a"]).request.certificate is None
@@ -181,7 +179,7 @@ async def test_contexts_are_few_are_made_once_and_away_from_the_loop(authority, 
 
 
 async def test_a_key_that_asks_for_a_password_asks_no_terminal(authority, shown):
-    """What was checked before cannot come here; it fails and does not wait for somebody to type."""
+    """An encrypted key was rejected before; here it fails without waiting for somebody to type."""
     contexts = ClientContexts(lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     locked = object.__new__(ClientCertificate)
     object.__setattr__(locked, "certificate", shown["a"].certificate)

@@ -45,7 +45,7 @@ async def park(con, rows, *, columns="", values="", kind="'a'", payload="'{}'"):
 
 
 async def read_everything(con):
-    """Let a daemon of this database have read the log, so that only backlog has work."""
+    """Start every endpoint after the newest event, so that only backlog has work."""
     await con.execute(
         "update webhooks.endpoints set from_event_id = (select max(event_id) from webhooks.events)"
     )
@@ -146,7 +146,7 @@ async def test_an_endpoint_comes_back_while_events_expire_or_replace_each_other(
 
 
 async def test_a_retry_that_comes_due_on_a_full_lane_goes_before_later_events(database, con, receiver):
-    """It is parked behind what was read of the parked rows, which does not end while the overload lasts."""
+    """It is parked behind the parked rows read so far, which do not end while the overload lasts."""
     failed, later = {}, {}
 
     async def script(request):
@@ -257,7 +257,7 @@ async def session(database):
     await session.close()
 
 
-async def test_ids_without_rows_are_forgotten_however_many_are_heard_of(con, session):
+async def test_ids_without_rows_are_forgotten_however_many_arrive(con, session):
     bench = Bench(session)
     await bench.step()
     for n in range(1, 301):
@@ -277,8 +277,8 @@ async def many_parked(con, count):
     )
 
 
-async def test_endpoints_are_found_while_changes_are_heard_of_all_the_time(con, session):
-    """Each look at all of them comes to its end before the next one begins."""
+async def test_endpoints_are_found_while_changes_arrive_all_the_time(con, session):
+    """Each check of all of them ends before the next one begins."""
     await many_parked(con, 3 * ENDPOINTS_PAGE)
     bench = Bench(session, queue_max=0)  # no room, so that no row is taken
     for _ in range(10):
@@ -304,8 +304,8 @@ async def test_a_change_of_any_endpoint_lets_an_open_breaker_ask_at_once(con, se
     assert [bench.lanes.by_endpoint[i].breaker.probe_at for i in (1, 2, 3)] == [600.0, 0.0, 600.0]
 
 
-async def test_lines_are_looked_through_while_changes_are_heard_of(con, session):
-    """A look through the rows of an ordered endpoint ends before the next one begins."""
+async def test_lines_are_scanned_while_changes_arrive(con, session):
+    """A scan of the rows of an ordered endpoint ends before the next one begins."""
     await con.execute("update webhooks.endpoints set ordered = true")
     await park(con, (WALKS_A_LOOK + 1) * WALK_PAGE)
     bench = Bench(session)
@@ -336,7 +336,7 @@ async def test_all_due_rows_have_their_turn_during_a_flood_of_due(con, session):
     assert len(bench.lanes.in_memory) == rows
 
 
-async def test_no_parked_endpoint_is_looked_at_while_memory_is_full(session):
+async def test_no_parked_endpoint_is_checked_while_memory_is_full(session):
     bench = Bench(session, queue_max=0)
     for endpoint_id in range(1, 1001):
         bench.lanes.parked.add(endpoint_id)

@@ -1,4 +1,4 @@
-"""Where settings come from: which place wins; every fault is told at once, in words, without a secret."""
+"""Where settings come from: which place wins; all faults are reported at once, in words, without a secret."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_lists_in_toml_may_be_lists(toml):
     assert load(toml('[egress]\nports = ["80", "443"]\n'), {}, None).egress.ports == ("80", "443")
 
 
-def test_all_faults_are_told_at_once_each_with_its_place(toml, credentials):
+def test_all_faults_are_reported_at_once_each_with_its_place(toml, credentials):
     config = toml(
         '[delivery]\ntimeout_s = "soon"\ngrace_s = 0\n[retry]\nschedule = "5s,5x"\n[logs]\n[pool]\nx = 1\n'
     )
@@ -133,7 +133,7 @@ def test_the_message_counts_and_lists():
         ({"PGHOOKD_SMTP_PASSWROD": "hunter2"}, "PGHOOKD_SMTP_PASSWROD"),
     ],
 )
-def test_a_secret_is_never_told(environ, place):
+def test_a_secret_is_never_shown(environ, place):
     error = faults_of(environ=environ)
     chain, texts = error, []
     while chain is not None:
@@ -143,7 +143,7 @@ def test_a_secret_is_never_told(environ, place):
     assert place in texts[0]
 
 
-def test_a_secret_of_the_wrong_type_in_toml_is_not_told(toml):
+def test_a_secret_of_the_wrong_type_in_toml_is_not_shown(toml):
     assert "4711" not in str(faults_of(toml("[smtp]\npassword = 4711\n")))
 
 

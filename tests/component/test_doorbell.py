@@ -59,7 +59,10 @@ class Ears:
     @classmethod
     async def open(cls, url, connect):
         ears = cls(await connect(url), await connect(url))
-        for channel in ("pghookd", "pghookd_test"):  # one queue: what was sent before is heard before
+        for channel in (
+            "pghookd",
+            "pghookd_test",
+        ):  # one queue: notifications arrive in the order they were sent
             await ears._listening.add_listener(channel, ears._hear)
         return ears
 
@@ -192,7 +195,7 @@ async def test_hostile_producers_are_never_slept_through(database, session, unti
 
 
 async def test_a_silent_producer_is_waited_for(database, session, connect, ears, until):
-    """webhooks.bell is looked at after the try: it says nothing, yet holds off the sleep until its end."""
+    """webhooks.bell is read after the try: it says nothing, yet holds off the sleep until its end."""
     async with sleeping(database) as sleeper:
         await until(lambda: sleeper.cycles >= 1)
         quiet = await connect(database)
@@ -208,7 +211,7 @@ async def test_a_silent_producer_is_waited_for(database, session, connect, ears,
         assert await ears.count() == 0
 
 
-async def test_what_commits_while_the_key_is_granted_during_a_read_is_read_before_the_sleep(
+async def test_a_commit_during_the_grant_of_the_key_is_read_before_the_sleep(
     database, session, connect, until
 ):
     """The grant proves that all who kept silent have ended, but not that what they wrote was read."""
@@ -277,7 +280,7 @@ async def _holders(session, mode="ExclusiveLock"):
     return await session.fetchval(sql, mode)
 
 
-# Who rings --------------------------------------------------------------------------------------------------------
+# Roles that ring --------------------------------------------------------------------------------------------------
 
 
 async def test_with_no_daemon_nobody_rings(session, ears):
@@ -366,7 +369,7 @@ async def test_a_sleeper_says_that_it_lives_however_rarely_it_polls(database, un
         await until(lambda: beats.count(1) >= 3, 5.0)
 
 
-async def test_what_comes_without_the_trigger_is_found_by_the_poll(database, session, until):
+async def test_events_without_the_trigger_are_found_by_the_poll(database, session, until):
     async with living(database, poll={"fallback_s": 0.1}) as life:
         await life.diary.wait_for("bell.slept")
         await session.execute("set webhooks.bell = off")
@@ -407,7 +410,7 @@ async def test_rows_that_keep_coming_beside_a_long_producer_end_the_wait(
 
 
 async def test_giving_up_does_not_end_the_epoch(database, session, connect, until):
-    """The bell's session is the one that may be ended on purpose: whoever pings it meanwhile must know."""
+    """The bell's session is the one that may be ended on purpose: a loop that pings it meanwhile must know."""
     long_one = await connect(database)
     async with living(database, database={"heartbeat_s": 0.002}) as life:
         await life.diary.wait_for("bell.slept")

@@ -1,4 +1,4 @@
-"""The way out as a whole: names that turn, redirects, addresses tried in turn, what is shared, TLS, hostile answers."""
+"""Egress as a whole: names that turn, redirects, addresses tried in turn, shared connections, TLS, hostile answers."""
 
 # ruff: noqa: ARG002 -- resolvers have the arguments of their kind, used or not
 import asyncio
@@ -33,7 +33,7 @@ BLOCKED = Fault(Outcome.BLOCKED, "address")
 
 
 class Watched(Sender):
-    """Notes the sockets that are opened; what lies beyond this machine is found closed instead of dialled."""
+    """Notes the sockets that are opened; addresses beyond this machine are found closed instead of dialled."""
 
     def __init__(self, policy, **changes):
         super().__init__(
@@ -51,7 +51,7 @@ class Watched(Sender):
         return made
 
     def forget(self):
-        """Let what the connector knows of names expire."""
+        """Expire the connector's cache of names."""
         self._connector.clear_dns_cache()
 
 
@@ -74,7 +74,7 @@ async def resolving(table, policy, **changes):
 # Names that turn
 
 
-async def test_a_name_that_is_public_at_first_and_then_ours_is_never_connected_to():
+async def test_a_name_that_turns_from_public_to_private_is_never_connected_to():
     turns = [
         ["127.0.0.1"],
         [PUBLIC, "127.0.0.1"],
@@ -114,7 +114,7 @@ async def test_a_name_that_turns_between_two_questions_of_one_lookup():
         assert receiver.connections == 0
 
 
-async def test_a_kept_connection_stays_where_it_was_judged_and_the_next_one_is_judged_anew():
+async def test_a_kept_connection_keeps_its_address_and_a_new_one_is_checked():
     policy = EgressPolicy(
         allow=parse_places(["127.0.0.2"])
     )  # in the part of a public address, and really dialled
@@ -160,10 +160,10 @@ async def test_redirects_are_never_followed():
         assert (sender.opened, receiver.connections, canary.connections) == (["127.0.0.1"], 1, 0)
 
 
-# What endpoints share
+# Connections shared by endpoints
 
 
-async def test_connections_are_shared_by_scheme_host_and_port_and_nothing_stays_on_them():
+async def test_connections_are_shared_by_scheme_host_and_port_without_state():
     seen = []
     answer = (
         b"HTTP/1.1 401 No\r\nSet-Cookie: a=1; Domain=example.com\r\nWWW-Authenticate: Negotiate abc\r\n"
@@ -194,7 +194,7 @@ async def test_connections_are_shared_by_scheme_host_and_port_and_nothing_stays_
             await post(sender, url)
             counted[url.rpartition("/")[2].partition("?")[0]] = one.connections + two.connections
     assert counted == {"site-1": 1, "site-2": 1, "site-3": 2, "site-4": 3, "site-5": 4, "site-6": 5}
-    assert [head.count(b"\r\n") for head, _ in seen] == [5] * 5  # request line, host, and what was given
+    assert [head.count(b"\r\n") for head, _ in seen] == [5] * 5  # request line, host, and the given ones
     assert seen[1] == (b"POST /site-2 HTTP/1.1\r\nhost: a.example.com:%d\r\n" % one.port + HEAD, b"{}")
 
 
@@ -326,7 +326,7 @@ async def test_a_connection_that_drops_at_any_byte():
                 plan = (whole[:cut], how)
                 answer = await post(sender, f"http://127.0.0.1:{receiver.port}/")
                 fine = isinstance(answer, Reply) and answer.status == 200
-                if cut < decided or how == "reset":  # a reset may overtake what was sent
+                if cut < decided or how == "reset":  # a reset may overtake the answer
                     assert answer == reset or (fine and cut >= decided), (whole[:cut], how, answer)
                 else:
                     assert fine, (whole[:cut], answer)

@@ -1,4 +1,4 @@
-"""Requests through the operator's proxy: what it is told, what it can learn, and whose fault its failures are."""
+"""Requests through the operator's proxy: what it gets, what it can learn, and whose fault its failures are."""
 
 # ruff: noqa: ASYNC110 -- what these wait for has no event of its own
 import asyncio
@@ -58,7 +58,7 @@ def authority(tmp_path_factory):
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
-async def test_the_proxy_is_asked_for_the_judged_address_and_the_receiver_gets_the_same_request():
+async def test_the_proxy_gets_the_checked_address_and_the_same_request():
     seen = []
 
     async def handler(visit):
@@ -140,7 +140,7 @@ async def test_what_is_refused_is_refused_before_the_proxy_hears_of_it():
     assert proxy.heads == []
 
 
-async def test_the_gate_before_the_proxy_stands_alone():
+async def test_the_gate_before_the_proxy_works_alone():
     async with forwarding() as proxy:
         for addresses in (["127.0.0.1"], [PUBLIC, "10.0.0.1"], ["::ffff:7f00:1"]):
             sender = Sender(
@@ -168,7 +168,7 @@ async def test_a_name_that_turns_inward_gains_nothing():
         async with sender:
             first = await post(sender, "http://turn.example.com/")
             table["turn.example.com"] = ["127.0.0.1"]
-        async with sender:  # anew: nothing is kept, and nothing known
+        async with sender:  # a new connection: nothing is kept, and nothing known
             second = await post(sender, "http://turn.example.com/")
         await resolver.close()
     assert (first, second) == (Reply(200, b"ok"), Fault(Outcome.BLOCKED, "address"))
@@ -235,7 +235,7 @@ async def test_a_proxy_that_nobody_knows():
         assert (await post(sender, f"https://{PUBLIC}/")).outcome is Outcome.FAILED
 
 
-async def test_silence_is_the_proxys_unless_it_opens_tunnels_for_others_meanwhile():
+async def test_a_timeout_is_the_proxys_unless_it_opens_other_tunnels_meanwhile():
     slow, well = f"{PUBLIC}:80", "93.184.216.35:80"
     async with (
         receiving(answering(OK)) as receiver,

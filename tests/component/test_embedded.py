@@ -32,7 +32,7 @@ def open_folder():
     shutil.rmtree(made)
 
 
-async def test_what_was_committed_outlives_a_crash(own_server, connect):
+async def test_committed_rows_outlive_a_crash(own_server, connect):
     one = await connect(own_server.url())
     await one.execute("create table kept (n int); insert into kept values (7)")
     own_server.stop("immediate")

@@ -10,7 +10,7 @@ from pghookd.event_log.reading.takers import WHOLE, Span
 
 
 class Clock:
-    """Stands still."""
+    """Does not move."""
 
     now = 100.0
 
@@ -38,7 +38,7 @@ async def add(session, site_id, url="https://shop.example/hook", count=1):
 
 
 class Noting:
-    """A session of which it is known what it was asked."""
+    """A session that records its queries."""
 
     def __init__(self, session):
         self._session = session

@@ -40,7 +40,7 @@ async def emit(con, site="s", payload="{}", kind="a", **options):
 
 
 def state_of(con, event_id, *wanted):
-    """Return a condition: what the view says of an event's delivery."""
+    """Return a condition: the view's row of an event's delivery."""
 
     async def holds():
         sql = "select state, reason from webhooks.deliveries where event_id = $1"
@@ -246,7 +246,7 @@ DEATHS = {
 
 
 async def replaced_by(con, *older):
-    """Return what find_superseded says of the events of site s with the key k after each of these."""
+    """Return the result of find_superseded for the events of site s with the key k after each of these."""
     found = await con.fetch(
         query("find_superseded"), [1] * len(older), ["s"] * len(older), ["k"] * len(older), list(older),
         min(older), 100, 10_000_000, DEDUPE_DAYS,
@@ -290,7 +290,7 @@ async def test_the_first_of_a_dedupe_key_replaces_once_it_is_known_to_be(con):
     assert await replaced_by(con, older) == [first]
 
 
-# What no index may refuse, and types ------------------------------------------------------------------------------
+# Keys that no index may refuse, and types -------------------------------------------------------------------------
 
 
 async def test_the_longest_keys_and_site_are_taken(con):

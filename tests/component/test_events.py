@@ -1,4 +1,4 @@
-"""What events ask for, kept by a whole daemon at a real receiver."""
+"""Options of events, kept by a whole daemon at a real receiver."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def emit(con, site="s", payload="{}", kind="a", **options):
 
 
 def state_of(con, event_id, *wanted):
-    """Return a condition: what the view says of an event's delivery."""
+    """Return a condition: the view's row of an event's delivery."""
 
     async def holds():
         sql = "select state, reason from webhooks.deliveries where event_id = $1"
@@ -321,7 +321,7 @@ async def test_a_filter_leaves_out_what_is_clearly_false(database, con, receiver
     assert {request.event_id for request in receiver.requests} == wanted | {last}
     assert await con.fetchval("select count(*) from webhooks.backlog") == 0
     assert await con.fetchval("select count(*) from webhooks.dead") == 0
-    async with desk(database) as it:  # the log is settled beyond what was left out
+    async with desk(database) as it:  # the log is settled beyond the events left out
         await it.recover()
         assert not it.seen
 
@@ -379,7 +379,7 @@ async def test_what_stands_behind_the_event_that_a_filter_is_slow_with_goes_out(
         clock.ahead_s += 31  # the first rest is over
         for event_id in quick:
             await until(state_of(con, event_id, "delivered", None))
-        await life.diary.wait_for("delivery.parked", 2)  # looked at once more from the beginning
+        await life.diary.wait_for("delivery.parked", 2)  # evaluated once more from the beginning
         clock.ahead_s += 61
         lines = await life.diary.wait_for("delivery.parked", 3)
         await until(state_of(con, slow, "parked", "filter_slow"))
@@ -397,9 +397,7 @@ async def test_a_filter_is_not_slow_because_it_is_asked_for_much(database, con, 
     assert {request.event_id for request in receiver.requests} == set(ids)
 
 
-async def test_a_filter_that_says_neither_true_nor_false_is_told_of_once_in_an_hour(
-    database, con, receiver, until, sift
-):
+async def test_an_undecided_filter_is_logged_once_an_hour(database, con, receiver, until, sift):
     await sift("$.total > 100")
     clock = crew.Clock()
     async with living(database, clock=clock) as life:
@@ -418,7 +416,7 @@ async def test_a_filter_that_says_neither_true_nor_false_is_told_of_once_in_an_h
     )
 
 
-async def test_what_was_held_is_filtered_when_it_goes_out(database, con, receiver, until, sift):
+async def test_held_events_are_filtered_when_they_go_out(database, con, receiver, until, sift):
     await con.execute("update webhooks.endpoints set enabled = false")
     ids = [await emit(con, payload=json.dumps({"total": total})) for total in (1, 101)]
     async with living(database):

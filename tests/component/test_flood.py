@@ -21,7 +21,7 @@ UNSETTLED = (
     " - (select count(*) from webhooks.attempts where site_id = 'flood' and outcome = 'delivered')"
 )
 
-# By how many places an event of an endpoint was started sooner or later than its id says, at the most.
+# By how many places an event of an endpoint was started sooner or later than its id says, at most.
 DISORDER = """
 select max(abs(by_id - by_start)) from (
   select row_number() over (partition by endpoint_id order by event_id) as by_id,
@@ -100,7 +100,7 @@ async def test_a_crash_in_the_middle_of_a_flood_loses_nothing(database, session,
     assert sum(seen.values()) - len(seen) <= 512 + 500
 
 
-async def test_what_has_waited_for_long_is_parked_so_that_the_stored_position_goes_on(
+async def test_long_waiting_events_are_parked_so_that_the_position_advances(
     database, session, receiver, until
 ):
     hanging = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Any login of the database can hold our locks, fill the queue of notifications or be hidden from rows: it is said."""
+"""A login of the database can hold our locks, fill the notification queue or hide from rows: the daemon reports it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_standby_behind_a_stranger_warns_every_minute(database, session,
         await until(lambda: len(receiver.requests) == 1)
 
 
-async def test_an_instance_of_our_role_is_no_stranger(database, session):
+async def test_an_instance_of_our_role_is_not_a_stranger(database, session):
     async with serving(database) as owner:
         await owner.diary.wait_for("shard.taken")
         async with serving(database) as standby:
@@ -81,7 +81,7 @@ async def test_an_instance_of_our_role_is_no_stranger(database, session):
             assert await findings(database, check.Grade.FAULT, "locks") == []
 
 
-async def test_a_member_of_the_daemons_role_is_no_stranger(database, session, stranger):
+async def test_a_member_of_the_daemons_role_is_not_a_stranger(database, session, stranger):
     await session.execute(
         "do $$ begin create role webhooks_daemon; exception when duplicate_object then null; end $$"
     )
@@ -91,7 +91,7 @@ async def test_a_member_of_the_daemons_role_is_no_stranger(database, session, st
     assert await findings(database, check.Grade.FAULT, "locks") == []
 
 
-async def test_who_holds_the_lock_of_maintenance_for_an_hour_is_said(work, stranger):
+async def test_a_holder_of_the_maintenance_lock_for_an_hour_is_logged(work, stranger):
     diary, clock = Diary(), crew.Clock()
     warnings = maintenance.Warnings(diary.logger, clock)
     await stranger.execute(HOLD, -3)
@@ -109,7 +109,7 @@ ID_DAY = "select last_value / 4294967296 from webhooks.events_event_id_seq"
 DAYS = "select max(day) from webhooks.partitions"
 
 
-async def test_one_wrong_look_at_the_clock_moves_no_ids(work, session):
+async def test_one_wrong_reading_of_the_clock_moves_no_ids(work, session):
     diary, clock = Diary(), crew.Clock()
     warnings = maintenance.Warnings(diary.logger, clock)
     today = await session.fetchval("select webhooks.day_of()")

@@ -1,4 +1,4 @@
-"""Somebody drops a day, or forbids rows: what cannot be recorded is never sent again, and nobody else notices."""
+"""A day is dropped, or rows are forbidden: unrecordable deliveries are never sent again, and no other site notices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def con(database, connect, receiver):
 
 
 async def next_day(con, life):
-    """Let ids be drawn from the next day's partitions; return the day that is over."""
+    """Draw ids from the next day's partitions; return the day that is over."""
     day = await con.fetchval("select webhooks.day_of()")
     async with asyncio.timeout(10.0):
         while not await con.fetchval("select count(*) from webhooks.partitions where day = $1", day + 1):

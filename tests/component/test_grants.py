@@ -195,12 +195,12 @@ async def test_only_the_daemon_reaches_sequences(login_as, role):
         assert await is_denied(connection, f"select setval('webhooks.{sequence}', 1)") != may
 
 
-# What the daemon's functions refuse ----------------------------------------------------------------------------------
+# Refusals of the daemon's functions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "'-infinity'", "'nan'", "null"])
 @pytest.mark.parametrize("what", ["erase_payloads", "erase_responses"])
-async def test_nothing_is_erased_for_an_age_that_is_none(login_as, what, days):
+async def test_nothing_is_erased_for_an_invalid_age(login_as, what, days):
     daemon = await login_as("webhooks_daemon")
     with pytest.raises(asyncpg.PostgresError, match="days is a number above 0"):
         await daemon.execute(f"select webhooks.{what}({days}, 10)")
@@ -215,7 +215,7 @@ async def test_the_daemon_can_only_erase_a_site_that_is_forgotten(login_as, data
     assert await owner.fetchval("select count(*) from webhooks.events") == 1
 
 
-# What operators are told ---------------------------------------------------------------------------------------------
+# Errors for operators ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ async def test_check_says_what_two_phase_producers_need(login, database):
     assert "options='-c webhooks.bell=off'" in told[0]
 
 
-# What readers see ----------------------------------------------------------------------------------------------------
+# The view of readers -------------------------------------------------------------------------------------------------
 
 URLS = {
     "https://shop.example/hook/secret-path?token=t": "https://shop.example",

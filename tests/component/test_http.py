@@ -1,4 +1,4 @@
-"""What a receiver may do to us, and what the sender says of it; and what it leans on in aiohttp."""
+"""Hostile and faulty answers, and the sender's outcome of each; and the parts of aiohttp that it relies on."""
 
 # ruff: noqa: ARG002 -- handlers and resolvers have the arguments of their kind, used or not
 # ruff: noqa: ASYNC110 -- what these wait for has no event of its own
@@ -82,7 +82,7 @@ def unreachable(name):
     return Fault(Outcome.UNREACHABLE, name)
 
 
-# What is sent
+# The request
 
 
 async def test_the_request_is_what_was_given_and_nothing_else():
@@ -201,7 +201,7 @@ async def test_a_body_that_breaks_off_leaves_the_answer(then):
     answer, _ = await exchange(raw(HEAD + b"abc", then=then))
     assert isinstance(answer, Reply)
     assert answer.status == 200
-    assert answer.body in {b"abc", b""}  # a reset may overtake what was sent
+    assert answer.body in {b"abc", b""}  # a reset may overtake the answer
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ async def test_an_endless_head_is_stopped(piece):
         b"ICY 200 OK\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_response(data):
+async def test_invalid_http_responses(data):
     answer, _ = await exchange(raw(data), timeout_s=0.3)
     if PURE_PYTHON in os.environ and b"\r\n" not in data:  # that parser waits for the end of the line
         assert answer == Fault(Outcome.TIMEOUT, "response")
@@ -567,7 +567,7 @@ async def test_a_kept_connection_is_not_kept_for_ever():
         assert len(sending._wires) == 1
 
 
-async def test_leaving_ends_what_is_under_way():
+async def test_leaving_ends_requests_in_flight():
     async with receiving(raw(b"")) as receiver:
         async with sender() as sending:
             task = asyncio.create_task(post_to(sending, f"http://127.0.0.1:{receiver.port}/"))
@@ -634,7 +634,7 @@ def test_a_target_hides_the_path():
 @pytest.mark.parametrize(
     "addresses", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1"], ["127.0.0.1", "127.0.0.2"]]
 )
-async def test_the_socket_guard_stands_alone(addresses):
+async def test_the_socket_guard_works_alone(addresses):
     async with receiving(answering(OK)) as receiver:
         async with sender(policy=EgressPolicy(), resolver=Liar(*addresses)) as sending:
             answer = await post_to(sending, f"http://rebind.example.com:{receiver.port}/")
@@ -851,7 +851,7 @@ class _Answers(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_):
-        """Say nothing."""
+        """Send nothing."""
 
 
 async def test_a_receiver_that_serves_one_connection_at_a_time_answers_all():

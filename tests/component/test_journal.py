@@ -112,7 +112,7 @@ def test_long_values_and_lines_are_cut(pipe):
     assert orjson.loads(lines[1][3:])["event"] == "daemon.ready"
 
 
-def test_an_exception_is_told_without_local_variables(pipe):
+def test_an_exception_is_logged_without_local_variables(pipe):
     def say(log):
         hidden = ["hunter2"]
         try:
@@ -148,7 +148,7 @@ def test_a_reader_that_stopped_costs_lines_and_no_time(pipe):
     for _ in range(100):
         sink.put(b"y" * 999 + b"\n")
     assert sink.dropped >= 90
-    assert sink.untold() == 0  # there is no room to tell it yet
+    assert sink.untold() == 0  # there is no room to report it yet
     os.set_blocking(reading, False)
     while not sink.flush(within_s=0.01):
         try:

@@ -60,7 +60,7 @@ def told(digest, letters=LETTERS):
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser would see: tags, attributes, and words, with the target of a link behind its label."""
+    """The view of a browser: tags, attributes, and words, with the target of a link behind its label."""
 
     def __init__(self, source):
         super().__init__()
@@ -191,7 +191,7 @@ def test_every_cause_has_a_sentence_and_advice(cause, error, language):
     assert text_of(sent(digest_of(made, language=language)))
 
 
-def test_causes_are_told_in_plain_words():
+def test_causes_are_explained_in_plain_words():
     for changes, sentence in (
         ({"cause": Cause.TIMEOUT, "status": None, "error": "response"}, "did not answer within 15 seconds."),
         ({"cause": Cause.TIMEOUT, "status": None, "timeout_s": 2.5}, "did not answer within 2.5 seconds."),
@@ -216,7 +216,7 @@ def test_causes_are_told_in_plain_words():
         assert sentence in told(digest_of(section(**changes)))
 
 
-def test_what_was_not_sent_is_told_as_such():
+def test_unsent_deliveries_are_reported_as_such():
     slow = told(digest_of(section(cause=Cause.FILTER_SLOW, status=None, error="filter_slow")))
     assert "filter takes too long to be evaluated" in slow
     assert "Simplify the filter" in slow
@@ -263,7 +263,7 @@ def test_several_ways_to_give_up_are_counted_apart():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("fate", Fate)
-def test_each_way_to_give_up_can_be_said_in_each_language(fate, language):
+def test_each_way_to_give_up_has_words_in_each_language(fate, language):
     for count in (1, 2):
         made = section(dead=count, dead_by=((fate.value, count),))
         assert text_of(sent(digest_of(made, language=language)))
@@ -278,7 +278,7 @@ def test_what_was_not_delivered_can_be_had_by_an_answer_or_by_asking():
     assert "reply to" not in text
 
 
-def test_the_operator_is_told_what_cannot_be_sent():
+def test_the_operator_gets_a_mail_about_unsendable_events():
     text = told(sample("faults"))
     for fact in (
         "14 events since 13 May 2026, 08:00 UTC could not be sent",
@@ -309,7 +309,7 @@ def test_a_redirect_names_where_to_and_nothing_else(error, shown):
     assert shown in told(digest_of(section(cause=Cause.REDIRECT, status=302, error=error)))
 
 
-def test_what_fails_in_parts_is_told_by_type_and_never_threatened():
+def test_partial_failures_are_reported_by_type_and_never_threatened():
     text = told(sample("partly"))
     assert "Your webhook fails for some events" in text
     assert "These event types fail: product_updated." in text
@@ -317,7 +317,7 @@ def test_what_fails_in_parts_is_told_by_type_and_never_threatened():
     assert "We do not switch a webhook off while some of its events arrive." in text
 
 
-def test_the_dead_are_told_with_what_can_be_done():
+def test_dead_deliveries_are_reported_with_advice():
     assert "To have the events that were not delivered sent again, reply to this email." in told(
         sample("recovered")
     )
@@ -527,7 +527,7 @@ def assert_harmless(message, *, sections=1):
     for shown in (str(message["Subject"]), text, *page.shown):
         categories = {c: unicodedata.category(c) for c in shown if c not in "\n\u2068\u2069\u2060"}
         assert not {"Cc", "Cf", "Cs", "Co"} & set(categories.values())
-        assert shown.count("\u2068") == shown.count("\u2069")  # ours, around what is written from the right
+        assert shown.count("\u2068") == shown.count("\u2069")  # ours, around text written from the right
     assert not page.tags & {"script", "img", "b", "iframe", "svg"}
     assert {name for name, _ in page.attributes} <= {
         "lang", "charset", "name", "content", "dir", "class", "style", "scope", "href", "data-css-inline"
@@ -573,7 +573,7 @@ def test_an_encoded_word_of_a_stranger_stays_a_text():
     assert message["Subject"] == f"Webhook failing: shop.example.com, 14 order events waiting [{word}]"
 
 
-# What programs that turn text into links look for: a scheme, an address, www, a name with a dot, a number with dots.
+# Texts that programs turn into links: a scheme, an address, www, a name with a dot, a number with dots.
 LINKIFIERS = (
     re.compile(r"[a-z][a-z0-9+.-]*:[/\\]{1,2}\S", re.IGNORECASE),
     re.compile(r"(?<![a-z])(?:https?|ftp|mailto|tel|sms|javascript):\S", re.IGNORECASE),
@@ -644,7 +644,7 @@ def test_right_to_left_names_turn_nothing_round():
     assert "Messages from \u2068\u05d7\u05e0\u05d5\u05ea\u2069 to shop.example.com" in text
 
 
-def test_no_secret_of_a_url_is_told():
+def test_no_secret_of_a_url_is_shown():
     text = text_of(sent(digest_of(section(url="https://user:pw@h.example/x?token=geheim#geheim"))))
     assert "https://h.example/x" in text
     assert "geheim" not in text
@@ -733,7 +733,7 @@ def test_a_catalogue_is_whole_and_uses_the_same_placeholders(language):
         ], key
 
 
-def test_a_language_is_taken_by_its_first_part_and_english_is_for_the_others():
+def test_a_language_is_matched_by_its_first_part_or_falls_back_to_english():
     known = {"de", "en"}
     wanted = ["de", "DE", "de-AT", "de_CH.UTF-8", "en", "fr", "", "deutsch", "../de", "\x00", None]
     assert [catalogue.language_of(each, known) for each in wanted] == ["de"] * 4 + ["en"] * 7
@@ -816,7 +816,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("files", "fault"), BROKEN, ids=lambda value: str(value)[:40])
-def test_what_is_broken_is_left_out_and_told(tmp_path, files, fault):
+def test_broken_templates_are_left_out_and_reported(tmp_path, files, fault):
     letters = put(tmp_path, files)
     message = sent(sample("failing", "de"), letters)
     assert words_in(text_of(message)) == words_in(text_of(sent(sample("failing", "de"))))
@@ -825,13 +825,13 @@ def test_what_is_broken_is_left_out_and_told(tmp_path, files, fault):
     assert re.match(fault, told)
 
 
-def test_a_text_with_too_few_forms_is_told(tmp_path):
+def test_a_text_with_too_few_forms_is_reported(tmp_path):
     letters = put(tmp_path, {"words__de.toml": "[language]\nplural = 'n%3'\n[events]\nany = ['a', 'b']"})
     assert letters.faults == ("words/de.toml: events.any needs 3 forms, as language.plural says",)
     assert text_of(sent(sample("failing", "de"), letters))
 
 
-def test_a_missing_folder_is_told():
+def test_a_missing_folder_is_reported():
     letters = Letters(MAIL.model_copy(update={"templates": "/nowhere/letters"}))
     assert letters.faults == ("mail.templates: /nowhere/letters is not a folder",)
     assert text_of(sent(sample("failing"), letters))

@@ -27,7 +27,7 @@ EMIT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is held while a request to endpoint `a` comes back.
+    """A lock held while the answer of endpoint `a` arrives.
 
     Attributes:
         statement: run in a transaction that stays open; {a} is the endpoint, {event} its failed event.
@@ -155,7 +155,7 @@ async def test_everybody_else_goes_on_while_something_is_held(name, platform, co
         failing = await platform.emit("c")
         if case.all_record:
             await until(lambda: _has_row(con, failing))
-        clock.ahead_s += 5.5  # what is not recorded by now closes the gate, unless it was set aside
+        clock.ahead_s += 5.5  # an outcome not recorded by now closes the gate, unless it was set aside
         await platform.goes_on()
         assert platform.worst_s < RECORDED_WITHIN_S
         assert not life.ended
@@ -193,7 +193,7 @@ async def _has_incident(con, endpoint_id):
 
 
 async def test_an_endpoint_is_sent_nothing_while_its_outcome_is_set_aside(platform, connect, until):
-    """So that a crash repeats no more than what was in flight."""
+    """So that a crash repeats only requests in flight."""
     admin, con = await connect(platform.database), platform.con
     async with living(platform.database, retry=RETRY, breaker=SILENT) as life:
         event = await platform.emit("a")
@@ -220,7 +220,7 @@ async def _is_empty(con):
 
 
 async def test_a_gone_receiver_is_switched_off_though_the_daemon_died_in_between(platform, connect, until):
-    """The endpoint's row was locked when it answered 410: it is asked once more, and switched off then."""
+    """The endpoint's row was locked when it answered 410: it gets one more request, and is disabled then."""
     admin, con = await connect(platform.database), platform.con
     platform.answer = 410
     async with living(platform.database, retry=RETRY, breaker=SILENT) as life:

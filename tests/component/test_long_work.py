@@ -1,4 +1,4 @@
-"""Long work has a session of its own: nothing that a delivery or the reader waits for stands behind it."""
+"""Long work has a session of its own: nothing that a delivery or the reader waits for is queued behind it."""
 
 from __future__ import annotations
 

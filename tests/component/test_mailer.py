@@ -1,4 +1,4 @@
-"""The outbox and its mailer: order, pace, second tries, and what is left behind by a mailer that was killed."""
+"""The outbox and its mailer: order, pace, second tries, and mails left behind by a killed mailer."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_bucket_is_full_after_a_quiet_time_and_no_fuller():
 # Second tries -----------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_not_taken_now_is_tried_again_ever_later(database):
+async def test_a_deferred_mail_is_tried_again_ever_later(database):
     async with Mailbox() as box, office(database, box) as desk:
         email_id = await desk.queue(ANNA)
         box.script["RCPT"] = "451 4.7.1 Greylisted"
@@ -233,7 +233,7 @@ async def test_doubt_does_not_last_for_ever(database):
             desk.clock.pass_s(BACKOFF_S[-1])
 
 
-async def test_what_is_refused_for_good_is_given_up(database):
+async def test_a_mail_refused_for_good_is_given_up(database):
     async with Mailbox() as box, office(database, box) as desk:
         refused, other = await desk.queue(ANNA), await desk.queue("bert@shop.example")
         box.script["content"] = ["554 5.6.0 no"]
@@ -272,7 +272,7 @@ async def test_an_address_that_does_not_exist_gets_nothing_for_a_week(database):
         assert (await desk.row(third))["state"] == "sent"
 
 
-# Who wants none -----------------------------------------------------------------------------------------------------
+# Owners who want no mails -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ async def test_a_mail_that_cannot_be_rendered_harms_no_other(database, faulty):
         assert (await desk.row(good))["state"] == "sent"
 
 
-async def test_a_server_that_is_away_is_told_once_and_nothing_is_worked_off(database):
+async def test_an_unreachable_server_is_logged_once_and_nothing_is_worked_off(database):
     async with Mailbox() as box:
         pass
     async with office(database, box) as desk:
@@ -344,7 +344,7 @@ async def test_a_server_that_is_away_is_told_once_and_nothing_is_worked_off(data
     assert len(desk.diary.of(LogEvent.EMAIL_SENT)) == 5
 
 
-async def test_a_faulty_template_is_told_once(database, tmp_path):
+async def test_a_faulty_template_is_logged_once(database, tmp_path):
     (tmp_path / "digest.txt.j2").write_text("{% if %}")
     async with Mailbox() as box, office(database, box, mail={"templates": str(tmp_path)}) as desk:
         for number in range(3):

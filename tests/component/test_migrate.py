@@ -150,7 +150,7 @@ async def test_another_migrate_is_waited_for_within_bounds(database_url, session
     assert said == [f"another migrate (backend {session.pid}) is at work: waiting up to 0.1 s"]
 
 
-async def test_a_database_that_is_not_there_is_told_as_such(folder):
+async def test_a_missing_database_is_reported_as_such(folder):
     with pytest.raises(client.DatabaseAway):
         await migrate.migrate("postgresql://nobody@127.0.0.1:1/none", folder=folder)
 
@@ -194,7 +194,7 @@ def test_a_folder_out_of_order_is_refused(names, message):
         migration_plan.parse(dict.fromkeys(names, b"select 1;"))
 
 
-def test_a_version_that_is_none_is_refused():
+def test_an_invalid_version_is_refused():
     with pytest.raises(ValueError, match="no version"):
         migration_plan.parse({"0001_a.sql": b"-- min_daemon: soon\n"})
 

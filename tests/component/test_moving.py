@@ -362,7 +362,7 @@ async def test_what_an_old_address_answers_is_understood(moved, until, unused_tc
         assert await answer(silent) is Answer.GONE
 
 
-async def test_another_database_at_an_old_address_is_no_rival(database, moved):
+async def test_another_database_at_an_old_address_is_not_a_rival(database, moved):
     _, copied, _ = moved
     session = await crew.session_on(copied.url())
     ours = rows.server_of(await session.fetchrow(query("identify_server")))
@@ -378,7 +378,7 @@ async def test_another_database_at_an_old_address_is_no_rival(database, moved):
     await other.close()
 
 
-async def test_the_same_server_by_another_address_is_no_rival(
+async def test_the_same_server_by_another_address_is_not_a_rival(
     make_server, connect, receiver, until, unused_tcp_port
 ):
     server = make_server(tcp_port=unused_tcp_port)
@@ -412,16 +412,16 @@ def test_without_an_id_its_name_counts(tmp_path, text):
 # The clock, and the loop ---------------------------------------------------------------------------------------
 
 
-async def test_a_wrong_clock_is_told(database, session):
+async def test_a_wrong_clock_is_logged(database, session):
     async with serving(database, wall_us=lambda: time.time_ns() // 1000 + 3_600_000_000) as daemon:
         [line] = await daemon.diary.wait_for("clock.skewed")
     assert line["skew_s"] == pytest.approx(3600, abs=5)
 
 
-async def test_a_loop_that_stood_still_is_told(database, session):
+async def test_a_stalled_loop_is_logged(database, session):
     async with serving(database) as daemon:
         await daemon.diary.wait_for("daemon.ready")
-        time.sleep(1.6)  # noqa: ASYNC251 - this is what is to be noticed
+        time.sleep(1.6)  # noqa: ASYNC251 - the test provokes a stall
         [line] = await daemon.diary.wait_for("loop.stalled")
     assert 1.0 <= line["for_s"] < 10
 

@@ -1,6 +1,6 @@
-"""What operators do by hand, and a table's changes as events: the functions of migration 0005.
+"""Operations by hand, and a table's changes as events: the functions of migration 0005.
 
-Who may call them, what they leave in `operations`, and that a statement's rows become events in one go.
+The roles that may call them, their rows in `operations`, and that a statement's rows become events in one go.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ async def test_a_disabled_endpoint_is_not_tested(con, endpoint_id):
 
 @pytest.fixture
 async def waiting(con, endpoint_id):
-    """Return an event of which two endpoints have yet to hear."""
+    """Return an event that two endpoints have not got yet."""
     event_id = await con.fetchval("select webhooks.emit('s', 'order_updated', '{}')")
     await con.execute(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)"
@@ -176,7 +176,7 @@ async def test_a_payload_is_the_row_with_its_nulls_and_columns_in_order(things):
     ]  # fmt: skip
 
 
-async def test_an_update_tells_of_rows_that_look_different(things):
+async def test_an_update_makes_events_of_rows_that_look_different(things):
     await watch(things, "token", "seen_at")
     await things.execute(
         "insert into things (id, shop, name) values (1, 's', 'a'), (2, 's', 'b'), (3, 's', 'c')"
@@ -261,7 +261,7 @@ async def test_an_endpoint_is_added_with_options_by_name_and_no_others(con):
             await con.execute("select webhooks.add_endpoint('s', 'https://a.example/', $1::jsonb)", options)
 
 
-# What constraints are called on the command line ------------------------------------------------------------------
+# Names of constraints on the command line ------------------------------------------------------------------------
 
 NOT_OPTIONS = {
     "disabled_reason is a known one",

@@ -75,7 +75,7 @@ async def read(session):
 
 
 async def usable(session):
-    """Whether the daemon can use the endpoint as it is now."""
+    """Return True if the daemon can use the endpoint as it is now."""
     try:
         Manner.of(await read(session), DEFAULTS)
     except ValueError:
@@ -90,7 +90,7 @@ async def emit(con):
     )
 
 
-# What the table lets through ----------------------------------------------------------------------------------------
+# Values that the table accepts --------------------------------------------------------------------------------------
 
 NAMES = [
     "Authorization", "x-api-key", "X_Tenant", "a!#$%&'*+.^_`|~9", "x-webhooks", "hosts", "tea", "contented", "x" * 100,
@@ -295,7 +295,7 @@ async def test_rotating_keeps_the_kind_of_key(con):
         (f"1, '1 h', '{SECRET}'", "that is the secret of endpoint 1 already"),
     ],
 )  # fmt: skip
-async def test_wrong_rotations_are_told_without_a_secret(con, call, told):
+async def test_wrong_rotations_are_reported_without_a_secret(con, call, told):
     with pytest.raises(asyncpg.PostgresError) as caught:
         await con.execute(f"select webhooks.rotate_secret({call})")
     assert caught.value.message == told
@@ -304,12 +304,10 @@ async def test_wrong_rotations_are_told_without_a_secret(con, call, told):
     assert await con.fetchval("select count(*) from webhooks.operations") == 0
 
 
-# What becomes of deliveries -----------------------------------------------------------------------------------------
+# Deliveries with options --------------------------------------------------------------------------------------------
 
 
-async def test_headers_that_smuggle_are_never_sent_even_where_no_constraint_stands(
-    con, database, receiver, until
-):
+async def test_smuggling_headers_are_never_sent_even_without_a_constraint(con, database, receiver, until):
     await drop_constraints(con, "headers")
     await con.execute(
         "insert into webhooks.endpoints (site_id, url, headers) values"
@@ -339,9 +337,7 @@ async def test_check_names_endpoints_that_cannot_be_used(con, database):
     assert "success_statuses" in told[1].text
 
 
-async def test_static_headers_schedule_statuses_and_timeout_are_the_endpoints_own(
-    con, database, receiver, until
-):
+async def test_headers_schedule_statuses_and_timeout_are_the_endpoints_own(con, database, receiver, until):
     await set_option(
         con,
         headers='{"Authorization": "Bearer abc", "X-Tenant": "7"}',

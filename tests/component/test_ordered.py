@@ -1,4 +1,4 @@
-"""Ordered endpoints: one by one per key, in the log's order, whatever fails, ends or is switched meanwhile."""
+"""Ordered endpoints: one by one per key, in the log's order, despite failures, ends and switches meanwhile."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def emit(con, key, n):
 
 
 def settled(con, events, state="delivered"):
-    """Return a condition: so many deliveries stand there."""
+    """Return a condition: so many deliveries are in that state."""
 
     async def holds():
         return (
@@ -66,7 +66,7 @@ def seen(receiver):
 
 
 class OneByOne:
-    """A receiver's script that sees whether a key ever has two requests in flight, and answers as told."""
+    """A receiver's script that sees whether a key ever has two requests in flight, and answers as set."""
 
     def __init__(self, answer=lambda _request: 200, delay_s=0.0):
         self.answer = answer
@@ -183,7 +183,7 @@ async def test_a_key_goes_on_only_when_the_death_of_its_first_event_is_durable(
     assert await con.fetchval("select count(*) from webhooks.dead") == 1
 
 
-async def test_what_was_held_goes_out_before_what_comes_after(database, con, receiver, until):
+async def test_held_events_go_out_before_later_ones(database, con, receiver, until):
     receiver.script = OneByOne()
     switch = "update webhooks.endpoints set enabled = {}"
     async with living(database):
@@ -219,7 +219,7 @@ class Counting:
 
 
 def scheduler():
-    """Return a scheduler whose clock stands still, with its lanes and lines."""
+    """Return a scheduler whose clock is fixed, with its lanes and lines."""
     lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
     order = Order(lanes)
     logger = crew.Diary().logger
@@ -238,7 +238,7 @@ def scheduler():
     return due, lanes, order
 
 
-async def test_lines_of_a_disabled_endpoint_are_not_looked_at_again_and_again(database, con):
+async def test_lines_of_a_disabled_endpoint_are_not_checked_again_and_again(database, con):
     ids = [await emit(con, key, 0) for key in KEYS]
     await con.executemany(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, line)"
@@ -305,7 +305,7 @@ async def test_an_open_breaker_and_its_catching_up_keep_the_order(database, con,
 
 
 async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, receiver, until):
-    """First sightings of each key rise, whatever fails, is cut off, killed at any moment, or replayed."""
+    """First sightings of each key rise, despite failures, cuts, kills at any moment, and replays."""
     rng = random.Random(crew.seed())
     receiver.script = OneByOne(
         lambda _request: rng.choice([200] * 6 + [500, Response(cut=True), Response(delay_s=0.02)])
@@ -329,7 +329,7 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
                 )
             await insert(rng.randrange(30))
             await asyncio.sleep(rng.random() * 0.3)  # into the middle of it
-        receiver.script.in_flight.clear()  # what was in flight is cut off
+        receiver.script.in_flight.clear()  # cuts off the requests in flight
     events = numbers.total()
     async with living(database, **QUICK):
 
@@ -344,8 +344,8 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
     assert seen(receiver) == {key: list(range(n)) for key, n in numbers.items()}
 
 
-async def test_lines_that_wait_for_the_log_are_looked_at_a_few_at_a_time(database, con):
-    """Nothing of them can be taken: the recorder does not go on at once."""
+async def test_lines_that_wait_for_the_log_are_checked_a_few_at_a_time(database, con):
+    """None of them can be taken: the recorder does not go on at once."""
     names = [f"k{n}" for n in range(5 * LINES_A_LOOK)]
     for name in names:
         await con.execute(

@@ -43,7 +43,7 @@ async def url(admin, database):
 
 @pytest.fixture
 def events(database):
-    """Return `events()`: (event_id, type, payload, subject) of what has been committed, as its owner sees it."""
+    """Return `events()`: (event_id, type, payload, subject) of committed events, as their owner sees them."""
 
     def read():
         with psycopg.connect(database) as connection:

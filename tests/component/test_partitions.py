@@ -128,7 +128,7 @@ async def test_no_producer_waits_or_fails_while_days_are_made_and_entered(sessio
     await idle.connection.execute("begin; rollback")
 
 
-async def test_an_insert_goes_through_at_once_between_a_held_producer_and_the_maker(
+async def test_an_insert_passes_between_an_open_producer_and_the_partition_maker(
     session, next_day, open_shop
 ):
     """CREATE TABLE .. PARTITION OF would wait for the first one, and every other insert behind it."""
@@ -304,7 +304,7 @@ async def test_the_day_before_the_last_that_fits_a_javascript_number(session):
     assert await session.fetchval(INSERT) < 2**53
 
 
-# What a partition is ----------------------------------------------------------------------------------------------
+# Properties of a partition ----------------------------------------------------------------------------------------
 
 
 async def test_a_partition_has_its_parents_indexes_and_settings(session, next_day):

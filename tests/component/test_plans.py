@@ -59,14 +59,14 @@ ANALYZE = "analyze webhooks.events; analyze webhooks.attempts; analyze webhooks.
 
 
 class Plan:
-    """What EXPLAIN (ANALYZE, BUFFERS) said."""
+    """The output of EXPLAIN (ANALYZE, BUFFERS)."""
 
     def __init__(self, explained):
         self.nodes = list(_ran(explained["Plan"]))
         self.run_pages = _pages(explained["Plan"])
 
     def scans(self, table, today=None):
-        """Return (kind, relation, index) of a table's scans; a look into a later day, still empty, is none."""
+        """Return (kind, relation, index) of a table's scans; a read of a later day, still empty, does not count."""
         return {
             (node["Node Type"], node["Relation Name"], node.get("Index Name", ""))
             for node in self.nodes
@@ -207,7 +207,7 @@ async def test_an_old_transaction_lowers_the_floor_and_no_more(session, today):
 
 
 async def test_a_burst_since_the_last_analyze_changes_no_plan(session, today):
-    """Two days of 100,000 each that no ANALYZE has ever seen; the reader stands at the end of the second."""
+    """Two days of 100,000 each that no ANALYZE has ever seen; the reader is at the end of the second."""
     for day, xid in ((today + 3, LAST_XID + 1), (today + 4, LAST_XID + 100_001)):
         await session.execute(
             f"""insert into webhooks.events (xid, event_id, site_id, type, payload) overriding system value
@@ -256,7 +256,7 @@ async def test_a_page_walks_the_primary_key_and_stops(session, today, shards):
     assert plan.run_pages < (30 if shards is None else 400)
 
 
-async def test_what_is_left_in_the_log_is_skimmed_along_the_primary_key(session, today):
+async def test_deferred_events_are_skimmed_along_the_primary_key(session, today):
     since, upto = (1, 1, []), (LAST_XID + 1, LAST_XID + 1, [])
     sites = [f"s{n}" for n in range(16)]
     plan = await explain(session, query("skim_events"), since, upto, 0, id_of(today, 0), 200, None, 16, sites)
@@ -274,7 +274,7 @@ async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, to
     assert {index for _, _, index in first.scans("events", today)} == {f"events_{today}_xid_idx"}
     assert first.run_pages < 20 * len(
         running
-    )  # before 17 each xid is looked for by itself in each day from the floor on
+    )  # before 17 Postgres searches each xid by itself in each day from the floor on
     at = await session.fetchval(begin, since, upto, id_of(today, 31_000), id_of(today, 20_500))
     assert at == id_of(today, 30_000) - 1
     plan = await explain(
@@ -293,7 +293,7 @@ async def test_pages_with_hundreds_of_old_transactions_cost_the_same(session, to
     assert plan.run_pages < 120
 
 
-async def test_what_is_settled_is_read_from_one_day_by_ids(session, today):
+async def test_settled_deliveries_are_read_from_one_day_by_ids(session, today):
     """Of 50 events with 1,000 others between them."""
     ids = [id_of(today, 1000 + n * 20) for n in range(50)][::-1]
     everything = (ids, ids[0], ids[-1], 0, 2**63 - 1)
@@ -309,7 +309,7 @@ async def test_what_is_settled_is_read_from_one_day_by_ids(session, today):
     assert plan.run_pages < 500
 
 
-async def test_what_is_settled_is_read_from_one_day_by_range(session, today):
+async def test_settled_deliveries_are_read_from_one_day_by_range(session, today):
     bounds = (id_of(today, 2000), id_of(today, 1000), 2000)
     await session.fetch(query("read_settled"), *bounds)  # so that catalogues are read
     plan = await explain(session, query("read_settled"), *bounds)
@@ -405,7 +405,7 @@ async def test_a_due_page_does_not_pay_for_rows_that_were_cleared(filled, sessio
         plan = await explain(session, query("read_due"), *cursor, 200)
         from_the_start = await explain(session, query("read_due"), "-infinity", 0, 0, 200)
         assert plan.run_pages < 8 * 200
-        assert from_the_start.run_pages > 5 * plan.run_pages  # so that the cursor is what makes it cheap
+        assert from_the_start.run_pages > 5 * plan.run_pages  # so that only the cursor makes it cheap
     finally:
         for each in (holder, session):
             await each.execute("rollback")
@@ -430,7 +430,7 @@ async def test_parked_rows_are_found_among_many_that_wait(session, today):
     assert await session.fetch(query("read_parked"), 7, 0, 500) == []
 
 
-async def test_endpoints_with_parked_rows_are_found_by_a_walk_with_a_step_for_each(session):
+async def test_endpoints_with_parked_rows_are_found_by_one_index_step_each(session):
     await session.execute(BACKLOG.format(rows=40_000))  # of a thousand endpoints
     await session.execute(
         "update webhooks.backlog set state = 'parked', reason = 'breaker_open', next_attempt_at = null"
@@ -460,7 +460,7 @@ async def test_endpoints_with_rows_are_found_with_a_step_for_each_id(session):
 
 
 async def test_a_line_is_read_by_its_own_index_and_walked_in_pages(session, today):
-    """However much the endpoint has, and whatever stands before it."""
+    """However much the endpoint has, and however much is before it."""
     await session.execute(BACKLOG.format(rows=60_000))
     await session.execute("update webhooks.backlog set endpoint_id = 7; analyze webhooks.backlog")
     page = 500
@@ -582,7 +582,7 @@ async def test_care_touches_the_failures_of_an_incident_and_no_others(session, t
         "update webhooks.sites set owner_email = site_id || '@shop.example' where site_id < 's1'"
     )
     owners = [row[0] for row in await session.fetch(query("find_due_owners"), 4_000_000_000_000_000, 100)]
-    assert set(owners) == {""}  # sites without an owner are looked at one by one
+    assert set(owners) == {""}  # sites without an owner are read one by one
     await session.execute(
         "update webhooks.sites set owner_email = 'one@shop.example' where site_id in ('s1', 's2')"
     )
@@ -607,7 +607,7 @@ values (1, '{spec}', {last}, {after}, {last})
 
 
 async def replay_of(session, spec, after, last, looks, most=200):
-    """Run a page of a replay for its costs; return the plan, and what it said."""
+    """Run a page of a replay for its costs; return the plan, and its output."""
     await session.execute(REPLAY.format(spec=json.dumps(spec), after=after, last=last))
     sql = "select p.* from webhooks.replays r, webhooks.replay_page(r, $1, $2) p where r.replay_id = 1"
     page = await session.fetchrow(
@@ -628,7 +628,7 @@ async def replay_of(session, spec, after, last, looks, most=200):
     ],
 )
 @pytest.mark.parametrize("days_ago", [0, 40])
-async def test_a_page_of_a_replay_costs_by_what_it_looks_at(session, today, spec, taken, pages, days_ago):
+async def test_a_page_of_a_replay_costs_by_the_rows_it_reads(session, today, spec, taken, pages, days_ago):
     """From the middle of today, and from 40 days ago, with 40,000 events and more before its end."""
     after = (today - days_ago) * DAY if days_ago else id_of(today, 30_000)
     plan, page = await replay_of(session, spec, after, id_of(today, 0), 500)
@@ -638,7 +638,7 @@ async def test_a_page_of_a_replay_costs_by_what_it_looks_at(session, today, spec
 
 
 async def test_the_dead_of_one_endpoint_are_found_by_it(session, today):
-    """Some 16 (it depends on the date) among 1,600 of 50 days, each of which is looked into once."""
+    """Some 16 (it depends on the date) among 1,600 of 50 days, each of which is read once."""
     spec = {"states": ["dead"], "endpoint_id": 51}
     after, last = (today - 40) * DAY, id_of(today, 0)
     plan, page = await replay_of(session, spec, after, last, 500)
@@ -719,8 +719,8 @@ async def test_keys_are_looked_up_in_their_index_of_the_days_that_count(session,
         assert plan.run_pages < pages, (name, plan.run_pages)
 
 
-async def test_a_key_that_everybody_has_costs_one_look(session, today):
-    """30,000 events of one key: the first and the newest are found at once, wherever the asked one stands."""
+async def test_a_key_that_everybody_has_costs_one_query(session, today):
+    """30,000 events of one key: the first and the newest are found at once, wherever the requested one lies."""
     await session.execute(
         f"""insert into webhooks.events (event_id, site_id, type, payload, supersede_key, dedupe_key)
         overriding system value

@@ -1,4 +1,4 @@
-"""What is personal goes when it is to go: payloads and answers before their records, and all there is of a site."""
+"""Personal data is erased in time: payloads and answers before their records, and everything of a site."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_old_payloads_are_erased_and_the_records_stay(con, session):
     assert await payloads(con) == [ERASED] * 1201
 
 
-async def test_no_payload_goes_whose_event_is_on_its_way(con, session):
+async def test_no_payload_of_an_unsettled_event_is_erased(con, session):
     waiting, gone, unread = [await emit(con, 8) for _ in range(3)]
     await queue(con, waiting)
     await con.execute("update webhooks.shards set floor = $1", gone)
@@ -147,7 +147,7 @@ async def test_an_erased_event_is_never_replayed(con, session):
 
 
 async def test_a_page_waits_for_a_replay_that_is_at_work(con, session, connect, database):
-    """Between the look at an event and its row in backlog lies a transaction: nothing of it is erased meanwhile."""
+    """Between the read of an event and its row in backlog lies a transaction: its payload is not erased meanwhile."""
     event_id = await emit(con, 8)
     await bury(con, event_id)
     replay_id = await con.fetchval("select replay_id from webhooks.replay(site_id => 's', dry_run => false)")
@@ -286,7 +286,7 @@ async def test_an_owner_of_two_sites_stays_until_the_second_is_forgotten(con):
     assert await con.fetchval("select count(*) from webhooks.owners") == 0
 
 
-async def test_what_was_on_its_way_is_caught_by_the_second_walk(con, session, connect, database):
+async def test_events_in_flight_are_erased_by_the_second_walk(con, session, connect, database):
     """A producer that has not committed, an attempt that is recorded afterwards, a row in the daemon's hand."""
     event_id, held = await emit(con, site_id="t"), await emit(con, site_id="t")
     await queue(con, held, "t")

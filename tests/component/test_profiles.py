@@ -1,4 +1,4 @@
-"""What real receivers got, judged by the verifiers that senders publish: for every profile, rotation and kind of key.
+"""Requests at real receivers, checked by the verifiers that senders publish: each profile, rotation and kind of key.
 
 From PyPI standardwebhooks, svix and stripe; from npm, where there is a node, those of the same names and
 @octokit/webhooks-methods. Shopify and WooCommerce publish recipes instead, which are followed with hmac alone.
@@ -183,7 +183,7 @@ VERIFIERS = {
 }
 
 
-async def test_each_profile_is_believed_by_its_senders_verifier_and_by_the_standards(deliver):
+async def test_each_profile_passes_its_senders_verifier_and_the_standards(deliver):
     got = await deliver({name: {"profile": name, "secret": SECRET} for name in VERIFIERS})
     for name, verify in VERIFIERS.items():
         headers, body = got[name].headers, got[name].body
@@ -257,9 +257,7 @@ async def test_a_custom_profile_signs_as_its_spec_says(deliver):
     assert headers["x-slack-signature"] == "v0=" + hmac.new(LEGACY.encode(), signed, "sha256").hexdigest()
 
 
-async def test_during_a_rotation_either_secret_verifies_and_afterwards_the_new_one_alone(
-    con, deliver, judge_by_npm
-):
+async def test_either_secret_verifies_in_a_rotation_and_only_the_new_one_later(con, deliver, judge_by_npm):
     await deliver({name: {"profile": name, "secret": SECRET} for name in ("plain", "stripe", "svix")})
     for endpoint_id in (1, 2, 3):
         await con.execute("select webhooks.rotate_secret($1, '1 hour', $2)", endpoint_id, OTHER)

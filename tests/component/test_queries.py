@@ -1,6 +1,6 @@
 """Each file of sql/queries is accepted by the migrated schema, with the types that are written down.
 
-A changed type is a changed seam: PGHOOKD_TEST_WRITE_TYPES=1 writes the list anew, for a reader of the diff.
+A changed type is a changed seam: PGHOOKD_TEST_WRITE_TYPES=1 rewrites the list, for a reader of the diff.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ async def test_hostile_producers_lose_nothing_and_repeat_nothing(database, sessi
     )
 
 
-async def test_what_lies_unread_at_the_end_is_found_by_whoever_comes_next(database, session):
+async def test_unread_events_at_the_end_are_found_by_the_next_instance(database, session):
     """The stored positions of hostile minutes, walked by another reader: nothing is below a floor."""
     seed = crew.seed()
     two_phase = await producers.takes_two_phase(session)
@@ -148,7 +148,7 @@ async def test_a_big_transaction_that_was_open_at_the_last_read_comes_in_pages(d
         assert len(set(ids(it))) == len(ids(it))
 
 
-async def test_hundreds_of_open_transactions_are_no_trouble(database, session, connect):
+async def test_hundreds_of_open_transactions_do_no_harm(database, session, connect):
     async with desk(database) as it:
         opened = [await connect(database) for _ in range(60)]
         for each in opened:
@@ -216,7 +216,7 @@ async def test_marks_are_forgotten_once_no_position_needs_them(database, session
 # Endpoints ------------------------------------------------------------------------------------------------------
 
 
-async def test_an_endpoint_committed_before_an_event_gets_it_and_a_younger_one_does_not(database, session):
+async def test_only_an_endpoint_committed_before_an_event_gets_it(database, session):
     async with desk(database) as it:
         await session.execute("insert into webhooks.sites (site_id, name) values ('new', 'new')")
         early = await producers.emit(session, site="new")
@@ -275,9 +275,7 @@ async def test_a_standby_is_not_read(own_server, connect):
         assert snapshot
 
 
-async def test_what_was_written_of_a_row_takes_no_delivery_ashore_that_was_taken_anew_from_it(
-    database, session
-):
+async def test_a_late_write_of_a_row_removes_no_delivery_taken_anew_from_it(database, session):
     """Held, switched on and taken again, before the first word was written: it is in memory, and stays known."""
     async with desk(database) as it:
         event = Event(1, "s", "order_created", 0, b"{}")

@@ -83,7 +83,7 @@ async def test_the_reader_waits_for_held_rows_and_not_for_outcomes(database, con
 async def test_positions_are_stored_no_more_often_than_they_take(database, con):
     async with desk(database) as it:
         await it.recover()
-        clock = count(0.0, 0.5)  # each look at the clock is half a second later
+        clock = count(0.0, 0.5)  # each reading of the clock is half a second later
         positions = PositionStore(
             it.record_session, it.log, it.recorder._positions._server, monotonic=clock.__next__
         )

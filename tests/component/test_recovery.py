@@ -1,4 +1,4 @@
-"""Whatever is lost, stopped or restarted in the middle: nothing is lost, and what was recorded is not sent again."""
+"""Sessions lost, daemons stopped or restarted in the middle: no event is lost, and no recorded one is sent again."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class Gate:
 
 
 async def test_a_shard_far_behind_keeps_its_own_floor(database, session):
-    """A floor proven for one shard's position is none for another's that is older."""
+    """A floor proven for one shard's position does not hold for another's that is older."""
     slow, quick = await _sites_of_two_shards(session)
     async with desk(database, settling=False) as it:
         await it.recover()
         await it.store()
         behind = await producers.emit(session, 1500, site=slow)
         await it.read()
-        it.open.clear()  # what is behind stays open
+        it.open.clear()  # events behind stay open
         for _ in range(3):
             await producers.emit(session, site=quick)
             await it.read()
@@ -118,9 +118,7 @@ async def _sites_of_two_shards(session):
     return slow["site_id"], next(row["site_id"] for row in rows if row["shard"] != slow["shard"])
 
 
-async def test_a_crash_in_the_middle_of_a_long_difference_goes_on_from_the_cursor(
-    database, session, receiver, until
-):
+async def test_a_crash_within_a_long_difference_goes_on_from_the_cursor(database, session, receiver, until):
     await producers.emit(session)
     async with living(database):
         await until(lambda: all_recorded(session))
@@ -227,9 +225,7 @@ async def _is_empty(session, table):
 # Ten seconds -------------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_unsettled_for_ten_seconds_gets_a_row_and_the_position_moves_on(
-    database, session, receiver, until
-):
+async def test_an_event_unsettled_for_ten_seconds_gets_a_row(database, session, receiver, until):
     gate = Gate()
     receiver.script = gate
     clock = crew.Clock()
@@ -261,7 +257,7 @@ async def _rows(session, count):
     return rows if len(rows) == count else None
 
 
-async def test_after_a_crash_checkpointed_deliveries_come_back_through_the_backlog(
+async def test_checkpointed_deliveries_return_from_the_backlog_after_a_crash(
     database, session, receiver, until
 ):
     gate = Gate()

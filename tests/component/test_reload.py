@@ -15,7 +15,7 @@ from support.receiver import Response
 EVENT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', '{}') returning event_id"
 DELIVERED = "select count(*) from webhooks.attempts where outcome = 'delivered'"
 LIMIT_S = 0.2  # what a reload may add to a delivery
-TRIES = 3  # a shared machine may stand still for longer by itself: one quiet try of these is enough
+TRIES = 3  # a shared machine may stall for longer by itself: one quiet try of these is enough
 EVERY_S = 0.02
 PATIENT = {"timeout_s": 30.0, "grace_s": 31.0}
 

@@ -38,7 +38,7 @@ async def endpoint(con, receiver, site, path, types=("*",)):
 
 
 async def insert(con, count=1, site="a", kind="order_created", only=-1):
-    """Insert events; `only` an endpoint that is none keeps the daemon from delivering them of itself."""
+    """Insert events; `only` an endpoint that does not exist keeps the daemon from delivering them by itself."""
     rows = await con.fetch(
         "insert into webhooks.events (site_id, type, payload, endpoint_id)"
         " select $1, $2, to_json(n), $3 from generate_series(1, $4::int) n returning event_id",
@@ -80,7 +80,7 @@ async def go(con, what, *args):
 
 
 def ended(con, state="done"):
-    """Return a condition: all replays have ended so, and nothing is on its way any more."""
+    """Return a condition: all replays have ended so, and nothing is in flight any more."""
 
     async def holds():
         states = {row["state"] for row in await con.fetch(PROGRESS)}
@@ -104,7 +104,7 @@ def ended(con, state="done"):
         ("endpoint_id => 99", asyncpg.NoDataFoundError, "no endpoint 99"),
     ],
 )  # fmt: skip
-async def test_what_makes_no_sense_is_refused_in_words(con, what, fault, words):
+async def test_nonsense_is_refused_in_words(con, what, fault, words):
     with pytest.raises(fault, match=words):
         await dry(con, what)
 
@@ -136,7 +136,7 @@ async def test_each_condition_narrows_it(con):
 
 
 async def test_states_are_those_of_the_deliveries_view(con):
-    """Backlog before dead before delivered; missed is what has no row at all."""
+    """Backlog before dead before delivered; a missed event has no row at all."""
     dead, delivered, twice, waiting, missed = [(await insert(con))[0] for _ in range(5)]
     await attempt(con, [dead, waiting], outcome="refused")
     await attempt(con, [delivered, twice, waiting], n=2)
@@ -175,7 +175,7 @@ async def test_what_nobody_lost_is_left_unless_it_is_named(con, reason):
         assert await dry(con, "event_ids => $1", ids) == 2
 
 
-async def test_a_younger_endpoint_missed_what_it_takes_and_what_is_on_its_way_is_not_missed(con, receiver):
+async def test_a_younger_endpoint_missed_what_it_takes_but_not_what_is_in_flight(con, receiver):
     await insert(con, 4)
     await insert(con, 2, kind="product_created")
     await insert(con, 3, "b")
@@ -254,7 +254,7 @@ async def test_a_run_delivers_what_the_dry_run_counted(database, con, receiver, 
     assert {row[0] for row in await con.fetch("select state from webhooks.deliveries")} == {"delivered"}
 
 
-async def test_attempts_number_on_and_the_schedule_begins_anew(database, con, receiver, until):
+async def test_attempts_number_on_and_the_schedule_begins_again(database, con, receiver, until):
     """Ten attempts are behind it and it is older than age_max_s: it gets all of the schedule once more."""
     receiver.script = lambda _request: 500
     ids = await insert(con, 2)
@@ -268,9 +268,7 @@ async def test_attempts_number_on_and_the_schedule_begins_anew(database, con, re
     assert [tuple(row) for row in rows] == [("exhausted", 14)] * 2
 
 
-async def test_what_belongs_to_an_endpoint_that_was_switched_off_meanwhile_is_held(
-    database, con, receiver, until
-):
+async def test_replayed_events_of_an_endpoint_disabled_meanwhile_are_held(database, con, receiver, until):
     await kill_off(con, await insert(con, 3))
     number = await go(con, "site_id => 'a'")
     await con.execute("update webhooks.endpoints set enabled = false")
@@ -288,9 +286,7 @@ async def test_what_belongs_to_an_endpoint_that_was_switched_off_meanwhile_is_he
     assert await con.fetchval("select done from webhooks.replays where replay_id = $1", number) == 3
 
 
-async def test_an_endpoint_that_fails_has_its_replay_parked_and_gets_it_when_it_is_well(
-    database, con, receiver, until
-):
+async def test_a_replay_to_a_failing_endpoint_is_parked_until_it_recovers(database, con, receiver, until):
     ill = True
     receiver.script = lambda _request: 500 if ill else 200
     await kill_off(con, await insert(con, 300))

@@ -508,7 +508,7 @@ async def test_the_daemons_role_can_run_every_query(con, daemon):
 
 
 async def test_the_daemons_role_can_do_nothing_more(con, login, connect):
-    """What it may do to the log goes through functions; a program that was taken over can forge and lose nothing."""
+    """It changes the log only through functions; a program that was taken over can forge and lose nothing."""
     event_id = await con.fetchval(f"{INSERT} returning event_id")
     day = await con.fetchval("select webhooks.day_of()")
     daemon = await connect(await login("webhooks_daemon"))
@@ -610,7 +610,7 @@ async def test_an_owner_that_made_the_roles_itself_is_told_and_not_stopped(own_s
     await daemon.close()
 
 
-# What operators do by hand ------------------------------------------------------------------------------------------
+# Operations by hand -------------------------------------------------------------------------------------------------
 
 
 async def test_only_administrators_test_and_cancel(con, login, connect):

@@ -199,7 +199,7 @@ def _key_length(secret):
 
 
 async def _accepts(con, sql, *args):
-    """Whether a row is let through; what is refused is refused by a constraint with a sentence for a name."""
+    """Return True if a row is accepted; a refusal names a constraint with a sentence for a name."""
     transaction = con.transaction()
     await transaction.start()
     try:
@@ -372,7 +372,7 @@ async def test_jsonb_is_taken_as_a_payload(con):
     }
 
 
-async def test_what_is_no_json_is_refused(con):
+async def test_invalid_json_is_refused(con):
     with pytest.raises(asyncpg.InvalidTextRepresentationError):
         await emit(con, payload="{")
 
@@ -400,7 +400,7 @@ async def test_database_and_daemon_make_the_same_webhook_id(con, event_id, creat
 @pytest.mark.parametrize(
     "text", ["", "evt_", "evt_" + "0" * 27, "evt_" + "0" * 29, "EVT_" + "0" * 28, "evt_" + "G" * 28]
 )
-async def test_what_is_no_webhook_id_has_no_event(con, text):
+async def test_an_invalid_webhook_id_has_no_event(con, text):
     assert await con.fetchval("select webhooks.event_id($1)", text) is None
 
 
@@ -454,7 +454,7 @@ async def test_a_new_endpoint_begins_after_the_newest_event(con, endpoint_id):
 
 
 async def test_the_first_endpoint_of_all_gets_the_first_event_of_all(con, endpoint_id):
-    """The sequence stands on its first value and has not handed it out."""
+    """The sequence is at its first value and has not handed it out."""
     begin = await con.fetchval(
         "select from_event_id from webhooks.endpoints where endpoint_id = $1", endpoint_id
     )
@@ -543,7 +543,7 @@ async def test_enabling_says_what_becomes_of_held_rows(con, endpoint_id, held, g
     assert json.loads(told) == {"endpoint_id": endpoint_id, "held": held, "released": len(going)}
 
 
-async def test_switching_writes_no_rows_and_enabling_again_touches_only_held_ones(con, endpoint_id):
+async def test_switching_writes_no_rows_and_enabling_touches_only_held_ones(con, endpoint_id):
     """However many rows there are, a switch is one row: the daemon turns them over in pages."""
     for n in range(3):
         await hold(
@@ -575,12 +575,12 @@ async def test_operations_say_who_did_what(con, endpoint_id):
         ("select webhooks.enable_endpoint(77, 'burn')", "held is deliver, drop or latest_per_key, not burn"),
     ],
 )
-async def test_wrong_arguments_are_told_in_a_sentence(con, sql, error):
+async def test_wrong_arguments_are_refused_in_a_sentence(con, sql, error):
     with pytest.raises(asyncpg.PostgresError, match=error):
         await con.execute(sql)
 
 
-async def test_changes_of_endpoints_are_told_to_the_daemon(con, database, connect, endpoint_id, until):
+async def test_changes_of_endpoints_notify_the_daemon(con, database, connect, endpoint_id, until):
     heard = []
     listener = await connect(database)
     await listener.add_listener("pghookd", lambda *args: heard.append(args[-1]))

@@ -1,4 +1,4 @@
-"""What one site may take of a page, of memory and of the recorder, so that the reader never waits on its behalf."""
+"""The share of one site in a page, memory and the recorder, so that the reader never waits on its behalf."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def emit(session, site_id, count=1, *, keys=False):
 
 
 def nothing_goes_out(it):
-    """Let everything that is queued stay there, as behind receivers that hang."""
+    """Keep everything queued, as behind receivers that hang."""
     it.reader._fan_out._kick = lambda: None
 
 
@@ -199,7 +199,7 @@ async def test_a_site_with_thousands_of_endpoints_gets_each_event_once(database,
         await until(all_delivered, 60)
 
 
-# What is settled --------------------------------------------------------------------------------------------------
+# Settled deliveries -----------------------------------------------------------------------------------------------
 
 
 async def test_recovery_reads_what_is_settled_of_its_own_events_alone(database, session, connect):
@@ -256,7 +256,7 @@ async def test_many_sites_in_arrears_are_read_in_whole_chunks(database, session)
 # Busy endpoints ---------------------------------------------------------------------------------------------------
 
 
-async def test_endpoints_with_work_are_looked_at_again_page_by_page(database, session):
+async def test_endpoints_with_work_are_read_again_page_by_page(database, session):
     await add(session, "flood", 3 * REFRESH_PAGE)
     async with desk(database) as it:
         nothing_goes_out(it)

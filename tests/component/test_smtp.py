@@ -93,7 +93,7 @@ async def test_a_connection_ends_when_nothing_is_sent(until):
         assert box.connections == 3
 
 
-async def test_a_server_that_ended_the_connection_meanwhile_is_no_fault(until):
+async def test_a_server_that_ended_the_connection_meanwhile_is_not_a_fault(until):
     async with Mailbox() as box, post_to(box) as post:
         await post.send(mail(1))
         for line in list(box._open):
@@ -200,7 +200,7 @@ async def test_what_a_server_says_is_made_harmless():
     assert "\u202e" not in outcome.error
 
 
-async def test_garbage_is_no_answer():
+async def test_garbage_is_not_an_answer():
     async with Mailbox() as box, post_to(box) as post:
         box.script["RCPT"] = ["what?"]
         assert isinstance(await post.send(mail(1)), Deferred)

@@ -59,7 +59,7 @@ def test_without_a_manager_nothing_is_sent(environ):
     assert not Notifier(environ).ready("alone")
 
 
-def test_a_manager_that_is_gone_is_no_fault(tmp_path):
+def test_a_manager_that_is_gone_is_not_a_fault(tmp_path):
     notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")})
     assert not notifier.ready("alone")
     notifier.close()

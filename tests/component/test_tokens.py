@@ -1,4 +1,4 @@
-"""OAuth2 tokens from a real token server in TLS: one request for many, expiry, and answers that are no tokens."""
+"""OAuth2 tokens from a real token server in TLS: one request for many, expiry, and answers that are not tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def authority(tmp_path_factory):
 
 @dataclasses.dataclass
 class World:
-    """A token server, what it was asked, what it answers, and a clock."""
+    """A token server, its requests, its answers, and a clock."""
 
     receiver: Receiver
     sender: Sender
@@ -123,7 +123,7 @@ async def test_one_that_the_receiver_refuses_is_dropped_and_a_newer_one_is_not(a
         assert (second.line, len(it.asked)) == (line("two"), 2)
 
 
-async def test_a_failure_is_shared_and_the_next_one_asks_anew(authority):
+async def test_a_failure_is_shared_and_the_next_one_requests_again(authority):
     no = http(401, b'{"error": "invalid_client"}')
     async with world(authority, no, token("t", expires_in=0), token("u")) as it:
         tokens = it.tokens()
@@ -136,7 +136,7 @@ async def test_a_failure_is_shared_and_the_next_one_asks_anew(authority):
         assert (await tokens.token()).line == line("u"), "a token of no time is used once"
 
 
-async def test_a_request_that_is_cancelled_lets_the_others_go_and_the_next_one_ask(authority):
+async def test_a_cancelled_request_frees_the_others_and_the_next_fetches_a_token(authority):
     async with world(authority, token("t")) as it:
         tokens = it.tokens()
         it.hold.clear()
@@ -168,7 +168,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-async def test_what_is_no_token_is_none(authority, kind):
+async def test_an_invalid_token_is_refused(authority, kind):
     data, outcome, error = HOSTILE[kind]
     async with world(authority, data) as it:
         found = await it.tokens().token()

@@ -39,7 +39,7 @@ def vault_of(text):
 # Keys and texts -----------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_told_apart_by_their_ids():
+def test_keys_differ_by_their_ids():
     assert parse_keys(f" a:{ONE},b-2:{TWO}\n") == {"a": b"\1" * 32, "b-2": b"\2" * 32}
     digest = hashlib.sha256(b"\1" * 32).hexdigest()[:8]
     assert parse_keys(ONE) == {digest: b"\1" * 32}
@@ -48,14 +48,14 @@ def test_keys_are_told_apart_by_their_ids():
 @pytest.mark.parametrize(
     "text", ["hunter2", f"A:{ONE}", f"a:{ONE[:-4]}", f"a:{ONE} a:{TWO}", f":{ONE}", "a:"]
 )
-def test_what_is_no_key_is_refused_and_not_quoted(text):
+def test_an_invalid_key_is_refused_and_not_quoted(text):
     with pytest.raises(ValueError, match="has a key, number") as caught:
         parse_keys(text)
     assert not any(part in str(caught.value) for part in ("hunter2", ONE[:10], TWO[:10]))
 
 
 @pytest.mark.parametrize("plain", [PLAIN, "legacy ü \ud800", "whsk_" + ONE])
-def test_what_was_encrypted_is_opened_and_nothing_shows(plain):
+def test_encrypted_values_are_opened_and_nothing_shows(plain):
     vault = vault_of(OLD)
     sealed = vault.seal(plain, 7, SECRET)
     assert sealed.startswith("enc:v1:old:")
@@ -109,7 +109,7 @@ def test_nothing_else_is_opened(endpoint_id, purpose, keys, change):
 
 
 def endpoint(**columns):
-    return Endpoint(7, "s", 0, "http://x", ("*",), True, 0, **columns)  # noqa: FBT003 - as the columns stand
+    return Endpoint(7, "s", 0, "http://x", ("*",), True, 0, **columns)  # noqa: FBT003 - as the columns are
 
 
 def test_a_manner_signs_with_what_the_vault_opens():
@@ -189,7 +189,7 @@ async def test_plain_secrets_are_encrypted_at_first_sight_and_no_bell_rings(con,
     assert heard == [f"endpoints:{ids[0]}"]
 
 
-async def test_what_changed_in_between_is_left_alone(con, session):
+async def test_rows_changed_in_between_are_left_alone(con, session):
     endpoint_id = await add(con, PLAIN)
     sealed = vault_of(OLD).seal(PLAIN, endpoint_id, SECRET)
     await con.execute("update webhooks.endpoints set secret = 'newer'")
@@ -204,9 +204,7 @@ async def test_what_changed_in_between_is_left_alone(con, session):
 
 
 @pytest.mark.parametrize(("secret", "begins"), [(PLAIN, "whsec_"), ("whsk_" + ONE, "whsk_")])
-async def test_a_rotation_of_an_encrypted_secret_keeps_its_kind_and_the_old_one_opens(
-    con, session, secret, begins
-):
+async def test_a_rotation_keeps_the_kind_of_an_encrypted_secret_and_the_old_one(con, session, secret, begins):
     vault = vault_of(OLD)
     endpoint_id = await add(con, secret)
     await wrap_plain(session, vault)
@@ -220,7 +218,7 @@ async def test_a_rotation_of_an_encrypted_secret_keeps_its_kind_and_the_old_one_
     assert now.startswith("enc:v1:")
 
 
-async def test_a_rotated_key_wraps_everything_anew_and_may_be_interrupted(con, session, database):
+async def test_a_rotated_key_wraps_everything_again_and_may_be_interrupted(con, session, database):
     ids = [await add(con, f"secret {n}") for n in range(450)]
     await con.execute("update webhooks.endpoints set previous_secret = 'x', previous_secret_until = now()")
     while await wrap_plain(session, vault_of(OLD)):
@@ -285,7 +283,7 @@ async def test_check_says_how_secrets_lie(con, session, database):
 # Deliveries ---------------------------------------------------------------------------------------------------------
 
 
-async def test_deliveries_are_signed_with_encrypted_secrets_and_fail_without_the_key(
+async def test_encrypted_secrets_sign_deliveries_and_fail_without_the_key(
     con, session, database, receiver, until
 ):
     endpoint_id = await add(con, PLAIN, receiver.url("/in"))

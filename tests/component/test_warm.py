@@ -13,7 +13,7 @@ from support.crew import living
 
 EVENT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}') returning event_id"
 COLD_MS = 10.0  # what the first events may take longer than nine in ten of those in a steady state
-STARTS = 4  # of which the best counts: a shared machine may stand still by itself
+STARTS = 4  # of which the best counts: a shared machine may stall by itself
 PARSED = re.compile(r"^pghookd/(read|record)\|.* parse __asyncpg_stmt_\w+: (.*)", re.MULTILINE)
 
 

@@ -166,7 +166,7 @@ async def test_a_lost_partition_does_not_break_the_application(con, warnings):
     assert "no partition of relation" in warnings[0]
 
 
-async def test_what_ends_any_statement_ends_this_one_too(con, database, connect):
+async def test_errors_that_end_any_statement_end_this_one_too(con, database, connect):
     """A lock_timeout is the caller's own wish, and a deadlock the fate of the whole transaction."""
     await con.execute("select webhooks.watch_table('things', 'shop', 'thing')")
     other = await connect(database)

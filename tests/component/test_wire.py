@@ -1,4 +1,4 @@
-"""What a real receiver got, checked by libraries that are not ours: PyPI's and npm's `standardwebhooks`."""
+"""Requests at a real receiver, checked by libraries that are not ours: PyPI's and npm's `standardwebhooks`."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ async def test_the_request_has_these_headers_once_and_no_other(receiver):
     assert int(request.headers["content-length"]) == len(request.body)
 
 
-async def test_what_is_null_is_not_sent(receiver):
+async def test_null_values_are_not_sent(receiver):
     request = await send(receiver, secret=None, source=None)
     assert "webhook-signature" not in request.headers
     assert "x-webhook-source" not in request.headers

@@ -1,7 +1,7 @@
 """A systemd of the test's own, booted as PID 1 in namespaces of its own, with pghookd installed as an operator would.
 
-Its /etc is a copy, its /opt, /run and /tmp are its own, and its network has a loopback and nothing else: whatever is
-sent there, to a cloud's metadata address too, goes nowhere. Postgres is reached through a socket in /run/postgresql.
+Its /etc is a copy, its /opt, /run and /tmp are its own, and its network has a loopback and nothing else: every packet,
+to a cloud's metadata address too, is lost. Postgres is reached through a socket in /run/postgresql.
 When the last process has been killed nothing is left but a folder of the test's and an empty control group, which
 `close` removes. Never here: a change to the machine that the tests run on.
 """
@@ -182,7 +182,7 @@ class Booted:
     # Processes --------------------------------------------------------------------------------------------------------
 
     def boot(self):
-        """Start it; whether it has come up is to be asked by `state`."""
+        """Start it; `state` reports if it has come up."""
         _sweep()
         self._group.mkdir()
         arguments = (self._folder, os.ttyname(self._slave), self._sockets)
@@ -200,7 +200,7 @@ class Booted:
         self._listening.start()
 
     def _hear(self):
-        """Take what is written to the terminal, since a full one would stop systemd; ends with the last writer."""
+        """Read all output to the terminal, since a full one would stop systemd; ends with the last writer."""
         with contextlib.suppress(OSError):
             while more := os.read(self._terminal, 65536):
                 self._console += more
@@ -211,7 +211,7 @@ class Booted:
         return int(Path(f"/proc/{of}/task/{of}/children").read_text())
 
     def console(self):
-        """Return what systemd has said so far."""
+        """Return the output of systemd so far."""
         return self._console.decode("utf-8", "replace")
 
     def call(self, *words, check=True):

@@ -1,6 +1,6 @@
-"""What the faults share: the stories' daemons, receivers and databases, and a network that can be broken.
+"""Shared by the faults: the stories' daemons, receivers and databases, and a network that can be broken.
 
-These tests take minutes and break what they run on, so they are no part of a plain `pytest`: run `pytest tests/faults`.
+These tests take minutes and break what they run on, so a plain `pytest` leaves them out: run `pytest tests/faults`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The fault matrix: each fault, what happens, how long until all is normal again, and the tests that prove it.
 
 It is data; tests/faults/test_fault_matrix.py holds it against the tests that exist and against README.md, which is made
-of it: `python tests/faults/matrix.py > tests/faults/README.md`. What cannot be provoked on one machine says why. To add
-a fault, add a Row. Never here: the faults themselves.
+of it: `python tests/faults/matrix.py > tests/faults/README.md`. A fault that cannot be provoked on one machine says
+why. To add a fault, add a Row. Never here: the faults themselves.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ class Row:
     """One fault.
 
     Attributes:
-        name: what is in trouble (P process, D database, R receivers, U data, M mail) and a number.
-        fault: what is done.
+        name: the part in trouble (P process, D database, R receivers, U data, M mail) and a number.
+        fault: the fault provoked.
         happens: what the daemon makes of it.
         normal: how long until all is normal once the fault is over, or until it is noticed.
         tests: `module::test` of each proof.
-        why: what of it is not provoked here, and why.
+        why: the part of it not provoked here, and why.
     """
 
     name: str
@@ -35,7 +35,7 @@ MATRIX = (
     Row(
         "P1",
         "SIGKILL at a hundred random moments; with a thousand in flight; while it waits for the bell",
-        "nothing lost; what was in flight or unrecorded comes again, with the same id and bytes",
+        "nothing lost; requests in flight or unrecorded come again, with the same id and bytes",
         "a start, about a second; with a second instance within 3 s",
         (
             "test_kill::test_ten_kills_and_two_crashes_of_postgres_lose_nothing",
@@ -50,7 +50,7 @@ MATRIX = (
     Row(
         "P2",
         "SIGTERM with many in flight",
-        "nothing new starts, what is in flight ends and is recorded, exit 0, no repeat",
+        "nothing new starts, requests in flight end and are recorded, exit 0, no repeat",
         "within the grace",
         (
             "test_fault_process::test_a_thousand_in_flight",
@@ -73,7 +73,7 @@ MATRIX = (
     Row(
         "P4",
         "SIGSTOP for longer than the lease, and for a minute, then SIGCONT",
-        "another instance takes over; whoever wakes up sends and records nothing on its old lease",
+        "another instance takes over; the frozen one sends and records nothing on its old lease",
         "the lease and 3 s",
         (
             "test_takeover::test_a_frozen_owner_loses_its_lease_and_never_acts_as_an_owner_again",
@@ -83,13 +83,13 @@ MATRIX = (
     ),
     Row(
         "P5",
-        "the event loop stands still for a moment",
-        "below the lease nothing is lost or repeated, and a line tells of what was long; the watchdog ends "
-        "what stands still",
+        "the event loop stalls for a moment",
+        "below the lease nothing is lost or repeated, and a log line reports long stalls; the watchdog ends "
+        "a daemon that hangs",
         "at once",
         (
             "test_fault_process::test_frozen_for_moments",
-            "test_moving::test_a_loop_that_stood_still_is_told",
+            "test_moving::test_a_stalled_loop_is_logged",
             "test_drain::test_the_watchdog_is_fed_while_the_loops_move",
         ),
     ),
@@ -118,7 +118,7 @@ MATRIX = (
     Row(
         "P8",
         "a resolver that is silent, for a hundred names at once",
-        "names are resolved without threads; each lookup ends with its budget, other names are as quick as ever",
+        "names are resolved without threads; each lookup ends with its budget, other names are as quick as before",
         "at once",
         (
             "test_resolver::test_silence_ends_with_the_budget",
@@ -144,7 +144,7 @@ MATRIX = (
         "at once",
         (
             "test_takeover::test_two_that_start_together_agree_on_one_owner",
-            "test_away::test_a_reload_takes_new_settings_and_keeps_the_old_where_they_are_faulty",
+            "test_away::test_a_reload_takes_new_settings_and_keeps_the_old_if_they_are_faulty",
             "test_fault_crowd::test_a_second_copy_is_started_by_mistake_again_and_again",
         ),
     ),
@@ -164,7 +164,7 @@ MATRIX = (
         "the suspects are held, quarantined, and the log moves on; kills for no such reason hold nothing",
         "a few starts",
         (
-            "test_quarantine::test_what_takes_the_daemon_down_is_held_and_the_log_moves_on",
+            "test_quarantine::test_a_delivery_that_crashes_the_daemon_is_held_and_the_log_moves_on",
             "test_quarantine::test_kills_for_no_reason_hold_nothing",
         ),
     ),
@@ -189,22 +189,22 @@ MATRIX = (
     Row(
         "P14",
         "the wall before metadata services is opened by the operator",
-        "the unit's own wall stands",
+        "the unit's own wall holds",
         "at once",
         (
             "test_fault_unit::test_no_metadata_service_can_be_reached",
-            "test_fault_unit::test_the_second_wall_stands_where_the_first_was_opened",
+            "test_fault_unit::test_the_second_wall_holds_where_the_first_was_opened",
         ),
     ),
     Row(
         "D1",
         "Postgres crashes, or is restarted",
-        "memory is forgotten, everything is opened anew, nothing lost",
+        "memory is dropped, all sessions are opened again, nothing lost",
         "within 5 s of its return",
         (
             "test_away::test_away_for_a_while",
             "test_kill::test_ten_kills_and_two_crashes_of_postgres_lose_nothing",
-            "test_fault_mail::test_owners_are_told_of_what_failed_whatever_else_breaks",
+            "test_fault_mail::test_owners_get_reports_of_failures_despite_other_faults",
         ),
     ),
     Row(
@@ -240,22 +240,22 @@ MATRIX = (
     ),
     Row(
         "D5",
-        "what became of a COMMIT is unknown",
-        "what stands is found, nothing is recorded twice",
+        "the result of a COMMIT is unknown",
+        "committed rows are found, nothing is recorded twice",
         "within a second",
-        ("test_fault_network::test_what_became_of_a_commit_is_never_known",),
+        ("test_fault_network::test_the_result_of_a_commit_is_never_known",),
     ),
     Row(
         "D6",
         "one connection goes silent, or its backend hangs",
-        "it is asked every heartbeat and lost without an answer; in mid-statement the statement's time counts. "
-        "Silence while the bell is asked for is not noticed: the daemon stays half awake and reads on",
+        "it is pinged every heartbeat and lost without an answer; in mid-statement the statement's time counts. "
+        "Silence while it requests the doorbell's lock is not noticed: the daemon stays half awake and reads on",
         "noticed within the heartbeat and 5 s; 10 s recording, 35 s caring, 62 s reading, all at most",
         (
             "test_fault_network::test_one_connection_goes_silent",
             "test_fault_network::test_the_bell_goes_silent_while_it_is_asked_for",
             "test_watch::test_one_backend_that_hangs_is_noticed",
-            "test_watch::test_every_session_is_asked_even_while_all_sleeps",
+            "test_watch::test_every_session_is_pinged_even_while_all_sleeps",
         ),
     ),
     Row(
@@ -328,7 +328,7 @@ MATRIX = (
     Row(
         "D13",
         "a storm of 400,000 notifications in some seconds; hostile producers",
-        "one look for many rings, memory stays as it was; deliveries go on, later by less than a second "
+        "one read for many rings, memory stays as it was; deliveries go on, later by less than a second "
         "meanwhile; nothing is slept through",
         "at once",
         (
@@ -340,7 +340,7 @@ MATRIX = (
         "D14",
         "columns, types, indexes, functions and views change during load; what it needs is renamed "
         "for a while; a newer schema",
-        "plans are made anew, what cannot go on takes the recovery road; unknown columns are ignored; a newer "
+        "plans are made again, loops that cannot go on recover; unknown columns are ignored; a newer "
         "schema is accepted unless it says no",
         "at once",
         (
@@ -355,11 +355,11 @@ MATRIX = (
         "the daemon's clock steps by an hour, either way; the server's or the daemon's time zone changes, "
         "some of them with odd daylight saving",
         "waits go on as before, nothing comes twice, instants stay instants; a clock that differs "
-        "from the server's is told; signatures and attempted_at are "
+        "from the server's is logged; signatures and attempted_at are "
         "as wrong as the clock is",
         "at once",
         (
-            "test_moving::test_a_wrong_clock_is_told",
+            "test_moving::test_a_wrong_clock_is_logged",
             "test_fault_process::test_the_clock_steps",
             "test_fault_process::test_daylight_saving_begins_or_ends",
             "test_fault_changes::test_the_servers_time_zone_changes",
@@ -382,7 +382,7 @@ MATRIX = (
         "reading stays bounded",
         "at once",
         (
-            "test_reading::test_hundreds_of_open_transactions_are_no_trouble",
+            "test_reading::test_hundreds_of_open_transactions_do_no_harm",
             "test_plans::test_a_page_walks_the_primary_key_and_stops",
         ),
     ),
@@ -445,7 +445,7 @@ MATRIX = (
     ),
     Row(
         "R5",
-        "what is no HTTP, floods of 1xx, mutilated answers",
+        "bytes that are not HTTP, floods of 1xx, mutilated answers",
         "unreachable, with a name; recorded whatever it says",
         "the next retry",
         (
@@ -509,7 +509,7 @@ MATRIX = (
         (
             "test_resolver::test_no_such_name_or_no_address",
             "test_resolver::test_silence_ends_with_the_budget",
-            "test_egress::test_a_name_that_is_public_at_first_and_then_ours_is_never_connected_to",
+            "test_egress::test_a_name_that_turns_from_public_to_private_is_never_connected_to",
         ),
     ),
     Row(
@@ -528,18 +528,18 @@ MATRIX = (
         "nothing stays on a connection",
         "at once",
         (
-            "test_egress::test_connections_are_shared_by_scheme_host_and_port_and_nothing_stays_on_them",
+            "test_egress::test_connections_are_shared_by_scheme_host_and_port_without_state",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
     ),
     Row(
         "R13",
         "the way out is cut for all",
-        "a storm: first mails and clocks are held, the operator is told; all arrives once it is back, and no "
-        "owner hears of it",
+        "a storm: first mails and clocks are held, the operator is notified; all arrives once it is back, and no "
+        "owner gets a mail",
         "the next retry",
         (
-            "test_care::test_a_storm_holds_first_mails_and_clocks_and_tells_the_operator",
+            "test_care::test_a_storm_holds_first_mails_and_clocks_and_notifies_the_operator",
             "test_week::test_a_storm_mails_nobody_but_the_operator",
             "test_fault_receivers::test_the_way_out_is_cut_for_all",
         ),
@@ -547,7 +547,7 @@ MATRIX = (
     Row(
         "R14",
         "one endpoint far behind",
-        "others are unaffected; what waited goes out gently",
+        "others are unaffected; waiting deliveries go out gently",
         "at once",
         (
             "test_outage::test_twenty_thousand_events_wait_for_an_endpoint_that_is_down",
@@ -557,7 +557,7 @@ MATRIX = (
     Row(
         "R15",
         "a line of 64 kbit/s and 300 ms; one that stalls",
-        "what fits into the endpoint's time arrives, what does not is a timeout, and comes when it fits",
+        "requests that fit into the endpoint's time arrive, others time out, and arrive once they fit",
         "the next retry",
         (
             "test_fault_receivers::test_a_thin_and_long_line",
@@ -573,7 +573,7 @@ MATRIX = (
         "that delivery is dead with a reason, or goes out as it is; neighbours flow",
         "at once",
         (
-            "test_bad_rows::test_a_secret_that_is_none_is_dead",
+            "test_bad_rows::test_an_invalid_secret_is_dead",
             "test_bad_rows::test_a_type_outside_the_pattern_is_dead",
             "test_bad_rows::test_a_time_from_another_age_is_delivered",
             "test_bad_rows::test_nobody_to_deliver_to",
@@ -604,7 +604,7 @@ MATRIX = (
     Row(
         "U4",
         "an endpoint changes or goes in mid-flight, ten times a second: secrets, URLs, switches",
-        "queued work uses what holds now",
+        "queued work uses the present values",
         "at once",
         (
             "test_verdicts::test_queued_work_uses_the_url_and_secret_of_now",
@@ -615,7 +615,7 @@ MATRIX = (
     Row(
         "U5",
         "events are deleted while they wait; a site is forgotten while it is sent to",
-        "what cannot be read any more is not sent, and harms nothing else; sending to the site ends",
+        "unreadable events are not sent, and harm nothing else; sending to the site ends",
         "at once",
         (
             "test_privacy::test_a_daemon_stops_sending_to_a_site_that_is_forgotten",
@@ -628,7 +628,7 @@ MATRIX = (
         "the poll finds them",
         "the poll's interval",
         (
-            "test_doorbell::test_what_comes_without_the_trigger_is_found_by_the_poll",
+            "test_doorbell::test_events_without_the_trigger_are_found_by_the_poll",
             "test_reading::test_a_big_transaction_that_was_open_at_the_last_read_comes_in_pages",
         ),
     ),
@@ -645,25 +645,26 @@ MATRIX = (
     Row(
         "U8",
         "one site floods the log",
-        "others overtake it; it is delivered whole, after a crash in the middle too; what waits for long is parked",
+        "others overtake it; it is delivered whole, after a crash in the middle too; deliveries that wait "
+        "for long are parked",
         "at once",
         (
             "test_flood::test_others_overtake_a_flood_and_it_is_delivered_whole",
             "test_flood::test_a_crash_in_the_middle_of_a_flood_loses_nothing",
-            "test_flood::test_what_has_waited_for_long_is_parked_so_that_the_stored_position_goes_on",
+            "test_flood::test_long_waiting_events_are_parked_so_that_the_position_advances",
         ),
     ),
     Row(
         "M1",
         "the mail server is away, silent, cuts; Postgres restarts and the daemon is killed meanwhile",
-        "mails wait, deliveries do not; a doubtful mail is sent again as it was; owners are told once of each "
+        "mails wait, deliveries do not; a doubtful mail is sent again as it was; owners get one report of each "
         "delivery that failed",
         "the next try",
         (
             "test_smtp::test_a_cut_connection",
             "test_smtp::test_a_silent_server_is_left_after_a_while",
-            "test_mail_road::test_a_mail_server_that_is_away_costs_one_mail_at_the_end_and_no_delivery",
-            "test_fault_mail::test_owners_are_told_of_what_failed_whatever_else_breaks",
+            "test_mail_road::test_an_outage_of_the_mail_server_costs_one_mail_and_no_delivery",
+            "test_fault_mail::test_owners_get_reports_of_failures_despite_other_faults",
         ),
     ),
     Row(
@@ -700,7 +701,7 @@ MATRIX = (
         "no digest lost, at most the one in flight comes twice",
         "a start",
         (
-            "test_mail_road::test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in_flight",
+            "test_mail_road::test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_one",
             "test_mailer::test_a_kill_loses_nothing_and_repeats_at_most_the_mail_on_its_way",
         ),
     ),
@@ -722,20 +723,20 @@ KINDS = {
 }
 
 INTRO = """\
-# Faults, and what becomes of them
+# Faults, and their effects
 
 Each fault below is provoked for real, on one machine: daemons, Postgres, poolers, receivers and mail servers are
 processes or servers of the tests, killed, frozen, starved, partitioned and filled up. In none of them is an event lost.
 
 Where deliveries can be held against a receiver's own log, which is written before it answers, one checker
-(`tests/support/checker.py`) does so afterwards: every event and endpoint is in exactly one state; what counts as
-delivered was answered 2xx; attempts are numbered without a gap and none is invented; repeats carry the same id and the
-same bytes, and are no more than the fault explains; where owners are told, no delivery is told of twice, and none that
-was given up is passed over. The checker is checked itself (`tests/process/test_checker.py`).
+(`tests/support/checker.py`) does so afterwards: every event and endpoint is in exactly one state; every event recorded
+as delivered was answered 2xx; attempts are numbered without a gap and none is invented; repeats carry the same id and
+the same bytes, and are no more than the fault explains; where owners get mails, no delivery is reported twice, and each
+one given up is reported. The checker is tested itself (`tests/process/test_checker.py`).
 
 `pytest tests/faults` runs the tests of this folder (some fifteen minutes, most of them waiting); with `-m short` it
-runs those that CI runs, one or more of each kind (three to four minutes). What a machine lacks is skipped with a
-reason: PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named
+runs those that CI runs, one or more of each kind (three to four minutes). A test is skipped with a reason if the
+machine lacks a tool: PgBouncer, libfaketime, IPv6, the right to mount a small disk or to make a cgroup. The tests named
 `test_fault_*` are here, the others in `tests/process`, `tests/component` and `tests/unit`.
 
 This file is made of `matrix.py`: `python tests/faults/matrix.py > tests/faults/README.md`. Limits in seconds are those

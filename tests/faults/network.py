@@ -1,7 +1,7 @@
 """Networks that can be broken in the ways networks break: before Postgres, and before the receivers.
 
 The one before Postgres knows the daemon's connections by the names that they give themselves (`pghookd/read`), so that
-a single one may go silent. The kernel acknowledges whatever is sent into a silence: no keepalive can tell, as
+a single one may go silent. The kernel acknowledges all bytes sent into a silence: no keepalive can tell, as
 behind a middlebox.
 """
 
@@ -17,7 +17,7 @@ _NAME = re.compile(rb"application_name\0pghookd/(\w+)\0")
 
 @dataclasses.dataclass(eq=False)
 class Link:
-    """One connection through the network: its two ends, and what is done to it.
+    """One connection through the network: its two ends, and its faults.
 
     Attributes:
         up: what the client sends passes.
@@ -75,19 +75,19 @@ class Network:
         return [link for link in self.links if link.name == name][-1]
 
     def partition(self, *, up=False, down=False):
-        """Let nothing pass any more, or one way only; new connections are accepted and lead nowhere."""
+        """Pass nothing any more, or one way only; new connections are accepted and lead nowhere."""
         self._silent = True
         for link in self.links:
             self.silence(link, up=up, down=down)
 
     def silence(self, link, *, up=False, down=False):
-        """Let nothing pass on one connection, or one way only; both ends believe that it is open."""
+        """Pass nothing on one connection, or one way only; both ends believe that it is open."""
         for way, passes in ((link.up, up), (link.down, down)):
             if not passes:
                 way.clear()
 
     def heal(self):
-        """Let new connections pass; what was silenced stays so for ever."""
+        """Pass new connections; silenced ones stay so for ever."""
         self._silent = False
 
     async def _connected(self, reader, writer):
@@ -111,7 +111,7 @@ class Network:
             await self._send(writer, data)
             if link.cut_after and link.cut_after in data:
                 link.down.clear()
-                await asyncio.sleep(0.1)  # the server does what it was told; its answer never arrives
+                await asyncio.sleep(0.1)  # the server runs the statement; its answer never arrives
                 link.cut()
         await link.up.wait()
         writer.close()
@@ -173,11 +173,11 @@ class WayOut:
             writer.transport.abort()
 
     def stall(self):
-        """Let nothing pass; connections stay, and new ones are accepted."""
+        """Pass nothing; connections stay, and new ones are accepted."""
         self._passes.clear()
 
     def go_on(self):
-        """Let pass what has waited."""
+        """Pass all bytes that have waited."""
         self._passes.set()
 
     async def _connected(self, reader, writer):

@@ -1,4 +1,4 @@
-"""What others do to the database while the daemon works: DDL, another time zone, deadlocks, storms of notifications."""
+"""Changes of the database while the daemon works: DDL, another time zone, deadlocks, storms of notifications."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SETTINGS = {
     "delivery_concurrency": CONCURRENCY,
     "recorder_batch_max": BATCH_MAX,
 }
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # what may come again after the loss of a session
+UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
 
 
 # DDL --------------------------------------------------------------------------------------------------------------
 
-# What a platform's own migrations, or an operator in need of an index, do to these tables.
+# Changes to these tables by a platform's own migrations, or an operator in need of an index.
 DDL = [
     "alter table webhooks.events add column note text",
     "alter table webhooks.events add column shop jsonb not null default '{}'",
@@ -52,7 +52,7 @@ DDL = [
 
 @pytest.mark.short
 async def test_the_schema_is_changed_during_load(database, db, connect, start, receiving, until, delivered):
-    """Columns, types, indexes: plans that are cached are made anew, and what cannot go on takes the recovery road."""
+    """Columns, types, indexes: cached plans are made again, and loops that cannot go on recover."""
     daemon = await start(database, **SETTINGS)
     migrating = await connect(database)
     async with receiving(db, "answers:lively", 2) as running:

@@ -20,7 +20,7 @@ do $$ declare c record; begin
 end $$
 """
 
-# What an endpoint says once nothing stands in its way: column and value. The neighbour's deliveries must not notice.
+# Values of an endpoint without constraints: column and value. The neighbour's deliveries must not notice.
 NONSENSE = [
     ("url", "''"),
     ("url", "'http://[::1'"),
@@ -178,7 +178,7 @@ async def test_events_with_nonsense_written_past_the_constraints(
 
 
 async def test_events_are_deleted_while_they_wait(database, db, start, receiving, until, delivered):
-    """As where somebody cleans up by hand: what cannot be read any more is not sent, and nothing else is harmed."""
+    """As if somebody cleans up by hand: unreadable events are not sent, and nothing else is harmed."""
     daemon = await start(database, retry_schedule="0.5s,0.5s,0.5s", **SETTINGS)
     async with receiving(db, "answers:fickle", 2) as running:
         for _ in range(5):

@@ -1,4 +1,4 @@
-"""Receivers fail, Postgres restarts, daemon and mail server break off: owners are told once of what failed."""
+"""Receivers fail, Postgres restarts, daemon and mail server break off: owners get one report of each failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SETTINGS = {
     "smtp_tls": "none",
     "smtp_host": "127.0.0.1",
 }
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # what may come again after the loss of a session
+UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
 SITES = {"anna": ("/a", "/b"), "bert": ("/c", "/d")}
 FAILING = ("/a", "/b", "/c")
 BURST = 4  # events at once
@@ -76,9 +76,9 @@ async def _open_sites(db, receiver):
 
 
 async def _told(db):
-    """Whether owners know of everything that was given up, and that it works again.
+    """Return True if owners know of everything that was given up, and that it works again.
 
-    Minutes pass here: the one after which a mail in doubt is sent again, the ten after which its owner is looked at.
+    Minutes pass here: the one after which a mail in doubt is sent again, the ten after which its owner is checked.
     """
     await db.execute(
         "update webhooks.emails set next_attempt_at = now() where next_attempt_at > now() + interval '9 s'"
@@ -94,7 +94,7 @@ async def _told(db):
 
 
 @pytest.mark.short
-async def test_owners_are_told_of_what_failed_whatever_else_breaks(
+async def test_owners_get_reports_of_failures_despite_other_faults(
     own_server, start, failing, box, until, tmp_path
 ):
     await migrate.migrate(own_server.url())

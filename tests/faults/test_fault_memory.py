@@ -56,7 +56,7 @@ async def test_the_largest_payloads_times_the_concurrency_stay_below_a_cap(
 async def test_many_payloads_just_small_enough_to_travel_with_their_page(
     database, db, start, receiving, delivered
 ):
-    """16 KB each, 8,000 of them: what waits in memory is bounded by `delivery.queue_bytes_max`."""
+    """16 KB each, 8,000 of them: payloads that wait in memory are bounded by `delivery.queue_bytes_max`."""
     daemon = await start(database, delivery_queue_bytes_max=16_777_216, **SETTINGS)
     before = _memory_mb(daemon)
     async with receiving(db, "answers:slow") as running:
@@ -64,7 +64,7 @@ async def test_many_payloads_just_small_enough_to_travel_with_their_page(
         await delivered(db, 8000, 100)
         peak = _memory_mb(daemon)
         print(f"{before:.0f} MB before, {peak:.0f} MB at the most")
-        assert peak - before < 100  # the queue, what is in flight, and a page that is being read
+        assert peak - before < 100  # the queue, requests in flight, and a page that is being read
         await checker.check(db, running.entries(), repeats_max=0)
     assert not daemon.noise
 
@@ -98,7 +98,7 @@ def limited():
 
 
 async def test_killed_for_want_of_memory(database, db, start, receiving, until, delivered, limited):
-    """As P1: what was in flight or unrecorded comes again, nothing is lost."""
+    """As P1: requests in flight or unrecorded come again, nothing is lost."""
     daemon = await start(database, **SETTINGS)
     async with receiving(db, "answers:slow", 2) as running:
         await db.execute(EVENTS, 1000, "{}")

@@ -1,4 +1,4 @@
-"""What lies between the daemon and Postgres breaks: silence on one connection, one way, delays, cuts at a COMMIT."""
+"""The network between the daemon and Postgres breaks: silence on one connection, one way, delays, cuts at a COMMIT."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SETTINGS = {
     "delivery_concurrency": CONCURRENCY,
     "recorder_batch_max": BATCH_MAX,
 }
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # what may come again after the loss of a session
+UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
 NOTICED_S = 15.0  # a heartbeat, then an answer within 5 s (10 s where a statement runs), and a loaded machine
-# Who is in the middle of a statement is not asked: there the time that the statement itself may take is what counts.
+# A session in the middle of a statement is not pinged: there the time that the statement itself may take counts.
 SILENT_S = {
     "read": 62.0 + 8,
     "record": NOTICED_S,
@@ -130,8 +130,8 @@ async def test_a_slow_database_costs_time_and_nothing_else(network, direct, star
 
 
 @pytest.mark.short
-async def test_what_became_of_a_commit_is_never_known(network, direct, start, receiving, until, delivered):
-    """The connection is cut once COMMIT has gone through: what it recorded stands, and is not recorded twice."""
+async def test_the_result_of_a_commit_is_never_known(network, direct, start, receiving, until, delivered):
+    """The connection is cut once COMMIT has gone through: the outcomes are recorded, and not recorded twice."""
     daemon = await start(network.url, **SETTINGS)
     async with receiving(direct, "answers:lively") as running:
         await direct.execute(EVENTS, 2000)

@@ -27,7 +27,7 @@ SETTINGS = {
     "delivery_concurrency": CONCURRENCY,
     "recorder_batch_max": BATCH_MAX,
 }
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # what may come again after the loss of a session
+UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
 NAMES = ("read", "record", "work", "tend", "care", "bell", "mail")
 DISK_MB = 96
 

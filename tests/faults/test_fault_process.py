@@ -94,7 +94,7 @@ async def test_a_hundred_kills_at_any_moment(database, db, start, receiving, del
 
 @pytest.mark.short
 async def test_killed_while_it_waits_for_the_bell(database, db, start, receiving, until, delivered):
-    """Nobody rings for a dead daemon, no producer waits for it, and the next one finds what came meanwhile."""
+    """Nobody rings for a dead daemon, no producer waits for it, and the next one finds the events of the meantime."""
     daemon = await start(database, log_level="debug")
     async with receiving(db) as running:
         for n in range(1, 4):

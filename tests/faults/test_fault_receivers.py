@@ -1,4 +1,4 @@
-"""What lies between the daemon and its receivers breaks: a thin line, a silent one, none at all, half the addresses."""
+"""The network before the receivers breaks: a thin line, a silent one, none at all, half the addresses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def way_out(db, receiving):
 
 
 async def test_a_thin_and_long_line(database, db, start, way_out, until, delivered):
-    """64 kbit/s and 300 ms: what fits into the time arrives, what does not is a timeout, and comes when it fits."""
+    """64 kbit/s and 300 ms: requests that fit into the time arrive, others time out, and arrive once they fit."""
     line, running = way_out
     daemon = await start(database, delivery_timeout_s=4, delivery_connect_timeout_s=4, **SETTINGS)
     line.bytes_per_s, line.delay_s = MODEM, 0.15
@@ -111,7 +111,7 @@ MAILS = {
 
 @pytest.mark.short
 async def test_the_way_out_is_cut_for_all(database, db, start, receiving, until, delivered):
-    """No attempt is the last one, no owner hears of it, the operator does; once it is back all arrives."""
+    """No attempt is the last one, no owner gets a mail, the operator does; once it is back all arrives."""
     async with (
         receiving(db, "answers:lively", len(HOSTS)) as running,
         WayOut(running.port, HOSTS) as line,
@@ -180,7 +180,7 @@ def _has_ipv6():
 @pytest.mark.parametrize("breaks", [_silent, _refusing], ids=["silent", "refusing"])
 @pytest.mark.parametrize("broken", [4, 6])
 async def test_one_family_of_addresses_is_broken(broken, breaks):
-    """The name has an address of each; whichever is asked first, the other answers within a second."""
+    """The name has an address of each; whichever is tried first, the other answers within a second."""
     table = {"shop.example.com": ["127.0.0.1", "::1"]}
     policy = EgressPolicy(allow=parse_places(["127.0.0.1", "::1"]))
     async with listening(answering(OK), host=FAMILIES[10 - broken][1]) as fine, naming(table) as (server, _):
@@ -203,7 +203,7 @@ async def test_one_family_of_addresses_is_broken(broken, breaks):
 
 
 async def test_dead_zones_keep_no_other_name_waiting():
-    """A hundred names whose servers are silent, asked for at once: one that is answered is as quick as ever."""
+    """A hundred names whose servers are silent, queried at once: one that is answered is as quick as before."""
     dead = {f"dead{n}.example.com": None for n in range(100)}
     policy = EgressPolicy(allow=parse_places(["127.0.0.1"]))
     async with (

@@ -1,7 +1,7 @@
-"""The unit is run: systemd/pghookd.service as it stands, by a systemd of the test's own, in all of its sandbox.
+"""The unit is run: systemd/pghookd.service unchanged, by a systemd of the test's own, in all of its sandbox.
 
 Changed by drop-ins are only where it logs to, how long systemd waits, where this test's Python has its libraries, and
-what an operator is told to change so.
+the values that the guide asks an operator to change so.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ async def test_the_password_is_in_a_credential_and_nowhere_else(unit, system):
 
 
 async def test_nothing_can_be_written(unit, system):
-    """And what is not the unit's is not seen either."""
+    """And files of others are not visible either."""
     system.call("touch", "/tmp/of-others")  # noqa: S108 - a tmpfs of the systemd's own
     unit.start()
     assert system.call_as_unit("sh", "-c", WRITABLE) == ""
@@ -376,9 +376,7 @@ async def test_no_metadata_service_can_be_reached(walled, system):
         assert system.reach_from_unit(targets | others) == others
 
 
-async def test_the_second_wall_stands_where_the_first_was_opened(
-    walled, system, inside, db, until, delivered
-):
+async def test_the_second_wall_holds_where_the_first_was_opened(walled, system, inside, db, until, delivered):
     """`egress.allow` names the metadata service; only IPAddressAllow= opens it indeed."""
     walled.start()
     system.has_address("169.254.169.254")

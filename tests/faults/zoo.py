@@ -1,6 +1,6 @@
 """A receiver with a cage for each kind of misbehaviour: the path says which; only first attempts meet it.
 
-What it received and decided is noted before it is done, as tests/support/receiver.py notes it; status null where no
+It notes each request and decision before it acts, as tests/support/receiver.py does; status null where no
 head goes out that could be understood. Never here: what the daemon makes of it.
 """
 
@@ -22,7 +22,7 @@ def _plain(status, *lines):
     return status, b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n%s\r\n" % (status, head)
 
 
-# What goes out at once, and with which decision: (status or None, bytes).
+# Bytes sent at once, and the decision: (status or None, bytes).
 SAID = {
     "silence": (None, b""),
     "reset": (None, b""),
@@ -86,7 +86,7 @@ class Zoo:
 
 
 async def _misbehave(cage, visit):
-    """Do what cannot be said in bytes; return whether the connection is over."""
+    """Misbehave in ways that bytes cannot express; return True if the connection is over."""
     if cage in RESET:
         visit.reset()
     elif cage in KEPT_OPEN:

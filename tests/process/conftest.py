@@ -1,4 +1,4 @@
-"""What the stories share, beside daemons and receivers as processes."""
+"""Shared by the stories, beside daemons and receivers as processes."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def shop(db, receiver, until):
 
 @pytest.fixture
 def reaches(shop):
-    """Return `await reaches(event_id, endpoint_id, state)`: waits until a delivery of `shop` stands there."""
+    """Return `await reaches(event_id, endpoint_id, state)`: waits until a delivery of `shop` is in the state."""
     return shop.reaches

@@ -84,7 +84,7 @@ async def test_no_schema_is_exit_3(database_url, start):
     assert not daemon.noise
 
 
-async def test_wrong_settings_are_told_all_at_once(database, start):
+async def test_wrong_settings_are_reported_all_at_once(database, start):
     daemon = await start(
         database, ready="", delivery_timeout_s="soon", retry_schedule="5 minutes", delivry_concurrency=3
     )
@@ -127,7 +127,7 @@ async def _is(found, wanted):
 # New settings while it runs -----------------------------------------------------------------------------------
 
 
-async def test_a_reload_takes_new_settings_and_keeps_the_old_where_they_are_faulty(
+async def test_a_reload_takes_new_settings_and_keeps_the_old_if_they_are_faulty(
     database, start, receiver, tmp_path
 ):
     db = await fill(database, receiver)

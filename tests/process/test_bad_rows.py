@@ -26,7 +26,7 @@ async def emit(db, site="s", kind="a", payload="{}"):
 
 @pytest.fixture
 def neighbours(db, until):
-    """Return `await neighbours()`: inserts three events behind what was inserted and waits for their delivery."""
+    """Return `await neighbours()`: inserts three events behind the bad one and waits for their delivery."""
 
     async def flow():
         ids = [await emit(db) for _ in range(3)]
@@ -114,7 +114,7 @@ async def test_a_name_that_is_nowhere_is_tried_again(db, database, shop, start, 
     assert (outcome, why) in {("unreachable", "dns"), ("timeout", "connect")}
 
 
-async def test_a_secret_that_is_none_is_dead(db, database, shop, start, neighbours):
+async def test_an_invalid_secret_is_dead(db, database, shop, start, neighbours):
     await db.execute(
         'alter table webhooks.endpoints drop constraint "a whsec_ secret is base64 of 24 to 64 bytes"'
     )

@@ -151,7 +151,7 @@ async def test_a_signature_that_is_not_ours(db, run):
         await checker.check(db, run, repeats_max=0)
 
 
-# What owners were told ------------------------------------------------------------------------------------------
+# Mails to owners ------------------------------------------------------------------------------------------------
 
 
 OWNER = "anna@shop.example"
@@ -166,7 +166,7 @@ def _mail(number, body="text", to=OWNER, kind="failing"):
 
 @pytest.fixture
 async def told(db, run):
-    """Return the mails of an honest run: the second event was given up, and its owner told of it once."""
+    """Return the mails of an honest run: the second event was given up, and its owner notified once."""
     await db.execute("update webhooks.sites set owner_email = $1", OWNER)
     await db.execute("delete from webhooks.attempts where attempt = 2")
     await db.execute(

@@ -22,7 +22,7 @@ NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
 
 def pghookd(*args, url=None, **variables):
-    """Run a command as a process of its own; of ours its environment holds only what is given."""
+    """Run a command as a process of its own; of our variables its environment holds only the given ones."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("PGHOOKD_", "PG"))}
     environ |= variables | ({"PGHOOKD_DATABASE_URL": url} if url else {})
     return subprocess.run(
@@ -50,7 +50,7 @@ async def session(database):
 # Without a database -----------------------------------------------------------------------------------------
 
 
-def test_version_is_told_without_importing_what_is_dear():
+def test_version_is_printed_without_expensive_imports():
     code = (
         "import sys; from pghookd.cli.main import cli; cli(['--version'], standalone_mode=False);"
         "print(sorted({'aiohttp', 'asyncpg', 'pydantic', 'rich', 'structlog'} & sys.modules.keys()))"
@@ -248,7 +248,7 @@ def test_a_preview_of_what_there_is_not_is_usage(wrong):
 # With a database --------------------------------------------------------------------------------------------
 
 
-async def test_migrate_tells_what_it_did(database_url):
+async def test_migrate_reports_its_work(database_url):
     dry = json.loads(pghookd("migrate", "--dry-run", "--json", url=database_url).stdout)
     done = json.loads(pghookd("migrate", "--json", url=database_url).stdout)
     again = pghookd("migrate", "--roles", url=database_url)
@@ -286,7 +286,7 @@ async def test_check_without_a_schema_exits_3(database_url):
     assert "run pghookd migrate" in findings_of(done)["blocked", "schema"]
 
 
-async def test_check_tells_all_faults_of_a_database_at_once(database, session):
+async def test_check_reports_all_faults_of_a_database_at_once(database, session):
     await session.execute("update webhooks.migrations set sha256 = 'other' where version = 1")
     await session.execute(
         "insert into webhooks.shards (shard, snapshot, system_identifier, database_oid)"
@@ -384,7 +384,7 @@ def until_told(manager, state):
 
 @pytest.fixture
 def manager(tmp_path):
-    """What systemd would be: the socket that the daemon tells its states."""
+    """A stand-in for systemd: the socket that gets the daemon's states."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(30)

@@ -1,4 +1,4 @@
-"""Payloads, destinations and neighbours: what is delivered byte for byte, what is refused, and who is not disturbed."""
+"""Payloads, destinations and neighbours: bytes delivered as sent, destinations refused, neighbours undisturbed."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ async def test_the_owner_of_what_fails_gets_a_mail(folder):
     assert (folder / f"{told[1]}.eml").read_bytes().startswith(b"From: The Demo Platform")
 
 
-async def test_events_that_were_not_all_sent_are_no_success(folder):
+async def test_events_that_were_not_all_sent_are_not_a_success(folder):
     process = await start(
         "--events",
         "100000",

@@ -1,4 +1,4 @@
-"""How the daemon ends: it drains within its grace, records what was in flight, and says so to systemd."""
+"""How the daemon ends: it drains within its grace, records the requests in flight, and notifies systemd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may go on by itself, and who holds still: a failover, a pod that restarts, and a copy beside its original."""
+"""Which daemon continues, and which holds still: a failover, a pod that restarts, and a copy beside its original."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Producer:
         await self._connection.close()
 
     async def _insert(self, subject, sites, payloads):
-        """Insert a chunk unless it is there: what became of a COMMIT that was cut off is unknown."""
+        """Insert a chunk unless it is there: the result of a COMMIT that was cut off is unknown."""
         try:
             if self._connection is None:
                 self._connection = await asyncpg.connect(self._url)
@@ -153,14 +153,14 @@ async def test_ten_kills_and_two_crashes_of_postgres_lose_nothing(own_server, tm
 
 
 async def test_two_instances_are_killed_among_receivers_that_fail(database, db, tmp_path, start, until, rng):
-    """Retries, deaths, parked and held deliveries all stand where they should, and each attempt is counted once."""
+    """Retries, deaths, parked and held deliveries all have the right state, and each attempt is counted once."""
     kills = 8
     settings = {
         "delivery_concurrency": CONCURRENCY,
         "recorder_batch_max": BATCH_MAX,
         "delivery_timeout_s": 0.5,
         "delivery_connect_timeout_s": 0.5,
-        "breaker_share": 0,  # what is lost dies by its schedule
+        "breaker_share": 0,  # a lost event dies by its schedule
     }
     async with ReceiverProcess(tmp_path / "received.jsonl", "answers:moody") as receiving:
         await db.execute(
@@ -178,7 +178,7 @@ async def test_two_instances_are_killed_among_receivers_that_fail(database, db, 
                 " select site_id, 'a', '{}' from webhooks.sites, generate_series(1, $1::int)",
                 each,
             )
-            await asyncio.sleep(rng.uniform(0.2, 1.2))  # the moment is what is random here
+            await asyncio.sleep(rng.uniform(0.2, 1.2))  # only the moment is random here
             owner = next((d for d in daemons if len(d.said("shard.taken")) and d.running), daemons[0])
             await owner.kill()
             assert not owner.noise, owner.told()

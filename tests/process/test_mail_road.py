@@ -1,4 +1,4 @@
-"""The whole road to an owner: an endpoint fails, its owner is told in a digest, it works again, they are told once."""
+"""From failure to owner: an endpoint fails, its owner gets a digest, it works again, the owner gets a mail."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def kinds(box):
     return [mail.message["X-Pghookd-Kind"] for mail in box.accepted]
 
 
-async def test_an_owner_is_told_that_it_fails_and_that_it_works_again(
+async def test_an_owner_gets_mails_of_a_failure_and_of_the_recovery(
     db, database, start, shop, receiver, box, owner, until
 ):
     endpoint = await shop.open("/a?token=secret")
@@ -88,7 +88,7 @@ async def test_an_owner_is_told_that_it_fails_and_that_it_works_again(
     assert (health["health"], health["waiting"], health["dead"]) == ("healthy", 0, 0)
 
 
-async def test_an_owner_is_told_of_a_slow_filter_and_that_a_simpler_one_works(
+async def test_an_owner_gets_mails_of_a_slow_filter_and_of_the_recovery(
     db, database, start, shop, box, owner, until
 ):
     slow = "exists($.a[*] ? (exists($.a[*] ? (@ == -1))))"  # the square of the array's length
@@ -130,7 +130,7 @@ async def test_gone_disables_and_the_owner_is_told_what_is_held(
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in_flight(
+async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_one(
     db, database, start, shop, receiver, box, owner, until, step
 ):
     await shop.open("/a")
@@ -154,7 +154,7 @@ async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_the_one_in
     assert await db.fetchval("select count(*) from webhooks.emails where kind = 'failing'") == 1
 
 
-async def test_a_mail_server_that_is_away_costs_one_mail_at_the_end_and_no_delivery(
+async def test_an_outage_of_the_mail_server_costs_one_mail_and_no_delivery(
     db, database, start, shop, receiver, box, owner, until
 ):
     await shop.open("/a")
@@ -169,7 +169,7 @@ async def test_a_mail_server_that_is_away_costs_one_mail_at_the_end_and_no_deliv
     await daemon.wait_for("email.failed", 15)
     assert not box.accepted
     receiver.paths["/a"] = lambda _request: OK
-    # Deferred, so that what is told is the state at last: folded into one mail when something else is to be told.
+    # Deferred, so that the mail reports the final state: folded into one mail when there is other news to report.
     await until(lambda: db.fetchval("select count(*) > 1 from webhooks.emails"), 30)
     box.script.clear()
     await until(lambda: box.accepted, 90)

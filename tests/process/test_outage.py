@@ -1,4 +1,4 @@
-"""An endpoint that is down for hours: it is left alone, what came for it is kept, and it is not run over afterwards.
+"""An endpoint that is down for hours: it is left alone, its events are kept, and it is not overwhelmed afterwards.
 
 First a day of a million events on the daemon's own lanes, breaker and verdicts with a clock of the test's, then the
 real daemon on a real Postgres, smaller.
@@ -50,7 +50,7 @@ class Day:
         self.delivered = bytearray(EVENTS)
         self.tried = []  # when a request failed
         self.late_starts = Counter()  # by second
-        self.live_wait_s = 0.0  # at the most, while late work goes out
+        self.live_wait_s = 0.0  # the maximum, while late work goes out
         self.most_flying = 0
         self.closed_at = None
         self._agenda = []
@@ -182,7 +182,7 @@ def is_count(connection, sql, wanted):
 
 
 async def go_down(life, connection, receiver, until, count, **options):
-    """Let events come for an endpoint that answers 503 until its breaker is open and all of them are set aside."""
+    """Insert events for an endpoint that answers 503 until its breaker is open and all of them are set aside."""
     receiver.script = lambda _request: Response(503)
     await emit(connection, count, **options)
     await life.diary.wait_for("breaker.opened")
@@ -200,7 +200,7 @@ async def test_twenty_thousand_events_wait_for_an_endpoint_that_is_down(database
         await go_down(life, db, receiver, until, count)
         rows = await db.fetch("select state, reason, attempts from webhooks.backlog")
         recorded = sum(row["attempts"] for row in rows)
-        assert recorded <= len(receiver.requests) <= recorded + 1 < 100  # a probe may be on its way
+        assert recorded <= len(receiver.requests) <= recorded + 1 < 100  # a probe may be in flight
         tried = sum(row["attempts"] > 0 for row in rows)
         aside = [row["reason"] for row in rows if row["state"] == "parked"]
         assert len(aside) >= count - tried
@@ -216,9 +216,7 @@ async def test_twenty_thousand_events_wait_for_an_endpoint_that_is_down(database
 
 
 @pytest.mark.parametrize("held", ["deliver", "drop", "latest_per_key"])
-async def test_switched_off_while_it_was_down_its_events_are_held_and_each_way_of_enabling_does_what_it_says(
-    database, db, receiver, until, held
-):
+async def test_events_of_an_endpoint_disabled_in_downtime_are_held(database, db, receiver, until, held):
     count, keys = 600, 7
     endpoint = await shop_of(db, receiver)
     async with living(database, breaker=QUICK, retry=PATIENT) as life:

@@ -1,4 +1,4 @@
-"""How fast an endpoint is asked: its own rate and concurrency hold under overload, and `Retry-After` is kept to.
+"""The rate of requests to an endpoint: its own rate and concurrency hold under overload, and `Retry-After` is kept to.
 
 Seconds here; a minute of it is measured by tests/bench/pacing.py.
 """
@@ -68,7 +68,7 @@ async def open_endpoint(db, site_id, url, **columns):
 
 
 def busiest(moments, seconds):
-    """Return how many of these moments lie within so many seconds, at the most."""
+    """Return the maximum number of these moments that lie within so many seconds."""
     return max(sum(begin <= each < begin + seconds for each in moments) for begin in moments)
 
 
@@ -76,9 +76,7 @@ def since(moments, begin, end):
     return sum(begin <= each < end for each in moments)
 
 
-async def test_rate_and_concurrency_hold_under_overload_and_neighbours_are_not_held_up(
-    database, db, receiver, until
-):
+async def test_rate_and_concurrency_hold_under_overload_beside_neighbours(database, db, receiver, until):
     crowd = receiver.paths["/narrow"] = Crowd(0.02)
     await open_endpoint(db, "rated", receiver.url("/rated"), rate_per_s=RATE)
     await open_endpoint(db, "narrow", receiver.url("/narrow"), concurrency=LIMIT)
@@ -147,9 +145,7 @@ async def is_empty(db):
     return await db.fetchval(BACKLOG) == 0
 
 
-async def test_in_a_long_pause_everything_is_parked_and_its_owner_ends_it_by_changing_the_endpoint(
-    database, db, receiver, until
-):
+async def test_a_long_pause_parks_everything_until_the_endpoint_changes(database, db, receiver, until):
     arrived = asyncio.Event()
 
     async def refuse(_request):
@@ -227,7 +223,7 @@ async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver
     async with delivering(lanes, gate) as deliverer:
         delivery = queue(lanes, lane)
         deliverer.kick()
-        gate.shut = True  # it is taken, and looks at the gate once more before it leaves
+        gate.shut = True  # it is taken, and checks the gate once more before it leaves
         await asyncio.sleep(0)
         lanes.pause(lane, 60.0, time.monotonic())
         gate.shut = False

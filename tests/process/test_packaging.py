@@ -1,4 +1,4 @@
-"""What is shipped: wheel and sdist work away from here; the unit and the example settings are in order."""
+"""The packages: wheel and sdist work away from here; the unit and the example settings are in order."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(*command, cwd=ROOT, **variables):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Wheel and sdist; the wheel is built from the sdist, so that both hold what is needed."""
+    """Wheel and sdist; the wheel is built from the sdist, so that both hold all that is needed."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT))
     [wheel], [sdist] = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -121,7 +121,7 @@ needs_analyze = pytest.mark.skipif(
 @needs_analyze
 def test_systemd_takes_the_unit_without_a_word(tmp_path):
     done = run("systemd-analyze", "verify", str(with_an_existing_program(tmp_path)))
-    assert done.stderr == ""  # unknown keys are told there, with a status of 0
+    assert done.stderr == ""  # unknown keys are reported there, with a status of 0
 
 
 @needs_analyze

@@ -55,7 +55,7 @@ def received(receiver_process):
 
 
 async def _ended_or_done(daemon, db, left):
-    """Whether it has ended, or all events have come to something and so many of them are left."""
+    """Return True if it has ended, or if all events are settled and so many of them are left."""
     counts = await db.fetchrow(COUNTS)
     return not daemon.running or (
         counts["settled"] == counts["events"] and counts["left_over"] == counts["held"] == left
@@ -63,7 +63,7 @@ async def _ended_or_done(daemon, db, left):
 
 
 @pytest.mark.parametrize("retried", [False, True], ids=["fresh from the log", "due in backlog"])
-async def test_what_takes_the_daemon_down_is_held_and_the_log_moves_on(
+async def test_a_delivery_that_crashes_the_daemon_is_held_and_the_log_moves_on(
     database, db, sites, receiver_process, start, until, retried
 ):
     before = await insert(db, sites, AROUND)

@@ -1,4 +1,4 @@
-"""What helps who writes a receiver: `send`, `receive` and `run --sink`, as processes, against each other and others."""
+"""Tools for receivers' developers: `send`, `receive` and `run --sink`, as processes, against each other and others."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_a_correct_receiver_is_right(receiver, way, statuses):
 @pytest.mark.parametrize(
     ("way", "answer"), [((), 500), ((), 301), (("--tamper",), 200), (("--stale",), 200), (("--tamper",), 500)]
 )
-async def test_a_wrong_receiver_is_told(receiver, way, answer):
+async def test_a_wrong_receiver_is_reported(receiver, way, answer):
     receiver.script = lambda _request: answer
     status, out, err = await pghookd("send", receiver.url("/in"), "--secret", SECRET, *way)
     assert status == 1
@@ -147,7 +147,7 @@ async def test_nothing_but_this_machine_is_open_unless_it_is_allowed(receiver):
         ("http://x/", "--payload", "/dev/null"),
     ],
 )
-def test_send_refuses_what_makes_no_sense(words):
+def test_send_refuses_nonsense(words):
     done = CliRunner().invoke(cli, ["send", *words])
     assert done.exit_code == 2
     assert "whsec_x" not in done.output
@@ -203,7 +203,7 @@ async def test_receive_as_json_is_a_line_for_each():
 @pytest.mark.parametrize(
     "words", [("x",), ("70000",), ("0", "--secret", "whsec_?"), ("0", "--status", "100")]
 )
-def test_receive_refuses_what_makes_no_sense(words):
+def test_receive_refuses_nonsense(words):
     assert CliRunner().invoke(cli, ["receive", *words]).exit_code == 2
 
 

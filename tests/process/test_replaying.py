@@ -40,7 +40,7 @@ async def test_a_dry_run_counts_and_changes_nothing(db, database, dead):
     assert await db.fetchval("select count(*) from webhooks.replays") == 0
 
 
-async def test_what_makes_no_sense_is_usage(database):
+async def test_nonsense_is_a_usage_error(database):
     for args, words in (
         ((), "say what to replay"),
         (("--site", "s", "--state", "lost"), "dead, delivered, missed"),
@@ -63,7 +63,7 @@ async def test_it_goes_and_is_watched_to_its_end(db, database, dead, receiver, s
     assert {request.event_id for request in receiver.requests} == set(dead)
 
 
-async def test_whoever_stops_watching_stops_nothing(db, database, dead, until):
+async def test_the_end_of_watching_stops_nothing(db, database, dead, until):
     """No daemon runs: it would never end."""
     environ = {**os.environ, "PGHOOKD_DATABASE_URL": database}
     command = [sys.executable, "-m", "pghookd", "replay", "--site", "s", "--go"]
@@ -80,8 +80,8 @@ async def test_whoever_stops_watching_stops_nothing(db, database, dead, until):
         assert await db.fetchval("select state from webhooks.replays") == state
 
 
-async def test_killed_and_started_again_it_goes_on_where_it_stood(db, database, shop, receiver, start, until):
-    """Nothing is lost; what was in flight or not yet recorded at a kill may come twice, and nothing else."""
+async def test_killed_and_started_again_it_goes_on_where_it_was(db, database, shop, receiver, start, until):
+    """Nothing is lost; only requests in flight or not yet recorded at a kill may come twice."""
     await shop.open(concurrency=8)
     await db.execute(DEAD, 1500)
     await db.execute("select webhooks.replay(site_id => 's', rate_per_s => 1000, dry_run => false)")

@@ -1,6 +1,6 @@
 """The checks are checked on real daemons: each that is broken on purpose is caught by the check that is meant for it.
 
-The table is `saboteurs.SABOTAGES`. Each story is also told with a daemon as it should be, of which nothing may be said.
+The table is `saboteurs.SABOTAGES`. Each story also runs with an intact daemon, which must pass all checks.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MAILS = {
 
 @dataclasses.dataclass
 class Stage:
-    """What a story is told with."""
+    """The stage of a story: database, receiver and daemons."""
 
     name: str  # of the sabotage
     db: Any
@@ -159,7 +159,7 @@ async def killed(stage):
 
 
 async def frozen(stage):
-    """The owner stands still until another one has taken over, then goes on."""
+    """The owner is stopped until another one has taken over, then continues."""
     await stage.open("/slow")
     first = await stage.daemon(delivery_user_agent="first", **LEASE)
     second = await stage.daemon(HONEST, ready="standing by", delivery_user_agent="second", **LEASE)
@@ -186,7 +186,7 @@ async def unheard(stage):
 
 
 async def mailed(stage):
-    """An owner is told."""
+    """An owner gets a mail."""
     await stage.open("/lost")
     async with Mailbox() as box:
         daemon = await stage.daemon(smtp_port=box.port, **MAILS)
@@ -213,7 +213,7 @@ async def secret(stage):
 
 
 async def redirected(stage):
-    """A receiver sends us to somebody who is to be left alone."""
+    """A receiver redirects us to a server that must get no request."""
     await stage.open("/moved")
     async with Receiver() as canary:
         answer = Response(302, headers=(("location", canary.url("/canary")),))
@@ -239,7 +239,7 @@ async def tell(story, stage, connect):
 
 
 @pytest.mark.parametrize("name", STORIES)
-async def test_nothing_is_said_of_a_daemon_as_it_should_be(stage, connect, name):
+async def test_an_intact_daemon_passes_every_check(stage, connect, name):
     await tell(STORIES[name], stage, connect)
 
 

@@ -135,5 +135,5 @@ async def test_no_secret_is_printed_or_stored(db, shop, start, database, run, un
     secrets = [*SIGNING, *IDENTIFYING, PASSWORD, TOKEN, rotated, *KEYS, GIVEN]
     assert seen_in("\n".join(printed), secrets) == []
     assert seen_in(await dump(db, ["v"]), secrets) == []
-    # An endpoint's own headers are its owner's to keep secret or not; they stand in the table as they were given.
+    # An endpoint's own headers are its owner's to keep secret or not; they are in the table as they were given.
     assert seen_in(await dump(db, ["r", "p"]), secrets) == [TOKEN]

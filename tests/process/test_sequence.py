@@ -1,6 +1,6 @@
 """Ordered endpoints, with receivers that fail, a daemon that is killed, replays, and producers that overlap.
 
-What is promised: an event that was inserted after another of its key was committed is never delivered before it. So
+The promise: an event that was inserted after another of its key was committed is never delivered before it. So
 the moments at which each insert began and each commit ended are noted, and held against the order in which the
 receiver saw each event first.
 """
@@ -74,7 +74,7 @@ def broken(entries, inserted):
     return found
 
 
-def test_the_check_finds_what_is_out_of_order():
+def test_the_check_finds_events_out_of_order():
     def entries(*ids):
         return [{"webhook-id": f"evt_{n:014x}{0:014x}"} for n in ids]
 
@@ -96,7 +96,7 @@ async def test_no_key_is_seen_out_of_order(database, db, tmp_path, start, until,
             for _ in range(PRODUCERS):
                 producing.create_task(produce(database, random.Random(rng.random()), inserted))
             for number in range(KILLS):
-                await asyncio.sleep(rng.uniform(0.1, 1.2))  # the moment is what is random here
+                await asyncio.sleep(rng.uniform(0.1, 1.2))  # only the moment is random here
                 if number % 2:
                     await db.execute(
                         "select webhooks.replay(site_id => 's', states => '{delivered}', dry_run => false)"

@@ -1,4 +1,4 @@
-"""Two copies on one database: one owns, the other stands by and takes over, whatever becomes of the first."""
+"""Two copies on one database: one owns, the other stands by and takes over, however the first one fails."""
 
 from __future__ import annotations
 

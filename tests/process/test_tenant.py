@@ -20,7 +20,7 @@ from support.receiver import Receiver, Response
 
 EVENTS, EVERY_S = 120, 0.05  # of the healthy site, while it is watched
 TIMES_ALONE, MEDIAN_S, P99_S = 3.0, 0.1, 1.0
-LATE_S = 10.0  # what has not arrived by then is lost
+LATE_S = 10.0  # an event not arrived by then is lost
 MEMORY_MB = 300
 
 

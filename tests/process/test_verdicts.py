@@ -1,4 +1,4 @@
-"""What an answer leads to, seen from both ends: what the receiver got, and what the rows say."""
+"""The outcome of each answer, seen from both ends: the receiver's requests, and the rows."""
 
 from __future__ import annotations
 

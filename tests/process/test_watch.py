@@ -1,6 +1,6 @@
 """Connections that are cut without a word: the daemon notices by itself, whatever it was doing, and recovers.
 
-A proxy stands for the network. Muted it keeps every connection open and passes nothing on, as a partition does;
+A proxy simulates the network. Muted it keeps every connection open and passes nothing on, as a partition does;
 the kernel acknowledges all the same, so that no keepalive can tell.
 """
 
@@ -38,7 +38,7 @@ NOTICED_S = 15.0  # a statement of 8 s at most, or a ping of 5 s, and a loaded m
 
 
 class Network:
-    """A TCP proxy before a server's Unix socket. `mute()`: what is connected stays so, and nothing passes."""
+    """A TCP proxy before a server's Unix socket. `mute()`: connections stay open, and nothing passes."""
 
     def __init__(self, sockets):
         self._path = f"{sockets}/.s.PGSQL.5432"
@@ -64,7 +64,7 @@ class Network:
         self._passing.clear()
 
     def heal(self):
-        """Let what comes from now on pass; what was cut stays cut, its server is told nothing."""
+        """Pass new connections from now on; old ones stay cut, and their server gets no notice."""
         self._passing = asyncio.Event()
         self._passing.set()
 
@@ -201,7 +201,7 @@ async def test_sigterm_while_cut_off_ends_within_the_grace(
     assert not daemon.noise
 
 
-async def test_every_session_is_asked_even_while_all_sleeps(database, db, start, until):
+async def test_every_session_is_pinged_even_while_all_sleeps(database, db, start, until):
     daemon = await start(database, log_level="debug", database_heartbeat_s=0.3, poll_fallback_s=0)
     await daemon.wait_for("bell.slept")
     sql = (

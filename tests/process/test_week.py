@@ -1,4 +1,4 @@
-"""A week of 5,000 endpoints in some seconds: owners are told enough, and never too much."""
+"""A week of 5,000 endpoints in some seconds: owners get enough mails, and never too many."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def by_owner(ledger):
 
 
 def check_told_once(ledger, end):
-    """Each delivery that failed is told of once, unless it was delivered before a window closed."""
+    """Each failed delivery is reported once, unless it was delivered before a window closed."""
     told = {}
     for mail in ledger.mails:
         for number, events in mail.told.items():
@@ -142,9 +142,7 @@ def check_first_mails(ledger, week):
                 continue
             # the first failure comes with the next event, within one and a half of the time between events
             allowed = begin + EVERY * 3 // 2 + POLICY.first_wait_us + CHECK
-            if flaps(
-                of_owner, number, begin
-            ):  # its owner has been told what to expect, and gets a digest a day
+            if flaps(of_owner, number, begin):  # its owner knows the pattern, and gets a digest a day
                 allowed = max(allowed, latest(of_owner, number, begin) + DAY + LOOK_EVERY_US + CHECK)
             for number_n, mail in enumerate(of_owner):
                 if mail.at > allowed or (number in mail.sections and mail.at > begin):
@@ -160,7 +158,7 @@ def check_first_mails(ledger, week):
 
 
 def flaps(mails, number, at):
-    """Whether an owner was told that an endpoint flaps, and not that it works again since."""
+    """Return True if an owner got a mail that an endpoint flaps, and none since that it works again."""
     kinds = [m.sections[number] for m in mails if m.at <= at and number in m.sections]
     since = kinds[len(kinds) - kinds[::-1].index("recovered") :] if "recovered" in kinds else kinds
     return "flapping" in since
@@ -171,7 +169,7 @@ def latest(mails, number, at):
 
 
 def check_recoveries(ledger):
-    """Each endpoint's mails alternate: told that it fails, reminded, told once that it works again."""
+    """Each endpoint's mails alternate: a report of the failure, reminders, one report that it works again."""
     state = {}
     for mail in ledger.mails:
         for number, kind in mail.sections.items():

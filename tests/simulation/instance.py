@@ -1,7 +1,7 @@
-"""One daemon of a history: its loops, wired as an epoch wires them, life after life, and what it sends requests with.
+"""One daemon of a history: its loops, wired as an epoch wires them, life after life, and the Sender of its requests.
 
-What stands still with a frozen instance, and what goes on without it (its server's part of a statement, a request that
-is on its way), is decided here. It must never know what has to hold.
+This file decides which parts stop with a frozen instance, and which go on without it (its server's part of a statement,
+a request in flight). It must never know the invariants.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Sighting:
 
 
 class Receivers:
-    """A Sender whose requests end at receivers with moods; one that is on its way arrives whatever becomes of us."""
+    """A Sender whose requests end at receivers with moods; one in flight arrives even if we crash."""
 
     def __init__(self, instance):
         self._instance = instance

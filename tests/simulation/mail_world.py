@@ -1,7 +1,7 @@
 """A history of mails in virtual time: an outbox, its mailer life after life, a mail server with moods, and faults.
 
-One seed is one history. It is the mailer's and the outbox's: what a mail says, and when there is one to say, is not
-simulated (tests/unit asks the incident machine itself). Here one desk writes that there is news, and folds what waits.
+One seed is one history. It is the mailer's and the outbox's: the content and the time of mails are not simulated
+(tests/unit covers the incident machine itself). Here one desk writes that there is news, and folds waiting mails.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Email:
     Attributes:
         accepted: the Message-IDs under which the server has taken it.
         explained: how many of these a fault explains beyond the first.
-        refused: the server has said never.
+        refused: the server has rejected it for good.
     """
 
     email_id: int
@@ -212,7 +212,7 @@ class MailWorld:
 
     Args:
         seed: of everything.
-        make: what stands in the Mailer's place.
+        make: the class that takes the Mailer's place.
     """
 
     def __init__(self, seed, make=Mailer):
@@ -237,7 +237,7 @@ class MailWorld:
     # The desk and its nemesis
 
     def _tell(self, owner):
-        """Put news into the outbox, as care does: what waits for the owner gives way, unless it may have been sent."""
+        """Put news into the outbox, as the monitor does: a waiting mail is superseded, unless perhaps sent."""
         waiting = [row for row in self.queued() if row.owner_email == owner]
         if any(row.perhaps_sent or row.email_id == self.mailer.sending for row in waiting):
             return
@@ -274,7 +274,7 @@ class MailWorld:
                     self.mood = rng.choice(MOODS)
 
     def _excuse(self):
-        """Explain that what is being sent now will come again."""
+        """Explain that the mail being sent now will come again."""
         if self.mailer.sending is not None:
             self.rows[self.mailer.sending].explained += 1
 
@@ -350,7 +350,7 @@ class MailWorld:
                 self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self.loop.close()
 
-    # What must hold
+    # Invariants
 
     def _check(self):
         latest = {}

@@ -133,7 +133,7 @@ class Stored:
         return (self.event_id, self.site_id, self.type, self.created_at, None, self.payload, options)
 
     def can_go(self, now_us):
-        """Whether it could be delivered now, as far as it is up to the event itself."""
+        """Return True if nothing in the event itself keeps it from being delivered now."""
         return (
             " " not in self.type
             and not self.is_too_large
@@ -144,14 +144,14 @@ class Stored:
 
 @dataclasses.dataclass
 class Transaction:
-    """What one has written; None: the row is gone."""
+    """The rows that one has written; None: the row is gone."""
 
     xid: int
     rows: dict = dataclasses.field(default_factory=dict)
 
 
 class Database:
-    """What would survive a crash of the daemon."""
+    """The state that would survive a crash of the daemon."""
 
     def __init__(self, loop, shards):
         self.loop = loop
@@ -209,7 +209,7 @@ class Database:
             bell.set()
 
     def restart(self):
-        """Forget what runs; xids that left no trace are handed out again."""
+        """Forget running transactions; xids that left no trace are handed out again."""
         self.running.clear()
         self.completed = self.durable
         self.next_xid = self.durable + 1
@@ -464,7 +464,7 @@ class Database:
         return found
 
     def replaces(self, event, endpoint_id):
-        """Whether an event may replace older ones of its supersede_key at an endpoint."""
+        """Return True if an event may replace older ones of its supersede_key at an endpoint."""
         sent = [key for key in self.table["attempts"] if key[:2] == (event.event_id, endpoint_id)]
         if not event.can_go(self.now_us()) and not (sent and event.can_go(event.created_at)):
             return False
@@ -609,7 +609,7 @@ class Database:
     # Replays
 
     def start_replay(self, states, rate_per_s, last_event_id):
-        """Do what an operator asks for: what is in these states goes out once more, up to an event."""
+        """Start an operator's replay: deliveries in these states go out once more, up to an event."""
         row = {"states": states, "rate_per_s": rate_per_s, "last_event_id": last_event_id}
         self.table["replays"][len(self.table["replays"]) + 1] = {
             **row,
@@ -672,7 +672,7 @@ def _is_in(row, site_id, after, upto):
 
 
 def visible(xid, snapshot):
-    """Whether what a committed transaction wrote is seen in a snapshot."""
+    """Return True if a snapshot sees the rows of a committed transaction."""
     return xid < snapshot.xmin or (xid < snapshot.xmax and xid not in snapshot.xips)
 
 
@@ -692,7 +692,7 @@ class MemorySession:
         self._lock = asyncio.Lock()
         self._transaction = None
         self.closed = False
-        self.lost = lambda: None  # called when it ends, whoever ends it
+        self.lost = lambda: None  # called when it ends, for any reason
 
     async def fetch(self, sql, *args, timeout_s=None):  # noqa: ARG002 - nothing here takes longer
         async with self._lock:
@@ -774,7 +774,7 @@ class MemorySession:
         await self.execute("commit")
 
     def end_if_silent(self):
-        """Do what the server does with whom it has not heard of for the lease."""
+        """End the session, as the server does, if it was silent for the lease."""
         if self._database.loop.time() - self._asked_at > self._lease_s:
             self.terminate()
 

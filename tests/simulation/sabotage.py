@@ -52,7 +52,7 @@ class HasNoFence(Recorder):
 
 
 class DropsReplays(Replays):
-    """Takes what is on its way for what has been sent."""
+    """Takes deliveries in flight for sent ones."""
 
     async def step(self, session, now, put):
         await super().step(session, now, put)
@@ -74,7 +74,7 @@ class HighFloor(XidMarks):
 
 
 class ReadsByGreatestId(Pages):
-    """Takes whatever lies below the greatest id that it has seen for read."""
+    """Takes every event below the greatest id that it has seen for read."""
 
     _greatest = 0
 
@@ -85,7 +85,7 @@ class ReadsByGreatestId(Pages):
 
 
 class SkipsRunning(Pages):
-    """Forgets what was running when it read last: new is only what began since."""
+    """Forgets the transactions that ran when it read last: only those that began since are new."""
 
     async def page(self, rows, end, shards, difference):
         if not difference.again:
@@ -194,7 +194,7 @@ class WaitsAfterNothing(Lanes):
 
 
 class SharesNoSlots(Lanes):
-    """Gives whoever comes first all slots that there are."""
+    """Gives all slots to the first site that comes."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -202,21 +202,21 @@ class SharesNoSlots(Lanes):
 
 
 class ForgetsTheDifference(FanOut):
-    """Takes the least id of a dedupe_key for the first, whatever was read before."""
+    """Takes the least id of a dedupe_key for the first, despite earlier reads."""
 
     async def _look_up_firsts(self, keys, difference):
         return await super()._look_up_firsts(keys, dataclasses.replace(difference, since=BEGINNING))
 
 
 class ForgetsWhatWasDecided(FanOut):
-    """Decides about dedupe_keys on the recovery road as if nothing had been recorded."""
+    """Decides about dedupe_keys during recovery as if nothing had been recorded."""
 
     async def _look_up_firsts(self, keys, difference):
         return await super()._look_up_firsts(keys, dataclasses.replace(difference, again=False))
 
 
 class DecidesByPage(FanOut):
-    """Looks at no more than the page for the first of a dedupe_key."""
+    """Searches only the page for the first of a dedupe_key."""
 
     async def _find_firsts(self, keys, _difference):
         firsts = {}
@@ -308,7 +308,7 @@ class TakesRowsBeforeTheUnread(Order):
 
 
 class ForgetsItsMails(Mailer):
-    """Takes what was sent for what is still to be sent."""
+    """Takes sent mails for unsent ones."""
 
     async def _settle(self, row, state, error, sent_us=None):
         if state != "sent" or row["attempts"]:
@@ -339,7 +339,7 @@ class NamesMailsAnew(Mailer):
         return subject, message
 
 
-# What takes the daemon's place, and what it is caught by.
+# Parts that take the place of the daemon's, and the error that must catch each.
 SABOTAGES = {
     "stores the position before the batch commits": ({"recorder": StoresTooEarly}, "lost"),
     "drops outcomes": ({"recorder": DropsOutcomes}, "lost|hidden|attempts of|not drained"),

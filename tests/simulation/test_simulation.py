@@ -1,4 +1,4 @@
-"""Many random histories in virtual time; none may break what must hold, and every sabotaged daemon must.
+"""Many random histories in virtual time; none may break an invariant, and every sabotaged daemon must.
 
 A few seconds of them belong to the tests. `PGHOOKD_TEST_SCHEDULES=5000 pytest tests/simulation` lives 5,000 and a
 fifth as many of mails, in under two minutes on two processors; any number may be asked for. One that breaks something
@@ -58,12 +58,12 @@ def _caught(first, make_world, caught_by):
 
 
 @pytest.mark.timeout(LONG_S)
-def test_no_history_breaks_what_must_hold():
+def test_no_history_breaks_an_invariant():
     assert _live(histories, _seeds())
 
 
 @pytest.mark.timeout(LONG_S)
-def test_no_history_of_mails_breaks_what_must_hold():
+def test_no_history_of_mails_breaks_an_invariant():
     seeds = _seeds()
     assert _live(mail_histories, seeds[: max(20, len(seeds) // 5)])
 

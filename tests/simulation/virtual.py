@@ -1,4 +1,4 @@
-"""An event loop whose clock stands still while anything runs, and whose ready callbacks come in a seeded order.
+"""An event loop whose clock stops while anything runs, and whose ready callbacks come in a seeded order.
 
 Nothing here may know of webhooks, or wait for anything real.
 """
@@ -50,10 +50,10 @@ class _Sieve(deque):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Runs what is ready in an order that its random numbers choose.
+    """Runs ready callbacks in an order that its random numbers choose.
 
     Attributes:
-        frozen: those who stand still, and what of theirs is ready; their clock goes on.
+        frozen: the stopped instances, and their ready callbacks; their clock goes on.
     """
 
     def __init__(self, rng):

@@ -1,6 +1,7 @@
 """A whole history in virtual time: producers, receivers, faults, and the daemon's own loops, life after life.
 
-One seed is one history. What must hold is asked at the end (`check`), of what is stored and what receivers saw.
+One seed is one history. The invariants are checked at the end (`check`), on the stored rows and the receivers'
+requests.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ FATES = ("fine", "fine", "fine", "invalid", "expired", "later")  # of events wit
 MOODS = ("good", "flaky", "hangs", "busy", "down", "gone")
 FAULTS_END_S = (8.0, 14.0, 14.0, 40.0)  # then everything heals
 DRAINED_WITHIN_S = 400.0
-LOST_AFTER_S = 60.0  # what has no row by then never will
-PROBES_EVERY_S = 0.2  # between two looks at the waits of open breakers
+LOST_AFTER_S = 60.0  # a delivery without a row by then is lost
+PROBES_EVERY_S = 0.2  # between two checks of the waits of open breakers
 IDLE_PAUSE_S = 0.05  # of a reader; the daemon's own would make most of a history reads of nothing
 
 
@@ -93,7 +94,7 @@ class World:
         self.trouble = Trouble()
         self.moods = {}
         self.ends = []  # of lives
-        self.firsts = []  # what was recorded as the first of each dedupe_key, at the beginning of each life that owns
+        self.firsts = []  # the event recorded as the first of each dedupe_key, at the beginning of each life that owns
         self.unfounded = []  # deliveries that died superseded, and no newer event may replace them
         rng = self.rng
         self.concurrency = rng.choice((2, 8, 32))
@@ -106,10 +107,12 @@ class World:
         self.timeout_s = rng.choice((4.0, 15.0))
         self.schedule = rng.choice(((0.3, 1.0, 2.0, 3.0, 5.0), (0.2, 0.2)))
         self.share_ordered = rng.choice((0.2, 0.9))
-        self.wishes = random.Random(seed + 2)  # of producers: what may become of an event besides
+        self.wishes = random.Random(seed + 2)  # of producers: further fates of an event
         self.share_unsendable = self.wishes.choice((0.0, 0.0, 0.3, 0.9))
         self.share_keyed = rng.choice((0.0, 0.3, 0.9))
-        self.context = contextvars.copy_context()  # of what is nobody's: the network, receivers
+        self.context = (
+            contextvars.copy_context()
+        )  # of the parts that belong to no instance: the network, receivers
         self._make_endpoints()
         count = instances or rng.choice((1, 1, 1, 2, 3))
         self.instances = [Instance(self, f"instance {n}") for n in range(count)]
@@ -189,7 +192,7 @@ class World:
                 database.commit_events(transaction, events)
 
     def _perhaps_unsendable(self, event):
-        """Let some events expire soon, and others be too large, which shows only when one is to be sent."""
+        """Make some events expire soon, and others too large, which shows only when one is sent."""
         wishes = self.wishes
         if wishes.random() < self.share_unsendable:
             if wishes.random() < 0.5:
@@ -304,7 +307,7 @@ class World:
                 raise BrokenError(f"not drained: {self._left()}")
             await asyncio.sleep(0.5)
             for endpoint_id, row in self.database.endpoints.items():
-                if not row["enabled"]:  # by an answer that was on its way
+                if not row["enabled"]:  # by an answer in flight
                     self._switch(endpoint_id, on=True)
         if self.failure is not None:
             raise BrokenError(f"the daemon ended with {self.failure!r}") from self.failure
@@ -316,7 +319,7 @@ class World:
         await asyncio.wait((*living, *(instance.living for instance in self.instances)))
 
     async def _watch_probes(self):
-        """Note each wait of an open breaker that begins although nobody was asked since the one before."""
+        """Note each wait of an open breaker that begins although no request was sent since the one before."""
         waits = {}  # when a probe may go out, and how many requests there were when that was found out
         while True:
             await asyncio.sleep(PROBES_EVERY_S)
@@ -376,7 +379,7 @@ class World:
         if left:
             self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
-    # What must hold
+    # Invariants
 
     def _expected(self):
         return {
@@ -459,7 +462,7 @@ class World:
             raise BrokenError(f"counters: {self._left()}, bytes {lanes.queued_bytes}")
 
     def _check_replays(self, dead):
-        """Return how often what was replayed; each time it was attempted again, whatever came of it."""
+        """Count the replays of each delivery; each time it was attempted again, with any outcome."""
         attempts = self.database.table["attempts"]
         replayed = collections.Counter()
         for replay in self.database.table["replays"].values():

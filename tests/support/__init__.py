@@ -1,4 +1,4 @@
-"""What tests share: servers, receivers and producers to run against, daemons as processes, and who checks them."""
+"""Shared by tests: servers, receivers and producers to run against, daemons as processes, and their checkers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a receiver process answers; runs inside that process (`receiver.py --script answers:NAME`).
+"""The answers of a receiver process; runs inside that process (`receiver.py --script answers:NAME`).
 
 Answers depend on the request alone, so that a seeded run is the same each time.
 """

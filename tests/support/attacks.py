@@ -1,9 +1,9 @@
-"""What one hostile tenant can try against the others: a table of attacks, for test_tenant.py.
+"""Attacks of one hostile tenant against the others: a table, for test_tenant.py.
 
 The tenant has what the owner of a site has, and what a producer writes for that site: endpoints with every option,
 events of any kind and number, and receivers that behave as badly as they can. It has no right in the database.
 
-Each attack is a generator: what comes before its `yield` is prepared in peace, what comes after it happens while the
+Each attack is a generator: the part before its `yield` prepares it in peace, the part after it runs while the
 other site is watched. `cold`: the daemon starts only then.
 """
 
@@ -402,7 +402,7 @@ async def many_owners(tenant):
 
 @contextlib.asynccontextmanager
 async def under_attack(attack_: Attack, tenant: Tenant):
-    """Prepare an attack; yields a coroutine function that strikes, and is to be cancelled when enough was seen."""
+    """Prepare an attack; yields a coroutine function that strikes; the caller cancels it when it has seen enough."""
     steps = attack_.run(tenant)
     await anext(steps)
 

@@ -2,7 +2,7 @@
 
     conservation        each event and endpoint that takes it: in exactly one state, and nothing else
     termination         each has come to an end, and to one that was expected
-    at_least_once       what is delivered has an entry of the receiver that decided on a 2xx
+    at_least_once       a delivered event has an entry of the receiver that decided on a 2xx
     no_false_success    an endpoint that never decided on a 2xx has nothing delivered
     no_phantom          an attempt with a status has an entry of the receiver with that number and status
     no_hidden_sends     entries of the receiver without an attempt: at most what the faults explain
@@ -10,19 +10,19 @@
     bounded_duplicates  2xx after the first one of a delivery: at most what the faults explain
     schedule            no attempt starts sooner after the one before than the schedule says
     exclusion           instances send one after another, each while it owns
-    integrity           one webhook-id and one body per event, whatever the repeat; the producer's bytes; the signature
+    integrity           one webhook-id and one body per event, repeats included; the producer's bytes; the signature
     isolation           nothing reached an endpoint that it was not for
-    wake_up             each event is first sent in time, whatever becomes of the notifications
+    wake_up             each event is first sent in time, even if notifications are lost
 
-All of them are asked; the error names each that does not hold.
+All of them are checked; the error names each that does not hold.
 
-and, by `check_mails`, where owners are told:
+and, by `check_mails`, where owners are notified:
 
     mails agree        each mail that was taken is a row of the outbox, went to its owner alone, came once and, where a
                        fault explains a repeat, again with the same bytes; each that counts as sent was taken
-    told once          no delivery is told of twice; what is told of has failed; what was given up was told of
+    told once          no delivery is reported twice; all reported ones have failed; all given up were reported
 
-The receiver is told endpoints apart by path: an endpoint's URL ends in a path of its own.
+The receiver tells endpoints apart by path: an endpoint's URL ends in a path of its own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ OWNERS = """
 select p.endpoint_id, lower(s.owner_email) as owner_email
 from webhooks.endpoints p join webhooks.sites s using (site_id) where s.owner_email is not null
 """
-# A delivery may be told of once it has failed, or was not tried because its owner's filter is slow.
+# A mail may report a delivery once it has failed, or was not tried because its owner's filter is slow.
 FAILED = """
 select endpoint_id, event_id from webhooks.attempts where outcome not in ('delivered', 'failed')
 union select endpoint_id, event_id from webhooks.backlog where reason = 'filter_slow'
@@ -79,7 +79,7 @@ where d.reason in ('exhausted', 'too_old', 'blocked', 'aborted', 'too_large', 'i
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a run came to, once everything agreed."""
+    """The figures of a run, once everything agreed."""
 
     deliveries: int
     attempts: int
@@ -101,14 +101,14 @@ class BrokenError(AssertionError):
 
 
 class Findings(list):
-    """What does not hold: (check, what was seen)."""
+    """The checks that do not hold: (check, observation)."""
 
     def hold(self, check, holds, text):
         if not holds:
             self.append((check, text))
 
     def done(self):
-        """Raise what was found."""
+        """Raise the findings, if any."""
         if self:
             raise BrokenError(self)
 
@@ -116,16 +116,16 @@ class Findings(list):
 async def check(
     db, entries, *, repeats_max, states=("delivered",), waits_s=(), owners=(), awake_within_s=None
 ):
-    """Hold the database against what was received; return the figures.
+    """Compare the database with the received requests; return the figures.
 
     Args:
         db: a connection.
-        entries: what the receiver wrote, in order.
+        entries: the receiver's entries, in order.
         repeats_max: how many repeats, and sends without a row, the faults of the run explain.
         states: the states that deliveries may be in at the end.
-        waits_s: the least waits after failure 1, 2, ...; where given, nobody has asked for an attempt at once.
+        waits_s: the least waits after failure 1, 2, ...; where given, nobody has requested an attempt at once.
         owners: the user agents of instances, in the order in which they owned.
-        awake_within_s: within which an event's first request arrives, where it is asked.
+        awake_within_s: within which an event's first request arrives; None: not checked.
 
     Raises:
         BrokenError: naming each check that does not hold.
@@ -176,26 +176,26 @@ async def check(
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What owners were told, once everything agreed."""
+    """The reports to owners, once everything agreed."""
 
     mails: int  # that the mail server took, repeats included
     repeats: int  # of them, mails that it had taken before
-    deliveries: int  # told of as failed
+    deliveries: int  # reported as failed
 
 
 async def check_mails(db, mails, *, repeats_max=0, under_way_max=0):
-    """Hold what owners were told against what failed; return the figures.
+    """Compare the mails to owners with the failures; return the figures.
 
-    To be called when nothing is left to be told: no mail is queued, and of each endpoint that failed a mail has gone
+    Call it when nothing is left to report: no mail is queued, and of each endpoint that failed a mail has gone
     out since (a reminder, or that it works again). Nobody is muted or snoozed, and no mail has more sections than fit.
 
     Args:
         db: a connection.
-        mails: what the mail server took, in order (tests/support/mail_server.py).
+        mails: the mails that the mail server took, in order (tests/support/mail_server.py).
         repeats_max: how many mails may have come again, by the faults of the run.
         under_way_max: how many deliveries of one endpoint had begun, and were not recorded, while a mail was made:
-            their request is older than what that mail tells and younger than what it has read, so no mail names them
-            (later ones count them in what has failed in all).
+            their request is older than the mail's report and younger than the rows it has read, so no mail names them
+            (later ones count them in the total of failures).
     """
     rows = await check_outbox(db, mails, repeats_max=repeats_max)
     states = collections.Counter(row["state"] for row in await db.fetch(MAILS))
@@ -256,7 +256,7 @@ async def _owned(db):
 
 
 def _check_told(digests, failed, given_up, owned, under_way_max):
-    """Hold the sections of all mails against the deliveries of each endpoint; return how many are told of."""
+    """Hold the sections of all mails against the deliveries of each endpoint; return how many are reported."""
     named, counted, cut = collections.defaultdict(list), collections.Counter(), set()
     for owner, digest in digests:
         for section in digest["sections"]:
@@ -313,7 +313,7 @@ def _check_attempts(findings, attempts, received):
 
 
 def _check_answers(findings, attempts, received):
-    """Ask whether what is called delivered was taken, and by an endpoint that takes anything at all."""
+    """Check that deliveries recorded as delivered were taken, by an endpoint that takes anything at all."""
     taking = {key[1] for key, entries in received.items() if any(map(_is_2xx, entries))}
     for key, rows in attempts.items():
         for row in rows:
@@ -358,7 +358,7 @@ def _check_wake_up(findings, entries, events, within_s):
 def _check_integrity(findings, received, events, secrets):
     for (event_id, endpoint_id), entries in received.items():
         event = events.get(event_id)
-        if event is None:  # said as isolation
+        if event is None:  # reported as isolation
             continue
         ids = {entry["webhook-id"] for entry in entries}
         findings.hold("integrity", ids == {event["webhook_id"]}, f"{event_id} was called {ids}")

@@ -1,4 +1,4 @@
-"""`pghookd run` that kills itself at a step of a mail's road: PGHOOKD_TEST_KILL_AT is `name` or `name:nth`."""
+"""`pghookd run` that kills itself at a step of a mail's way: PGHOOKD_TEST_KILL_AT is `name` or `name:nth`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ seen = 0
 
 
 async def checkpoint(name):
-    global seen  # noqa: PLW0603 - the process has one road
+    global seen  # noqa: PLW0603 - one count for the process
     if name == NAME:
         seen += 1
         if seen == int(NTH or 1):

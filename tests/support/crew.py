@@ -75,7 +75,7 @@ class Clock:
 
 
 class Diary:
-    """A logger that keeps what is said."""
+    """A logger that keeps its lines."""
 
     def __init__(self):
         self.lines = []
@@ -154,7 +154,7 @@ class Life:
         return await self.ending(seconds)
 
     async def kill(self):
-        """End it without any order, as a crash would: what was not recorded is forgotten."""
+        """End it without any order, as a crash would: outcomes not recorded are lost."""
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
@@ -301,7 +301,7 @@ class Desk:
         await self.recorder._positions.store(self.clock())
 
     def settle_all(self):
-        """Say that everything open is settled."""
+        """Settle everything open."""
         while self.open:
             settle(self.open.pop())
 
@@ -315,7 +315,7 @@ class Desk:
             await self.recorder._flush(500)
 
     def settle(self, delivery):
-        """Say that one that is open is settled."""
+        """Settle an open delivery."""
         self.open.remove(delivery)
         settle(delivery)
 

@@ -1,7 +1,7 @@
 """The daemon as a process: start it, read what it says, kill it, stop it.
 
-What a test wants to know it waits for: a line of the log, a row, an entry of the receiver's log. Never here: sleeping
-until something has probably happened, and anything that looks into the daemon's memory.
+A test waits for its evidence: a line of the log, a row, an entry of the receiver's log. Never here: sleeping
+until something has probably happened, and anything that reads the daemon's memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support import receiver
 READY_WITHIN_S = 20.0  # a loaded machine imports slowly
 _PRIORITY = re.compile(rb"^<[0-7]>")
 
-# What every story needs: it delivers to this machine, and retries within a test's patience.
+# Settings of every story: it delivers to this machine, and retries within a test's patience.
 BASE = {
     "EGRESS_ALLOW": "127.0.0.0/8",
     "RETRY_SCHEDULE": "0.3s,0.5s,1s",
@@ -156,7 +156,7 @@ def _agrees(line, keys):
 
 
 class ReceiverProcess:
-    """A receiver that survives what is done to the daemon; its log was written before each answer was sent."""
+    """A receiver that outlives the daemon; its log was written before each answer was sent."""
 
     def __init__(self, log: Path, script=None):
         self.log = log
@@ -186,7 +186,7 @@ class ReceiverProcess:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def entries(self):
-        """Return what has been received so far."""
+        """Return the requests received so far."""
         with self.log.open("rb") as file:
             file.seek(self._offset)
             whole = file.read().rpartition(b"\n")[0]
@@ -197,7 +197,7 @@ class ReceiverProcess:
 
 
 class NotifySocket:
-    """What systemd would be: a datagram socket that collects states."""
+    """A stand-in for systemd: a datagram socket that collects states."""
 
     def __init__(self, folder: Path):
         self.path = folder / "notify"

@@ -1,6 +1,6 @@
 """`pghookd run` on a machine without an id, of any name: `python elsewhere.py HOSTNAME`, as in a container.
 
-Never here: what follows from the name (event_log/identity.py), other settings.
+Never here: conclusions from the name (event_log/identity.py), other settings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pghookd.settings import load
 
 
 def be(hostname):
-    """Let this process take the machine for one of that name."""
+    """Make this process believe that the machine has that name."""
     socket.gethostname = lambda: hostname
     app.host_id = lambda: host_id.host_id(())
 

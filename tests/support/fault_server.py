@@ -189,7 +189,7 @@ class Form(Enum):
 
     PROPER = auto()  # critical basicConstraints, key usage, key identifiers
     OLD = auto()  # basicConstraints alone, not critical, as many private authorities have it
-    NO_CA = auto()  # basicConstraints say that it is no authority
+    NO_CA = auto()  # basicConstraints say that it is not an authority
     NO_SIGNING = auto()  # key usage without keyCertSign
 
 
@@ -237,7 +237,7 @@ class Certificates:
         return context
 
     def demand(self, context: ssl.SSLContext, mode: ssl.VerifyMode = ssl.CERT_REQUIRED) -> ssl.SSLContext:
-        """Let a server's context ask for a client certificate of this authority."""
+        """Make a server's context demand a client certificate of this authority."""
         context.verify_mode = mode
         context.load_verify_locations(self.ca_file)
         return context

@@ -1,4 +1,4 @@
-"""A hostile receiver as a process of its own: how it behaves stands in the path of each request.
+"""A hostile receiver as a process of its own: the path of each request sets how it behaves.
 
     /ok             200 at once                      /slow/S         200 after S seconds
     /fast-then/S    200 at once until `/turn` was    /status/N       that status; /status/302 points elsewhere

@@ -1,6 +1,6 @@
-"""The mail road without a database: incidents, facts and marks in memory, decided by endpoint_health/owner_plan alone.
+"""Mails without a database: incidents, facts and marks in memory, decided by endpoint_health/owner_plan alone.
 
-What SQL computes from rows is computed here from lists, so that a week passes in seconds and the two can be compared.
+Computes from lists the same as SQL from rows, so that a week passes in seconds and the two can be compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Delivery:
 
 @dataclasses.dataclass(slots=True)
 class Endpoint:
-    """What is known of one endpoint."""
+    """The state of one endpoint."""
 
     number: int
     owner: str
@@ -53,7 +53,7 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mail:
-    """What an owner got: kinds by endpoint, and the deliveries that were told of."""
+    """A mail that an owner got: kinds by endpoint, and the reported deliveries."""
 
     at: int
     owner: str
@@ -77,7 +77,7 @@ class Ledger:
         self.storms = []
         self.switched_off = []
 
-    # What happens -----------------------------------------------------------------------------------------------------
+    # Occurrences ------------------------------------------------------------------------------------------------------
 
     def failed(self, number, event, at):
         e = self.endpoints[number]
@@ -116,7 +116,7 @@ class Ledger:
         e = self.endpoints[number]
         e.enabled, e.reason, e.look = True, None, at
 
-    # What is made of it -----------------------------------------------------------------------------------------------
+    # Reactions --------------------------------------------------------------------------------------------------------
 
     def case(self, e, now):
         since = max(e.first, (e.success or 0) + 1)
@@ -136,7 +136,7 @@ class Ledger:
         return Case(row, facts, now, self.policy)
 
     def look(self, now, traffic):
-        """Look at every owner with something due; return the mails of this look."""
+        """Check every owner with something due; return the mails of this check."""
         in_storm = self._storm(now, traffic)
         made = []
         for owner, endpoints in self.owners.items():
@@ -185,7 +185,7 @@ class Ledger:
         return made
 
     def _told(self, e, now):
-        """Return the events that a mail made now tells of: as read_told has it."""
+        """Return the events that a mail made now reports, as read_told does."""
         return frozenset(
             d.event
             for d in e.all.values()

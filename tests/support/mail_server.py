@@ -1,4 +1,4 @@
-"""A real SMTP server for tests, in the test's own loop: keeps every mail, and misbehaves at each stage as told.
+"""A real SMTP server for tests, in the test's own loop: keeps every mail, and misbehaves at each stage as set.
 
 `box.script["RCPT"] = ["450 later"]` answers the next RCPT TO so, and further ones as usual; a single text instead of
 a list answers all of them. `DROP` cuts the connection instead of an answer, `HANG` never answers.
@@ -28,7 +28,7 @@ class Mail:
     Attributes:
         connection: 1 for the server's first.
         secure: it came over TLS.
-        accepted: whether the sender was told 250.
+        accepted: True if the server answered 250.
     """
 
     sender: str
@@ -208,7 +208,7 @@ class _Line(SMTP):
         else:
             await self.push(answer)
 
-    async def smtp_EHLO(self, arg):  # noqa: N802 - as all here: aiosmtpd looks for the command's name
+    async def smtp_EHLO(self, arg):  # noqa: N802 - as all here: aiosmtpd finds handlers by the command's name
         await self._scripted("EHLO", super().smtp_EHLO, arg)
 
     async def smtp_STARTTLS(self, arg):  # noqa: N802 - as above

@@ -1,6 +1,6 @@
 """Hostile producers: everything that a transaction may do around an INSERT into events, at random, seeded.
 
-Each keeps account of what it committed and when. Nothing here looks at the daemon.
+Each keeps account of what it committed and when. Nothing here reads the daemon's state.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def emit(connection, count=1, site=SITES[0], mark="m"):
 
 @dataclasses.dataclass
 class Account:
-    """What was committed: mark to the moment (monotonic seconds) at which that was known."""
+    """The committed events: mark to the moment (monotonic seconds) at which the commit was known."""
 
     committed: dict[str, float] = dataclasses.field(default_factory=dict)
     killed: int = 0
@@ -259,7 +259,7 @@ class Producer:
 
 
 async def takes_two_phase(connection):
-    """Whether the server takes prepared transactions."""
+    """Return True if the server takes prepared transactions."""
     return int(await connection.fetchval("show max_prepared_transactions")) > 0
 
 
@@ -283,7 +283,7 @@ class Crowd:
         await producer.once()
 
     async def run(self, seconds):
-        """Let all of them run for so long."""
+        """Run all of them for so long."""
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(seconds, stop.set)
         await asyncio.gather(*(producer.run(stop) for producer in self._producers))

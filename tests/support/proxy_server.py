@@ -18,12 +18,12 @@ STALL = b""  # no answer at all
 
 @dataclasses.dataclass
 class ForwardProxy:
-    """What it was asked, and how it answers.
+    """A forward proxy that notes its requests.
 
     Attributes:
         manner: gives the answer to a CONNECT to `host:port`; None: a tunnel is opened.
         leads: where tunnels really go, as `host:port` -> port on this machine; None: nowhere else.
-        heads: all that was asked, in order.
+        heads: the heads of all requests, in order.
     """
 
     manner: Callable[[str], bytes | None] = lambda _where: None

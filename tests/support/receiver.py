@@ -42,7 +42,7 @@ class Request:
         raw_head: the head as received, without the blank line.
         arrived: monotonic seconds at which it was complete.
         arrived_wall: Unix seconds of the same moment.
-        status: what was answered; None until then.
+        status: the status of the answer; None until then.
     """
 
     number: int

@@ -76,7 +76,7 @@ class FollowsRedirects(Sender):
 
 
 class AimsAtOthers(Sender):
-    """Sends to whoever was aimed at first."""
+    """Sends everything to the first destination."""
 
     first = None
 
@@ -93,7 +93,7 @@ class SkipsEvents(Pages):
 
 
 class ReadsByGreatestId(Pages):
-    """Takes whatever lies below the greatest id that it has seen for read."""
+    """Takes every event below the greatest id that it has seen for read."""
 
     greatest = 0
 
@@ -208,7 +208,7 @@ class Sabotage:
     """One broken part.
 
     Attributes:
-        part: what takes a real part's place.
+        part: the class that takes a real part's place.
         story: the test's, in which it does harm.
         caught_by: the names of the checks that must say so; others may as well.
     """
@@ -249,7 +249,7 @@ PLACES |= {Recorder: (epoch, "Recorder"), Deliverer: (epoch, "Deliverer")}
 
 
 def put_in_place(part):
-    """Let the daemon of this process be made with it."""
+    """Build the daemon of this process with it."""
     module, name = PLACES[part.__base__]
     setattr(module, name, part)
 

@@ -1,4 +1,4 @@
-"""Looks for secrets in what was printed or stored, in every form in which one may show."""
+"""Searches printed or stored text for secrets, in every form in which one may show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site as a test sees it: opens endpoints, emits events, and asks the rows how deliveries stand."""
+"""A site as a test sees it: opens endpoints, emits events, and reads the state of deliveries from the rows."""
 
 from __future__ import annotations
 

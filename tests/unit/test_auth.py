@@ -1,4 +1,4 @@
-"""How requests identify themselves: what is accepted, what is refused without a word of it, and what a token is."""
+"""How requests authenticate: accepted values, refusals that quote no value, and the form of a token."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_each_kind_is_read_and_shows_nothing():
     assert "BEGIN" not in repr(read)
 
 
-def test_static_lines_stand_in_the_head_once_and_for_all():
+def test_static_lines_are_in_the_head_once_and_for_all():
     encoded = base64.b64encode("me:pä:ss".encode()).decode()
     told = [
         ({"basic": {"username": "me", "password": "pä:ss"}}, f"authorization: Basic {encoded}\r\n"),
@@ -81,7 +81,7 @@ def test_static_lines_stand_in_the_head_once_and_for_all():
         assert encoded not in repr(made)
 
 
-def test_auth_wins_over_the_endpoints_own_header_and_shares_none_with_a_profile():
+def test_auth_replaces_the_own_header_and_shares_none_with_a_profile():
     own = '{"Authorization": "Bearer own", "x-key": "1"}'
     assert manner(BEARER, headers=own).head.later == b"x-key: 1\r\nauthorization: Bearer canary\r\n"
     assert manner(OAUTH2, headers=own).head.later == b"x-key: 1\r\n"
@@ -111,7 +111,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("number", range(len(BROKEN)))
-def test_what_cannot_be_used_is_told_without_a_word_of_it(number):
+def test_unusable_values_are_reported_without_quoting_them(number):
     with pytest.raises(ValueError, match="auth") as caught:
         manner(BROKEN[number])
     assert "canary" not in str(caught.value)
@@ -181,12 +181,12 @@ REFUSALS = [
 ]  # fmt: skip
 
 
-def test_what_is_no_token_is_refused_by_a_constant_name():
+def test_an_invalid_token_is_refused_by_a_constant_name():
     for status, body, name in REFUSALS:
         assert oauth.granted(status, body) == Fault(Outcome.REFUSED, f"oauth2: {name}")
 
 
-def test_a_token_endpoint_that_may_not_be_reached_is_the_end_only_by_its_url():
+def test_a_forbidden_token_endpoint_is_final_only_by_its_url():
     def judged(error):
         fault = oauth.unavailable(Fault(Outcome.BLOCKED, error))
         return judge.judge(fault, 1, DEFAULTS.retry, now_s=0, age_from_s=0, random01=0.5)

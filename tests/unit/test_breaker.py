@@ -1,4 +1,4 @@
-"""Breakers: what opens them, when they ask again, and what closes them; and the pace of what goes out afterwards."""
+"""Breakers: when they open, probe and close; and the pace of deliveries afterwards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_window_is_empty_again_after_as_many_successes():
     assert fed("-" * 5 + "+" * 20).window == 0
 
 
-def test_each_probe_that_fails_doubles_the_wait_up_to_a_bound_and_a_fifth_is_chance():
+def test_each_failed_probe_doubles_the_wait_up_to_a_bound_with_jitter():
     breaker = fed("-" * 10)
     waits = [breaker.probe_at]
     for _ in range(7):
@@ -73,7 +73,7 @@ def test_a_probe_that_proves_nothing_is_repeated_after_the_same_wait():
     assert breaker.probe_at == 160.0
 
 
-def test_closed_it_counts_anew_and_reopened_it_begins_with_the_first_wait():
+def test_closed_it_counts_afresh_and_reopened_it_waits_as_at_first():
     breaker = fed("-" * 10)
     breaker.close()
     assert [breaker.failed(0.0, 0.5) for _ in range(10)] == [False] * 9 + [True]
@@ -90,7 +90,7 @@ def test_closed_it_counts_anew_and_reopened_it_begins_with_the_first_wait():
 
 
 def starts(pace, seconds, fails=lambda _n: False):
-    """Start and answer at once whatever may start, a look every millisecond; return the starts of each second."""
+    """Start and answer at once all that may start, a step every millisecond; return the starts of each second."""
     counts = [0] * seconds
     for ms in range(1000 * seconds):
         now = ms / 1000

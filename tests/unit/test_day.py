@@ -1,4 +1,4 @@
-"""Whether the id clock may move to a day, as a table of what the clocks say."""
+"""When the id clock may move to a day, as a table of clock readings."""
 
 from __future__ import annotations
 

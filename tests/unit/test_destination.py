@@ -1,4 +1,4 @@
-"""The first wall, as tables: what is refused, what is ordinary, and that no text whatever makes it raise."""
+"""The first SSRF check, as tables: refused and ordinary URLs, and that no text at all makes it raise."""
 
 # ruff: noqa: E501 -- tables are read by the line
 # ruff: noqa: RUF001 -- look-alike characters are the subject
@@ -122,7 +122,7 @@ NO_WEB_ADDRESS = [
 ]
 
 
-def test_urls_that_are_no_plain_web_address_are_refused():
+def test_urls_that_are_not_plain_web_addresses_are_refused():
     assert [(url, refused(url)) for url, _ in NO_WEB_ADDRESS] == NO_WEB_ADDRESS
 
 
@@ -198,8 +198,8 @@ def test_hostile_addresses_are_refused():
     assert {address: judge_address(address, OPEN) for address in tried} == dict.fromkeys(tried, refusal)
 
 
-# What each block is called, its first and its last address; the IANA registries of special-purpose addresses, and
-# what else no request may reach. Written out here as well, so that an edit of the rules' own table shows.
+# The name of each block, its first and its last address: the IANA registries of special-purpose addresses, and
+# all others that no request may reach. Written out here as well, so that an edit of the rules' own table shows.
 BLOCKS = """
 unspecified, this network    0.0.0.0                0.255.255.255
 private                      10.0.0.0               10.255.255.255
@@ -245,7 +245,7 @@ multicast                    ff00::                 ffff:ffff:ffff:ffff:ffff:fff
 """.strip().splitlines()
 
 
-def test_no_block_of_the_registries_is_open_from_its_first_address_to_its_last():
+def test_no_address_of_a_registered_special_block_is_allowed():
     random = Random(1)
     for line in BLOCKS:
         first, last = (ipaddress.ip_address(text) for text in line.split()[-2:])
@@ -290,7 +290,7 @@ def test_an_ipv4_address_inside_ipv6_is_refused_however_it_is_carried():
         assert urls == dict.fromkeys(forms, "literal")
 
 
-def test_a_denied_or_metadata_address_is_found_inside_ipv6_although_all_of_ipv6_is_allowed():
+def test_a_denied_or_metadata_address_inside_allowed_ipv6_is_found():
     policy = EgressPolicy(allow=parse_places(["::/0"]), deny=parse_places(["192.168.1.0/24"]))
     for text in ("192.168.1.1", "169.254.169.254"):
         assert [how for how, form in carriers(text).items() if judge_address(form, policy) is None] == []

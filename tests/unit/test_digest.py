@@ -1,4 +1,4 @@
-"""What a mail holds: causes, the order of sections, the way through JSON, and texts of strangers."""
+"""The contents of a mail: causes, the order of sections, the way through JSON, and texts of strangers."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def test_a_digest_is_the_same_after_the_outbox(kind, cause, text, at_us, storm):
     assert digest.digest_of(json.loads(json.dumps(dataclasses.asdict(made)))) == made
 
 
-def test_what_something_else_wrote_is_no_digest():
+def test_a_foreign_value_is_not_a_digest():
     for stored in ({}, {"kind": "failing", "sections": [{}]}, {"kind": "odd", "sections": []}):
         with pytest.raises((KeyError, TypeError, ValueError)):
             digest.digest_of(stored)
 
 
-def test_sections_stand_gravest_first_and_few():
+def test_sections_are_few_and_gravest_first():
     kinds = [Kind.REMINDER, Kind.DISABLED, *[Kind.RECOVERED] * 20, Kind.FAILING]
     shown, more = digest.arranged([dataclasses.replace(SECTION, kind=kind) for kind in kinds])
     assert [each.kind for each in shown[:3]] == [Kind.DISABLED, Kind.FAILING, Kind.RECOVERED]

@@ -53,7 +53,7 @@ def test_every_webhook_id_has_its_form_and_leads_back(event_id, created_at_us):
     assert envelope.event_id_of(text) == event_id
 
 
-def test_what_is_no_webhook_id_is_refused():
+def test_an_invalid_webhook_id_is_refused():
     for text in ["", "evt_", "evt_" + "0" * 27, "evt_" + "G" * 28, "EVT_" + "0" * 28, "7"]:
         with pytest.raises(ValueError, match="28 hex digits"):
             envelope.event_id_of(text)
@@ -104,7 +104,7 @@ def test_types():
         assert valid_type(event_type)
 
 
-def test_what_is_no_type_gets_into_neither_body_nor_head():
+def test_an_invalid_type_gets_into_neither_body_nor_head():
     for event_type in [
         "",
         ".",

@@ -1,4 +1,4 @@
-"""What events ask for: read from one JSON text, and a trace is passed on only where it is one."""
+"""Options of events: read from one JSON text; a trace is passed on only if it is valid."""
 
 from __future__ import annotations
 

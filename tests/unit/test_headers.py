@@ -1,4 +1,4 @@
-"""Which header lines an endpoint may add: none that decides where a request ends or who it is from."""
+"""Which header lines an endpoint may add: none that decides where a request ends or its sender."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose database is this? What a server says of itself, held against a stored position, as a table."""
+"""Is this the same database? A server's identity compared with a stored position, as a table."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def here(host="ours", server=REMOTE, started_at_us=RESTARTED, name=""):
     return Here(host, server, started_at_us, name)
 
 
-# What is stored, where we are, the place that this makes, and whether nothing / a rival at an old address holds it.
+# The stored stays, our place, its evidence, and whether it holds still if nothing / a rival answers at an old address.
 HOMES = (stay(), stay(server="localhost:5432"), stay(server=SOCKET))
 PLACES = {
     "the first run": ((), here("any", "any:1"), HomeEvidence.FIRST, False, False),
@@ -226,7 +226,7 @@ MAY_BE_ORIGINAL = {Answer.RIVAL, Answer.UNCLEAR, Answer.STARTING}
 
 
 @given(wheres, stays_of)
-def test_only_addresses_that_may_hold_the_original_are_asked(where, stays):
+def test_only_addresses_that_may_hold_the_original_are_queried(where, stays):
     for address in to_ask(where, stays):
         assert address != where.server
         assert not is_local(address) or any((s.host, s.server) == (where.host, address) for s in stays)
@@ -250,7 +250,7 @@ def test_another_name_holds_still_wherever_it_is(where, stays, stored):
 
 
 @given(wheres, stays_of)
-def test_a_server_that_has_not_restarted_is_no_copy(where, stays):
+def test_a_server_that_has_not_restarted_is_not_a_copy(where, stays):
     stays = [*stays, stay("x", "y:1", started_at_us=where.started_at_us)]
     assert to_ask(where, stays) == ()
     assert why_moved(where, stays, {}) is None
@@ -262,6 +262,6 @@ def test_a_copy_on_a_new_machine_by_its_own_address_holds_still(host, server):
     assert why_moved(here(host, server), stays, {}) is not None
 
 
-def test_few_addresses_are_asked_however_many_are_stored():
+def test_few_addresses_are_queried_however_many_are_stored():
     stays = [stay(server=f"pg{n}:5432") for n in range(100)]
     assert to_ask(here(server="pg:5432"), stays) == tuple(f"pg{n}:5432" for n in range(ADDRESSES_ASKED_MAX))

@@ -30,7 +30,7 @@ DOWN = Facts(failures=3, unsettled=1)
 
 
 def case(health, after_us, facts=DOWN, *, number=1, policy=POLICY, **columns):
-    """Return a case whose incident began at T0, looked at `after_us` later."""
+    """Return a case whose incident began at T0, checked `after_us` later."""
     known = {"first_failure_us": T0, "last_failure_us": T0 + after_us, **columns}
     return Case(Incident(number, health, **known), facts, T0 + after_us, policy)
 
@@ -48,14 +48,14 @@ def test_the_window_closes_ten_minutes_after_the_owners_first_failure():
     assert told(closed, late) == {1: Kind.FAILING, 2: Kind.FAILING}
 
 
-def test_two_failures_and_a_success_are_no_failing_endpoint():
+def test_two_failures_and_a_success_are_not_a_failing_endpoint():
     facts = Facts(failures=2, unsettled=1)
     found = plan([case(Health.SHAKY, 10 * MINUTE, facts, window_us=T0, last_success_us=T0 + MINUTE)], Owner())
     assert not found.sections
     assert found.steps[1].closed
 
 
-def test_what_was_delivered_in_the_end_is_forgotten():
+def test_events_delivered_in_the_end_are_forgotten():
     facts = Facts(failures=0, unsettled=0)
     at = T0 + MINUTE
     found = plan(
@@ -122,7 +122,7 @@ def test_a_recovery_waits_for_others_that_work_again_but_not_for_ever():
     assert told(*late)[1] is Kind.RECOVERED
 
 
-def test_no_recovery_is_told_where_no_failure_was():
+def test_no_recovery_is_mailed_without_a_failure():
     facts = Facts()
     off = case(Health.DISABLED, HOUR, facts, last_failure_us=T0, recovering_us=T0 + 1, last_success_us=T0 + 1)
     assert plan([off], Owner()).steps[1].health is Health.SHAKY
@@ -181,7 +181,7 @@ def test_marks_survive_being_stored():
 BY_FILTER = {"window_us": T0, "last_failure_us": T0, "by_filter": True}
 
 
-def test_a_slow_filter_is_told_of_if_it_holds_events_up_when_the_window_closes():
+def test_a_slow_filter_is_reported_if_events_wait_when_the_window_closes():
     assert told(case(Health.SHAKY, 10 * MINUTE, Facts(unsettled=1, filtering=True), **BY_FILTER)) == {
         1: Kind.FAILING
     }
@@ -192,7 +192,7 @@ def test_a_slow_filter_is_told_of_if_it_holds_events_up_when_the_window_closes()
     assert (gone.sections, gone.steps[1].over) == ((), True)
 
 
-def test_a_slow_filter_has_recovered_when_it_holds_nothing_up_whatever_it_leaves_out():
+def test_a_slow_filter_has_recovered_once_no_event_waits_for_it():
     marks = MailMarks(mailed_us=T0 + 10 * MINUTE, told_us=T0 + 10 * MINUTE)
     held_up, free = Facts(unsettled=1, filtering=True), Facts()
     for after in (30 * MINUTE, 3 * HOUR):
@@ -203,7 +203,7 @@ def test_a_slow_filter_has_recovered_when_it_holds_nothing_up_whatever_it_leaves
     assert told(case(Health.FAILING, 3 * HOUR, held_up, marks=marks, **BY_FILTER, **worked)) == {}
 
 
-def test_nobody_is_told_of_a_filter_that_holds_up_for_a_moment_even_where_nothing_waits():
+def test_a_filter_that_holds_up_for_a_moment_is_not_reported():
     at_once = dataclasses.replace(POLICY, first_wait_us=0)
     held_up = Facts(unsettled=1, filtering=True)
     young = case(Health.SHAKY, 0, held_up, policy=at_once, **BY_FILTER)

@@ -1,4 +1,4 @@
-"""Keys in memory: the newest event of each at each endpoint, and what is known of the first events of a difference."""
+"""Keys in memory: the newest event of each at each endpoint, and the known first events of a difference."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_newer_event_of_the_key_replaces_older_ones_at_the_same_endpoint():
     assert superseded(made) == [True, True, False, False, False]
 
 
-def test_what_has_no_key_is_not_noted():
+def test_an_event_without_a_key_is_not_noted():
     keys, plain, odd = Keys(), delivery(1, None), delivery(2, None)
     odd.event.options = EventOptions(dedupe_key="d")
     for each in (plain, odd):

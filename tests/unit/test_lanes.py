@@ -1,4 +1,4 @@
-"""Lanes: pace, turns, bounds, and what is parked or waited for when they are full."""
+"""Lanes: pace, turns, bounds, and which deliveries are parked or waited for when lanes are full."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def fail(lanes, lane, which=None, now=0.0, **options):
 
 
 def start(lanes, now=0.0):
-    """Start whatever may start."""
+    """Start all that may start."""
     started = []
     while (taken := lanes.next(now)) is not None:
         started.append(taken)
@@ -161,7 +161,7 @@ def test_other_bounds_hold_for_lanes_that_exist():
         queue_bytes_max=10**9,
         policy=BreakerPolicy(attempts=2, share=1.0),
     )
-    assert (lane.limit, own.limit) == (2, 3)  # a lane has a quarter of the slots at the most
+    assert (lane.limit, own.limit) == (2, 3)  # a lane has at most a quarter of the slots
     assert lane.allowed <= 2
     assert len(start(lanes)) == 5
     assert lane.breaker.policy.attempts == own.breaker.policy.attempts == 2
@@ -184,7 +184,7 @@ def test_sites_take_turns_and_within_a_site_its_lanes():
     began = [lane.key.endpoint_id for lane, _ in start(lanes)]
     assert began[1:33:2] == [9] * 16
     assert began[0:16:2] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert len(began) == 50 + 16  # a site has a half of all slots at the most
+    assert len(began) == 50 + 16  # a site has at most a half of all slots
 
 
 def room_for(lanes, site, endpoints):
@@ -220,7 +220,7 @@ def test_however_many_sites_use_up_their_part_another_has_room():
     assert room_for(lanes, "quiet", 1) == SITE_LEAST
 
 
-def test_the_log_is_read_again_for_a_site_only_where_much_of_its_part_is_free():
+def test_the_log_is_read_again_for_a_site_if_much_of_its_share_is_free():
     lanes = make(concurrency=400, endpoint_concurrency=100)
     fill(lanes, 1, LANE_QUEUE_MAX // 2 - 200, site="s").resize(100)
     assert (room_for(lanes, "s", 1), lanes.refill_for("s", 1)) == (200, 0)
@@ -332,7 +332,7 @@ def balance(rnd):
 # Rates and pauses -------------------------------------------------------------------------------------------
 
 
-def test_a_rate_holds_for_live_and_late_work_together_however_late_the_timer_comes():
+def test_a_rate_holds_for_live_and_late_work_despite_a_late_timer():
     lanes, rnd, now = make(endpoint_concurrency=100), random.Random(9), 0.0
     lane, started = lanes.lane(endpoint(rate_per_s=50.0)), []
     while now < 20.0:
@@ -371,7 +371,7 @@ def test_a_lane_with_a_rate_does_not_keep_up_while_that_holds_it_back():
     assert lanes.refill_quota(1, 0.0) == 6
 
 
-def test_an_endpoint_that_changes_takes_its_new_rate_at_once_and_the_same_one_goes_on():
+def test_a_changed_rate_applies_at_once_and_an_unchanged_one_goes_on():
     lanes = make()
     lane = fill(lanes, 1, 9, rate_per_s=0.001)
     assert len(start(lanes)) == 1
@@ -401,7 +401,7 @@ def test_in_a_pause_nothing_starts_and_afterwards_it_goes_on():
     assert (lanes.probe_at(1), lanes.rests_until, lane.pace) == (None, None, None)
 
 
-def test_in_a_long_pause_nothing_is_in_memory_and_what_was_parked_comes_back_at_a_pace():
+def test_a_long_pause_empties_memory_and_parked_rows_return_at_a_rate():
     lanes = make()
     lane = fill(lanes, 1, 6)
     [(_, each), _] = start(lanes)
@@ -438,7 +438,7 @@ def test_a_lane_that_waits_out_a_short_pause_does_not_keep_up():
     assert lanes.shed(1.1) == []
 
 
-def test_a_pause_is_remembered_while_the_lane_idles_and_forgotten_when_it_is_over():
+def test_a_pause_outlives_an_idle_lane_and_is_dropped_at_its_end():
     lanes = make()
     lane = fill(lanes, 1, 1)
     [(_, each)] = start(lanes)
@@ -451,7 +451,7 @@ def test_a_pause_is_remembered_while_the_lane_idles_and_forgotten_when_it_is_ove
     assert (lane.key in lanes._idle, lane.curbed, lanes.rests_until) == (True, False, None)
 
 
-def test_its_owner_ends_a_pause_by_changing_the_endpoint_and_the_end_of_a_rotation_does_not():
+def test_a_changed_endpoint_ends_a_pause_and_an_ended_rotation_does_not():
     lanes = make()
     lane = fill(lanes, 1, 2, previous_secret="old", previous_until_s=9.0)
     [(_, each), _] = start(lanes)
@@ -480,7 +480,7 @@ def test_no_probe_goes_out_before_a_pause_is_over():
     assert lanes.refill_quota(1, 60.0) == 1
     probe = delivery(late=True)
     assert lanes.offer(lane, probe, 60.0) is Offer.QUEUED
-    lanes.pause(lane, 4.0, 60.0)  # said by one that was sent long ago
+    lanes.pause(lane, 4.0, 60.0)  # in the answer to a request sent long ago
     assert start(lanes, 63.9) == []
     assert start(lanes, 64.0) == [(lane, probe)]
 
@@ -509,9 +509,7 @@ def receive(lane, lanes, count, took_s, now=0.0, *, one_by_one=False):
     [(0.001, 0.003, False, 16, 16), (0.4, 0.4, False, 16, 16), (0.02, 0.3, False, 16, 16), (0.1, 0.1, True, 4, 10)],
     ids=["fast either way", "always slow", "slow now whatever we do", "more at once only wait longer"],
 )  # fmt: skip
-def test_a_lane_narrows_where_it_is_its_own_requests_that_make_answers_slow(
-    before_s, after_s, one_by_one, least, most
-):
+def test_a_lane_narrows_if_its_own_requests_make_answers_slow(before_s, after_s, one_by_one, least, most):
     lanes = make()
     lane = lanes.lane(endpoint())
     now = receive(lane, lanes, 100, before_s, one_by_one=one_by_one)
@@ -519,7 +517,7 @@ def test_a_lane_narrows_where_it_is_its_own_requests_that_make_answers_slow(
     assert least <= lane.allowed <= most
 
 
-def test_slow_answers_halve_a_lane_now_and_then_down_to_a_quarter_of_its_limit():
+def test_slow_answers_halve_a_lane_down_to_a_quarter_of_its_limit():
     lanes = make()
     lane = fill(lanes, 1, 200)
     while lane.allowed < 16:
@@ -545,7 +543,7 @@ def test_slow_answers_halve_a_lane_now_and_then_down_to_a_quarter_of_its_limit()
 def test_the_surplus_of_a_lane_that_never_answered_is_parked():
     lanes = make()
     lane = fill(lanes, 1, LANE_QUEUE_MAX)
-    assert lanes.offer(lane, delivery(), 0.0) is Offer.WAIT  # it has not been asked
+    assert lanes.offer(lane, delivery(), 0.0) is Offer.WAIT  # it got no request
     start(lanes)
     fill(lanes, 1, 2)
     assert lanes.offer(lane, delivery(), 0.0) is Offer.PARK
@@ -612,7 +610,7 @@ def test_bytes_are_given_back_when_a_delivery_leaves_the_queue():
     assert lanes.queued_bytes == 80
 
 
-def test_shedding_takes_the_surplus_of_lanes_that_do_not_keep_up_and_only_when_memory_is_full():
+def test_full_memory_sheds_the_surplus_of_lanes_that_do_not_keep_up():
     lanes = make(endpoint_concurrency=4, queue_bytes_max=2000)
     stuck, good = fill(lanes, 1, 900, site="s"), fill(lanes, 2, 90, site="s")
     start(lanes)
@@ -644,7 +642,7 @@ def test_no_lane_is_blamed_that_might_start_more_if_it_were_let():
     assert {each.endpoint_id for each in lanes.shed(99.0)} == {1}
 
 
-def test_a_lane_that_does_not_keep_up_takes_few_parked_rows_back_and_none_while_memory_is_full():
+def test_a_lane_that_does_not_keep_up_takes_few_parked_rows_back():
     lanes = make(endpoint_concurrency=4, queue_bytes_max=2000)
     assert lanes.refill_quota(1, 0.0) == 8  # not known: it has not proved itself
     lane = fill(lanes, 1, 3)
@@ -678,7 +676,7 @@ def test_nothing_is_shed_while_every_slot_is_taken():
 # Endpoints that change, lanes that idle ---------------------------------------------------------------------
 
 
-def test_an_endpoint_that_changed_keeps_its_lane_and_loses_what_was_prepared():
+def test_a_changed_endpoint_keeps_its_lane_and_loses_prepared_requests():
     lanes = make()
     lane = fill(lanes, 1, 5)
     lane.cache = "prepared"
@@ -717,7 +715,7 @@ def test_lanes_without_work_are_forgotten_oldest_first():
     assert (first.width, first.proved, first in lanes.busy()) == (2.0, False, False)
 
 
-def test_a_lane_forgotten_between_being_looked_up_and_given_work_is_known_again():
+def test_a_lane_evicted_between_lookup_and_work_is_known_again():
     lanes = make()
     first = lanes.lane(endpoint(1))
     for number in range(2, IDLE + 3):
@@ -756,14 +754,14 @@ SOON = BreakerPolicy(attempts=4, share=0.5, probe_s=10.0, probe_max_s=40.0)
 
 
 def opened(lanes, number=1, queued=0):
-    """Return a lane whose breaker has opened at 0, and what was queued then."""
+    """Return a lane whose breaker has opened at 0, and the deliveries queued then."""
     lane = fill(lanes, number, 2 + queued)
     first, second = (delivery for _, delivery in start(lanes))
     assert fail(lanes, lane, first) is None
     return lane, fail(lanes, lane, second)
 
 
-def test_what_is_queued_when_a_breaker_opens_is_to_be_parked_and_nothing_more_is_taken():
+def test_an_open_breaker_parks_the_queue_and_takes_nothing_more():
     lanes = make(policy=SOON)
     lane, parked = opened(lanes, queued=5)
     assert [each.event.event_id for each in parked] == [2, 3, 4, 5, 6]
@@ -771,7 +769,7 @@ def test_what_is_queued_when_a_breaker_opens_is_to_be_parked_and_nothing_more_is
     assert lanes.offer(lane, delivery(), 9.9) is Offer.OPEN
 
 
-def test_the_first_after_the_wait_is_the_probe_and_no_second_one_goes_out_beside_it():
+def test_the_first_request_after_the_wait_is_the_only_probe():
     lanes = make(policy=SOON)
     lane, _ = opened(lanes)
     probe = delivery()
@@ -832,11 +830,11 @@ def test_a_probe_that_ended_without_a_request_moves_no_wait():
     width = lane.width
     lanes.unsent(lane, probe)
     assert (lane.width, lane.in_flight, lanes.in_flight, lanes.probe_at(1)) == (width, 0, 0, 10.0)
-    assert lanes.parked.take(10.0, 60.0) == 1  # looked at again at once
+    assert lanes.parked.take(10.0, 60.0) == 1  # checked again at once
     assert lanes.offer(lane, delivery(late=True), 10.0) is Offer.QUEUED
 
 
-def test_an_endpoint_that_has_changed_is_looked_at_before_all_others():
+def test_an_endpoint_that_has_changed_is_checked_before_all_others():
     lanes = make(policy=SOON)
     for number in (1, 2, 3):
         opened(lanes, number)
@@ -848,7 +846,7 @@ def test_an_endpoint_that_has_changed_is_looked_at_before_all_others():
     assert (lanes.parked.take(1.0, 60.0), lanes.refill_quota(2, 1.0)) == (2, 1)
 
 
-def test_an_open_breaker_is_not_forgotten_and_asks_at_once_when_the_endpoint_changes():
+def test_an_open_breaker_is_kept_and_probes_at_once_after_a_change():
     lanes = make(policy=SOON)
     lane, _ = opened(lanes)
     for number in range(2, IDLE + 3):
@@ -880,7 +878,7 @@ def test_a_breaker_that_was_switched_off_meanwhile_is_closed():
     assert lanes.refill_quota(1, 0.0) > 1
 
 
-def test_a_lane_that_never_answered_opens_after_few_timeouts_a_proved_one_as_ever():
+def test_an_unproved_lane_opens_after_few_timeouts_a_proved_one_later():
     lanes = make()
     new, old = fill(lanes, 1, 30), fill(lanes, 2, 30)
     start(lanes)
@@ -895,7 +893,7 @@ def test_a_lane_that_never_answered_opens_after_few_timeouts_a_proved_one_as_eve
 
 
 @pytest.mark.parametrize("policy", [BreakerPolicy(), BreakerPolicy(share=0.0)])
-def test_other_failures_between_timeouts_are_a_sign_of_life_and_where_there_is_no_breaker_none_opens(policy):
+def test_other_failures_between_timeouts_keep_a_breaker_closed(policy):
     lanes = make(policy=policy)
     lane = fill(lanes, 1, 30)
     for n in range(9):
@@ -920,7 +918,7 @@ def closed(lanes, late=100, now=10.0):
     return lane
 
 
-def test_after_a_probe_that_was_answered_live_traffic_goes_at_once_and_late_work_at_a_pace():
+def test_after_an_answered_probe_only_late_work_is_ramped_up():
     lanes = make(policy=SOON)
     lane = closed(lanes)
     for _ in range(3):
@@ -982,10 +980,10 @@ def test_switched_on_again_goes_at_a_pace_unless_its_breaker_decides():
     assert other.pace is None
 
 
-# Who does not keep up ---------------------------------------------------------------------------------------
+# Lanes that do not keep up ----------------------------------------------------------------------------------
 
 
-def test_an_unproved_lane_hoards_no_more_than_a_little_once_it_has_had_its_time():
+def test_an_unproved_lane_queues_little_after_its_patience():
     lanes = make()
     lane = fill(lanes, 1, STUCK_QUEUE_MAX + 50)
     start(lanes)
@@ -995,7 +993,7 @@ def test_an_unproved_lane_hoards_no_more_than_a_little_once_it_has_had_its_time(
     assert lanes.offer(lane, delivery(), 1.1) is Offer.QUEUED
 
 
-def test_a_full_pool_does_not_wait_for_a_lane_that_hangs_unless_there_is_much_else_to_do():
+def test_a_full_pool_waits_for_a_hanging_lane_only_with_much_else_to_do():
     lanes = make(concurrency=16, endpoint_concurrency=2)
     hanging = fill(lanes, 1, LANE_QUEUE_MAX)
     for number in range(2, 8):

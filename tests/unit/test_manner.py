@@ -1,4 +1,4 @@
-"""What an endpoint's options lead to, that none of them costs nothing, and that what is unusable is told."""
+"""The requests that an endpoint's options lead to; no options cost nothing; unusable ones are reported."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ UNUSABLE = [
 ]  # fmt: skip
 
 
-def test_what_cannot_be_used_is_told_without_a_secret():
+def test_unusable_options_are_reported_without_a_secret():
     for asked in UNUSABLE:
         with pytest.raises(ValueError, match=r".") as caught:
             manner(**asked)
@@ -103,7 +103,7 @@ def test_statuses():
         assert parse_statuses(text) == statuses
 
 
-def test_what_are_no_statuses():
+def test_invalid_statuses():
     for text in [
         "",
         ",",
@@ -127,13 +127,13 @@ def test_headers_are_an_object_of_texts():
 
 @pytest.mark.parametrize("asked", [0, -1, 0.0001, 1e9, "NaN", "Infinity"])
 def test_a_rate_that_none_can_keep_ends_deliveries_and_nothing_else(asked):
-    """The column has a constraint; whoever drops it gets what every other nonsense gets."""
+    """The column has a constraint; without it the value is handled as any other nonsense."""
     assert EndpointOptions(rate_per_s=asked).rate is None
     with pytest.raises(ValueError, match="rate_per_s"):
         manner(rate_per_s=asked)
 
 
 @pytest.mark.parametrize("asked", [-1.0, float("nan"), float("inf")])
-def test_a_timeout_that_is_none(asked):
+def test_an_invalid_timeout(asked):
     with pytest.raises(ValueError, match="timeout_s"):
         manner(timeout_s=asked)

@@ -1,4 +1,4 @@
-"""A meter: whatever the steps between two looks, the rate is kept, and idle time is not made up for."""
+"""A meter: with any steps between two readings, the rate is kept, and idle time is not made up for."""
 
 from __future__ import annotations
 

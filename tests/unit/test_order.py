@@ -1,4 +1,4 @@
-"""Lines in front of lanes: whatever comes in whatever order, each key goes one by one, by id, and nothing is left."""
+"""Lines in front of lanes: in any history, each key goes one by one, by id, and nothing is left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def delivery_of(event_id, key=None):
 
 
 class House:
-    """What stands around the lines: a log, rows, requests, a recorder that is late."""
+    """The world around the lines: a log, rows, requests, a recorder that is late."""
 
     def __init__(self, seed):
         self.rnd = random.Random(seed)
@@ -117,7 +117,7 @@ class House:
                 self.unsaid.append(event_id)
 
     def say_due(self):
-        """Say so of rows that are not in memory already."""
+        """Mark the rows as due that are not in memory already."""
         for event_id in self.unsaid:
             if event_id in self.rows and event_id not in self.in_memory:
                 self.order.due(1, self.rows[event_id][0])

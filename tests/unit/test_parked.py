@@ -37,7 +37,7 @@ def test_endpoints_take_turns_however_often_they_are_added():
     assert taken(parked, 0.1, 4) == [3, 1, 2, None]
 
 
-def test_a_look_may_be_put_off_put_forward_and_put_first():
+def test_a_check_may_be_put_off_put_forward_and_put_first():
     parked = of(1, 2, 3)
     assert taken(parked, 0.0, 3) == [1, 2, 3]
     parked.look(1, 60.0)
@@ -77,7 +77,7 @@ def test_an_endpoint_that_comes_back_is_read_from_the_beginning():
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.floats(0.0, 100.0)), max_size=300))
-def test_looks_that_were_planned_anew_do_not_pile_up(plans):
+def test_checks_that_were_planned_again_do_not_pile_up(plans):
     parked = of(*range(1, 6))
     for endpoint_id, at in plans * 3:
         parked.look(endpoint_id, at)

@@ -1,4 +1,4 @@
-"""What waits to be recorded: outcomes first, the last word on a delivery last, what is set aside in order."""
+"""Outcomes that wait to be recorded: outcomes first, a delivery's last word last, delayed ones in order."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_an_endpoint_is_delayed_by_an_outcome_and_by_nothing_else():
     assert not pending.is_aside(8)
 
 
-def test_what_is_set_aside_is_bounded():
+def test_delayed_outcomes_are_bounded():
     pending = Pending()
     for number in range(OUTCOMES_ASIDE_MAX):
         assert not pending.is_full

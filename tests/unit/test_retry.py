@@ -51,7 +51,7 @@ NO_SCHEDULE = [
 ]
 
 
-def test_what_is_no_schedule_is_refused():
+def test_an_invalid_schedule_is_refused():
     for text in NO_SCHEDULE:
         with pytest.raises(ValueError, match="duration"):
             durations.parse_schedule(text)

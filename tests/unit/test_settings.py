@@ -151,7 +151,7 @@ OUT_OF_BOUNDS = [
 ]
 
 
-def test_what_is_out_of_bounds_is_refused():
+def test_values_out_of_bounds_are_refused():
     for name, value in OUT_OF_BOUNDS:
         section, field = name.split(".")
         with pytest.raises(pydantic.ValidationError) as raised:
@@ -171,7 +171,7 @@ TEXTS = [
     ("database.url", "postgresql://u@/d?host=/run/postgresql", "postgresql://u@/d?host=/run/postgresql"),
     ("log.successes", "1/100", 100),
 ]
-TOGETHER = [  # settings, and the names that a fault in them tells
+TOGETHER = [  # settings, and the names in the report of a fault
     ({"delivery": {"timeout_s": 20}}, {"delivery.grace_s", "delivery.timeout_s"}),
     ({"delivery": {"connect_timeout_s": 16}}, {"delivery.connect_timeout_s", "delivery.timeout_s"}),
     ({"delivery": {"concurrency": 8}}, set()),
@@ -196,7 +196,7 @@ def test_texts_become_values():
         assert plain(value_of(Settings.model_validate({section: {field: text}}), name)) == value
 
 
-def test_what_does_not_go_together_is_told():
+def test_contradictions_are_reported():
     for values, names in TOGETHER:
         found = [set(each.names) for each in contradictions(Settings.model_validate(values))]
         assert found == ([names] if names else []), values

@@ -46,7 +46,7 @@ def lane_of(lanes, number, *, site=None, host=None, count=0, width=None, payload
 
 
 def started(lanes, now=0.0):
-    """Start whatever may start."""
+    """Start all that may start."""
     found = []
     while (taken := lanes.next(now)) is not None:
         found.append(taken)
@@ -193,7 +193,7 @@ def test_a_host_that_answers_now_and_then_opens_no_breakers():
             lanes.succeeded(lane, delivery, 0.0)
 
 
-# Whatever comes, no share is exceeded and no work is forgotten -------------------------------------------------------
+# No share is exceeded and no work is forgotten, in any history -------------------------------------------------------
 
 
 @hypothesis.given(seed=st.integers(0, 2**32), slots=st.integers(1, 40))
@@ -258,7 +258,7 @@ def test_a_large_payload_is_loaded_before_its_delivery_takes_a_slot():
     assert delivery.loaded.payload == b"x"
     lanes.succeeded(lane, delivery, 0.0)
     assert delivery.loaded is None
-    assert not started(lanes)  # the next one is to be loaded first
+    assert not started(lanes)  # the next one must be loaded first
 
 
 def test_small_payloads_wait_for_no_large_one():

@@ -44,7 +44,7 @@ def test_without_marks_everything_may_be_unread():
     assert XidMarks().front(Snapshot(100, 200, (100,))) == 0
 
 
-def test_a_mark_counts_only_if_its_xid_was_assigned_before_the_oldest_one_running():
+def test_a_mark_counts_only_if_its_xid_is_older_than_all_running_ones():
     marks = XidMarks()
     marks.note(Mark(500, 100))
     assert marks.floor(Snapshot(100, 120, (100,))) == 0
@@ -67,7 +67,7 @@ def test_the_newest_mark_that_counts_wins():
     assert marks.newest == Mark(3, 30)
 
 
-def test_what_was_stored_is_the_least():
+def test_the_stored_position_is_the_least():
     marks = XidMarks(floor=7, front=9)
     marks.note(Mark(5, 10))
     assert (marks.floor(A.snapshot), marks.front(A.snapshot)) == (7, 9)
@@ -221,7 +221,7 @@ def test_every_committed_row_is_read_exactly_once_whatever_the_order(most):
 
 
 @pytest.mark.parametrize("most", [MARKS_MAX, 4, 2])
-def test_floor_and_front_of_an_older_position_hide_nothing_that_it_has_not_seen(most):
+def test_floor_and_front_of_an_older_position_hide_no_unseen_event(most):
     for seed in range(25):
         walk = walked(seed, most)
         for since in (walk.kept, walk.read_at):
@@ -253,7 +253,7 @@ def test_a_page_with_nothing_in_it_moves_the_shard_at_once():
     assert shard.settled == B
 
 
-def test_a_shard_stands_still_while_anything_of_its_first_page_is_open():
+def test_a_shard_does_not_advance_while_its_first_page_is_open():
     shard = ShardLog(0, A)
     first, second = shard.page(B, 1.0), shard.page(C, 2.0)
     one, two, three = delivery(first), delivery(first), delivery(second)
@@ -330,7 +330,7 @@ def test_what_is_or_may_be_a_duplicate_is_never_overdue(duplicate, overdue):
     assert bool(shard.overdue(100.0)) is overdue
 
 
-def test_a_page_waits_for_what_was_left_of_it_in_the_log_and_few_tickets_stand_behind_it():
+def test_a_page_waits_for_its_deferred_events_with_few_tickets_behind_it():
     shard, aside = ShardLog(0, A), DeferredEvents()
     ticket = shard.page(B, 1.0)
     aside.put("s", DeferredPart(ticket, None, 2, 2, 1.0, ids_of([7, 8, 9])))
@@ -376,7 +376,7 @@ def test_sites_that_have_left_something_take_turns():
     assert aside.is_full
 
 
-def test_a_site_is_recovering_until_what_the_recovery_road_has_left_is_taken():
+def test_a_site_is_recovering_until_its_deferred_events_are_taken():
     shard, aside = ShardLog(0, A), DeferredEvents()
     aside.put("s", DeferredPart(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([1, 2]), recovering=True))
     aside.put("s", DeferredPart(shard.page(B, 1.0), None, 1, 1, 1.0, ids_of([3])))

@@ -1,4 +1,4 @@
-"""What makes a storm, what does not, and for how long one may hold anything."""
+"""Which failures make a storm, which do not, and for how long one may hold anything."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_host_is_counted_by_its_registrable_domain(host, domain):
     assert registrable(host) == domain
 
 
-def test_urls_and_labels_that_cannot_be_read_are_no_error():
+def test_urls_and_labels_that_cannot_be_read_are_not_an_error():
     assert registrable_of("https://[2001:db8::1]:8443/x") == "2001:db8::/48"
     assert registrable_of("http://[") == ""
     assert a_label("\u200d.example") == "\u200d.example"
@@ -93,7 +93,7 @@ def test_a_storm_holds_a_first_mail_for_six_hours_at_most():
     assert plan([case(HOLD_MAX_US)], Owner(), storm=True).sections
 
 
-def test_a_later_storm_does_not_begin_the_six_hours_anew():
+def test_a_later_storm_does_not_restart_the_six_hours():
     """The window moves with each storm that ends; the first failure does not."""
     moved = case(HOLD_MAX_US, window_us=T0 + HOLD_MAX_US - POLICY.first_wait_us)
     assert plan([moved], Owner(), storm=True).sections

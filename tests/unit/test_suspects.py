@@ -1,4 +1,4 @@
-"""Whom to suspect after ends without a word, as a table of ends."""
+"""Which deliveries to suspect after crashes, as a table of crashes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_the_first_time_nothing_is_suspected():
     assert arrive([stay(run="now", ends=2)], "now").unclean_ends == 2
 
 
-def test_few_ends_may_have_any_cause_and_then_all_is_named_for_longer_each_time():
+def test_after_few_crashes_all_deliveries_are_named_for_longer_each_time():
     named = [arrive([stay(ends)], "now") for ends in range(16)]
     assert [found.unclean_ends for found in named] == list(range(1, 17))
     assert [found.named_for_s for found in named[:6]] == [0, 0, 60.0, 120.0, 240.0, 480.0]
     assert named[-1].named_for_s == poison.NAMED_FOR_MAX_S
 
 
-def test_who_was_on_its_way_is_tried_alone_and_quarantined_when_it_was_thrice():
+def test_a_delivery_in_flight_at_three_crashes_is_quarantined():
     names = [Suspect(n, 1) for n in range(16)]
     first = arrive([stay(3, names)], "a")
     assert first.suspects == tuple(Suspect(n, 1, 1, in_flight=False) for n in range(16))
@@ -53,10 +53,10 @@ def test_ends_on_all_machines_count_together():
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[[1,2,3]]", '[[1,"x",0,true]]', "null"])
-def test_what_is_none_of_ours_is_left_out(text):
+def test_foreign_values_are_left_out(text):
     assert read_suspects(text) == ()
 
 
-def test_what_is_written_is_read():
+def test_written_values_are_read_back():
     names = (Suspect(5, 6, 1, in_flight=False), Suspect(7, 8))
     assert read_suspects(write_suspects(names)) == names

@@ -1,4 +1,4 @@
-"""Who takes a type: an index that says the same as the endpoints themselves, and costs by its takers."""
+"""The takers of a type: an index that agrees with the endpoints themselves, and costs by its takers."""
 
 from __future__ import annotations
 

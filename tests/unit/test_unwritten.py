@@ -1,4 +1,4 @@
-"""The recorder's share of a site: what is not durable yet uses up its room, and the others keep theirs."""
+"""The recorder's share of a site: rows not durable yet use up its room, and the others keep theirs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def use_up(unwritten, site_id):
     return taken
 
 
-def test_a_site_has_half_of_what_is_free_and_gets_it_back_once_it_is_durable():
+def test_a_site_has_half_of_the_free_room_until_its_rows_are_durable():
     unwritten = Unwritten()
     taken = use_up(unwritten, "s")
     assert UNWRITTEN_MAX // 3 <= len(taken) <= UNWRITTEN_MAX // 3 + 1

@@ -153,7 +153,7 @@ RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE = [
 ]
 
 
-def test_retry_after_is_clamped_and_heard_on_429_and_503_alone():
+def test_retry_after_is_clamped_and_honoured_on_429_and_503_alone():
     for status, retry_after, wait_s in RETRY_AFTER_IS_CLAMPED_AND_HEARD_ON_429_AND_503_ALONE:
         assert verdict_on(Reply(status, retry_after=retry_after)) == Retry(wait_s)
 
@@ -174,7 +174,7 @@ LEAVE_ALONE = [
 ]
 
 
-def test_a_receiver_is_left_alone_for_as_long_as_it_asks_and_no_longer_than_is_sensible():
+def test_retry_after_is_honoured_up_to_its_maximum():
     for status, retry_after, wait_s in LEAVE_ALONE:
         assert pause_s(Reply(status, retry_after=retry_after), POLICY, 1000.0) == wait_s, retry_after
 

@@ -29,7 +29,7 @@ def test_a_success_on_the_healthy_path_is_one_row_and_one_statement():
     assert batch.single
 
 
-def test_a_success_clears_only_what_has_a_row():
+def test_a_success_clears_only_deliveries_with_a_row():
     batch = batch_of([delivered(delivery(1)), delivered(delivery(2, attempts=3, in_backlog=True))])
     assert batch.cleared == [(2, 7)]
     assert [row[2] for row in batch.attempts] == [1, 4]
@@ -128,7 +128,7 @@ def test_a_test_may_switch_its_endpoint_off_and_is_not_held():
     assert batch.backlog == []
 
 
-def test_an_event_for_another_endpoint_alone_is_no_test_of_this_one():
+def test_an_event_for_another_endpoint_alone_is_not_a_test_of_this_one():
     other = addressed()
     other.event.endpoint_id = 8
     assert batch_of([attempted(other, Retry(30.0))]).backlog
@@ -166,7 +166,7 @@ def test_what_is_not_tried_after_a_success_or_a_failure_is_the_latest():
     assert row[6:] == ("refused", 500, None, 1, 1)
 
 
-def test_a_success_after_the_first_failure_is_noted_though_both_are_in_one_batch():
+def test_a_success_after_the_first_failure_in_one_batch_is_noted():
     [row] = failures(batch_of([attempted(delivery(1), Retry(1.0)), delivered(delivery(2))]).troubles)
     assert row[:6] == (7, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1)
     assert failures(batch_of([delivered(delivery(2)), attempted(delivery(1), Retry(1.0))]).troubles)[0][

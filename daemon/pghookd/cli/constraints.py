@@ -1,4 +1,4 @@
-"""Endpoint constraints in the operator's words: which option is wrong, what was found, and what is allowed.
+"""Endpoint constraints in the operator's words: the wrong option, the value found, and the values allowed.
 
 Postgres reports the name of a violated CHECK constraint (SQLSTATE 23514). That name is about a column; the operator
 typed an option. The table below is the only place that translates.
@@ -20,7 +20,7 @@ from pghookd.webhook.profile import CUSTOM, NAMES, SPEC_NAMES
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Rule:
-    """What one constraint demands.
+    """The rule behind one constraint.
 
     Attributes:
         option: the option or argument, as the operator types it.

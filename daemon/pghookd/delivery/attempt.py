@@ -113,7 +113,7 @@ class Attempts:
         self.terms = terms
 
     async def make(self, lane: Lane, delivery: Delivery) -> Write:
-        """Make one attempt at a delivery; return what is to be recorded. Never raises, whatever the row holds."""
+        """Make one attempt at a delivery; return the write that records it. Never raises, even if the row is broken."""
         if self._suspects is None:
             return await self._send(lane, delivery)
         async with self._suspects.named(delivery):

@@ -5,7 +5,7 @@ named in the database before they are sent, a few at a time. Those in flight at 
 are tried one at a time, while all other deliveries continue normally. A delivery in flight at too many crashes is
 quarantined.
 
-Never here: SQL, a clock, what is done to a delivery.
+Never here: SQL, a clock, a change to a delivery.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def arrive(stays: Sequence[Stay], run: str) -> Arrival:
 
     Args:
         stays: all rows of `home`.
-        run: the id of this process; its epochs follow one another cleanly, whatever ended them.
+        run: the id of this process; its own epochs never count as crashes, however they ended.
     """
     ends = sum(stay.unclean_ends for stay in stays)
     named = [suspect for stay in stays for suspect in stay.suspects]

@@ -47,7 +47,7 @@ class Replays:
         self._page_at = 0.0
 
     def ring(self) -> None:
-        """Look for replays at once: one was started, paused, resumed or cancelled."""
+        """Poll for replays at once: one was started, paused, resumed or cancelled."""
         self._look_at = 0.0
 
     async def step(self, session: Session, now: float, _put: Callable[[Write, float], None]) -> bool:

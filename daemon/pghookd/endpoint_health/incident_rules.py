@@ -234,7 +234,7 @@ def reminder_after_us(policy: IncidentPolicy, reminded: int) -> int:
 def disable_us(case: Case) -> int | None:
     """Return when the endpoint will be disabled if nothing changes, or None if it will not.
 
-    The condition is no 2xx for `disable.after_s`, and enough distinct failed events on enough days: one poison event
+    Two conditions: `disable.after_s` without a 2xx, and enough distinct failed events on enough days. One poison event
     of a quiet shop must not disable its endpoint. A partly failing endpoint is never disabled.
     """
     policy, facts, incident = case.policy, case.facts, case.incident

@@ -106,7 +106,7 @@ class Monitor:
         self._failed.set()
 
     def failed(self) -> None:
-        """Record that an endpoint failed; check at once if owners are to be mailed at the first failure."""
+        """Record that an endpoint failed; check at once if owners get a mail at the first failure."""
         if not self._policy.first_wait_us:
             self._failed.set()
 
@@ -371,7 +371,7 @@ class Monitor:
                 reason=row["disabled_reason"],
             )
 
-    # What a mail says -------------------------------------------------------------------------------------------------
+    # Contents of mails ------------------------------------------------------------------------------------------------
 
     async def _digest(self, look: _Look, cases: Sequence[Case], plan: OwnerPlan) -> Digest | None:
         if not self._settings.smtp.host or look.owner["owner_email"] == NOBODY:

@@ -431,7 +431,7 @@ class FanOut:
             await self._refresh(ids)
 
     async def _refresh(self, ids: list[int]) -> None:
-        self._endpoints.ask_again()  # no older read may replace what is read now
+        self._endpoints.ask_again()  # no older read may replace this one
         rows = await self._session.fetch(query("read_endpoints"), ids, self._shards)
         found = {row["endpoint_id"]: endpoint_of(row) for row in rows}
         now = self._monotonic()

@@ -1,4 +1,4 @@
-"""Is this the same database as before? Compares a server's identity with what was stored when the log was last read.
+"""Is this the same database as before? Compares a server's identity with the one stored when the log was last read.
 
 A restored copy on a test machine must not post to real customers. If this cannot be the database of the earlier runs,
 nothing is delivered until the operator runs `pghookd adopt`. A standby that takes over at a failover must deliver: if
@@ -127,7 +127,7 @@ class Here:
 
 
 class HomeEvidence(enum.Enum):
-    """What the rows of `home` prove about a place, the strongest evidence first."""
+    """The evidence that the rows of `home` give about a place, the strongest first."""
 
     FIRST = enum.auto()  # there are no rows: the daemon has never run
     SAME_SERVER = enum.auto()  # this server has not restarted since an instance saw it; a copy would have
@@ -146,7 +146,7 @@ class Naming(enum.Enum):
 
 
 class Verdict(enum.Enum):
-    """What follows from place and name."""
+    """The conclusion from place and name."""
 
     GO = enum.auto()  # this is the database
     ASK = enum.auto()  # it is, unless the database still answers at a former address

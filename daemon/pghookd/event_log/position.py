@@ -17,7 +17,7 @@ from pghookd.event_log.supersede import Firsts, Keys
 from pghookd.model.delivery import Delivery
 
 MARKS_MAX: Final = 1024  # one mark a second accumulates while any transaction of the cluster stays open
-MARKS_SPREAD: Final = 64  # two marks stand at least this fraction of their age apart, counted in xids
+MARKS_SPREAD: Final = 64  # two marks are at least this fraction of their age apart, counted in xids
 
 
 class Snapshot(NamedTuple):
@@ -52,7 +52,7 @@ class Difference:
         since: events visible in this snapshot were read before.
         upto: events not visible in this snapshot are read later.
         again: True if an earlier run may have read and settled some of the events.
-        firsts: what is known of dedupe_keys, for all pages of the difference and their deferred events.
+        firsts: the dedupe_keys known, for all pages of the difference and their deferred events.
     """
 
     since: Snapshot
@@ -79,7 +79,7 @@ class XidMarks:
     `xid` on lies at or below `below(xid)`.
 
     Without any one mark a floor is only lower: reads scan more of the log and find the same events. So the number of
-    marks is bounded, and older marks stand farther apart.
+    marks is bounded, and older marks are farther apart.
     """
 
     def __init__(self, floor: int = 0, front: int = 0, *, most: int = MARKS_MAX) -> None:
@@ -158,7 +158,7 @@ class Ticket:
         return not (self.open or self.unmade)
 
     def advance(self) -> None:
-        """Let the shard move on if the ticket waits for nothing."""
+        """Advance the shard if the ticket waits for nothing."""
         if self.is_done:
             self.shard.advance()
 

@@ -8,7 +8,7 @@ a difference.
 `supersede_key`: only deliveries of events with such a key are noted. They alone hold the knowledge about the key, and
 it ends with the last of them. For keys not in memory the database is queried when a row is taken back.
 
-Never here: SQL, what becomes of a delivery.
+Never here: SQL, the fate of a delivery.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def is_superseded(delivery: Delivery, now_us: int) -> bool:
 
 
 def note_sent(delivery: Delivery) -> None:
-    """Let a delivery that is about to be sent replace older ones even after its deliver_before."""
+    """Allow a delivery that is about to be sent to replace older ones even after its deliver_before."""
     newest = delivery.newest
     if newest is not None and newest.event_id == delivery.event.event_id:
         newest.before_us = None

@@ -33,7 +33,7 @@ def _certificate(pem: str) -> Certificate:
 
     try:
         return x509.load_pem_x509_certificates(pem.encode())[0]
-    except Exception:  # noqa: BLE001 - any error means that it is no certificate; its message may quote the text
+    except Exception:  # noqa: BLE001 - any error means that it is not a certificate; its message may quote the text
         raise ValueError("auth.client_certificate.certificate is no certificate in PEM") from None
 
 

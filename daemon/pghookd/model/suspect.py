@@ -45,7 +45,7 @@ class Stay:
         suspects: the deliveries named last.
         name: the setting `database.home` there; empty if it was not set.
         started_at_us: start time of the server seen last, microseconds since 1970; None if not known.
-        rival: the address at which the same database may still run, so that this place is no home; None if it is one.
+        rival: the address at which the same database may still run, which bars this place as home; None if not barred.
     """
 
     host: str

@@ -2,7 +2,7 @@
 
 All of them are SQL functions that any permitted role may call; the daemon does the work, whether or not it is watched.
 
-Never here: what is printed (cli/replays.py), which deliveries are selected (migration 0006).
+Never here: the output (cli/replays.py), the selection of deliveries (migration 0006).
 """
 
 from __future__ import annotations

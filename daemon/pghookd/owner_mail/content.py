@@ -2,7 +2,7 @@
 
 The order is: the affected endpoints, the problem and its consequence; advice; the further course; the facts; lines for
 developers. Endpoints that fail in the same way on the same host share a block. This module sanitises all third-party
-texts again, whatever was stored.
+texts again, even stored ones.
 
 Never here: markup, headers, templates (owner_mail/message.py); a secret, a payload, the query of a URL.
 """

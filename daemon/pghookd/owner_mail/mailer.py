@@ -302,7 +302,7 @@ class Mailer:
                 task.cancel()
                 await asyncio.wait((task,))
 
-    # What became of it ------------------------------------------------------------------------------------------------
+    # The result -------------------------------------------------------------------------------------------------------
 
     async def _record(self, row: Row, outcome: Outcome, again_us: int) -> float:
         match outcome:

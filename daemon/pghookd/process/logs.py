@@ -64,7 +64,7 @@ class LogEvent(enum.StrEnum):
     EMAIL_QUEUED = "email.queued"
     EMAIL_SENT = "email.sent"
     EMAIL_FAILED = "email.failed"
-    LOOP_STALLED = "loop.stalled"  # the event loop stood still for `for_s`
+    LOOP_STALLED = "loop.stalled"  # the event loop stalled for `for_s`
     CLOCK_SKEWED = "clock.skewed"  # differs from the database's clock by `skew_s`
     NOTIFICATIONS_STUCK = "notifications.stuck"  # an open transaction of a listener fills the queue
     LINES_DROPPED = "lines.dropped"  # standard output did not accept `count` lines

@@ -97,7 +97,7 @@ async def _is_ours(session: Session) -> bool:
 
 
 async def _anchor(session: Session, place: Home, *, skip_backlog: bool) -> dict[str, int]:
-    """Queue what is not settled, and store new positions, all in one snapshot."""
+    """Queue the unsettled deliveries, and store new positions, all in one snapshot."""
     highest = await session.fetchval(query("adopt_sequence"))
     newest = await session.fetchval(query("read_newest_event_id"))
     xid = await session.fetchval(_XID)  # after the id was read, in a transaction of its own

@@ -1,7 +1,7 @@
 """The daemon: settings and sender, then epoch after epoch. Read this first.
 
 An epoch (epoch.py) is the life between two recoveries. It ends with a value that gives the reason. This file decides
-what follows: a new epoch after a short wait, a hold before a foreign database, or the end.
+how to continue: a new epoch after a short wait, a hold before a foreign database, or the end.
 """
 
 from __future__ import annotations
@@ -329,7 +329,7 @@ class App:
         self._ready(status)
         await self._pause(FOREIGN_LOOK_S)
 
-    # What is said ---------------------------------------------------------------------------------------------------
+    # Log lines ------------------------------------------------------------------------------------------------------
 
     def _lost(self, reason: str) -> None:
         if self._stopping.is_set():

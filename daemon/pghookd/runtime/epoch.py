@@ -1,8 +1,8 @@
 """The life between two recoveries: own the shards, recover, run the loops; it ends with a value.
 
 All sessions are opened before the first snapshot, then each reports its server's identity once more. Only the bell's is
-ever reopened. Any failure of a session ends the epoch: memory is dropped, and the next epoch recovers from what is
-stored. Dropping memory is required for correctness: a snapshot kept across a reconnect loses events.
+ever reopened. Any failure of a session ends the epoch: memory is dropped, and the next epoch recovers from the
+database. Dropping memory is required for correctness: a snapshot kept across a reconnect loses events.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pghookd.settings.schema import Settings
 
 
 class Mailing:
-    """Holds the current mailer; there is none while no mail server is set."""
+    """Holds the current mailer, if a mail server is set."""
 
     def __init__(
         self,

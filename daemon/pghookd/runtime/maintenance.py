@@ -160,7 +160,7 @@ async def step(
     own_day: int | None = None,
     warnings: Warnings | None = None,
 ) -> bool:
-    """Do what is due now; return True if nothing is left to do.
+    """Do the work that is due now; return True if nothing is left to do.
 
     Args:
         session: a session that is in no transaction.

@@ -1,6 +1,6 @@
 """Circuit breaker: when a failing endpoint gets no requests, and when it is probed.
 
-    state     what goes out   a failure                             a 2xx
+    state     may go out      a failure                             a 2xx
     closed    everything      counted; opens the breaker if         counted
                               `share` of the last `attempts`
                               failed, or timeouts come too often
@@ -92,7 +92,7 @@ class Breaker:
         self._wait(min(2 * self.wait_s, self.policy.probe_max_s), now, random01)
 
     def probe_proved_nothing(self, now: float, random01: float) -> None:
-        """Wait as long again: the probe told nothing about the endpoint."""
+        """Wait as long again: the probe proved nothing about the endpoint."""
         self._wait(self.wait_s, now, random01)
 
     def probe_now(self) -> None:

@@ -501,7 +501,7 @@ class Lanes:
         site.queued_bytes += payload_bytes
 
     def _line_up(self, lane: Lane) -> None:
-        """Let a lane, and its site, take part in the turns."""
+        """Add a lane, and its site, to the turns."""
         lane.in_turn = True
         turns = lane.site.turns
         if not turns:
@@ -606,7 +606,7 @@ class Lanes:
             self._leave(lane)
 
     def _look_again(self, lane: Lane) -> None:
-        """Let a lane that waited for a share or a payload take part in the turns again."""
+        """Add a lane that waited for a share or a payload to the turns again."""
         lane.in_turn = False
         self._go_on(lane)
 
@@ -783,7 +783,7 @@ class Lanes:
         return lane.hangs >= HANGS_MAX or host.hangs > HOST_HANGS_MAX
 
     def unsent(self, lane: Lane, delivery: Delivery) -> None:
-        """Record a delivery that ended without a request, which tells nothing about the endpoint.
+        """Record a delivery that ended without a request, which proves nothing about the endpoint.
 
         If it was the probe, another delivery may become the probe at once.
         """
@@ -854,7 +854,7 @@ class Lanes:
         return at
 
     def catch_up(self, lane: Lane, now: float) -> None:
-        """Let late work go out at a pace from now on: its endpoint was enabled again, or a pause has ended."""
+        """Limit late work to a pace from now on: its endpoint was enabled again, or a pause has ended."""
         if lane.pace is None and not lane.breaker.is_open:
             lane.pace = self._pace(now)
 

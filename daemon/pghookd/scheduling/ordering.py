@@ -1,12 +1,12 @@
 """Delivers `ordered` endpoints in order: one delivery at a time of each line (an ordering_key at an endpoint), by id.
 
-A line stands in front of its endpoint's lane. Its head is in the lane and the rest waits here. Deliveries that do not
+A line is in front of its endpoint's lane. Its head is in the lane and the rest waits here. Deliveries that do not
 fit, or follow a failed one, have rows in `backlog` and come back by event_id. This is the order of the log: an event
 inserted after another one's commit has the greater id and is never read before it.
 
 A line must know exactly whether `backlog` has rows of it that are not in memory, because no delivery may pass them.
-Every outcome is noted here before it is written (`note`). Rows of earlier epochs are looked through when the endpoint
-is first seen. Until that and recovery are done, every delivery waits behind the rows.
+Every outcome is noted here before it is written (`note`). Rows of earlier epochs are scanned when the endpoint is first
+seen. Until that and recovery are done, every delivery waits behind the rows.
 
 Never here: a clock, SQL, endpoints that are not ordered.
 """
@@ -44,9 +44,9 @@ class EndpointLines:
     Attributes:
         lines: lines with work, by name.
         ripe: names of the lines whose rows may be taken, in order.
-        walk: event_id after which the endpoint's rows must still be looked through; None if that is done.
+        walk: event_id after which the endpoint's rows must still be scanned; None if that is done.
         sorted: True once all rows have been assigned to lines; no row is taken before.
-        crowded: True if more than LINES_MAX lines have rows, so that the rows are looked through repeatedly.
+        crowded: True if more than LINES_MAX lines have rows, so that the rows are scanned repeatedly.
         site: the site whose memory the waiting deliveries count for; None if none has waited yet.
     """
 
@@ -105,7 +105,7 @@ class Order:
         return endpoint_id in self._lots
 
     def lot(self, endpoint_id: int) -> EndpointLines:
-        """Return an ordered endpoint's lines; the rows of a new one must still be looked through."""
+        """Return an ordered endpoint's lines; the rows of a new one must still be scanned."""
         lot = self._lots.get(endpoint_id)
         if lot is None:
             if len(self._lots) >= LOTS_MAX:
@@ -130,7 +130,7 @@ class Order:
         """Queue a delivery from the log, or return why it was not queued.
 
         Returns:
-            BEHIND if rows of its line come first, or memory holds enough of it. WAIT if memory is full, or the look
+            BEHIND if rows of its line come first, or memory holds enough of it. WAIT if memory is full, or the scan
             for such rows is about to come. Otherwise the result of Lanes.offer. The caller passes its write to `note`.
         """
         line = self.assign(delivery)
@@ -149,7 +149,7 @@ class Order:
         return Offer.QUEUED
 
     def _is_looked_at_next(self, lot: EndpointLines, lane: Lane) -> bool:
-        """Return True if the first look through an endpoint's rows is still to come and nothing delays it."""
+        """Return True if the first scan of an endpoint's rows is still to come and nothing delays it."""
         first = lot.walk == 0 and not lot.sorted
         return first and self.recovered and not lane.breaker.is_open and not lane.paused_until
 
@@ -303,13 +303,13 @@ class Order:
             lot.walk, lot.crowded = (0, False) if lot.crowded else (None, False)
 
     def restart(self, endpoint_id: int) -> None:
-        """Look through an endpoint's rows once more, because they may have been changed from outside."""
+        """Scan an endpoint's rows once more, because they may have been changed from outside."""
         lot = self.lot(endpoint_id)
         lot.walk, lot.sorted = 0, False
         self._lanes.parked.add(endpoint_id)
 
     def is_walking(self, endpoint_id: int) -> bool:
-        """Return True if a look through an endpoint's rows has begun and not ended."""
+        """Return True if a scan of an endpoint's rows has begun and not ended."""
         lot = self._lots.get(endpoint_id)
         return lot is not None and bool(lot.walk)
 

@@ -68,7 +68,7 @@ class Parked(AbstractSet[int]):
         return None
 
     def look(self, endpoint_id: int, at: float) -> None:
-        """Plan the next check of an endpoint for a time, whatever was planned; ignored if it is not in the set."""
+        """Plan the next check of an endpoint for a time, in place of any other; ignored if it is not in the set."""
         if self._at.get(endpoint_id, at) != at:
             self._plan(endpoint_id, at)
 

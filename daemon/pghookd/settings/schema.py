@@ -383,7 +383,7 @@ def value_of(settings: Settings, name: str) -> Any:  # noqa: ANN401 - settings h
     return getattr(getattr(settings, section), field)
 
 
-# What does not go together ---------------------------------------------------------------------------------
+# Combinations that are refused -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

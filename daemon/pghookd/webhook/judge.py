@@ -36,8 +36,8 @@ class RetryPolicy:
 
     Attributes:
         schedule: the waits after failure 1, 2, ...; there is one attempt more than waits.
-        jitter: 0.2 is plus or minus 20 %; 0 is no jitter.
-        throttle_floor_s: the shortest wait after a timeout, 429, 502 or 504; 0 is no such minimum.
+        jitter: 0.2 is plus or minus 20 %; 0 switches it off.
+        throttle_floor_s: the shortest wait after a timeout, 429, 502 or 504; 0 switches it off.
         retry_after_max_s: the longest wait that a receiver may request.
         age_max_s: an event older than this is not retried after a failure, even on an endpoint's own schedule.
         successes: the statuses that count as success; None if any 2xx does.

@@ -1,5 +1,5 @@
--- Deliveries that are settled for good leave the backlog. $1 bigint[], $2 bigint[]: event and endpoint ids. Returns those
--- whose row somebody holds: it stays, and nothing waits. Lives on the primary key.
+-- Removes settled deliveries from the backlog. $1 bigint[], $2 bigint[]: event and endpoint ids. Returns those whose
+-- row is locked: it stays, and nothing waits. Lives on the primary key.
 with u as materialized (
   select * from unnest($1::bigint[], $2::bigint[]) as u(event_id, endpoint_id)
 ), free as materialized (

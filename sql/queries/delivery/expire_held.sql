@@ -1,6 +1,6 @@
--- Gives up a page of what has been held for too long. Rows of an endpoint that is on again are on their way out; of a
--- day that was dropped nothing remains. $1 float8: days; $2 int: rows. Returns how many, by endpoint. Lives on
--- backlog_held.
+-- Gives up a page of deliveries that have been held for too long. Rows of an endpoint that is enabled again are left
+-- alone: they will be sent. Rows of a dropped day are deleted and get no row in dead. $1 float8: days; $2 int: rows.
+-- Returns how many, by endpoint. Lives on backlog_held.
 with page as materialized (
   select b.event_id, b.endpoint_id from webhooks.backlog b
   where b.state = 'held' and b.since < now() - $1::float8 * interval '1 day'

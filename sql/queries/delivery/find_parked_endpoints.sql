@@ -1,7 +1,7 @@
--- A page of the endpoints that have rows in backlog, whether they are on (null: gone), whether they are ordered, their
--- shard, and why their oldest and newest parked or held rows are aside (null: none is). $1 bigint: after this endpoint
--- id; $2 int: endpoints; $3 int: how many shards there are. A loose walk along backlog_of_endpoint, then two steps each
--- into backlog_aside.
+-- A page of the endpoints that have rows in backlog: whether they are enabled (null: deleted), whether they are
+-- ordered, their shard, and why their oldest and newest parked or held rows are aside (null: they have no such row). $1
+-- bigint: after this endpoint id; $2 int: endpoints; $3 int: number of shards. A loose walk along backlog_of_endpoint,
+-- then two steps each into backlog_aside.
 with recursive step(endpoint_id, n) as (
   (select endpoint_id, 1 from webhooks.backlog where endpoint_id > $1 order by endpoint_id limit 1)
   union all

@@ -1,9 +1,10 @@
--- By which event the older ones of a supersede_key are replaced at an endpoint: the newest one that can be delivered
--- there, or was. What died without being delivered replaces nothing, unless its receiver was asked to the end; nor does
--- what has to wait for its time, may be a duplicate, or may be left out by a filter. A key without such an event has no
--- row. $1 bigint[]: endpoint ids; $2 text[]: site ids; $3 text[]: supersede_keys; $4 bigint[]: after which event_id,
--- each; $5 bigint: the least of these; $6 int: how many events of a key are looked at, the newest first; $7 bigint:
--- payload_bytes_max; $8 int: days for which a dedupe_key counts. Lives on events_by_supersede_key, of each later day.
+-- Returns the event that replaces the older ones of a supersede_key at an endpoint: the newest one that can be
+-- delivered there, or was delivered. An event that died undelivered replaces nothing, unless its attempts were used up
+-- (exhausted, too_old, aborted). Nor does an event that is scheduled for later, may be a duplicate, or may be left out
+-- by a filter. A key without a replacing event has no row. $1 bigint[]: endpoint ids; $2 text[]: site ids; $3 text[]:
+-- supersede_keys; $4 bigint[]: after which event_id, each; $5 bigint: the least of these; $6 int: how many events of a
+-- key are read, the newest first; $7 bigint: payload_bytes_max; $8 int: days for which a dedupe_key counts. Lives on
+-- events_by_supersede_key, of each later day.
 select g.n, f.event_id as newest_event_id
 from (
   select *, sha256(decode(replace(supersede_key, '\', '\\'), 'escape')) as digest

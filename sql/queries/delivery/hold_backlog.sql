@@ -1,6 +1,6 @@
--- Holds a page of a disabled endpoint's deliveries; of one that is on, or gone, none. $1 bigint: endpoint id; $2 bigint:
--- after this event_id; $3 int: rows to look at. Returns the last event_id looked at, null: there was none. Lives on
--- backlog_of_endpoint. What an operator's function is at work on is left to it.
+-- Holds a page of a disabled endpoint's deliveries; does nothing for an endpoint that is enabled or deleted. $1 bigint:
+-- endpoint id; $2 bigint: after this event_id; $3 int: rows to read. Returns the last event_id read (null: no row).
+-- Lives on backlog_of_endpoint. Rows that an operator's function has locked are left to it.
 with page as materialized (
   select event_id, state from webhooks.backlog
   where endpoint_id = $1 and event_id > $2

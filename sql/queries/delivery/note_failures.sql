@@ -1,9 +1,10 @@
--- Endpoints that failed in a batch of attempts: an incident begins or goes on. $1 bigint[]: endpoint ids; $2 and $3
--- timestamptz[]: first and last failed attempt (null: what failed was not tried, and has the time of its row); $4, $5 timestamptz[]: last 2xx, and first 2xx after the last failure (null:
--- none); $6 bigint[]: 2xx answers; $7 text[], $8 smallint[], $9 text[]: outcome, status and error of the last failure
--- (unsent, null and the reason: it was not tried); $10 bigint[], $11 smallint[]: its event and attempt. An endpoint that
--- is gone has none. Returns the latest failure that is known now; null if somebody holds the endpoint or its incident:
--- nothing is noted of it, and nothing waits. Lives on the primary keys.
+-- Endpoints that failed in a batch of attempts: starts or updates an incident. $1 bigint[]: endpoint ids; $2 and $3
+-- timestamptz[]: first and last failed attempt (null: the delivery was given up without an attempt, and the time of its
+-- row counts); $4, $5 timestamptz[]: last 2xx, and first 2xx after the last failure (null: no 2xx); $6 bigint[]: 2xx
+-- answers; $7 text[], $8 smallint[], $9 text[]: outcome, status and error of the last failure (unsent, null and the
+-- reason if it was not tried); $10 bigint[], $11 smallint[]: its event and attempt. A deleted endpoint gets no
+-- incident. Returns the latest known failure; null if the endpoint or its incident is locked: nothing is noted of it,
+-- and nothing waits. Lives on the primary keys.
 with u as materialized (
   select * from unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::text[],
     $8::smallint[], $9::text[], $10::bigint[], $11::smallint[])

@@ -1,6 +1,6 @@
 -- Endpoints with an incident that answered 2xx in a batch. $1 bigint[]: endpoint ids; $2, $3 timestamptz[]: first and
--- last 2xx; $4 bigint[]: how many. Returns those whose incident somebody holds: nothing is noted of them, and nothing
--- waits. Lives on the primary key.
+-- last 2xx; $4 bigint[]: how many. Returns those whose incident is locked: nothing is noted of them, and nothing waits.
+-- Lives on the primary key.
 with u as materialized (
   select * from unnest($1::bigint[], $2::timestamptz[], $3::timestamptz[], $4::bigint[]) as u(endpoint_id, first_at, last_at, successes)
 ), free as materialized (

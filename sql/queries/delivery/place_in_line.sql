@@ -1,4 +1,4 @@
--- Gives due deliveries of ordered endpoints a line, where they have none; returns whose and which. $1 bigint[], $2
+-- Assigns a line to due deliveries of ordered endpoints that have none; returns their ids and lines. $1 bigint[], $2
 -- bigint[]: event and endpoint ids.
 update webhooks.backlog b
 set line = coalesce((select e.ordering_key from webhooks.events e where e.event_id = b.event_id limit 1), '')

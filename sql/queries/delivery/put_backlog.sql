@@ -1,9 +1,9 @@
--- Deliveries that get a row of their own, or whose row changes. A disabled endpoint's are held whatever was asked, and
--- what was to be held for one that is on again goes out. An endpoint that is gone takes none. $1.. arrays: event_id,
--- endpoint_id, site_id, state, reason, attempts, wait in seconds until the next attempt (null: none), line (null: none),
--- of the attempts those that do not count.
--- A row that was not waiting and is now has just been released. One that was cancelled while it was on its way gets none.
--- Returns those whose row somebody holds: it stays as it is, and nothing waits. Lives on the primary key.
+-- Inserts or changes the rows of deliveries. A disabled endpoint's deliveries are held, whatever their state in the
+-- arguments. If the reason is disabled and the endpoint is enabled again, the delivery goes out. A deleted endpoint
+-- gets no row. $1.. arrays: event_id, endpoint_id, site_id, state, reason, attempts, wait in seconds until the next
+-- attempt (null: no wait), line (null: no line), number of attempts that do not count.
+-- A row that was not waiting and is now has just been released. A delivery that was cancelled while in flight gets no
+-- row. Returns those whose row is locked: it stays as it is, and nothing waits. Lives on the primary key.
 with u as materialized (
   select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::text[], $6::smallint[], $7::float8[],
     $8::text[], $9::smallint[]) as u(event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line, attempts_before)

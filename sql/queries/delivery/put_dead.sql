@@ -1,5 +1,5 @@
--- Deliveries given up. $1.. arrays: event_id, endpoint_id, site_id, reason, attempts. Of a day that was dropped nothing is
--- kept: returns such days, and how many deliveries each had.
+-- Records deliveries that were given up. $1.. arrays: event_id, endpoint_id, site_id, reason, attempts. Nothing is kept
+-- of a dropped day: returns such days, and how many deliveries each had.
 with u as materialized (
   select u.*, u.event_id / 4294967296 as day
   from unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::smallint[]) as u(event_id, endpoint_id, site_id, reason, attempts)

@@ -1,7 +1,7 @@
--- What was attempted, a batch at a time. INSERT and not COPY: a client stopped in mid-COPY is ended by no timeout.
+-- Records attempts, a batch at a time. INSERT and not COPY: no timeout ends a client that was stopped in mid-COPY.
 -- Idempotent: one row per event, endpoint and attempt. The numbers come as array literals, which cost the daemon a
--- third of what arrays of the driver do. $1 text: event ids; $2 text: endpoint ids; $3 text: attempts; $4 text:
--- microseconds since 1970; $5 text: milliseconds; $6 text: statuses; then outcomes, errors, responses, site ids.
+-- third of the driver's own arrays. $1 text: event ids; $2 text: endpoint ids; $3 text: attempts; $4 text: microseconds
+-- since 1970; $5 text: milliseconds; $6 text: statuses; then outcomes, errors, responses, site ids.
 insert into webhooks.attempts (event_id, endpoint_id, attempt, attempted_at, duration_ms, status, outcome, error, response, site_id)
 select event_id, endpoint_id, attempt, timestamptz 'epoch' + attempted_at_us * interval '1 microsecond', duration_ms, status,
   outcome, error, response, site_id

@@ -1,7 +1,7 @@
--- Looks through a page of an ordered endpoint's deliveries, and gives those a line that have none: they were put there
--- while it was not ordered, or by a function. $1 bigint: endpoint id; $2 bigint: after this event_id; $3 int: rows. One
--- row: the last event_id looked at (null: none) and the lines found. Lives on backlog_of_endpoint. What an operator's
--- function is at work on is left for the next time.
+-- Reads a page of an ordered endpoint's deliveries, and assigns a line to those without one: they were inserted by a
+-- function, or while the endpoint was not ordered. $1 bigint: endpoint id; $2 bigint: after this event_id; $3 int:
+-- rows. One row: the last event_id read (null: no row) and the lines found. Lives on backlog_of_endpoint. Rows that an
+-- operator's function has locked are left for the next time.
 with page as materialized (
   select event_id, line from webhooks.backlog
   where endpoint_id = $1 and event_id > $2

@@ -1,5 +1,5 @@
--- Switches endpoints off because of what their receivers said; their rows in backlog are held by what follows (hold_backlog).
--- $1 bigint[]: endpoint ids; $2 text[]: reasons. Returns those that were on; `locked` is true if somebody holds the row:
+-- Disables endpoints because of an answer of their receivers. hold_backlog holds their rows in backlog afterwards. $1
+-- bigint[]: endpoint ids; $2 text[]: reasons. Returns those that were enabled; `locked` is true if the row is locked:
 -- it stays as it is, and nothing waits. Lives on the primary key.
 with u as materialized (
   select * from unnest($1::bigint[], $2::text[]) as u(endpoint_id, reason)

@@ -1,6 +1,6 @@
--- Whose endpoints are to be looked at: an owner with all sites, or a site that names no owner (then the owner is empty).
--- $1 timestamptz: now; $2 int: owners at most. Incidents are as many as endpoints fail: read through, with a step to each
--- one's endpoint and site.
+-- Owners whose endpoints are due for a check: an owner with all sites, or a site that names no owner (then the owner is
+-- empty). $1 timestamptz: now; $2 int: maximum number of owners. There are as many incidents as failing endpoints: all
+-- are read, with a step to each one's endpoint and site.
 select distinct coalesce(lower(s.owner_email), '') as owner_email,
   case when s.owner_email is null then s.site_id else '' end as site_id
 from webhooks.incidents i

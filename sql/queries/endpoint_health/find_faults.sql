@@ -1,6 +1,7 @@
--- What cannot be sent by a fault of the platform's: events that were given up without an attempt (their type is not valid,
--- or they are too large), and endpoints whose destination the platform's own policy blocks. $1 timestamptz, $2 timestamptz:
--- after and up to when it happened; $3 int: lines at most. Lives on dead_of_platform; not more than 10,000 deliveries.
+-- Faults of the platform that stop deliveries: events given up without an attempt (their type is not valid, or they are
+-- too large), and endpoints whose destination the platform's own policy blocks. $1 timestamptz, $2 timestamptz: after
+-- and up to when it happened; $3 int: maximum number of lines. Lives on dead_of_platform; not more than 10,000
+-- deliveries.
 (select d.reason, null as error, d.site_id, e.type, min(d.endpoint_id) as endpoint_id,
   count(distinct d.event_id) as events, min(d.since) as first_at,
   (array_agg(webhooks.webhook_id(d.event_id, e.created_at) order by d.event_id))[1] as webhook_id

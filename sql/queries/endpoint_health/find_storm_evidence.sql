@@ -1,7 +1,7 @@
--- Sites with an endpoint that began to fail lately, still fails, and whose owner does not know yet: what makes a storm.
--- One endpoint a site, so that nobody makes a storm alone. Refusals to send, slow filters and recoveries do not count.
--- $1 timestamptz: no endpoint that began to fail before this counts; $2 timestamptz: nor one without a failure since.
--- Incidents are as many as endpoints fail: read through. Not more than 10,000 sites.
+-- Sites that count as evidence of a storm: an endpoint began to fail lately, still fails, and its owner does not know
+-- yet. One endpoint a site, so that no site makes a storm alone. Refusals to send, slow filters and recoveries do not
+-- count. $1 timestamptz: no endpoint that began to fail before this counts; $2 timestamptz: nor one without a failure
+-- since. There are as many incidents as failing endpoints: all are read. Not more than 10,000 sites.
 select distinct on (p.site_id) p.site_id, left(p.url, 300) as url
 from webhooks.incidents i
 join webhooks.endpoints p using (endpoint_id)

@@ -1,5 +1,5 @@
--- Owners whose incidents could not be looked at: later, so that they stand in nobody's way. $1 text[]: owners, in lower
--- case; $2 timestamptz: when to look again; $3 text[]: sites that name no owner.
+-- Postpones owners whose incidents could not be checked, so that they delay no other owner. $1 text[]: owners, in lower
+-- case; $2 timestamptz: time of the next check; $3 text[]: sites that name no owner.
 update webhooks.incidents i set next_look_at = $2
 from webhooks.endpoints p
 join webhooks.sites s using (site_id)

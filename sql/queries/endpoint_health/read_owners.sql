@@ -1,6 +1,6 @@
--- What owners were told lately, and whether they want to be. $1 text[]: owners, in lower case; $2 timestamptz: now;
--- $3 text[]: their mailboxes. What was sent to any spelling of a mailbox counts; but the spelling that had its first mail is
--- counted by itself, so that nobody silences an owner with other spellings. Lives on emails_of_mailbox and emails_of_owner.
+-- The mails that owners got lately, and whether they want mails. $1 text[]: owners, in lower case; $2 timestamptz: now;
+-- $3 text[]: their mailboxes. Mails to any spelling of a mailbox count. The spelling that had its first mail is counted
+-- by itself, so that nobody silences an owner with other spellings. Lives on emails_of_mailbox and emails_of_owner.
 select u.owner_email, o.muted_until, o.suspended_until, o.unsubscribed_at, o.unsubscribe_token,
   coalesce(m.mails, '{}') as mails, q.email_id as queued_id, q.created_at as queued_at,
   coalesce(q.attempts > 0 and q.error is null, false) as perhaps_sent, q.before

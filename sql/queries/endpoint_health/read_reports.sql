@@ -1,5 +1,5 @@
--- What the operator was told lately of events that cannot be sent: when such mails were made within a day, up to when the
--- latest one tells, and whether one still waits. $1 text: the operator's mailbox; $2 timestamptz: now. Lives on
+-- The operator's latest mails about events that cannot be sent: when mails of the last day were made, up to when the
+-- latest one reports, and whether one still waits. $1 text: the operator's mailbox; $2 timestamptz: now. Lives on
 -- emails_of_mailbox.
 select coalesce(array_agg(e.created_at order by e.created_at), '{}') as mails,
   max((e.digest->>'at_us')::bigint) as told_us, coalesce(bool_or(e.state = 'queued'), false) as waiting

@@ -1,10 +1,10 @@
--- What a mail tells of one endpoint: the deliveries that failed since its incident began, by type and by how they ended;
--- those too that were not tried, because its filter is slow. $1 bigint: endpoint id; $2 timestamptz: when it began;
--- $3 timestamptz: failures up to here are told already; $4 timestamptz: now.
--- A delivery is told of by the mail that follows the end of its first failed attempt, unless it has been delivered
--- since: of one that was still under way when a mail was made, the next one tells. What people gave up is not counted as
--- given up by us. Lives on attempts_failed, then a step into the primary keys of each event's day; not more than 50,000
--- deliveries.
+-- The content of a mail about one endpoint: the deliveries that failed since its incident began, by type and by end.
+-- Includes deliveries that were not tried because the endpoint's filter is slow. $1 bigint: endpoint id; $2
+-- timestamptz: when it began; $3 timestamptz: failures up to here are reported already; $4 timestamptz: now.
+-- A delivery is reported by the mail that follows the end of its first failed attempt, unless it has been delivered
+-- since. A delivery that was in flight when a mail was made is reported by the next one. Deliveries that people gave up
+-- are not counted as given up by us. Lives on attempts_failed, then a step into the primary keys of each event's day;
+-- not more than 50,000 deliveries.
 with failed as (
   select event_id from (
     select distinct t.event_id from webhooks.attempts t

@@ -1,8 +1,8 @@
--- What one look has decided. $1 bigint[]: endpoint ids; $2 text[]: states; $3 text[]: marks, JSON; $4 bool[]: whether a
--- window has closed over the failures so far; $5 timestamptz[]: the latest failure that was known; $6 timestamptz[]:
--- when the endpoint will be switched off; $7 timestamptz: now; $8 timestamptz: when to look again; $9 text[]: the marks that
--- were decided on, JSON. A row is left out if another look has written other marks meanwhile, or if it recovers and has
--- failed meanwhile.
+-- Writes the decisions of one check. $1 bigint[]: endpoint ids; $2 text[]: states; $3 text[]: marks, JSON; $4 bool[]:
+-- whether a window has closed over the failures so far; $5 timestamptz[]: the latest known failure; $6 timestamptz[]:
+-- when the endpoint will be disabled; $7 timestamptz: now; $8 timestamptz: time of the next check; $9 text[]: the marks
+-- that the decision is based on, JSON. A row is left out if another check has written other marks meanwhile, or if it
+-- recovers and has failed meanwhile.
 update webhooks.incidents i set
   state = u.state, marks = u.marks::jsonb, disable_at = u.disable_at, next_look_at = $8,
   window_at = case when u.closed and i.window_at <= $7 then null else i.window_at end

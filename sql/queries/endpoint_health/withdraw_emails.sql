@@ -1,6 +1,6 @@
--- Mails that are still to be sent, about a site that has another owner by now: they are taken back, and the incidents are
--- as they were before, so that the new owner is told. $1 timestamptz: now; $2 bigint: the mail that is being sent, which
--- stays; null: none is. Lives on emails_queued: few are.
+-- Withdraws unsent mails about a site that has another owner by now. The incidents are as they were before, so that the
+-- new owner is notified. $1 timestamptz: now; $2 bigint: the mail that is being sent, which stays (null: no mail is).
+-- Lives on emails_queued, which has few rows.
 with moved as (
   update webhooks.emails e set state = 'superseded', next_attempt_at = null
   where e.state = 'queued' and e.email_id is distinct from $2 and exists (

@@ -1,9 +1,9 @@
--- Which event is the first of each site and dedupe_key in a difference: 0 where one was visible before the difference,
--- else the least event_id in it. What became visible after it does not count yet: else each would be the other's
+-- Returns the first event of each site and dedupe_key in a difference: 0 if one was visible before the difference, else
+-- the least event_id in it. Events that became visible after it do not count yet: else each would be the other's
 -- duplicate. $1 text[]: site ids; $2 text[]: dedupe_keys; $3 bigint[], $4 bigint[]: from which event_id on and up to
--- which one events count, of each key; $5 bigint, $6 bigint: the least and the greatest of these; $7 pg_snapshot,
--- $8 pg_snapshot: the difference. Lives on events_by_dedupe_key, of each of these days: one step for each key, then a
--- walk over those of its events that the difference holds.
+-- which one events count, of each key; $5 bigint, $6 bigint: the least and the greatest of these; $7 pg_snapshot, $8
+-- pg_snapshot: the difference. Lives on events_by_dedupe_key, of each of these days: one step for each key, then a walk
+-- over those of its events that the difference holds.
 select g.n, case when f.is_old or b.is_late then 0 else f.event_id end as first_event_id
 from (
   select *, sha256(decode(replace(dedupe_key, '\', '\\'), 'escape')) as digest

@@ -1,9 +1,10 @@
--- The same on the recovery road, where some are settled already, and differences were others: the first of a key is what
--- was taken for the first (it has a row that says otherwise than duplicate), and never what was taken for a duplicate.
--- Null: all that were looked at were taken for duplicates. $1 text[]: site ids; $2 text[]: dedupe_keys; $3 bigint[],
--- $4 bigint[]: from which event_id on and up to which one events count, of each key; $5 bigint, $6 bigint: the least and
--- the greatest of these; $7 pg_snapshot, $8 pg_snapshot: the difference; $9 int: how many events of a key are looked at
--- for such rows. Lives on events_by_dedupe_key, of each of these days, then on the keys of attempts, backlog and dead.
+-- The same during recovery, when some events are settled already, and differences were others. The first event of a key
+-- is the one that was treated as the first (it has a row with a reason other than duplicate), and never one that was
+-- treated as a duplicate. Null: all events read were treated as duplicates. $1 text[]: site ids; $2 text[]:
+-- dedupe_keys; $3 bigint[], $4 bigint[]: from which event_id on and up to which one events count, of each key; $5
+-- bigint, $6 bigint: the least and the greatest of these; $7 pg_snapshot, $8 pg_snapshot: the difference; $9 int: how
+-- many events of a key are searched for such rows. Lives on events_by_dedupe_key, of each of these days, then on the
+-- keys of attempts, backlog and dead.
 select g.n, case when b.is_old then 0 when not f.is_other then f.event_id end as first_event_id
 from (
   select *, sha256(decode(replace(dedupe_key, '\', '\\'), 'escape')) as digest

@@ -1,6 +1,6 @@
--- What the filters of endpoints leave out (false), and of what they say neither true nor false (null). A payload of more
--- than 1 MB is not looked at (null). $1 bigint[], $2 bigint[]: event and endpoint ids. A step into each event's own day,
--- as in read_due; a filter is asked once for each: offset 0 keeps it where it is.
+-- Returns the events that the filters of endpoints leave out (false) or cannot decide (null). A payload of more than 1
+-- MB is not evaluated (null). $1 bigint[], $2 bigint[]: event and endpoint ids. A step into each event's own day, as in
+-- read_due; a filter is evaluated once for each: offset 0 keeps it where it is.
 select u.event_id, u.endpoint_id, m.says
 from unnest($1::bigint[], $2::bigint[]) as u(event_id, endpoint_id)
 join webhooks.endpoints p on p.endpoint_id = u.endpoint_id and p.filter is not null

@@ -1,6 +1,6 @@
 -- One page of the difference between two snapshots, by event_id. Exact, because xid is that of the top-level
 -- transaction. A walk along the primary key: none of the other conditions can use an index, and the planner, who cannot
--- know how few rows they leave, is kept from looking at them by offset 0 (else it reads and sorts all days at once).
+-- know how few rows they leave, is kept from trying them by offset 0 (else it reads and sorts all days at once).
 -- $1 pg_snapshot: the last read; $2 pg_snapshot: up to this one; $3 bigint: after this event_id; $4 bigint: up to
 -- this one; $5 int: rows; $6 int[]: only these shards, null: all; $7 int: how many shards there are; $8 text[]: sites
 -- whose events come without payload and options, since they are left in the log for a while.

@@ -1,8 +1,7 @@
--- The events of a page of read_events_page up to the first that is not of certain sites, by their ids alone: what is left
--- in the log for a while needs no more. Found in the same way.
--- $1 pg_snapshot: the last read; $2 pg_snapshot: up to this one; $3 bigint: after this event_id; $4 bigint: up to
--- this one; $5 int: events; $6 int[]: only these shards, null: all; $7 int: how many shards there are; $8 text[]: the
--- sites.
+-- The events of a page of read_events_page up to the first that is not of certain sites, by their ids alone: events
+-- left in the log for a while need no more. Found in the same way. $1 pg_snapshot: the last read; $2 pg_snapshot: up to
+-- this one; $3 bigint: after this event_id; $4 bigint: up to this one; $5 int: events; $6 int[]: only these shards,
+-- null: all; $7 int: number of shards; $8 text[]: the sites.
 with page as (
   select event_id, site_id, type, endpoint_id, site_id = any ($8) as is_left
   from (

@@ -1,5 +1,5 @@
--- Sends nothing to an address for a while, since a mail server has said that there is no such. $1 text: the address;
--- $2 timestamptz: until when; $3 text: why.
+-- Suspends mails to an address for a while, since a mail server rejected it as unknown. $1 text: the address; $2
+-- timestamptz: until when; $3 text: why.
 insert into webhooks.owners (owner_email, suspended_until, suspended_reason) values (lower($1), $2, $3)
 on conflict (owner_email) do update
 set suspended_until = excluded.suspended_until, suspended_reason = excluded.suspended_reason

@@ -1,6 +1,6 @@
--- Sessions that hold locks of our class and are no instance of pghookd. Anybody can set an application name, so the role
--- must be ours too: this session's, a member of webhooks_daemon, or the tables' owner. Producers hold key 0 shared,
--- whatever their role. Keys are int and shown as oid. Reads pg_locks.
+-- Sessions that hold locks of our class and are not an instance of pghookd. Anybody can set an application name, so the
+-- role must be ours too: this session's, a member of webhooks_daemon, or the tables' owner. Producers hold key 0
+-- shared, whatever their role. Keys are int and shown as oid. Reads pg_locks.
 select case when l.objid::bigint > 2147483647 then l.objid::bigint - 4294967296 else l.objid::bigint end as key,
   l.pid, coalesce(a.usename, '?') as role, coalesce(a.application_name, '') as application
 from pg_locks l left join pg_stat_activity a on a.pid = l.pid

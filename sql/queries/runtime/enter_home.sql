@@ -1,5 +1,5 @@
--- Moves in: what is known of the ends before goes along. $1 text: host; $2 text: server; $3 text: run; $4 int: ends
--- without a word; $5 text: suspects, JSON. Lives on the primary key.
+-- Records the place where this instance owns the shards; earlier unclean ends are carried over. $1 text: host; $2 text:
+-- server; $3 text: run; $4 int: unclean ends in a row; $5 text: suspects, JSON. Lives on the primary key.
 with elsewhere as (
   update webhooks.home set run = null, unclean_ends = 0, suspects = '[]'
   where (host, server) <> ($1, $2) and (run is not null or unclean_ends > 0 or suspects <> '[]')

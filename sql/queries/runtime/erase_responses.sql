@@ -1,2 +1,2 @@
--- Erases answers in a page of attempts. $1 float8: days; $2 int: attempts to look at.
+-- Erases answers in a page of attempts. $1 float8: days; $2 int: attempts to read.
 select erased, ended from webhooks.erase_responses($1, $2)

@@ -1,4 +1,4 @@
--- Holds deliveries of which one takes the daemon down, if they are still to be made. $1 bigint[]: events; $2 bigint[]:
+-- Holds deliveries of which one crashes the daemon, if they are not settled yet. $1 bigint[]: events; $2 bigint[]:
 -- endpoints. Returns those that are held. Lives on the primary keys.
 insert into webhooks.backlog as b (event_id, endpoint_id, site_id, state, reason, attempts)
 select s.event_id, s.endpoint_id, e.site_id, 'held', 'quarantined',

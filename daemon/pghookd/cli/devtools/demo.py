@@ -1,4 +1,4 @@
-"""`pghookd demo`: shows events on their way from a table to a receiver, on this machine and without any setup.
+"""`pghookd demo`: shows how events get from a table to a receiver, on this machine and without any setup.
 
 It runs the same daemon as `run` (runtime/app.py), on an embedded Postgres in its own folder. It adds a producer that
 INSERTs events as a shop would, and a receiver that verifies signatures.
@@ -223,7 +223,7 @@ class Demo:
             return False
         return not path.endswith("/flaky") or _is_taken_by_flaky(webhook_id, attempt)
 
-    # What one sees --------------------------------------------------------------------------------------
+    # Output ---------------------------------------------------------------------------------------------
 
     def _introduce(self) -> None:
         psql = shutil.which("psql") or self._server.binary("psql")

@@ -1,4 +1,4 @@
-"""The demo's mail server: accepts the mails to owners on this machine, and saves each as files to look at.
+"""The demo's mail server: accepts the mails to owners on this machine, and saves each as files to open.
 
 It is a real SMTP server, because the demo shows exactly what production does. It forwards no mail.
 

@@ -119,7 +119,7 @@ def _make_home() -> None:
 
 
 def _make_readable(tree: Path) -> None:
-    """Let every user read and run the wheel's files, regardless of the umask at their installation."""
+    """Allow every user to read and run the wheel's files, regardless of the umask at their installation."""
     for folder, _, names in os.walk(tree):
         for path in (Path(folder), *(Path(folder, name) for name in names)):
             mode = path.stat().st_mode

@@ -3,7 +3,7 @@
 The requests are unchanged, including signature and `host`, and URLs are judged as usual. But no name is resolved, and
 the only connections are to this receiver. No mail is sent either.
 
-Never here: a decision about what is delivered.
+Never here: a decision about which events are delivered.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class BacklogStep:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Admission:
-    """Decides what becomes of rows.
+    """Decides the fate of rows: into memory, or a change to write.
 
     Attributes:
         shards: total number of shards.

@@ -1,7 +1,7 @@
 """Takes rows of `backlog` back into the lanes in bounded pages: due rows, parked rows, and held rows that are released.
 
 It has no session and no loop of its own: the recorder calls it between two batches. On another session, rows that had
-just been recorded as delivered were sent again. Its parts: admission (what becomes of a row), parked, lines (rows of
+just been recorded as delivered were sent again. Its parts: admission (the fate of a row), parked, lines (rows of
 ordered endpoints), held.
 """
 
@@ -127,7 +127,7 @@ class Backlog:
             self._changed.clear()
 
     async def begin(self, session: Session, now: float) -> None:
-        """Find what was parked and held before this epoch; breakers that were open are open again."""
+        """Find the rows parked and held before this epoch; breakers that were open are open again."""
         self._look_again_at = now + LOOK_AGAIN_EVERY_S
         while self._walk is not None:
             for row in await self._find(session):

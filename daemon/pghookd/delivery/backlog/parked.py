@@ -16,7 +16,7 @@ from pghookd.postgres.client import query
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 
-LOOK_EVERY_S: Final = 0.1  # least time between two looks at one endpoint's rows
+LOOK_EVERY_S: Final = 0.1  # least time between two checks of one endpoint's rows
 PROBE_PAGE: Final = 200  # rows read at once for a probe: those that cannot be sent are given up together
 
 

@@ -39,7 +39,7 @@ class _Locked(Exception):  # noqa: N818 - it ends a transaction, and is not an e
 
     Attributes:
         keys: events and endpoints whose row in `backlog` is locked.
-        endpoints: ids of endpoints that were to be disabled, and whose row is locked.
+        endpoints: ids of endpoints that the transaction disables, and whose row is locked.
     """
 
     def __init__(self, keys: Collection[tuple[int, int]] = (), endpoints: Collection[int] = ()) -> None:
@@ -112,7 +112,7 @@ class BatchWriter:
         return written
 
     async def retry(self, writes: list[Write]) -> Written:
-        """Write what was set aside for one endpoint."""
+        """Write the outcomes set aside for one endpoint."""
         written = Written(is_retry=True)
         await self._write(writes, written)
         return written
@@ -147,7 +147,7 @@ class BatchWriter:
     # A batch that was not written -------------------------------------------------------------------------------------
 
     async def _without_states(self, writes: list[Write], error: DatabaseError, written: Written) -> None:
-        """Handle a locked table: write what needs only `attempts`, and give back the rest."""
+        """Handle a locked table: write the rows that need only `attempts`, and give back the rest."""
         self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), writes=len(writes))
         written.waited = True
         if not written.is_retry:
@@ -220,7 +220,7 @@ class BatchWriter:
     # Statements -------------------------------------------------------------------------------------------------------
 
     async def _transact(self, batch: Batch) -> None:
-        """Write a whole batch, or nothing of it.
+        """Write a batch, whole or not at all.
 
         Raises:
             _Locked: if other sessions hold rows that it needs.

@@ -35,7 +35,7 @@ class Notes:
         self.watched: dict[int, int] = {}  # endpoints in trouble; their latest failure, us since 1970
 
     def __contains__(self, endpoint_id: object) -> bool:
-        """Return True if successes of the endpoint are to be noted."""
+        """Return True if successes of the endpoint must be noted."""
         return endpoint_id in self.watched or endpoint_id in self._troubles
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ _COLUMNS: Final = 6
 
 
 class PositionStore:
-    """Remembers what was stored, and when."""
+    """Stores positions, and remembers the stored ones and their time."""
 
     def __init__(
         self, session: Session, log: EventLog, server: ServerIdentity, *, monotonic: Callable[[], float]

@@ -125,7 +125,7 @@ class Recorder:
         """Run these chores between two batches, one after the other, from now on."""
         self._chores |= dict.fromkeys(chores, 0.0)
 
-    # What others may ask and say ------------------------------------------------------------------------------------
+    # For other loops ------------------------------------------------------------------------------------------------
 
     def put(self, write: Write, now: float) -> None:
         """Hand over an outcome or a change of state; it is durable within milliseconds."""
@@ -280,7 +280,7 @@ class Recorder:
         if isinstance(write, BacklogWrite) and write.state is State.PARKED:
             self._lanes.parked.note(write.delivery.endpoint_id, write.delivery.event.event_id)
 
-    # What is set aside ------------------------------------------------------------------------------------------------
+    # Outcomes set aside -----------------------------------------------------------------------------------------------
 
     def _set_aside(self, write: Write, reason: DelayedOutcomes) -> None:
         """Keep a write for later; an endpoint with an outcome set aside is sent nothing meanwhile."""
@@ -332,7 +332,7 @@ class Recorder:
     # Between batches --------------------------------------------------------------------------------------------------
 
     async def _upkeep(self) -> None:
-        """Do what can wait; a refused statement does not affect the others, and is tried again a second later."""
+        """Run the tasks that can wait; a refused statement affects no other, and is tried again a second later."""
         now = self._monotonic()
         if self._pending.aside and now >= self._retry_at:
             self._retry_at = now if await self._retry(now) else now + UPKEEP_EVERY_S

@@ -1,1 +1,1 @@
-"""Reads the log: what is new, page by page, and what sites without room have left there."""
+"""Reads the log: new events page by page, and deferred events once their sites have room."""

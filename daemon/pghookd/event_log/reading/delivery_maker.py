@@ -1,4 +1,4 @@
-"""What reading the log needs of the fan-out."""
+"""The fan-out, as the reader of the log uses it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ FRESH_FOR_S: Final = 1.0  # then a site is read again: only reading shows the en
 
 
 class Known(NamedTuple):
-    """What was read of a site."""
+    """The endpoints read of a site."""
 
     rows: list[Row]
     takers: Takers
@@ -45,7 +45,7 @@ class Endpoints:
         self._fresh_until = 0.0
 
     def ask_again(self) -> None:
-        """Expire what was read: a new snapshot of the log was taken, or endpoints have changed."""
+        """Expire all that were read: a new snapshot of the log was taken, or endpoints have changed."""
         self._asked += 1
 
     def known(self, site_ids: Iterable[str]) -> dict[str, Takers]:

@@ -1,4 +1,4 @@
-"""Takes deferred events back: what a site has left in the log is made into deliveries once it has room.
+"""Makes deliveries of deferred events once their site has room.
 
 Sites take turns. An event deferred for too long, or without a lane that could ever take it, becomes a row.
 
@@ -22,8 +22,8 @@ from pghookd.event_log.rows import EventRow
 from pghookd.postgres.client import Session, query
 from pghookd.scheduling.ordering import Order
 
-PAUSE_S: Final = 0.002  # least time between two looks that find nothing
-PATIENCE_S: Final = 0.016  # so long a few events wait for more, to be worth the statements
+PAUSE_S: Final = 0.002  # least pause after a round without a site that has room
+PATIENCE_S: Final = 0.016  # a few events wait this long for more, to be worth the statements
 ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at deferred events takes
 ASIDE_LEAST: Final = 100  # with fewer events a look waits for more sites with room, but not for long
 ASIDE_FOR_S: Final = (
