@@ -277,9 +277,7 @@ def test_plain_sentences_are_not(text):
     assert not turns([Passage("here", text)])
 
 
-if (
-    __name__ == "__main__"
-):  # python tests/architecture/test_english.py [AREA]: the counts, or one area's turns
+if __name__ == "__main__":
     import sys
 
     for name in sys.argv[1:]:
