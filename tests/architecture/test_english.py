@@ -41,7 +41,7 @@ TURNS = {
     "a road": r"\b[Rr]oads?\b",
     "asked": rf"\b{BE}(?: not| never| only| also)? asked\b(?! for\b)",
     "looked": rf"\b{BE}(?: not| never| only| also)? looked\b(?! up\b)|\blook(?:s|ed)? whether\b",
-    "Say, Tell, Look, Let, Go on": rf"{START}(?:Say|Tell|Look|Let|Go on)\b(?!-)",
+    "Say, Tell, Look, Let, Go on": rf"{START}(?:Say|Tell|Look|Let|Go on)\b(?!-| up\b)",
     "an old word": (
         r"\b(?:[Ll]est|[Oo]f late(?=[.;:)]| that\b)|[Aa]s ever|[Aa]t the most|[Tt]hrice|[Ww]hence|[Tt]hither|[Hh]ither|"
         r"[Aa]new|[Aa]shore|[Aa]board|[Ff]arewell|[Nn]aught|[Aa]ught|[Tt]hereof|[Ww]herein|[Hh]itherto|[Oo]ught)\b"
@@ -73,7 +73,7 @@ ALLOWED = {
     "egress": 0,
     "encryption": 0,
     "endpoint_health": 0,
-    "event_log": 3,
+    "event_log": 0,
     "model": 0,
     "operations": 0,
     "owner_mail": 0,
@@ -83,8 +83,8 @@ ALLOWED = {
     "scheduling": 0,
     "settings": 0,
     "webhook": 0,
-    "texts: cli": 13,
-    "texts: settings": 1,
+    "texts: cli": 3,
+    "texts: settings": 0,
     "sql": 0,
     "tests: architecture": 0,
     "tests: bench": 0,
@@ -94,7 +94,7 @@ ALLOWED = {
     "tests: simulation": 0,
     "tests: support": 1,
     "tests: unit": 0,
-    "names of tests": 51,
+    "names of tests": 52,
 }
 GUIDES = {
     "README.md": "README.md",

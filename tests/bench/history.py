@@ -16,7 +16,7 @@ from common import fresh, keep, server, spread
 
 from pghookd.cli.devtools.embedded_postgres import EmbeddedServer
 from pghookd.event_log.position import BEGINNING, Snapshot, XidMarks
-from pghookd.event_log.reader import read_new_events, upper_end
+from pghookd.event_log.reading.reader import read_new_events, upper_end
 from pghookd.postgres.client import Session, connect, query
 from pghookd.runtime.sessions import PLANS
 

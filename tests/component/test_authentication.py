@@ -234,7 +234,7 @@ async def test_check_says_how_it_lies_and_what_cannot_be_used(con, session, data
     ((grade, text),) = await told()
     assert (grade, "plain text" in text) == ("warning", True)
     await wrap_plain(session, vault_of(OLD))
-    assert [grade for grade, _ in await told(secrets={"key": OLD})] == ["fine"]
+    assert [grade for grade, _ in await told(secrets={"key": OLD})] == ["ok"]
     fault = f"deliveries to endpoint {endpoint_id} fail: secrets.key does not open its auth"
     assert ("fault", fault) in await told(secrets={"key": f"other:{TWO}"})
     shown, other = authority.client("a"), authority.client("b")

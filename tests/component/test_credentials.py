@@ -107,7 +107,7 @@ def test_all_faults_are_reported_at_once_each_with_its_place(toml, credentials):
         f"[pool] in {config} is not a section: did you mean poll?",
         "PGHOOKD_STORM_SHARE must be 1 or less (it is '2')",
         f"the credential smtp.port (in {folder}) must be a whole number (it is 'mail')",
-        f"retry.schedule in {config} is wrong: '5x' is not a wait such as 5s, 5m, 2h or 1d (it is '5s,5x')",
+        f"retry.schedule in {config} is wrong: '5x' is not a duration such as 5s, 5m, 2h or 1d (it is '5s,5x')",
         f"delivery.grace_s in {config} must be more than 0 (it is '0')",
         f"delivery.timeout_s in {config} must be a number (it is 'soon')",
         (
@@ -120,7 +120,7 @@ def test_all_faults_are_reported_at_once_each_with_its_place(toml, credentials):
 
 def test_the_message_counts_and_lists():
     error = faults_of(environ={"PGHOOKD_A": "1", "PGHOOKD_B": "1"})
-    assert str(error).splitlines()[0] == "2 faults in the settings:"
+    assert str(error).splitlines()[0] == "2 errors in the settings:"
     assert len(str(error).splitlines()) == 3
 
 
@@ -149,7 +149,7 @@ def test_a_secret_of_the_wrong_type_in_toml_is_not_shown(toml):
 
 def test_a_named_file_must_be_there_and_readable(tmp_path, toml):
     assert "No such file" in str(faults_of(tmp_path / "none.toml"))
-    assert "cannot be read" in str(faults_of(toml("[delivery\n")))
+    assert "is not valid TOML" in str(faults_of(toml("[delivery\n")))
     assert "must be a section" in str(faults_of(toml("delivery = 3\n")))
 
 
@@ -193,6 +193,6 @@ def test_certificates_that_cannot_be_used_are_a_fault(tmp_path):
         told += [fault.partition(" (")[0] for fault in caught.value.faults]
     assert told == [
         "PGHOOKD_EGRESS_CA_FILE cannot be used: No such file or directory",
-        "PGHOOKD_EGRESS_CA_FILE cannot be used: it holds no certificate in PEM",
+        "PGHOOKD_EGRESS_CA_FILE cannot be used: it contains no certificate in PEM",
         "PGHOOKD_EGRESS_CA_FILE cannot be used: Is a directory",
     ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pghookd.event_log import endpoints
-from pghookd.event_log.endpoints import FRESH_FOR_S, SLICE, Endpoints
-from pghookd.event_log.takers import WHOLE, Span
+from pghookd.event_log.reading import endpoints
+from pghookd.event_log.reading.endpoints import FRESH_FOR_S, SLICE, Endpoints
+from pghookd.event_log.reading.takers import WHOLE, Span
 
 
 class Clock:

@@ -7,7 +7,7 @@ import collections
 
 import pytest
 
-from pghookd.event_log.reader import ASIDE_FOR_S
+from pghookd.event_log.reading.refill import ASIDE_FOR_S
 from pghookd.scheduling import lanes
 from support.crew import living
 

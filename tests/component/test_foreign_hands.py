@@ -64,7 +64,7 @@ async def test_a_standby_behind_a_stranger_warns_every_minute(database, session,
         daemon.clock.ahead_s += 61.0
         await daemon.diary.wait_for("shard.withheld", count=2)
         [text] = await findings(database, check.Grade.FAULT, "locks")
-        assert "(role pghookd_test_stranger, application 'pghookd/record'), which is none of ours" in text
+        assert "(role pghookd_test_stranger, application 'pghookd/record'), which is not pghookd's" in text
         assert "nothing is delivered" in text
         await stranger.close()
         await producers.emit(session, 1)

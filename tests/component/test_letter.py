@@ -156,7 +156,7 @@ SUBJECTS = {
     "recovered": "Webhook working again: shop.example.com, 212 order events delivered late, 3 not delivered"
     " [Anna's Shop]",
     "several": "Webhook switched off: shop.example.com, 512 order events held until 22 May [Anna's Shop]",
-    "storm": "Storm suspected: 412 of 903 sites fail at once, at 64 domains [Example Shops]",
+    "storm": "Storm suspected: webhooks of 412 of 903 sites fail at once, at 64 domains [Example Shops]",
     "faults": "14 events could not be sent [Example Shops]",
 }
 
@@ -208,6 +208,10 @@ def test_causes_are_explained_in_plain_words():
         ),
         ({"cause": Cause.BLOCKED, "error": "address"}, "leads to an address that is not public"),
         ({"cause": Cause.UNAUTHORIZED, "status": 401}, "the header User-Agent: pghookd/"),
+        ({"cause": Cause.THROTTLED, "status": 503}, "Your server is overloaded or down for maintenance"),
+        ({"cause": Cause.THROTTLED, "status": 503}, "ask your hosting company for more capacity"),
+        ({"cause": Cause.THROTTLED, "status": 429}, "Your server asked us to slow down: it answered 429"),
+        ({"cause": Cause.THROTTLED, "status": 429}, "ask your hosting company for more capacity"),
     ):
         assert sentence in told(digest_of(section(**changes)))
 
@@ -278,7 +282,7 @@ def test_the_operator_gets_a_mail_about_unsendable_events():
     text = told(sample("faults"))
     for fact in (
         "14 events since 13 May 2026, 08:00 UTC could not be sent",
-        "The type of some events is not valid",
+        "Some events have an invalid type, or their endpoint has invalid options.",
         "Make the payloads smaller, or raise delivery.payload_bytes_max.",
         "add the destination to egress.allow",
         "shop-17 Reason: invalid Events: order created (12) Endpoint: 42",
@@ -790,9 +794,12 @@ BROKEN = [
     ({"digest.txt.j2": "{{ 1 // 0 }}"}, "digest.txt.j2: "),
     ({"digest.txt.j2": b"\xff"}, "digest.txt.j2: .*utf-8"),
     ({"block.html.j2": "x" * 200_001}, "block.html.j2: is longer than 200000 bytes"),
-    ({"words__de.toml": "[title"}, "words/de.toml: is no TOML"),
+    ({"words__de.toml": "[title"}, "words/de.toml: is not valid TOML"),
     ({"words__de.toml": "title = 3"}, "words/de.toml: title stands in no table"),
-    ({"words__de.toml": "[title]\nstorm = 3"}, "words/de.toml: title.storm must be a text"),
+    (
+        {"words__de.toml": "[title]\nstorm = 3"},
+        "words/de.toml: title.storm must be a string or a list of strings",
+    ),
     ({"words__de.toml": "[title]\nodd = 'x'"}, "words/de.toml: title.odd is not a key"),
     ({"words__de.toml": "[title]\nstorm = '{host}'"}, r"words/de.toml: title.storm has no \{host\}"),
     ({"words__de.toml": "[title]\nfailing = '{n!r}'"}, "words/de.toml: title.failing cannot be read"),

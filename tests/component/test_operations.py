@@ -10,6 +10,11 @@ import json
 import asyncpg
 import pytest
 
+from pghookd.cli.constraints import RULES, explained
+from pghookd.operations import endpoints
+from pghookd.postgres.client import DatabaseError
+from support.crew import settings_of
+
 DENIED = asyncpg.InsufficientPrivilegeError
 GIVEN = "'shop', 'thing_created', 'thing_updated'"
 
@@ -254,3 +259,67 @@ async def test_an_endpoint_is_added_with_options_by_name_and_no_others(con):
     ):
         with pytest.raises(asyncpg.PostgresError, match=told):
             await con.execute("select webhooks.add_endpoint('s', 'https://a.example/', $1::jsonb)", options)
+
+
+# Names of constraints on the command line -------------------------------------------------------------------------
+
+NOT_OPTIONS = {
+    "disabled_reason is a known one",
+    "previous_secret has an end, previous_secret_until",
+    "previous_secret is as good as a secret",
+    "secret_kind is a known one",
+}
+VIOLATIONS = [
+    ({"url": "ftp://a.example/"}, "URL must start with http:// or https://", "(it is 'ftp://a.example/')"),
+    ({"url": "ftp://u:canary@a.example/?key=canary"}, "URL must", "(it is '***@a.example/')"),
+    ({"url": "https://a.example/" + "x" * 2048}, "at most 2048 characters", "..')"),
+    ({"event_types": ["x" * 130]}, "--types must have at most 200 types of at most 129 characters", ""),
+    ({"concurrency": 0}, "--concurrency must be 1 to 1000", "(it is '0')"),
+    ({"rate_per_s": 0}, "--rate-per-s must be 0.001 to 10000", "(it is '0')"),
+    ({"timeout_s": 31}, "--timeout-s must be more than 0 and at most 30", "(it is '31')"),
+    ({"retry_schedule": "5x"}, "--retry-schedule must be none, or durations", "(it is '5x')"),
+    ({"success_statuses": "404"}, "--success-statuses must be 2xx", "(it is '404')"),
+    ({"headers": ["canary"]}, "--header must", ""),
+    ({"headers": {f"x-{n}": "canary" for n in range(21)}}, "--header must be given at most 20 times", ""),
+    ({"headers": {"x canary": "1"}}, "--header must have a name of letters", ""),
+    ({"headers": {"x": "canary\n"}}, "--header must have a value of printable ASCII", ""),
+    ({"headers": {"Host": "canary"}}, "--header must not set a reserved name", ""),
+    ({"profile": "githb"}, "--profile must be one of standard, plain, simvoly, github,", "(it is 'githb')"),
+    ({"profile": "custom"}, "--profile-spec must be given with --profile custom", "(--profile is 'custom')"),
+    ({"profile_spec": {}}, "--profile-spec must be given with --profile custom", "(there is no --profile)"),
+    ({"profile": "custom", "profile_spec": {"colour": "red"}}, "no names but header, algorithm,", ""),
+    ({"profile": "custom", "profile_spec": {"algorithm": "md5"}}, "algorithm is sha1, sha256 or sha512", ""),
+    ({"profile": "custom", "profile_spec": {"header": "host"}}, "must not set a reserved header", ""),
+    ({"secret": "whsec_canary"}, "--secret must not be empty; after whsec_ it must be base64", ""),
+    ({"secret": "whsk_canary"}, "--secret must be base64 of 32 or 64 bytes after whsk_", ""),
+    ({"auth": {"bearer": {"token": "canary" * 4000}}}, "--auth must have at most 16000 bytes", ""),
+    ({"auth": {"canary": {}}}, "--auth must have one of basic, bearer and oauth2", ""),
+    ({"auth": {"basic": {"username": "canary"}}}, "--auth must have username and password in basic", ""),
+    ({"auth": {"bearer": {"token": "canary canary"}}}, "--auth must have token in bearer", ""),
+    ({"auth": {"oauth2": {"client_id": "canary"}}}, "--auth must have token_url (https://)", ""),
+    ({"auth": {"client_certificate": {"key": "canary"}}}, "--auth must have certificate and key", ""),
+]  # fmt: skip
+
+
+async def test_each_constraint_is_explained_by_its_option_without_a_secret(con, database):
+    settings, met = settings_of(database), set()
+    for columns, demand, found in VIOLATIONS:
+        given = {"site_id": "s", "url": "https://a.example/"} | columns
+        with pytest.raises(DatabaseError) as caught:
+            await endpoints.add_endpoint(settings, given, new_secret=False)
+        assert caught.value.sqlstate == "23514"
+        text = explained(caught.value.constraint, given)
+        assert text is not None, (columns, str(caught.value))
+        assert demand in text, columns
+        assert text.endswith(found), text
+        assert "canary" not in text, columns
+        met.add(caught.value.constraint)
+    assert met == set(RULES)
+    assert explained("another", {}) is None
+
+
+async def test_no_constraint_of_endpoints_is_without_an_explanation(con):
+    rows = await con.fetch(
+        "select conname from pg_constraint where conrelid = 'webhooks.endpoints'::regclass and contype = 'c'"
+    )
+    assert {row["conname"] for row in rows} == RULES.keys() | NOT_OPTIONS

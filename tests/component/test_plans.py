@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from pghookd.event_log.reader import read_new_events, upper_end
+from pghookd.event_log.reading.reader import read_new_events, upper_end
 from pghookd.event_log.supersede import DEDUPE_DAYS
 from pghookd.postgres import client
 from pghookd.postgres.client import number_literal, query

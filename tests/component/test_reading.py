@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from pghookd.event_log.reader import PAGE
+from pghookd.event_log.reading.pages import PAGE
 from pghookd.model.delivery import Delivery, Event, Reason, State
 from pghookd.model.outcome import BacklogWrite
 from pghookd.postgres.client import DatabaseAway

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from pghookd.event_log.endpoints import SLICE
 from pghookd.event_log.fan_out import REFRESH_EVERY_S, REFRESH_PAGE
-from pghookd.event_log.reader import PAGE, PAIRS_A_STEP
+from pghookd.event_log.reading.endpoints import SLICE
+from pghookd.event_log.reading.pages import PAGE, PAIRS_A_STEP
 from pghookd.postgres.client import query
 from pghookd.scheduling.unwritten import UNWRITTEN_MAX
 from support.crew import desk, living
@@ -86,7 +86,7 @@ async def test_a_flood_on_a_quiet_platform_holds_up_nobody(database, session, or
                 await it.reader.read()
         assert queued_of(it, "other") == others
         assert it.recorder.unrecorded < UNWRITTEN_MAX
-        assert it.reader._aside.events > PAGE
+        assert it.reader.refill.deferred.events > PAGE
 
 
 async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session):
@@ -101,8 +101,8 @@ async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session
                 await emit(session, "flood", PAGE)
                 await it.reader.read()
                 for _ in range(20):
-                    it.reader._look_at = it.reader._patient_until = 0.0
-                    await it.reader._take_aside()
+                    it.reader.refill._look_at = it.reader.refill._patient_until = 0.0
+                    await it.reader.refill.take()
             others = await emit(session, "other")
             await it.reader.read()
         assert queued_of(it, "other") == others
@@ -120,7 +120,7 @@ async def test_a_long_transaction_is_skimmed_up_to_the_first_event_of_others(dat
         said = spy_on(it.reader._session)
         await it.reader.read()
         assert queued_of(it, "other") == others
-        left = [i for part in it.reader._aside._parts["flood"] for i in part.event_ids]
+        left = [i for part in it.reader.refill.deferred._parts["flood"] for i in part.event_ids]
         assert queued_of(it, "flood") + left == flood
         skims = [rows for sql, _, rows in said if sql == query("skim_events")]
         assert sum(len(row["event_ids"]) for rows in skims for row in rows) > 30 * PAGE
@@ -170,8 +170,8 @@ async def test_an_event_with_thousands_of_takers_is_parted(database, session):
         before = {number: shard.settled for number, shard in it.log.shards.items()}
         most = 0
         delivered = []
-        while it.reader._is_behind or it.lanes.queued:
-            await it.reader._take_aside()
+        while it.reader.refill.is_behind or it.lanes.queued:
+            await it.reader.refill.take()
             most = max(most, it.lanes.queued)
             it._deliver()
             delivered += [d for d in it.open if d.event.event_id == event_id]
@@ -262,8 +262,8 @@ async def test_endpoints_with_work_are_read_again_page_by_page(database, session
         nothing_goes_out(it)
         await emit(session, "flood")
         await it.reader.read()
-        while it.reader._is_behind:
-            await it.reader._take_aside()
+        while it.reader.refill.is_behind:
+            await it.reader.refill.take()
             await asyncio.sleep(0.001)
         said = spy_on(it.read_session)
         it.clock.ahead_s += REFRESH_EVERY_S

@@ -235,7 +235,7 @@ def test_a_preview_names_faults_of_the_operators_templates(tmp_path):
     assert "digest.txt.j2: 'nothing' is undefined" in done.stderr
     assert "Ihr Webhook" in done.stdout
     done = invoke("check", "--json", PGHOOKD_MAIL_TEMPLATES=str(tmp_path), PGHOOKD_DATABASE_URL=NOBODY)
-    assert "digest.txt.j2: 'nothing' is undefined; ours is used instead" in done.stdout
+    assert "digest.txt.j2: 'nothing' is undefined; the built-in one is used instead" in done.stdout
 
 
 @pytest.mark.parametrize("wrong", [("--kind", "odd"), ("--language", "xx"), ("--to", "/dev/null/x")])
@@ -274,10 +274,10 @@ async def test_check_finds_a_new_schema_in_order(database):
     done = pghookd("check", "--json", url=database)
     found = findings_of(done)
     assert done.returncode == 0, found
-    assert {grade for grade, _ in found} <= {"fine", "warning"}
-    assert ("fine", "schema") in found
-    assert ("fine", "privileges") in found
-    assert pghookd("check", url=database).stdout.startswith("fine")
+    assert {grade for grade, _ in found} <= {"ok", "warning"}
+    assert ("ok", "schema") in found
+    assert ("ok", "privileges") in found
+    assert pghookd("check", url=database).stdout.startswith("ok")
 
 
 async def test_check_without_a_schema_exits_3(database_url):
@@ -299,7 +299,7 @@ async def test_check_reports_all_faults_of_a_database_at_once(database, session)
     found = findings_of(done)
     assert done.returncode == 78
     assert "PGHOOKD_STORM_SHARE" in found["settings", "settings"]
-    assert "PGHOOKD_SMTP_PASSWORD carries a secret" in found["warning", "settings"]
+    assert "PGHOOKD_SMTP_PASSWORD contains a secret" in found["warning", "settings"]
     assert "another content" in found["blocked", "schema"]
     assert "another server" in found["fault", "home"]
     assert "set it to 4" in found["fault", "shards"]
@@ -341,7 +341,7 @@ async def test_check_accepts_the_role_made_for_the_daemon(database, session):
     finally:
         await session.execute("drop role check_daemon")
     assert done.returncode == 0, done.stdout
-    assert ("fine", "privileges") in findings_of(done)
+    assert ("ok", "privileges") in findings_of(done)
 
 
 async def test_event_why_takes_a_number_and_a_webhook_id(database, session):

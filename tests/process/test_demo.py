@@ -220,11 +220,11 @@ def test_the_view_shows_the_last_mails():
     console = Console(width=80, file=io.StringIO())
     console.print(demo_view.table(tally))
     said = console.file.getvalue()
-    assert "12:00:00 mail to anna@shop.example, mails/4.html" in said
+    assert "12:00:00 email to anna@shop.example, mails/4.html" in said
     assert "Mail 2" in said
     assert "Mail 1" not in said
     assert demo_view.mail_line(tally.mails[-1]) == (
-        "12:00:00 mail to anna@shop.example: Mail 4 (mails/4.html)"
+        "12:00:00 email to anna@shop.example: Mail 4 (mails/4.html)"
     )
 
 

@@ -147,13 +147,21 @@ async def test_json_holds_nothing_that_acts_on_a_terminal(pghookd, db, site):
     ("words", "status", "told"),
     [
         (("nowhere", "https://a.example/"), 1, "there is no site nowhere"),
-        (("s", "ftp://a.example/"), 1, "url is http or https"),
-        (("s", "https://a.example/", "--secret", "whsec_AAAA"), 1, "base64 of 24 to 64 bytes"),
+        (("s", "ftp://a.example/"), 1, "URL must start with http:// or https://"),
+        (
+            ("s", "https://a.example/", "--secret", "whsec_AAAA"),
+            1,
+            "--secret must not be empty; after whsec_ it must be base64 of 24 to 64 bytes",
+        ),
         (("s", "https://a.example/", "--secret", f"whsk_{'A' * 86}=="), 2, "do not belong together"),
-        (("s", "https://a.example/", "--new-secret", "--no-secret"), 2, "exclude each other"),
+        (
+            ("s", "https://a.example/", "--new-secret", "--no-secret"),
+            2,
+            "use only one of --secret, --new-secret and --no-secret",
+        ),
         (("s", "https://a.example/", "--types", ","), 2, "--types"),
         (("s", "https://a.example/", "--header", "odd"), 2, "--header"),
-        (("s", "https://a.example/", "--header", "host: b"), 1, "headers has no name that frames"),
+        (("s", "https://a.example/", "--header", "host: b"), 1, "--header must not set a reserved name"),
         (("s", "https://a.example/", "--profile-spec", "[]"), 2, "--profile-spec"),
     ],
 )
@@ -265,7 +273,7 @@ async def test_an_administrators_role_is_enough(pghookd, database, endpoint_id):
 async def test_a_test_that_nobody_takes_exits_3(pghookd, db, endpoint_id):
     done = await pghookd("endpoint", "test", endpoint_id, "--wait", "0.2")
     assert done.status == 3
-    assert "no daemon has taken it" in done.err
+    assert "no daemon has read it" in done.err
     assert await operations(db) == ["send_test"]
 
 

@@ -13,7 +13,8 @@ from email.utils import formatdate
 
 import pytest
 
-from pghookd.delivery.deliverer import STARTS_A_TURN, Deliverer, DeliveryTerms
+from pghookd.delivery.attempt import DeliveryTerms
+from pghookd.delivery.deliverer import STARTS_A_TURN, Deliverer
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
 from pghookd.model.outcome import BacklogWrite
 from pghookd.runtime import app

@@ -107,7 +107,7 @@ async def test_a_wrong_receiver_is_reported(receiver, way, answer):
     assert status == 1
     assert f"got {answer}" in out
     assert "wrong" in out
-    assert "may be reached" in err
+    assert "Also allowed: 127.0.0.0/8" in err
 
 
 async def test_send_takes_a_payload_of_yours_and_a_secret_from_standard_input(receiver, tmp_path):
@@ -127,6 +127,7 @@ async def test_nothing_but_this_machine_is_open_unless_it_is_allowed(receiver):
     assert (status, json.loads(out)["requests"][0]["error"]) == (1, "blocked: literal")
     status, out, err = await pghookd("send", receiver.url("/"), "--allow", "10.0.0.0/8")
     assert (status, "blocked" in out, err) == (1, True, "")
+    assert "this URL is blocked: " in out
     assert not receiver.requests
     named = receiver.url("/").replace("127.0.0.1", "localhost")
     assert (await pghookd("send", named))[0] == 0

@@ -32,7 +32,7 @@ async def test_a_dry_run_counts_and_changes_nothing(db, database, dead):
     done = pghookd("replay", "--site", "s", "--rate", "8", url=database)
     assert done.stdout.splitlines() == [
         "40 deliveries to 1 endpoint, 5 s at 8 a second",
-        "This was a dry run: --go does it.",
+        "This was a dry run; --go starts the replay.",
     ]
     done = pghookd("replay", "--event", str(dead[0]), "--since", "2h", "--json", url=database)
     told = {"deliveries": 1, "endpoints": 1, "rate_per_s": 100.0, "duration_s": 0.01}
@@ -58,7 +58,7 @@ async def test_it_goes_and_is_watched_to_its_end(db, database, dead, receiver, s
     await start(database)
     done = pghookd("replay", "--site", "s", "--go", url=database)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "replay 1 is done: 40 deliveries put on their way"
+    assert done.stdout.splitlines()[-1] == "replay 1 is done: 40 deliveries queued"
     await receiver.wait_for(40)
     assert {request.event_id for request in receiver.requests} == set(dead)
 
@@ -73,7 +73,7 @@ async def test_the_end_of_watching_stops_nothing(db, database, dead, until):
     watching.send_signal(signal.SIGINT)
     said, _ = await asyncio.wait_for(watching.communicate(), 20.0)
     assert watching.returncode == 0
-    assert said.decode().splitlines()[-1] == "replay 1 goes on; pghookd replay pause 1 halts it"
+    assert said.decode().splitlines()[-1] == "replay 1 continues; pghookd replay pause 1 pauses it"
     assert await db.fetchval("select state from webhooks.replays") == "running"
     for act, state in (("pause", "paused"), ("resume", "running"), ("cancel", "cancelled")):
         assert pghookd("replay", act, "1", url=database).returncode == 0

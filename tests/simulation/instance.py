@@ -16,16 +16,19 @@ import re
 from memory_postgres import MemorySession, snapshot_of
 from virtual import WHOSE
 
+from pghookd.delivery.attempt import DeliveryTerms
 from pghookd.delivery.backlog.due import Backlog, BacklogTerms
-from pghookd.delivery.deliverer import Deliverer, DeliveryTerms
+from pghookd.delivery.deliverer import Deliverer
 from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
 from pghookd.delivery.replays import Replays
 from pghookd.event_log import identity
-from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.fan_out import FanOut
 from pghookd.event_log.payload_filter import Filters
 from pghookd.event_log.position import EventLog
-from pghookd.event_log.reader import Reader
+from pghookd.event_log.reading.endpoints import Endpoints
+from pghookd.event_log.reading.pages import Pages
+from pghookd.event_log.reading.reader import Reader
+from pghookd.event_log.reading.refill import Refill
 from pghookd.event_log.rows import shard_of
 from pghookd.event_log.supersede import Keys
 from pghookd.model.delivery import Fault, Outcome, Reply
@@ -184,16 +187,12 @@ class Crew:
             kick=self.deliverer.kick,
             **common,
         )
-        self.reader = make.get("reader", Reader)(
-            sessions[0],
-            log,
-            self.order,
-            self.fan_out,
-            endpoints,
-            shards=SHARDS,
-            monotonic=common["monotonic"],
-            beat=lambda: None,
+        reading = {"monotonic": common["monotonic"], "beat": lambda: None}
+        refill = make.get("refill", Refill)(sessions[0], self.order, self.fan_out, endpoints, **reading)
+        pages = make.get("pages", Pages)(
+            sessions[0], log, self.fan_out, endpoints, refill, shards=SHARDS, **reading
         )
+        self.reader = Reader(sessions[0], log, pages, refill, self.fan_out, endpoints, **reading)
 
     async def run(self):
         """Live until something ends it."""

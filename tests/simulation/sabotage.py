@@ -13,7 +13,8 @@ from pghookd.delivery.recording.recorder import Recorder
 from pghookd.delivery.replays import Replays
 from pghookd.event_log.fan_out import FanOut
 from pghookd.event_log.position import BEGINNING, XidMarks, settle
-from pghookd.event_log.reader import Reader
+from pghookd.event_log.reading.pages import Pages
+from pghookd.event_log.reading.refill import Refill
 from pghookd.event_log.supersede import Keys, dedupe_key_of
 from pghookd.model.delivery import Outcome, Reason, Reply, State
 from pghookd.model.outcome import AttemptWrite, BacklogWrite
@@ -72,39 +73,39 @@ class HighFloor(XidMarks):
         return self.front(snapshot)
 
 
-class ReadsByGreatestId(Reader):
+class ReadsByGreatestId(Pages):
     """Takes every event below the greatest id that it has seen for read."""
 
     _greatest = 0
 
-    async def _page(self, rows, *args, **kwargs):
+    async def page(self, rows, *args, **kwargs):
         rows = [row for row in rows if row[0] > self._greatest]
         self._greatest = max([self._greatest, *(row[0] for row in rows)])
-        await super()._page(rows, *args, **kwargs)
+        await super().page(rows, *args, **kwargs)
 
 
-class SkipsRunning(Reader):
+class SkipsRunning(Pages):
     """Forgets the transactions that ran when it read last: only those that began since are new."""
 
-    async def _page(self, rows, end, shards, difference):
+    async def page(self, rows, end, shards, difference):
         if not difference.again:
             events = self._session._database.events
             rows = [
                 row for row in rows if not visible(events[row[0]].xid, difference.since._replace(xips=()))
             ]
-        await super()._page(rows, end, shards, difference)
+        await super().page(rows, end, shards, difference)
 
 
-class ForgetsWhatWasLeft(Reader):
+class ForgetsWhatWasLeft(Refill):
     """Takes what a site had too much of for read."""
 
-    async def _take_aside(self):
-        for site_id, parts in self._aside.turns(1):
-            self._aside.taken(site_id, len(parts[0].event_ids), None)
+    async def take(self):
+        for site_id, parts in self.deferred.turns(1):
+            self.deferred.taken(site_id, len(parts[0].event_ids), None)
         return 0
 
 
-class ForgetsSlices(Reader):
+class ForgetsSlices(Refill):
     """Takes an event for dealt with once the first of a site's endpoints have it."""
 
     def _take(self, site_id, part, event_ids, rows, takers, *args):
@@ -113,7 +114,7 @@ class ForgetsSlices(Reader):
         return super()._take(site_id, part, event_ids, rows, takers, *args)
 
 
-class ClosesPagesEarly(Reader):
+class ClosesPagesEarly(Pages):
     """Takes a page for settled while some of its events are still to be dealt with."""
 
     async def _deal(self, rows, takers, page, difference):
@@ -122,7 +123,7 @@ class ClosesPagesEarly(Reader):
         page._tickets.clear()
 
 
-class SkimsTooFar(Reader):
+class SkimsTooFar(Pages):
     """Passes one event more than it has left in the log."""
 
     async def _skim(self, walk, behind):
@@ -131,11 +132,11 @@ class SkimsTooFar(Reader):
         return count
 
 
-class SkipsEvents(Reader):
+class SkipsEvents(Pages):
     """Leaves an event in so many out."""
 
-    async def _page(self, rows, *args, **kwargs):
-        await super()._page([row for row in rows if row[0] % 7], *args, **kwargs)
+    async def page(self, rows, *args, **kwargs):
+        await super().page([row for row in rows if row[0] % 7], *args, **kwargs)
 
 
 class SendsTwice(Receivers):
@@ -343,18 +344,18 @@ SABOTAGES = {
     "stores the position before the batch commits": ({"recorder": StoresTooEarly}, "lost"),
     "drops outcomes": ({"recorder": DropsOutcomes}, "lost|hidden|attempts of|not drained"),
     "takes xmax for the floor": ({"marks": HighFloor}, "lost"),
-    "reads by the greatest id": ({"reader": ReadsByGreatestId}, "lost"),
-    "forgets what was running": ({"reader": SkipsRunning}, "lost"),
-    "skips events": ({"reader": SkipsEvents}, "lost"),
-    "skims too far": ({"reader": SkimsTooFar}, "lost"),
+    "reads by the greatest id": ({"pages": ReadsByGreatestId}, "lost"),
+    "forgets what was running": ({"pages": SkipsRunning}, "lost"),
+    "skips events": ({"pages": SkipsEvents}, "lost"),
+    "skims too far": ({"pages": SkimsTooFar}, "lost"),
     "sends twice": ({"sender": SendsTwice}, "twice"),
     "takes it for sent before it is": ({"sender": NeverSends}, "phantom"),
     "takes a timeout for delivered": ({"sender": TakesTimeoutsForDelivered}, "phantom"),
     "lets lines run loose": ({"order": Disorder}, "out of order"),
     "has no fence": ({"recorder": HasNoFence}, "does not own"),
-    "forgets what was left in the log": ({"reader": ForgetsWhatWasLeft}, "lost"),
-    "forgets slices": ({"reader": ForgetsSlices}, "lost"),
-    "closes pages early": ({"reader": ClosesPagesEarly}, "lost"),
+    "forgets what was left in the log": ({"refill": ForgetsWhatWasLeft}, "lost"),
+    "forgets slices": ({"refill": ForgetsSlices}, "lost"),
+    "closes pages early": ({"pages": ClosesPagesEarly}, "lost"),
     "takes rows before what recovery has left": ({"order": TakesRowsBeforeTheUnread}, "out of order"),
     "drops replays": ({"replays": DropsReplays}, "replayed and not sent|lost"),
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),

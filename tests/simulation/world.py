@@ -18,8 +18,7 @@ from instance import SHARDS, Instance
 from memory_postgres import Database, Stored
 from virtual import VirtualLoop
 
-from pghookd.event_log import endpoints
-from pghookd.event_log import reader as reading
+from pghookd.event_log.reading import endpoints, pages, reader, refill, settled
 from pghookd.scheduling import lanes as memory
 
 OF_INSTANCES = ("crash", "freeze", "session")
@@ -121,13 +120,19 @@ class World:
     def _sizes(self, rng):
         """Return the daemon's bounds as this history has them: small enough that a few events and endpoints part."""
         at_once = rng.choice((1, 3, memory.SITE_PAGE_MAX))
+        pairs = rng.choice((1, 3, pages.PAIRS_A_STEP))
+        settled_max = rng.choice((1, settled.SETTLED_MAX))
+        sites = rng.choice((1, pages.SITES_A_READ))
         return [
-            (reading, "PAGE", self.page),
-            (reading, "SKIM", 3 * self.page),
-            (reading, "PAUSE_MAX_S", IDLE_PAUSE_S),
-            (reading, "PAIRS_A_STEP", rng.choice((1, 3, reading.PAIRS_A_STEP))),
-            (reading, "SETTLED_MAX", rng.choice((1, reading.SETTLED_MAX))),
-            (reading, "SITES_A_READ", rng.choice((1, reading.SITES_A_READ))),
+            (reader, "PAGE", self.page),
+            (pages, "PAGE", self.page),
+            (pages, "SKIM", 3 * self.page),
+            (reader, "PAUSE_MAX_S", IDLE_PAUSE_S),
+            (refill, "PAUSE_S", IDLE_PAUSE_S),
+            (pages, "PAUSE_S", IDLE_PAUSE_S),
+            *((module, "PAIRS_A_STEP", pairs) for module in (pages, refill)),
+            (settled, "SETTLED_MAX", settled_max),
+            *((module, "SITES_A_READ", sites) for module in (pages, refill)),
             (endpoints, "SLICE", rng.choice((1, 2, endpoints.SLICE))),
             (memory, "SITE_PAGE_MAX", at_once),
             (memory, "REFILL_LEAST", min(at_once, memory.REFILL_LEAST)),

@@ -21,11 +21,11 @@ import structlog
 from pghookd.cli.devtools import embedded_postgres
 from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
 from pghookd.event_log.doorbell import LOCK_CLASS
-from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.fan_out import FanOut
 from pghookd.event_log.payload_filter import Filters
 from pghookd.event_log.position import EventLog, Snapshot, settle
-from pghookd.event_log.reader import Reader
+from pghookd.event_log.reading.endpoints import Endpoints
+from pghookd.event_log.reading.reader import make_reader
 from pghookd.event_log.rows import shard_of
 from pghookd.model.delivery import Outcome
 from pghookd.model.outcome import AttemptWrite
@@ -269,7 +269,7 @@ class Desk:
             logger=Diary().logger,
             monotonic=self.clock,
         )
-        self.reader = Reader(
+        self.reader = make_reader(
             read, log, self.order, fan_out, endpoints, shards=shards, monotonic=self.clock, beat=lambda: None
         )
 
@@ -290,9 +290,9 @@ class Desk:
         return found
 
     async def _take_all(self):
-        while self.reader._is_behind:
-            self.reader._place()
-            await self.reader._take_aside()
+        while self.reader.refill.is_behind:
+            self.reader.refill.place()
+            await self.reader.refill.take()
             await self.reader._fan_out.attend()
             await asyncio.sleep(0.001)
 

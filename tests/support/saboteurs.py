@@ -12,12 +12,15 @@ import os
 import signal
 import sys
 
+from pghookd.delivery import deliverer
+from pghookd.delivery.attempt import Attempts
 from pghookd.delivery.deliverer import Deliverer
 from pghookd.delivery.recording.recorder import Recorder
 from pghookd.egress.sender import Sender
 from pghookd.event_log.doorbell import Bell
 from pghookd.event_log.position import settle
-from pghookd.event_log.reader import Reader
+from pghookd.event_log.reading import reader
+from pghookd.event_log.reading.pages import Pages
 from pghookd.model.delivery import Reply
 from pghookd.model.outcome import AttemptWrite
 from pghookd.owner_mail.smtp import SmtpClient
@@ -82,30 +85,30 @@ class AimsAtOthers(Sender):
         return self.first
 
 
-class SkipsEvents(Reader):
+class SkipsEvents(Pages):
     """Leaves one event in a thousand out."""
 
-    async def _page(self, rows, *args, **kwargs):
-        await super()._page([row for row in rows if row[0] % 1000], *args, **kwargs)
+    async def page(self, rows, *args, **kwargs):
+        await super().page([row for row in rows if row[0] % 1000], *args, **kwargs)
 
 
-class ReadsByGreatestId(Reader):
+class ReadsByGreatestId(Pages):
     """Takes every event below the greatest id that it has seen for read."""
 
     greatest = 0
 
-    async def _page(self, rows, *args, **kwargs):
+    async def page(self, rows, *args, **kwargs):
         rows = [row for row in rows if row[0] > self.greatest]
         self.greatest = max([self.greatest, *(row[0] for row in rows)])
-        await super()._page(rows, *args, **kwargs)
+        await super().page(rows, *args, **kwargs)
 
 
-class WritesJsonAnew(Reader):
+class WritesJsonAnew(Pages):
     """Reads payloads and writes them as it likes: the same values in other bytes."""
 
-    async def _page(self, rows, *args, **kwargs):
+    async def page(self, rows, *args, **kwargs):
         rows = [(*row[:5], json.dumps(json.loads(row[5])).encode(), *row[6:]) for row in rows]
-        await super()._page(rows, *args, **kwargs)
+        await super().page(rows, *args, **kwargs)
 
 
 class DropsRows(Recorder):
@@ -176,7 +179,7 @@ class LivesYesterday(Deliverer):
         super().__init__(*parts, wall_us=lambda: wall_us() - DAY_US, **more)
 
 
-class SignsForOthers(Deliverer):
+class SignsForOthers(Attempts):
     """Signs with a secret that is not the endpoint's."""
 
     def _head(self, manner, delivery, body, *more):
@@ -184,7 +187,7 @@ class SignsForOthers(Deliverer):
         return super()._head(other, delivery, body, *more)
 
 
-class LogsSecrets(Deliverer):
+class LogsSecrets(Attempts):
     """Says with what it signs."""
 
     def _aim(self, lane):
@@ -241,7 +244,8 @@ SABOTAGES = {
 }
 # Where each part is wired.
 PLACES = {Sender: (app, "Sender"), SmtpClient: (mailing, "SmtpClient"), Bell: (epoch, "Bell")}
-PLACES |= {part: (epoch, part.__name__) for part in (Reader, Recorder, Deliverer)}
+PLACES |= {Pages: (reader, "Pages"), Attempts: (deliverer, "Attempts")}
+PLACES |= {Recorder: (epoch, "Recorder"), Deliverer: (epoch, "Deliverer")}
 
 
 def put_in_place(part):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.egress.destination import Destination, Refusal, judge_address, parse
+from pghookd.egress.destination import Destination, Refusal, judge_address, parse, why_closed
 from pghookd.settings.network import PORTS, EgressPolicy, parse_places, parse_ports
 
 OPEN = EgressPolicy()
@@ -194,7 +194,7 @@ HOSTILE = (
 
 def test_hostile_addresses_are_refused():
     tried = [*HOSTILE, "", " 8.8.8.8", "8.8.8.8\n", "127.0.0.1\x00"]
-    refusal = Refusal("address", "it leads to an address that is not public")
+    refusal = Refusal("address", "it resolves to an address that is not public; allow it with egress.allow")
     assert {address: judge_address(address, OPEN) for address in tried} == dict.fromkeys(tried, refusal)
 
 
@@ -490,6 +490,40 @@ def test_no_refusal_names_an_address():
         refusal = judge_address(address, OPEN)
         assert refusal is not None
         assert address not in refusal.why
+
+
+WHY = [
+    ("http://192.168.1.4/", "192.168.1.4 is a private address; allow it with egress.allow"),
+    ("http://[fd00::1]/", "fd00::1 is a private address; allow it with egress.allow"),
+    ("http://127.0.0.1/", "127.0.0.1 is a loopback address; allow it with egress.allow"),
+    ("http://[fe80::1]/", "fe80::1 is a link-local address; allow it with egress.allow"),
+    ("http://192.0.2.1/", "192.0.2.1 is a special-purpose address; allow it with egress.allow"),
+    ("http://169.254.169.254/", "169.254.169.254 is a cloud metadata address; allow it with egress.allow, listed by itself"),
+    ("http://0x7f.1/", "its address must be written as in 198.51.100.7 or [2001:db8::7]"),
+    ("http://[::g]/", "its address must be written as in 198.51.100.7 or [2001:db8::7]"),
+    ("http://hooks.internal/", "its host name is not public; allow it with egress.allow"),
+    ("http://a b.example/", "it contains a space, a backslash or an unprintable character"),
+    ("http://a..example/", "its host name is not valid, or has characters that look like others"),
+    ("http://a.example:5432/", "port 5432 is not in egress.ports"),
+    ("http://a.example:999999/", "its port must be 1 to 65535"),
+    ("localhost:9101/x", "it starts with 'localhost:'; it must start with http:// or https://"),
+    ("a.example", "it must start with http:// or https://"),
+    ("http:///x", "it has no host"),
+    ("http://a.example:x/", "its port must be a number"),
+    ("http://canary@a.example/", "it must not contain a user name or password; use a header or auth instead"),
+    ("http://a%2e.example/", "its host and port must not be percent-encoded"),
+]  # fmt: skip
+
+
+def test_a_refusal_says_what_was_found_and_what_to_do():
+    assert [(url, parse(url, OPEN).why) for url, _ in WHY] == WHY
+    denied = EgressPolicy(deny=parse_places(["93.184.216.0/24", "a.example"]))
+    assert parse("http://93.184.216.34/", denied).why == "93.184.216.34 is in egress.deny"
+    assert parse("http://hooks.a.example/", denied).why == "its host name is in egress.deny"
+    assert parse("http://a.example/", EgressPolicy(https_only=True)).why.startswith(
+        "it must start with https://"
+    )
+    assert why_closed("10.0.0", OPEN) == "'10.0.0' is not an IP address"
 
 
 AUTHORITIES = st.text(alphabet="a1.:@[]%-_xX0７①。\\/?# éſ\u00ad\n", max_size=30)

@@ -133,7 +133,7 @@ def test_what_a_custom_profile_may_not_say():
 
 def test_names():
     assert profile.profile_of("standard") is profile.profile_of("plain") is None
-    with pytest.raises(ValueError, match="no such profile"):
+    with pytest.raises(ValueError, match="unknown profile 'mailchimp'; choose standard, plain, simvoly"):
         profile.profile_of("mailchimp")
     with pytest.raises(ValueError, match="profile_spec"):
         profile.profile_of("custom", None)

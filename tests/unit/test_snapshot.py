@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.event_log.deferred import DeferredEvents, DeferredPart, ids_of
 from pghookd.event_log.position import (
     BEGINNING,
     MARKS_MAX,
@@ -22,6 +21,7 @@ from pghookd.event_log.position import (
     XidMarks,
     settle,
 )
+from pghookd.event_log.reading.deferred import DeferredEvents, DeferredPart, ids_of
 from pghookd.model.delivery import Delivery, Event
 from pghookd.model.event_options import EventOptions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.event_log import takers
-from pghookd.event_log.takers import KNOWN_MAX, Takers
+from pghookd.event_log.reading import takers
+from pghookd.event_log.reading.takers import KNOWN_MAX, Takers
 from pghookd.model.delivery import Endpoint
 
 TYPES = st.sampled_from(

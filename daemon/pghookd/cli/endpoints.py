@@ -9,9 +9,10 @@ secret is printed only once, right after it was made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
@@ -33,6 +34,7 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+from pghookd.model.wrong_values import json_kind, quoted
 
 if TYPE_CHECKING:
     from pghookd.encryption.encrypt_at_rest import Progress
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 HELD: Final = ("deliver", "drop", "latest_per_key")
 AUTH_LENGTH_MAX: Final = 65536  # characters that are read; the column allows fewer
 HEALTHY: Final = frozenset({"healthy", "shaky"})
+CHECK_VIOLATION: Final = "23514"
 TEST_MARGIN_S: Final = 5.0  # in addition to the request's timeout
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -54,29 +57,29 @@ def endpoint() -> None:
 
 @click.group(cls=Group)
 def secret() -> None:
-    """Manage signing secrets."""
+    """Rotate signing secrets and encryption keys."""
 
 
 # Adding -----------------------------------------------------------------------------------------------------
 
 
 _OPTIONS: Final = (
-    click.option("--types", metavar="A,B", help="Types it takes; all but webhook_* if left out."),
-    click.option("--secret", "given", metavar="S", help="Sign with this secret; - reads it from standard input."),
-    click.option("--new-secret", is_flag=True, help="Make a secret and print it once (the default)."),
-    click.option("--no-secret", is_flag=True, help="Do not sign."),
-    click.option("--description", metavar="TEXT", help="What its owner calls it."),
-    click.option("--concurrency", type=int, metavar="N", help="Requests at a time."),
-    click.option("--rate-per-s", type=float, metavar="R", help="Requests a second."),
-    click.option("--ordered", is_flag=True, help="One by one per ordering_key."),
-    click.option("--filter", metavar="JSONPATH", help="Only events whose payload it holds for."),
-    click.option("--timeout-s", type=float, metavar="S", help="Seconds for a request."),
-    click.option("--retry-schedule", metavar="5s,5m,2h", help="Waits after failures."),
-    click.option("--success-statuses", metavar="200,202", help="Fewer than all of 2xx."),
-    click.option("--profile", metavar="NAME", help="Further signature headers that receivers know."),
-    click.option("--profile-spec", "spec", metavar="JSON", help="How the profile `custom` signs."),
-    click.option("--auth", type=click.File("r"), metavar="FILE", help="JSON: how requests identify themselves."),
-    click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Send this header as well."),
+    click.option("--types", metavar="A,B", help="Event types to deliver. Default: all except webhook_*."),
+    click.option("--secret", "given", metavar="S", help="Sign with this; - reads it from standard input."),
+    click.option("--new-secret", is_flag=True, help="Generate a secret and print it once (the default)."),
+    click.option("--no-secret", is_flag=True, help="Send unsigned requests."),
+    click.option("--description", metavar="TEXT", help="The owner's name for the endpoint, used in emails."),
+    click.option("--concurrency", type=int, metavar="N", help="Maximum number of requests in flight, 1 to 1000."),
+    click.option("--rate-per-s", type=float, metavar="R", help="Maximum number of requests a second, 0.001 to 10000."),
+    click.option("--ordered", is_flag=True, help="Deliver events with the same ordering_key one at a time, in order."),
+    click.option("--filter", metavar="JSONPATH", help="Deliver only events whose payload matches this."),
+    click.option("--timeout-s", type=float, metavar="S", help="Request timeout in seconds, at most 30."),
+    click.option("--retry-schedule", metavar="5s,5m,2h", help="Waits after failure 1, 2, ...; none: a single attempt."),
+    click.option("--success-statuses", metavar="200,202", help="Statuses that count as success. Default: any 2xx."),
+    click.option("--profile", metavar="NAME", help="Also send another provider's signature headers."),
+    click.option("--profile-spec", "spec", metavar="JSON", help="How the profile custom signs."),
+    click.option("--auth", type=click.File("r"), metavar="FILE", help="Authentication as JSON; - is standard input."),
+    click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Also send this header."),
 )  # fmt: skip
 
 
@@ -107,9 +110,9 @@ def endpoint_add(
     as_json: bool,
     **columns: object,
 ) -> None:
-    """Register an endpoint of a site; it gets the events inserted from now on."""
+    """Add an endpoint to a site. It receives events inserted from now on."""
     if (given is not None) + new_secret + no_secret > 1:
-        raise click.UsageError("--secret, --new-secret and --no-secret exclude each other.")
+        raise click.UsageError("use only one of --secret, --new-secret and --no-secret.")
     row = {name: value for name, value in columns.items() if value is not None and value is not False}
     row |= {"site_id": site_id, "url": url, "headers": _headers(headers), "secret": _usable(secret_of(given))}
     if spec is not None:
@@ -123,8 +126,24 @@ def endpoint_add(
         from pghookd.operations import endpoints
 
         is_new = given is None and not no_secret
-        made = asyncio.run(endpoints.add_endpoint(settings, row, new_secret=is_new))
+        with _constraints_explained(row, as_json=as_json):
+            made = asyncio.run(endpoints.add_endpoint(settings, row, new_secret=is_new))
         _tell_added(made, _why_blocked(settings, url), as_json=as_json)
+
+
+@contextlib.contextmanager
+def _constraints_explained(columns: Mapping[str, object], *, as_json: bool) -> Iterator[None]:
+    """Report a violated constraint of an endpoint by its option; other errors pass."""
+    from pghookd.cli.constraints import explained
+    from pghookd.postgres.client import DatabaseError
+
+    try:
+        yield
+    except DatabaseError as error:
+        text = explained(error.constraint or "", columns) if error.sqlstate == CHECK_VIOLATION else None
+        if text is None:
+            raise
+        fail(NO, text, [text], as_json=as_json)
 
 
 def _tell_added(made: dict[str, Any], blocked: str | None, *, as_json: bool) -> None:
@@ -133,7 +152,7 @@ def _tell_added(made: dict[str, Any], blocked: str | None, *, as_json: bool) -> 
         return
     say(f"endpoint {made['endpoint_id']}")
     if made["secret"] is not None:
-        say(f"secret, shown this once: {made['secret']}")
+        say(f"secret, shown only once: {made['secret']}")
     if blocked is not None:
         warn(f"requests to this URL will be blocked: {blocked}")
 
@@ -149,7 +168,10 @@ def _why_blocked(settings: Settings, url: str) -> str | None:
 def _types(text: str) -> list[str]:
     types = [part.strip() for part in text.split(",") if part.strip()]
     if not types:
-        raise click.BadParameter("names no type.", param_hint="--types")
+        raise click.BadParameter(
+            f"{quoted(text)} names no event type; write them as in order_created,order_updated.",
+            param_hint="--types",
+        )
     return types
 
 
@@ -159,9 +181,9 @@ def _object(option: str, text: str) -> dict[str, Any]:
     try:
         found = orjson.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"is no JSON: {error}.", param_hint=option) from None
+        raise click.BadParameter(f"is not valid JSON: {error}.", param_hint=option) from None
     if not isinstance(found, dict):
-        raise click.BadParameter("is no JSON object.", param_hint=option)
+        raise click.BadParameter(f"must be a JSON object, not {json_kind(found)}.", param_hint=option)
     return found
 
 
@@ -170,7 +192,7 @@ def _headers(lines: tuple[str, ...]) -> dict[str, str]:
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name.strip():
-            raise click.BadParameter("is written 'Name: value'.", param_hint="--header")
+            raise click.BadParameter("must be written as 'Name: value'.", param_hint="--header")
         found[name.strip()] = value.strip()
     return found
 
@@ -179,11 +201,11 @@ def _headers(lines: tuple[str, ...]) -> dict[str, str]:
 
 
 @endpoint.command("list")
-@click.option("--site", "site_id", metavar="SITE", help="Only this site's.")
+@click.option("--site", "site_id", metavar="SITE", help="List only the endpoints of this site.")
 @with_config
 @with_json
 def endpoint_list(site_id: str | None, config: Path | None, *, as_json: bool) -> None:
-    """List endpoints with their health and the number of deliveries that wait for them."""
+    """List endpoints with their health and their undelivered events."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -207,7 +229,7 @@ def _style(health: str) -> str:
 @with_config
 @with_json
 def endpoint_show(endpoint_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Show an endpoint: every option that is set, how it is, and of its secret only the kind."""
+    """Show an endpoint's options and health. Secrets are not shown, only their kind."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -228,11 +250,16 @@ def endpoint_show(endpoint_id: int, config: Path | None, *, as_json: bool) -> No
 
 @endpoint.command("enable")
 @_ID
-@click.option("--held", type=click.Choice(HELD), default="deliver", help="What becomes of held events.")
+@click.option(
+    "--held",
+    type=click.Choice(HELD),
+    default="deliver",
+    help="What to do with held events. Default: deliver.",
+)
 @with_config
 @with_json
 def endpoint_enable(endpoint_id: int, held: str, config: Path | None, *, as_json: bool) -> None:
-    """Switch an endpoint on; its held events go out, or are dropped."""
+    """Switch an endpoint on, and deliver or drop its held events."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -241,7 +268,7 @@ def endpoint_enable(endpoint_id: int, held: str, config: Path | None, *, as_json
         if as_json:
             click.echo(json_of({"endpoint_id": endpoint_id, "enabled": True, "released": released}))
         else:
-            say(f"endpoint {endpoint_id} is enabled; held deliveries that go out now: {released}")
+            say(f"endpoint {endpoint_id} is enabled; {released} held deliveries are released")
 
 
 @endpoint.command("disable")
@@ -249,7 +276,7 @@ def endpoint_enable(endpoint_id: int, held: str, config: Path | None, *, as_json
 @with_config
 @with_json
 def endpoint_disable(endpoint_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Switch an endpoint off; its events are held."""
+    """Switch an endpoint off. Its events are held."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -263,14 +290,26 @@ def endpoint_disable(endpoint_id: int, config: Path | None, *, as_json: bool) ->
 
 @endpoint.command("test")
 @_ID
-@click.option("--type", "event_type", default="webhook_test", metavar="T", help="Send this type's example.")
-@click.option("--wait", "wait_s", type=click.FloatRange(min=0), metavar="S", help="Wait so many seconds.")
+@click.option(
+    "--type",
+    "event_type",
+    default="webhook_test",
+    metavar="T",
+    help="Event type; its example is the payload.",
+)
+@click.option(
+    "--wait",
+    "wait_s",
+    type=click.FloatRange(min=0),
+    metavar="S",
+    help="Seconds to wait for the answer. Default: delivery.timeout_s + 5.",
+)
 @with_config
 @with_json
 def endpoint_test(
     endpoint_id: int, event_type: str, wait_s: float | None, config: Path | None, *, as_json: bool
 ) -> None:
-    """Send one test event and say what the endpoint answered. It is never tried again."""
+    """Send one test event and report the answer. It is not retried."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -290,8 +329,8 @@ def endpoint_test(
 def _why_not_sent(told: dict[str, Any], limit_s: float) -> str:
     sent = f"event {told['event_id']} was not sent within {limit_s:g} s"
     if told["state"] is None:
-        return f"{sent}: no daemon has taken it. Does `pghookd run` run on this database?"
-    return f"{sent}: the daemon keeps it {told['state']}, {told['reason']}"
+        return f"{sent}: no daemon has read it. Is `pghookd run` running on this database?"
+    return f"{sent}: it is {told['state']} ({told['reason']})"
 
 
 def _tell_test(told: dict[str, Any]) -> None:
@@ -309,12 +348,12 @@ def _tell_test(told: dict[str, Any]) -> None:
 @secret.command("rotate")
 @click.argument("endpoint_id", type=click.IntRange(min=0, max=2**63 - 1), metavar="ENDPOINT")
 @click.option(
-    "--overlap", default="24h", metavar="24h", help="How long the one before signs as well; 0: not at all."
+    "--overlap", default="24h", metavar="24h", help="How long the old secret stays valid; 0: not at all."
 )
 @with_config
 @with_json
 def secret_rotate(endpoint_id: int, overlap: str, config: Path | None, *, as_json: bool) -> None:
-    """Give an endpoint a new secret and print it once; for a while requests carry both signatures."""
+    """Generate a new signing secret and print it once. Until --overlap ends, requests carry both signatures."""
     overlap_s = _seconds(overlap)
     with expected_faults(as_json=as_json):
         settings = load(config)
@@ -326,11 +365,13 @@ def secret_rotate(endpoint_id: int, overlap: str, config: Path | None, *, as_jso
             told = {"endpoint_id": endpoint_id, "secret": made, "overlap_s": overlap_s}
             click.echo(json_of(told if public is None else {**told, "public_key": public}))
         else:
-            say(f"secret of endpoint {endpoint_id}, shown this once: {made}")
+            say(f"secret of endpoint {endpoint_id}, shown only once: {made}")
             if public is not None:
                 say(f"its public key, for the receiver: {public}")
             say(
-                f"the one before signs as well for {overlap}" if overlap_s else "the one before signs no more"
+                f"the old secret stays valid for {overlap}"
+                if overlap_s
+                else "the old secret is no longer valid"
             )
 
 
@@ -338,7 +379,7 @@ def secret_rotate(endpoint_id: int, overlap: str, config: Path | None, *, as_jso
 @with_config
 @with_json
 def secret_rotate_key(config: Path | None, *, as_json: bool) -> None:
-    """Encrypt every secret with the first key of secrets.key; may be interrupted and begun again."""
+    """Encrypt every secret with the first key of secrets.key. Safe to interrupt and repeat."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
@@ -350,9 +391,11 @@ def secret_rotate_key(config: Path | None, *, as_json: bool) -> None:
         if as_json:
             click.echo(json_of(dataclasses.asdict(done)))
         else:
-            say(f"secrets of {done.wrapped} endpoints were encrypted anew, of {done.looked_at} with a secret")
+            say(f"the secrets of {done.wrapped} endpoints were encrypted, of {done.looked_at} that have one")
             for endpoint_id in done.unopened:
-                warn(f"endpoint {endpoint_id}: no key of secrets.key opens its secret; it is left as it is")
+                warn(
+                    f"endpoint {endpoint_id}: no key in secrets.key decrypts its secret, which was left unchanged"
+                )
         sys.exit(NO if done.unopened else DONE)
 
 
@@ -390,5 +433,7 @@ def _seconds(text: str) -> float:
     try:
         (seconds,) = parse_schedule(text)
     except ValueError:
-        raise click.BadParameter("is one duration, as in 24h.", param_hint="--overlap") from None
+        raise click.BadParameter(
+            f"expected a duration such as 24h, or 0; found {quoted(text)}.", param_hint="--overlap"
+        ) from None
     return seconds

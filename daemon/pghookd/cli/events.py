@@ -32,7 +32,7 @@ from pghookd.cli.terminal import (
 
 @click.group(cls=Group)
 def event() -> None:
-    """Show events and their deliveries."""
+    """Look up events and their deliveries."""
 
 
 @event.command("why")
@@ -40,7 +40,7 @@ def event() -> None:
 @with_config
 @with_json
 def event_why(identity: str, config: Path | None, *, as_json: bool) -> None:
-    """Explain why an event went to each endpoint of its site, or did not. ID is an event_id or a webhook-id."""
+    """Explain why each endpoint received an event or did not. ID is an event_id or a webhook-id."""
     event_id = event_id_of(identity)
     with expected_faults(as_json=as_json):
         settings = load(config)
@@ -59,11 +59,11 @@ def event_why(identity: str, config: Path | None, *, as_json: bool) -> None:
 
 @event.command("show")
 @click.argument("identity", metavar="ID")
-@click.option("--payload", is_flag=True, help="With its payload, which may hold personal data.")
+@click.option("--payload", is_flag=True, help="Include the payload, which may contain personal data.")
 @with_config
 @with_json
 def event_show(identity: str, config: Path | None, *, payload: bool, as_json: bool) -> None:
-    """Show an event, the state of its deliveries, and every attempt. ID is an event_id or a webhook-id."""
+    """Show an event, its deliveries and every attempt. ID is an event_id or a webhook-id."""
     event_id = event_id_of(identity)
     with expected_faults(as_json=as_json):
         settings = load(config)

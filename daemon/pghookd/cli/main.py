@@ -36,13 +36,14 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+from pghookd.model.wrong_values import quoted
 
 if TYPE_CHECKING:
     from pghookd.egress.destination import Destination, Refusal
     from pghookd.owner_mail.samples import Preview
     from pghookd.settings.schema import Settings
 
-_STYLES: Final = {"fine": "green", "warning": "yellow", "fault": "red", "blocked": "red", "settings": "red"}
+_STYLES: Final = {"ok": "green", "warning": "yellow", "fault": "red", "blocked": "red", "settings": "red"}
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 @cli.command()
-@click.option("--sink", "into_sink", is_flag=True, help="Show all requests here; send nothing anywhere else.")
+@click.option("--sink", "into_sink", is_flag=True, help="Print every request instead of sending it.")
 @with_config
 def run(config: Path | None, *, into_sink: bool) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
@@ -82,8 +83,8 @@ def _run_into_sink(settings: Settings, config: Path | None) -> int:
     from pghookd.runtime import app
 
     warn(
-        "SINK: every event counts as delivered, and none is sent: requests go to a receiver in this process,"
-        " no name is looked up, and there are no mails."
+        "SINK: every event counts as delivered, but none is sent: requests go to a receiver in this process,"
+        " DNS is not queried, and no emails are sent."
     )
     return app.run(
         sink.without_mails(settings),
@@ -94,18 +95,18 @@ def _run_into_sink(settings: Settings, config: Path | None) -> int:
 
 @cli.command()
 @click.option(
-    "--events", type=click.IntRange(min=1), metavar="N", help="Send N events, then end with a summary."
+    "--events", type=click.IntRange(min=1), metavar="N", help="Send N events, then print a summary and exit."
 )
 @click.option(
     "--dir",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Where the data goes.",
+    help="Folder for the data of the embedded Postgres.",
 )
 @with_config
 def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
-    """Watch events travel: an embedded Postgres, the daemon and a receiver, all on this machine."""
+    """Show events being delivered live: Postgres, daemon and receiver, all on this machine."""
     with expected_faults():
         if config is not None:
             load(config)
@@ -118,17 +119,19 @@ def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
 
 
 @cli.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be applied; change nothing.")
+@click.option("--dry-run", is_flag=True, help="List what would be applied; change nothing.")
 @click.option(
-    "--sql", "as_sql", is_flag=True, help="Print all migrations for other tools; needs no database."
+    "--sql", "as_sql", is_flag=True, help="Print all migrations for another tool; needs no database."
 )
-@click.option("--roles", is_flag=True, help="Make the roles and their rights as well (repeatable).")
+@click.option(
+    "--roles", is_flag=True, help="Also create the roles and grant their privileges; safe to repeat."
+)
 @with_config
 @with_json
 def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as_json: bool) -> None:
     """Bring the schema webhooks up to date."""
     if as_sql and dry_run:
-        raise click.UsageError("--sql and --dry-run exclude each other.")
+        raise click.UsageError("use only one of --sql and --dry-run.")
     with expected_faults(as_json=as_json):
         from pghookd.postgres import migrate as migrating
 
@@ -156,7 +159,7 @@ def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as
 @with_config
 @with_json
 def check(config: Path | None, *, as_json: bool) -> None:
-    """Check for everything that would keep the daemon from working."""
+    """Check settings, database, schema, privileges and endpoints; report all errors at once."""
     from pghookd.operations.check import Finding, Grade, exit_status
     from pghookd.operations.check import check as look
     from pghookd.settings.load import SettingsError, exposed
@@ -171,7 +174,9 @@ def check(config: Path | None, *, as_json: bool) -> None:
     else:
         findings.append(Finding(Grade.FINE, "settings", "in order"))
     for variable in exposed(os.environ):
-        text = f"{variable} carries a secret, which every child process inherits: a credential file does not"
+        text = (
+            f"{variable} contains a secret, which every child process inherits; use a credential file instead"
+        )
         findings.append(Finding(Grade.WARNING, "settings", text))
     if settings is not None:
         findings += asyncio.run(look(settings))
@@ -186,11 +191,11 @@ def check(config: Path | None, *, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--skip-backlog", is_flag=True, help="Deliver nothing of what is not settled yet.")
+@click.option("--skip-backlog", is_flag=True, help="Drop everything not yet delivered.")
 @with_config
 @with_json
 def adopt(*, skip_backlog: bool, config: Path | None, as_json: bool) -> None:
-    """Take a restored or copied database for the daemon's own and go on there."""
+    """Allow delivery from a restored or copied database."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.runtime import adopt as adopting
@@ -208,18 +213,24 @@ def adopt(*, skip_backlog: bool, config: Path | None, as_json: bool) -> None:
 
 @cli.group(cls=Group)
 def url() -> None:
-    """Where requests may go."""
+    """Check whether a URL is allowed."""
 
 
 @url.command("check")
 @click.argument("address_of_endpoint", metavar="URL")
-@click.option("--address", "addresses", multiple=True, metavar="IP", help="Judge this address; asks no DNS.")
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    metavar="IP",
+    help="Check this IP address instead of querying DNS.",
+)
 @with_config
 @with_json
 def url_check(
     address_of_endpoint: str, addresses: tuple[str, ...], config: Path | None, *, as_json: bool
 ) -> None:
-    """Report whether a URL may be delivered to, and if not, why."""
+    """Report whether requests to a URL are allowed, and if not, why."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         told = asyncio.run(_judge(settings, address_of_endpoint, addresses))
@@ -231,7 +242,7 @@ def url_check(
 
 
 async def _judge(settings: Settings, url: str, addresses: tuple[str, ...]) -> dict[str, Any]:
-    from pghookd.egress.destination import Refusal, judge_address, parse
+    from pghookd.egress.destination import Refusal, judge_address, parse, why_closed
 
     policy = settings.egress.policy()
     aim = parse(url, policy)
@@ -242,7 +253,7 @@ async def _judge(settings: Settings, url: str, addresses: tuple[str, ...]) -> di
     for address in addresses:
         refusal = judge_address(address, policy, named=aim.named)
         if refusal is not None:
-            return {**_blocked(refusal), "address": address}
+            return {**_blocked(refusal), "why": why_closed(address, policy), "address": address}
     return {"verdict": "allowed", "addresses": list(addresses)}
 
 
@@ -271,8 +282,7 @@ def _tell_judgement(told: dict[str, Any]) -> None:
     if told["verdict"] == "allowed":
         say(", ".join(told["addresses"]), style="green", label="allowed")
     else:
-        where = f"{told['address']}: " if "address" in told else ""
-        say(f"{where}{told['reason']}: {told['why']}", style="red", label=told["verdict"])
+        say(f"{told['reason']}: {told['why']}", style="red", label=told["verdict"])
 
 
 # Mails ------------------------------------------------------------------------------------------------------
@@ -280,25 +290,29 @@ def _tell_judgement(told: dict[str, Any]) -> None:
 
 @cli.group(cls=Group)
 def email() -> None:
-    """The mails that owners get."""
+    """Preview owner emails."""
 
 
 @email.command("preview")
-@click.option("--kind", metavar="K", help="Only this one: failing, reminder, warning, disabled, ...")
+@click.option("--kind", metavar="K", help="Render only this kind: failing, reminder, warning, disabled, ...")
 @click.option(
     "--to",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write files KIND.LANGUAGE.txt, .html and .eml there instead of showing the text.",
+    help="Write KIND.LANGUAGE.txt, .html and .eml to this folder instead of printing the text.",
 )
-@click.option("--language", metavar="L", help="Only this language; the terminal shows English otherwise.")
+@click.option(
+    "--language",
+    metavar="L",
+    help="Render only this language. Default: English on the terminal, all with --to.",
+)
 @with_config
 @with_json
 def email_preview(
     *, kind: str | None, folder: Path | None, language: str | None, config: Path | None, as_json: bool
 ) -> None:
-    """Render mails of every kind with made-up failures, in your templates and words where you have some."""
+    """Render every kind of email with sample failures, from your own templates if mail.templates is set."""
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.owner_mail import samples
@@ -308,7 +322,10 @@ def email_preview(
         try:
             shown, faults = samples.preview(settings, kinds, language or (None if folder else "en"))
         except KeyError:
-            raise click.BadParameter(f"there are no words for {language}.", param_hint="--language") from None
+            raise click.BadParameter(
+                f"there are no words in {quoted(language)}; add a file words/LANGUAGE.toml to mail.templates.",
+                param_hint="--language",
+            ) from None
         written = _written(shown, folder) if folder else []
         if as_json:
             told = [
@@ -328,11 +345,15 @@ def email_preview(
 
 def _choice(option: str, value: str | None, known: Sequence[str]) -> None:
     if value is not None and value not in known:
-        raise click.BadParameter(f"must be one of {', '.join(known)}.", param_hint=option)
+        raise click.BadParameter(
+            f"unknown value {quoted(value)}; choose {', '.join(known)}.", param_hint=option
+        )
 
 
 def _written(shown: Iterable[Preview], folder: Path) -> list[str]:
     try:
         return [str(file) for each in shown for file in each.write(folder)]
     except OSError as error:
-        raise click.BadParameter(f"cannot be written to: {error.strerror}.", param_hint="--to") from None
+        raise click.BadParameter(
+            f"cannot write to {quoted(folder)}: {error.strerror}.", param_hint="--to"
+        ) from None

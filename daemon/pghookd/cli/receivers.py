@@ -32,6 +32,7 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+from pghookd.model.wrong_values import quoted
 
 if TYPE_CHECKING:
     from pghookd.cli.devtools.printing_receiver import Received
@@ -48,17 +49,35 @@ ATTEMPTS_MAX: Final = 100
 
 @click.command()
 @click.argument("url", metavar="URL")
-@click.option("--type", "event_type", default="order_created", metavar="T", help="The event's type.")
-@click.option("--secret", "given", metavar="S", help="Sign with it; - reads it from standard input.")
 @click.option(
-    "--payload", type=click.File("rb"), metavar="FILE", help="JSON of your own instead of a sample."
+    "--type",
+    "event_type",
+    default="order_created",
+    metavar="T",
+    help="Event type to send. Default: order_created.",
 )
-@click.option("--twice", is_flag=True, help="The same event twice: both should be answered with 2xx.")
-@click.option("--tamper", is_flag=True, help="Then one changed after it was signed: should be refused, 4xx.")
-@click.option("--stale", is_flag=True, help="Then one signed 15 minutes ago: should be refused, 4xx.")
-@click.option("--retry", type=click.IntRange(1, ATTEMPTS_MAX), metavar="N", help="N attempts of one event.")
 @click.option(
-    "--allow", multiple=True, metavar="CIDR", help="Networks and names to open; loopback if left out."
+    "--secret",
+    "given",
+    metavar="S",
+    help="Sign with this secret; - reads it from standard input, which hides it from ps.",
+)
+@click.option("--payload", type=click.File("rb"), metavar="FILE", help="Send this JSON instead of a sample.")
+@click.option("--twice", is_flag=True, help="Send the same event twice; both should be answered with 2xx.")
+@click.option(
+    "--tamper", is_flag=True, help="Also send an event changed after signing; it should be refused with 4xx."
+)
+@click.option(
+    "--stale", is_flag=True, help="Also send an event signed 15 minutes ago; it should be refused with 4xx."
+)
+@click.option(
+    "--retry", type=click.IntRange(1, ATTEMPTS_MAX), metavar="N", help="Send N attempts of one event."
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="PLACE",
+    help="Also allow these networks or host names (default: loopback only).",
 )
 @with_config
 @with_json
@@ -76,16 +95,16 @@ def send(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Send a signed sample and say whether the receiver answered as it should."""
+    """Send a signed sample event and check the receiver's answer."""
     way = _way(twice=twice, tamper=tamper, stale=stale, retry=retry is not None)
     sample = _sample(event_type, secret_of(given), payload)
     if sample.sign is None and way in {"tamper", "stale"}:
-        raise click.UsageError(f"--{way} needs --secret: without a signature nothing shows.")
+        raise click.UsageError(f"--{way} needs --secret: a receiver cannot verify an unsigned request.")
     with expected_faults(as_json=as_json):
         settings = load(config)
         policy = _policy(settings, allow or LOOPBACK)
         if not allow and not as_json:
-            warn(f"This machine may be reached ({', '.join(LOOPBACK)}); --allow names other places instead.")
+            warn(f"Also allowed: {', '.join(LOOPBACK)}. Use --allow to allow other places instead.")
         answers: list[Judged] = []
         told = answers.append if as_json else _tell_answer
         from pghookd.cli.devtools import sample_requests as sampling
@@ -93,7 +112,17 @@ def send(
         right = asyncio.run(sampling.send(settings, policy, url, sample, way, retry or 1, told=told))
         if as_json:
             click.echo(json_of({"right": right, "requests": [_json_of_answer(each) for each in answers]}))
+        else:
+            _tell_blocked(url, policy)
         sys.exit(DONE if right else NO)
+
+
+def _tell_blocked(url: str, policy: EgressPolicy) -> None:
+    from pghookd.egress.destination import Refusal, parse
+
+    aim = parse(url, policy)
+    if isinstance(aim, Refusal):
+        say(f"this URL is blocked: {aim.why}")
 
 
 def _way(*, twice: bool, tamper: bool, stale: bool, retry: bool) -> Way:
@@ -101,7 +130,7 @@ def _way(*, twice: bool, tamper: bool, stale: bool, retry: bool) -> Way:
 
     asked = [Way.TWICE] * twice + [Way.TAMPER] * tamper + [Way.STALE] * stale + [Way.RETRY] * retry
     if len(asked) > 1:
-        raise click.UsageError("--twice, --tamper, --stale and --retry exclude each other.")
+        raise click.UsageError("use only one of --twice, --tamper, --stale and --retry.")
     return asked[0] if asked else Way.ONCE
 
 
@@ -114,13 +143,14 @@ def _sample(event_type: str, secret: str | None, payload: IO[bytes] | None) -> S
 
     if not valid_type(event_type):
         raise click.BadParameter(
-            "is identifiers joined by dots, at most 128 characters.", param_hint="--type"
+            f"{quoted(event_type)} is not identifiers joined by dots, at most 128 characters.",
+            param_hint="--type",
         )
     text = sample_requests.payload_of(event_type) if payload is None else payload.read()
     try:
         orjson.loads(text)
     except ValueError as error:
-        raise click.BadParameter(f"is no JSON: {error}.", param_hint="--payload") from None
+        raise click.BadParameter(f"is not valid JSON: {error}.", param_hint="--payload") from None
     try:
         sign = None if secret is None else signer_of(secret)
     except ValueError as error:
@@ -156,13 +186,19 @@ def _json_of_answer(judged: Judged) -> dict[str, Any]:
 @click.command()
 @click.argument("port", type=click.IntRange(0, 65535), metavar="PORT")
 @click.option(
-    "--secret", "given", multiple=True, metavar="S", help="Verify with it (several: any); - reads one."
+    "--secret",
+    "given",
+    multiple=True,
+    metavar="S",
+    help="Verify with this secret (repeatable: any may match); - reads one from standard input.",
 )
-@click.option("--status", type=click.IntRange(200, 599), default=200, metavar="N", help="Answer this.")
+@click.option(
+    "--status", type=click.IntRange(200, 599), default=200, metavar="N", help="Status code to answer."
+)
 @with_config
 @with_json
 def receive(port: int, given: tuple[str, ...], status: int, config: Path | None, *, as_json: bool) -> None:
-    """Receive on 127.0.0.1, verify and print each delivery until Ctrl-C. With --json a line for each."""
+    """Receive on 127.0.0.1; verify and print each request until Ctrl-C. With --json, one line per request."""
     with expected_faults(as_json=as_json):
         if config is not None:
             load(config)
@@ -175,26 +211,29 @@ def receive(port: int, given: tuple[str, ...], status: int, config: Path | None,
         try:
             asyncio.run(listen(printer, _tell_where(secrets, warn if as_json else say)))
         except OSError as error:
-            text = f"port {port} is not to be had: {error.strerror or error}"
+            text = f"cannot listen on port {port}: {error.strerror or error}"
             fail(NO, text, [text], as_json=as_json)
 
 
 def _verifiable(given: str) -> str:
     secret = secret_of(given) or ""
     if secret.startswith(("whsk_", "whpk_")):
-        raise click.BadParameter("is of a kind that is not verified here.", param_hint="--secret")
+        raise click.BadParameter(
+            "is an Ed25519 key, which receive cannot verify; use a whsec_ secret or another text.",
+            param_hint="--secret",
+        )
     try:
         base64.b64decode(secret.removeprefix("whsec_") if secret.startswith("whsec_") else "", validate=True)
     except ValueError:
-        raise click.BadParameter("is not base64 after whsec_.", param_hint="--secret") from None
+        raise click.BadParameter("must be base64 after whsec_.", param_hint="--secret") from None
     return secret
 
 
 def _tell_where(secrets: tuple[str, ...], tell: Callable[[str], None]) -> Callable[[str], None]:
     def told(url: str) -> None:
-        tell(f"receiving at {url} (Ctrl-C ends it)")
+        tell(f"receiving at {url} (press Ctrl-C to stop)")
         if not secrets:
-            warn("nothing is verified: there is no --secret")
+            warn("signatures are not verified, because no --secret was given")
 
     return told
 

@@ -31,15 +31,29 @@ if TYPE_CHECKING:
 
 
 @click.group(cls=Group, invoke_without_command=True)
-@click.option("--event", "events", multiple=True, metavar="ID", help="This event: event_id or webhook-id.")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    metavar="ID",
+    help="Only this event: an event_id or a webhook-id (repeatable).",
+)
 @click.option("--endpoint", "endpoint_id", type=int, metavar="ID", help="Only to this endpoint.")
-@click.option("--site", "site_id", metavar="S", help="Only of this site.")
-@click.option("--type", "types", multiple=True, metavar="T", help="Only of this type.")
-@click.option("--since", metavar="T", help="Events from this time on, UTC, or how long ago: 2h, 3d.")
-@click.option("--until", metavar="T", help="Events before this time, in the same words.")
-@click.option("--state", "states", multiple=True, metavar="S", help="dead (the default), delivered, missed.")
-@click.option("--rate", "rate_per_s", type=float, metavar="N", help="Deliveries a second; 100 without it.")
-@click.option("--go", is_flag=True, help="Do it. Without: only count.")
+@click.option("--site", "site_id", metavar="S", help="Only events of this site.")
+@click.option("--type", "types", multiple=True, metavar="T", help="Only events of this type (repeatable).")
+@click.option(
+    "--since", metavar="T", help="Only events from this time on: a UTC time, or an age such as 2h or 3d."
+)
+@click.option("--until", metavar="T", help="Only events before this time, in the same formats.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    metavar="S",
+    help="dead (the default), delivered or missed (repeatable).",
+)
+@click.option("--rate", "rate_per_s", type=float, metavar="N", help="Deliveries a second. Default: 100.")
+@click.option("--go", is_flag=True, help="Start the replay. Without this option it is only counted.")
 @with_config
 @with_json
 @click.pass_context
@@ -53,7 +67,7 @@ def replay(
     as_json: bool,
     **conditions: Any,  # noqa: ANN401 - the options of the same names
 ) -> None:
-    """Redeliver dead or delivered events, or those that a new endpoint has missed; only count without --go."""
+    """Redeliver failed, delivered or missed events. Without --go, only counts them."""
     given = bool(events) or go or any(value not in (None, ()) for value in conditions.values())
     if context.invoked_subcommand is not None:
         if given:
@@ -70,7 +84,7 @@ def replay(
         if "replay_id" in told:
             _watch(settings, told)
         elif told["deliveries"]:
-            say("This was a dry run: --go does it.")
+            say("This was a dry run; --go starts the replay.")
 
 
 def _begin(
@@ -118,9 +132,9 @@ def _watch(settings: Settings, told: dict[str, Any]) -> None:
 
             last = asyncio.run(replays.follow(settings, number, show))
     except KeyboardInterrupt:
-        say(f"replay {number} goes on; pghookd replay pause {number} halts it")
+        say(f"replay {number} continues; pghookd replay pause {number} pauses it")
         return
-    say(f"replay {number} is {last['state']}: {last.get('done', 0)} deliveries put on their way")
+    say(f"replay {number} is {last['state']}: {last.get('done', 0)} deliveries queued")
 
 
 def _act(what: str, replay_id: int, config: Path | None, *, as_json: bool) -> None:
@@ -138,7 +152,7 @@ def _act(what: str, replay_id: int, config: Path | None, *, as_json: bool) -> No
 @with_config
 @with_json
 def replay_pause(replay_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Pause a replay until it is resumed."""
+    """Pause a replay; requests in flight finish."""
     _act("pause", replay_id, config, as_json=as_json)
 
 
@@ -147,7 +161,7 @@ def replay_pause(replay_id: int, config: Path | None, *, as_json: bool) -> None:
 @with_config
 @with_json
 def replay_resume(replay_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Resume a paused replay."""
+    """Resume a paused replay where it stopped."""
     _act("resume", replay_id, config, as_json=as_json)
 
 
@@ -156,5 +170,5 @@ def replay_resume(replay_id: int, config: Path | None, *, as_json: bool) -> None
 @with_config
 @with_json
 def replay_cancel(replay_id: int, config: Path | None, *, as_json: bool) -> None:
-    """Cancel a replay for good; requests in flight finish."""
+    """Cancel a replay; requests in flight finish."""
     _act("cancel", replay_id, config, as_json=as_json)

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
+from pghookd.model.wrong_values import quoted
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -55,13 +57,13 @@ def with_config(command: _Command) -> _Command:
         "--config",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Settings in TOML. The environment (PGHOOKD_SECTION_NAME) and credentials win over it.",
+        help="Read settings from this TOML file. Environment (PGHOOKD_SECTION_NAME) and credentials win over it.",
     )(command)
 
 
 def with_json(command: _Command) -> _Command:
     """Add the option --json to a command."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print only JSON.")(command)
 
 
 # Settings, faults, words ------------------------------------------------------------------------------------
@@ -99,7 +101,11 @@ def expected_faults(*, as_json: bool = False) -> Iterator[None]:
         fail(NO_DATABASE, text, [text], as_json=as_json)
     except DatabaseError as error:
         missing = error.sqlstate in _MISSING_SCHEMA
-        text = f"{error}: is the schema there? pghookd migrate makes it" if missing else str(error)
+        text = (
+            f"{error}: the schema is missing or older than this program; run pghookd migrate"
+            if missing
+            else str(error)
+        )
         fail(NO_DATABASE if missing else NO, text, [text], as_json=as_json)
 
 
@@ -168,15 +174,20 @@ def event_id_of(identity: str) -> int:
         return min(int(identity), 2**63 - 1)
     try:
         return envelope.event_id_of(identity)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}, or a number: an event_id.", param_hint="ID") from None
+    except ValueError:
+        text = (
+            f"{quoted(identity)} is neither an event_id (a number) nor a webhook-id (evt_ and 28 hex digits)."
+        )
+        raise click.BadParameter(text, param_hint="ID") from None
 
 
 def secret_of(text: str | None) -> str | None:
     """Return the given secret; `-` reads it from standard input, which keeps it out of `ps`."""
     found = sys.stdin.readline().strip() if text == "-" else text
     if found == "":
-        raise click.BadParameter("is empty.", param_hint="--secret")
+        raise click.BadParameter(
+            "is empty; give a secret, or - to read it from standard input.", param_hint="--secret"
+        )
     return found
 
 

@@ -5,8 +5,8 @@ by pure functions over text; egress/resolver.py and egress/sender.py use it agai
 resolves to. The table of address space is written out on purpose: the standard library's `is_global` counts multicast,
 embedded IPv4 and cloud metadata addresses as global, and changes with the Python version.
 
-Never here: DNS, sockets, a third-party URL class that "repairs" its input, and texts that reveal an address to the
-customer.
+Never here: DNS, sockets, a third-party URL class that "repairs" its input, and texts that reveal the address that a
+name resolves to.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from pghookd.model.wrong_values import quoted
 from pghookd.settings.network import NUMBER, PORT_DIGITS_MAX, Address, EgressPolicy, host_name
 
 URL_LENGTH_MAX = 2048  # characters; the same as the schema's CHECK
@@ -54,6 +55,9 @@ _REFUSED_V6 = tuple(
         "2002::/16",  # 6to4, RFC 3056
         "3fff::/20",  # documentation, RFC 9637
     )
+)
+_PRIVATE = tuple(
+    ipaddress.ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 )
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052
 _NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215
@@ -114,7 +118,7 @@ class Refusal:
 
     Attributes:
         name: url, scheme, port, userinfo, name, literal or address (NAMES: `blocked`).
-        why: one sentence for the endpoint's owner, without any address.
+        why: one sentence for the operator. It quotes an address only if the URL contains it.
     """
 
     name: str
@@ -157,13 +161,15 @@ def parse_by(judge: JudgeOrigin, url: str) -> Destination | Refusal:
     if len(url) > URL_LENGTH_MAX:
         return Refusal("url", f"it is longer than {URL_LENGTH_MAX} characters")
     if not url.isprintable() or " " in url or "\\" in url:
-        return Refusal("url", "it contains a space, a backslash or a character that cannot be seen")
+        return Refusal("url", "it contains a space, a backslash or an unprintable character")
     scheme = _SCHEME.match(url)
     if scheme is None:
-        return Refusal("url", "it does not start with http:// or https://")
+        return Refusal("url", "it must start with http:// or https://")
     kind = scheme[1].lower()
     if kind not in {"http", "https"}:
-        return Refusal("scheme", "only http and https are spoken")
+        return Refusal(
+            "scheme", f"it starts with {quoted(scheme[0])}; it must start with http:// or https://"
+        )
     authority = _AUTHORITY.match(url, scheme.end())
     origin = judge(kind, "" if authority is None else authority[1])
     if authority is None or isinstance(origin, Refusal):
@@ -184,15 +190,15 @@ def judge_origin(scheme: str, authority: str, policy: EgressPolicy) -> Destinati
         The destination with the path `/`, or the refusal.
     """
     if policy.https_only and scheme != "https":
-        return Refusal("scheme", "only https is allowed")
+        return Refusal("scheme", "it must start with https://, because egress.https_only is set")
     if not authority:
-        return Refusal("url", "it names no host")
+        return Refusal("url", "it has no host")
     where = _split_authority(authority, 443 if scheme == "https" else 80)
     if isinstance(where, Refusal):
         return where
     host, port = where
     if port not in policy.ports:
-        return Refusal("port", "this port is not among those allowed")
+        return Refusal("port", f"port {port} is not in egress.ports")
     return _aim(scheme, host, port, policy)
 
 
@@ -215,9 +221,34 @@ def judge_address(address: str, policy: EgressPolicy, *, named: bool = False) ->
     return None if _is_open(parsed, policy, named=named) else _REFUSED
 
 
-_REFUSED = Refusal("address", "it leads to an address that is not public")
-_REFUSED_LITERAL = Refusal("literal", "its address is not public, or is not written in the usual way")
-_REFUSED_NAME = Refusal("name", "its host name is not a public one, or is written in a misleading way")
+_REFUSED = Refusal("address", "it resolves to an address that is not public; allow it with egress.allow")
+_ODD_LITERAL = Refusal("literal", "its address must be written as in 198.51.100.7 or [2001:db8::7]")
+_ODD_NAME = Refusal("name", "its host name is not valid, or has characters that look like others")
+_INNER_NAME = Refusal("name", "its host name is not public; allow it with egress.allow")
+_DENIED_NAME = Refusal("name", "its host name is in egress.deny")
+
+
+def why_closed(text: str, policy: EgressPolicy) -> str:
+    """Return why `judge_address` refuses an address; for the operator, and only if the URL or the operator names it."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return f"{quoted(text)} is not an IP address"
+    each = (address, *_carried(address))
+    if any(policy.deny.has(one) for one in each):
+        return f"{address} is in egress.deny"
+    if any(one in _METADATA for one in each):
+        return f"{address} is a cloud metadata address; allow it with egress.allow, listed by itself"
+    return f"{address} is {_kind(address)}; allow it with egress.allow"
+
+
+def _kind(address: Address) -> str:
+    if any(address in network for network in _PRIVATE if network.version == address.version):
+        return "a private address"
+    kinds = ("is_loopback", "is_link_local", "is_multicast", "is_unspecified")
+    names = ("a loopback", "a link-local", "a multicast", "an unspecified")
+    found = (name for kind, name in zip(kinds, names, strict=True) if getattr(address, kind))
+    return f"{next(found, 'a special-purpose')} address"
 
 
 def _is_open(address: Address, policy: EgressPolicy, *, named: bool) -> bool:
@@ -265,19 +296,21 @@ def _split_authority(  # noqa: PLR0911 -- guards, one after another
 ) -> tuple[str, int] | Refusal:
     """Split `host:port`; an IPv6 literal keeps its brackets."""
     if "@" in authority:
-        return Refusal("userinfo", "it carries a user name or password: use a header instead")
+        return Refusal(
+            "userinfo", "it must not contain a user name or password; use a header or auth instead"
+        )
     if "%" in authority:
-        return Refusal("url", "its host or port is percent-encoded")
+        return Refusal("url", "its host and port must not be percent-encoded")
     head, bracket, tail = authority.rpartition("]")
     host, colon, digits = tail.partition(":")
     if bracket and host:
-        return Refusal("url", "something follows the bracketed address")
+        return Refusal("url", "only a port may follow the bracketed address")
     if not colon:
         return head + bracket + host, default_port
     if not (digits.isascii() and digits.isdecimal()):
-        return Refusal("url", "its port is not a number")
+        return Refusal("url", "its port must be a number")
     if len(digits) > PORT_DIGITS_MAX:
-        return Refusal("port", "this port is not among those allowed")
+        return Refusal("port", "its port must be 1 to 65535")
     return head + bracket + host, int(digits)
 
 
@@ -297,19 +330,23 @@ def _aim(  # noqa: PLR0911 -- guards, one after another
     shown_port = "" if port == (443 if scheme == "https" else 80) else f":{port}"
     if host.startswith("["):
         literal = _literal_v6(host)
-        if literal is None or judge_address(literal, policy) is not None:
-            return _REFUSED_LITERAL
+        if literal is None:
+            return _ODD_LITERAL
+        if judge_address(literal, policy) is not None:
+            return Refusal("literal", why_closed(literal, policy))
         return Destination(scheme, literal, port, "/", f"[{literal}]{shown_port}", literal)
     name = host_name(host)
     if name is None:
-        return _REFUSED_NAME
+        return _ODD_NAME
     if NUMBER.fullmatch(name.rpartition(".")[2]):
         # Only the plain form is accepted: resolvers read 2130706433, 0x7f.1 or 127.0.0.1. in different ways.
-        if not _DOTTED_QUAD.fullmatch(host) or judge_address(host, policy) is not None:
-            return _REFUSED_LITERAL
+        if not _DOTTED_QUAD.fullmatch(host):
+            return _ODD_LITERAL
+        if judge_address(host, policy) is not None:
+            return Refusal("literal", why_closed(host, policy))
         return Destination(scheme, host, port, "/", host + shown_port, host)
     if not _is_fit(name, policy):
-        return _REFUSED_NAME
+        return _DENIED_NAME if policy.deny.reaches(name) else _INNER_NAME
     return Destination(scheme, name, port, "/", name + shown_port, named=policy.names(name))
 
 

@@ -5,7 +5,7 @@ deliveries, those that a filter did not judge in time, and those without room in
 lane. A delivery without room that does not become a row waits in the hand of its site, a queue. Until the hand is empty
 the site gets no more deliveries; all other sites do.
 
-Never here: reading the log, and deferred events (event_log/reader).
+Never here: reading the log, and deferred events (event_log/reading/reader).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.payload_filter import Filters, filter_of
 from pghookd.event_log.position import Difference, EventLog, Ticket, settle
+from pghookd.event_log.reading.endpoints import Endpoints
+from pghookd.event_log.reading.takers import Dealt, Pair, Takers
 from pghookd.event_log.rows import EventRow, endpoint_of, event_of
 from pghookd.event_log.supersede import AGAIN_MAX, DedupeKey, dedupe_key_of
-from pghookd.event_log.takers import Dealt, Pair, Takers
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
 from pghookd.model.event_options import EventOptions
 from pghookd.model.event_type import valid_type

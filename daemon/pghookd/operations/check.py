@@ -55,7 +55,7 @@ class Grade(enum.StrEnum):
     BLOCKED = "blocked"  # no database, or no usable schema
     FAULT = "fault"  # the daemon would not work, or not well
     WARNING = "warning"  # it works; the operator should know
-    FINE = "fine"
+    FINE = "ok"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Finding:
 
     Attributes:
         grade: its severity.
-        what: settings, letters, trust, database, schema, privileges, row_security, home, shards, days, endpoints,
+        what: settings, letters, tls, database, schema, privileges, row_security, home, shards, days, endpoints,
             secrets, two_phase, notifications, pooler or locks.
         text: a sentence for the operator.
     """
@@ -93,13 +93,11 @@ def _trust(settings: Settings) -> list[Finding]:
     try:
         found = anchors(settings.egress.ca_file or None)
     except OSError as error:
-        return [Finding(Grade.FAULT, "trust", f"egress.ca_file cannot be used: {error.strerror or error}")]
+        return [Finding(Grade.FAULT, "tls", f"egress.ca_file cannot be used: {error.strerror or error}")]
     if found:
-        return [Finding(Grade.FINE, "trust", "there are authorities that certificates are verified against")]
-    text = (
-        "the system's trust store is empty, so that no https endpoint can be reached: install ca-certificates"
-    )
-    return [Finding(Grade.WARNING, "trust", text)]
+        return [Finding(Grade.FINE, "tls", "system CA certificates found")]
+    text = "no system CA certificates found, so no https endpoint can be verified: install ca-certificates"
+    return [Finding(Grade.WARNING, "tls", text)]
 
 
 def _letters(settings: Settings) -> list[Finding]:
@@ -107,8 +105,12 @@ def _letters(settings: Settings) -> list[Finding]:
     if not settings.mail.templates:
         return []
     _, faults = samples.preview(settings)
-    told = [Finding(Grade.WARNING, "letters", f"{fault}; ours is used instead") for fault in faults]
-    return told or [Finding(Grade.FINE, "letters", f"{settings.mail.templates}: every kind can be written")]
+    told = [
+        Finding(Grade.WARNING, "letters", f"{fault}; the built-in one is used instead") for fault in faults
+    ]
+    return told or [
+        Finding(Grade.FINE, "letters", f"{settings.mail.templates}: every kind of email can be rendered")
+    ]
 
 
 async def _database(settings: Settings, now_s: float) -> list[Finding]:
@@ -126,7 +128,7 @@ async def _database(settings: Settings, now_s: float) -> list[Finding]:
     except DatabaseAway as error:
         return [Finding(Grade.BLOCKED, "database", f"was lost: {error}")]
     except DatabaseError as error:
-        return [Finding(Grade.FAULT, "database", f"cannot be looked at: {error}")]
+        return [Finding(Grade.FAULT, "database", f"cannot be checked: {error}")]
     finally:
         await session.close()
 
@@ -173,7 +175,7 @@ async def _guarded(what: str, probe: _Probe, session: Session, settings: Setting
         async for finding in probe(session, settings):
             yield finding
     except DatabaseError as error:
-        yield Finding(Grade.FAULT, what, f"cannot be looked at: {error}")
+        yield Finding(Grade.FAULT, what, f"cannot be checked: {error}")
 
 
 async def _no_usage(session: Session) -> Finding:
@@ -226,14 +228,14 @@ async def _locks(session: Session, _settings: Settings) -> AsyncIterator[Finding
             Grade.FAULT,
             "locks",
             f"advisory key ({migrate.LOCK_CLASS}, {row['key']}) is held by backend {row['pid']}"
-            f" (role {row['role']}, application {row['application']!r}), which is none of ours: {_effect(row['key'])}",
+            f" (role {row['role']}, application {row['application']!r}), which is not pghookd's: {_effect(row['key'])}",
         )
 
 
 def _effect(key: int) -> str:
     """Return the effect if another session holds the lock."""
     if key > 0:
-        return "no instance can own the shards, so that nothing is delivered"
+        return "no instance can own the shards, so nothing is delivered"
     return _EFFECTS.get(key, "the daemon does not use this key")
 
 
@@ -382,7 +384,7 @@ async def _home(session: Session, settings: Settings) -> AsyncIterator[Finding]:
             Grade.FAULT,
             "home",
             f"this is not the database the daemon ran in before ({why}): it would deliver nothing."
-            " If it is meant to go on here, run pghookd adopt",
+            " If delivery should continue here, run pghookd adopt",
         )
 
 

@@ -97,7 +97,7 @@ async def add_endpoint(settings: Settings, columns: Mapping[str, object], *, new
             text = str(error).partition("\n")[0].removesuffix(f" (SQLSTATE {error.sqlstate})")
             if error.sqlstate == _NO_SUCH_SITE:
                 text = f"there is no site {columns['site_id']}"
-            raise DatabaseError(error.sqlstate, text) from None
+            raise DatabaseError(error.sqlstate, text, error.constraint) from None
     return _told(row or {})
 
 

@@ -255,7 +255,7 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise CatalogueError(f"is no TOML: {error}") from None
+        raise CatalogueError(f"is not valid TOML: {error}") from None
 
 
 def _flat(tables: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -267,6 +267,6 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         for key, entry in entries.items():
             forms = (entry,) if isinstance(entry, str) else tuple(entry) if isinstance(entry, list) else ()
             if not forms or not all(isinstance(form, str) for form in forms):
-                raise CatalogueError(f"{table}.{key} must be a text or a list of texts")
+                raise CatalogueError(f"{table}.{key} must be a string or a list of strings")
             flat[f"{table}.{key}"] = forms
     return flat

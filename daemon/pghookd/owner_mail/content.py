@@ -368,7 +368,8 @@ class ContentWriter:
         if cause is Cause.ODD_STATUS and section.status is None:
             return "unknown"
         error = (section.error or "").partition(":")[0]
-        for key in (f"{cause}_{error}", error if cause is Cause.BAD_RESPONSE else cause.value):
+        specific = error if cause is Cause.BAD_RESPONSE else f"{cause}_{section.status}"
+        for key in (f"{cause}_{error}", specific):
             if self._words.has(f"cause.{key}"):
                 return key
         return cause.value

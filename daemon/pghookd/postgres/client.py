@@ -57,11 +57,13 @@ class DatabaseError(Exception):
 
     Attributes:
         sqlstate: the five-character error code of Postgres.
+        constraint: name of the violated constraint; None if there is none.
     """
 
-    def __init__(self, sqlstate: str, message: str) -> None:
+    def __init__(self, sqlstate: str, message: str, constraint: str | None = None) -> None:
         super().__init__(f"{message} (SQLSTATE {sqlstate})")
         self.sqlstate = sqlstate
+        self.constraint = constraint
 
     @property
     def is_about_data(self) -> bool:
@@ -105,7 +107,7 @@ def _translate(error: Exception, *, closed: bool) -> Exception:
     if isinstance(error, asyncpg.PostgresError) and not closed:
         state = error.sqlstate or "XX000"
         if state not in _AWAY_CODES and state[:2] not in _AWAY_CLASSES:
-            return DatabaseError(state, str(error))
+            return DatabaseError(state, str(error), error.constraint_name)
     if isinstance(error, asyncpg.InternalClientError):
         return DatabaseAway("the session was ended")  # the driver's message is about its internal states
     return DatabaseAway(str(error) or type(error).__name__)

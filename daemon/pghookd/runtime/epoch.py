@@ -16,8 +16,9 @@ from typing import Final, TypeAlias, TypedDict, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery import poison
+from pghookd.delivery.attempt import DeliveryTerms
 from pghookd.delivery.backlog.due import Backlog, BacklogTerms
-from pghookd.delivery.deliverer import Deliverer, DeliveryTerms
+from pghookd.delivery.deliverer import Deliverer
 from pghookd.delivery.poison import Arrival
 from pghookd.delivery.poison_guard import Place, PoisonGuard
 from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
@@ -28,12 +29,12 @@ from pghookd.endpoint_health.faults import FaultReports
 from pghookd.endpoint_health.monitor import Monitor, MonitorHooks, no_checkpoint
 from pghookd.event_log import former_server, identity
 from pghookd.event_log.doorbell import Bell
-from pghookd.event_log.endpoints import Endpoints
 from pghookd.event_log.fan_out import FanOut
 from pghookd.event_log.identity import ForeignDatabase, Here, RivalDatabase, ServerIdentity, StoredShard
 from pghookd.event_log.payload_filter import Filters
 from pghookd.event_log.position import BEGINNING, EventLog, Position, ShardLog, Snapshot, XidMarks
-from pghookd.event_log.reader import Reader
+from pghookd.event_log.reading.endpoints import Endpoints
+from pghookd.event_log.reading.reader import make_reader
 from pghookd.event_log.rows import shard_of, stay_of
 from pghookd.event_log.supersede import Keys
 from pghookd.model.suspect import Stay
@@ -419,7 +420,7 @@ class Loops:
         self.deliverer = self._make_deliverer()
         endpoints = Endpoints(sessions["read"], shards=len(stored), monotonic=world.monotonic)
         fan_out = self._make_fan_out(endpoints)
-        self.reader = Reader(
+        self.reader = make_reader(
             sessions["read"],
             log,
             self._order,

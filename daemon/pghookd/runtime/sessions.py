@@ -46,7 +46,7 @@ _TYPES: Final = (
 )
 
 # The statements of each session while an event, an outcome or a mail waits for it. The reader's own statement is not
-# here: its text names the days that it reads (event_log/reader.py).
+# here: its text names the days that it reads (event_log/reading/reader.py).
 HOT: Final = {
     "read": (
         "find_first_event",

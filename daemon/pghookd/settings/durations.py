@@ -22,17 +22,17 @@ def parse_schedule(text: str) -> tuple[float, ...]:
         return ()
     steps = [part.strip() for part in text.split(",") if part.strip()]
     if not steps:
-        raise ValueError("a schedule names at least one wait, as in 5s,5m,2h,1d, or is none")
+        raise ValueError("it has no duration; write durations as in 5s,5m,2h,1d, or none")
     if len(steps) > SCHEDULE_STEPS_MAX:
-        raise ValueError(f"a schedule has at most {SCHEDULE_STEPS_MAX} waits")
+        raise ValueError(f"it has {len(steps)} durations; at most {SCHEDULE_STEPS_MAX} are allowed")
     return tuple(_step_s(step) for step in steps)
 
 
 def _step_s(step: str) -> float:
     match = _STEP.fullmatch(step)
     if match is None:
-        raise ValueError(f"{step!r} is not a wait such as 5s, 5m, 2h or 1d")
+        raise ValueError(f"{step!r} is not a duration such as 5s, 5m, 2h or 1d")
     seconds = float(match[1]) * _UNITS_S[match[2]]
     if not 0.0 < seconds <= WAIT_S_MAX:
-        raise ValueError(f"{step!r} is not a wait above 0 and up to 30 days")
+        raise ValueError(f"{step!r} is not a duration of more than 0 and at most 30 days")
     return seconds

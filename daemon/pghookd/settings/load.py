@@ -40,7 +40,7 @@ class SettingsError(ValueError):
     """
 
     def __init__(self, faults: tuple[str, ...], rest: Settings | None = None) -> None:
-        count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
         super().__init__("\n".join([f"{count} in the settings:", *(f"  {fault}" for fault in faults)]))
         self.faults = faults
         self.rest = rest
@@ -213,7 +213,8 @@ def _read_toml(path: Path | None) -> _Layer:
     try:
         content = tomllib.loads(path.read_bytes().decode("utf-8"))
     except (OSError, ValueError) as error:
-        layer.faults.append(f"the file {shown} cannot be read: {_why(error)}")
+        wrong = "is not valid TOML" if isinstance(error, tomllib.TOMLDecodeError) else "cannot be read"
+        layer.faults.append(f"the file {shown} {wrong}: {_why(error)}")
         return layer
     for section, values in content.items():
         if section not in Settings.model_fields:
@@ -307,9 +308,9 @@ _WORDS: Final = {
     "int_type": "must be a whole number",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
-    "string_type": "must be a text",
+    "string_type": "must be a string",
     "literal_error": "must be {expected}",
-    "tuple_type": "must be a list, or a text with commas",
+    "tuple_type": "must be a list, or a string with commas",
     "string_too_short": "must not be empty",
     "too_short": "must not be empty",
     "string_pattern_mismatch": "must be a lower-case word",
@@ -322,7 +323,7 @@ def _told_certificates(file: str, places: Mapping[str, str]) -> list[str]:
         if file:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
     except OSError as error:
-        why = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        why = "it contains no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
         return [f"{places.get('egress.ca_file', 'egress.ca_file')} cannot be used: {why} (it is {file!r})"]
     return []
 

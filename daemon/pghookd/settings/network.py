@@ -131,7 +131,7 @@ def parse_proxy(url: str) -> Proxy:
         raise ValueError("must be a URL that starts with http:// or https://")
     if not parts.hostname or parts.path not in {"", "/"} or parts.query or parts.fragment or port == 0:
         raise ValueError(
-            "must name a host, perhaps a port, and nothing after that: http://proxy.example:3128"
+            "must have a host, optionally a port, and nothing after them, as in http://proxy.example:3128"
         )
     is_tls = parts.scheme == "https"
     return Proxy(
@@ -160,7 +160,7 @@ def parse_ports(text: str) -> Ports:
         if part:
             (excluded if part.startswith("!") else allowed).append(_port_range(part))
     if not allowed:
-        raise ValueError("no port is allowed: name at least one without a !")
+        raise ValueError("it allows no port; name at least one without a !")
     return Ports(tuple(allowed), tuple(excluded))
 
 
@@ -193,7 +193,7 @@ def _port_range(part: str) -> tuple[int, int]:
     first, dash, last = part.removeprefix("!").partition("-")
     low, high = _port(first, part), _port(last, part) if dash else _port(first, part)
     if low > high:
-        raise ValueError(f"{part!r}: the range ends before it starts")
+        raise ValueError(f"the range {part!r} ends before it starts")
     return low, high
 
 
@@ -203,7 +203,7 @@ def _port(digits: str, part: str) -> int:
         raise ValueError(f"{part!r} is not a port, a range (1024-65535) or an exclusion (!5432)")
     port = int(text)
     if not 1 <= port <= _PORT_MAX:
-        raise ValueError(f"{part!r}: ports are 1 to {_PORT_MAX}")
+        raise ValueError(f"{part!r} is not a port from 1 to {_PORT_MAX}")
     return port
 
 
@@ -213,7 +213,7 @@ def _network(text: str) -> Network | None:
     except ValueError:
         if "/" in text or ":" in text:
             raise ValueError(
-                f"{text!r} is not a network such as 10.0.0.0/8 (are host bits set?), nor a host name"
+                f"{text!r} is neither a network such as 10.0.0.0/8, without host bits, nor a host name"
             ) from None
         return None
 

@@ -101,12 +101,12 @@ def _fit_places(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _fit_address(text: str) -> None:
     if not _ADDRESS.fullmatch(text):
-        raise ValueError("must be one e-mail address, as in hooks@example.com")
+        raise ValueError("must be one email address, such as hooks@example.com")
 
 
 def _fit_name(text: str) -> None:
     if not text.isprintable() or text != text.strip():
-        raise ValueError("must be printable and without spaces around it")
+        raise ValueError("must be printable, without spaces at either end")
 
 
 def _fit_profile(text: str) -> None:
@@ -127,7 +127,7 @@ def _fit_unsubscribe(text: str) -> None:
 
 def _fit_header(text: str) -> None:
     if not (text.isascii() and text.isprintable()) or text != text.strip():
-        raise ValueError("must be printable ASCII without blanks around it")
+        raise ValueError("must be printable ASCII, without spaces at either end")
 
 
 def _fit_database(secret: Secret) -> Secret:
@@ -428,9 +428,9 @@ def _mail_contradictions(settings: Settings) -> Iterator[Contradiction]:
     if not smtp.host:
         return
     if smtp.tls == "none" and not _is_loopback(smtp.host):
-        yield Contradiction(("smtp.tls", "smtp.host"), "may be none only where smtp.host is localhost")
+        yield Contradiction(("smtp.tls", "smtp.host"), "may be none only if smtp.host is localhost")
     if not settings.mail.sender:
-        yield Contradiction(("mail.sender", "smtp.host"), "must be set once smtp.host is")
+        yield Contradiction(("mail.sender", "smtp.host"), "must be set if smtp.host is set")
 
 
 def _is_loopback(host: str) -> bool:

@@ -17,12 +17,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import orjson
 
 from pghookd.model.client_certificate import ClientCertificate
+from pghookd.model.wrong_values import json_kind
 
 LENGTH_MAX: Final = 16384  # characters of the whole text
 TEXT_MAX: Final = 2048  # characters of one value that is neither a token nor PEM
@@ -44,7 +45,7 @@ class Basic:
         _check_text("basic.username", self.username, least=0)
         _check_text("basic.password", self.password, least=0)
         if ":" in self.username:  # RFC 7617, 2
-            raise ValueError("auth.basic.username has a colon")
+            raise ValueError("auth.basic.username must not contain a colon")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class ClientCredentials:
         for name in ("scope", "audience"):
             _check_text(f"oauth2.{name}", getattr(self, name), least=0)
         if _TOKEN_URL.fullmatch(self.token_url) is None:
-            raise ValueError("auth.oauth2.token_url does not begin with https://, or has blanks in it")
+            raise ValueError("auth.oauth2.token_url must begin with https:// and contain no blanks")
 
 
 Scheme: TypeAlias = Basic | Bearer | ClientCredentials
@@ -106,20 +107,33 @@ def parse(text: str) -> Auth:
     Raises:
         ValueError: the text cannot be used; the message gives the reason and quotes none of the text.
     """
-    try:
-        found = orjson.loads(text) if len(text) <= LENGTH_MAX else None
-    except ValueError:
-        raise ValueError("auth is no JSON") from None
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"auth is not an object of at most {LENGTH_MAX} characters with something in it")
-    if found.keys() - _SCHEMES.keys() - {_CERTIFICATE}:
-        raise ValueError(f"auth has another name than {', '.join(_SCHEMES)} and {_CERTIFICATE}")
+    found = _object(text)
     named = [name for name in _SCHEMES if name in found]
     if len(named) > 1:
-        raise ValueError(f"auth has both {' and '.join(named)}")
+        raise ValueError(f"auth has {' and '.join(named)}; only one of {', '.join(_SCHEMES)} is allowed")
     scheme = _made(named[0], _SCHEMES[named[0]], found[named[0]]) if named else None
     shown = _made(_CERTIFICATE, ClientCertificate, found[_CERTIFICATE]) if _CERTIFICATE in found else None
     return Auth(scheme, shown)
+
+
+def _object(text: str) -> dict[str, Any]:
+    if len(text) > LENGTH_MAX:
+        raise ValueError(f"auth has {len(text)} characters; at most {LENGTH_MAX} are allowed")
+    try:
+        found = orjson.loads(text)
+    except ValueError:
+        raise ValueError("auth is not valid JSON") from None
+    allowed = (*_SCHEMES, _CERTIFICATE)
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"auth must be an object with one of {', '.join(allowed)}; it is {json_kind(found)}")
+    _check_names("auth", found, allowed)
+    return found
+
+
+def _check_names(where: str, found: Iterable[str], allowed: Sequence[str]) -> None:
+    """Raise if there is an unknown name; the message does not quote it, because it may be a misplaced secret."""
+    if not set(found).issubset(allowed):
+        raise ValueError(f"{where} has an unknown name; allowed are {', '.join(allowed)}")
 
 
 def line(scheme: Basic | Bearer) -> bytes:
@@ -146,15 +160,16 @@ def check_token(name: str, token: str) -> None:
         ValueError: the token is not a `b64token` (RFC 6750, 2.1) or exceeds 8,192 characters; the message has `name`.
     """
     if len(token) > TOKEN_MAX or _TOKEN.fullmatch(token) is None:
-        raise ValueError(f"{name} is no token: letters, digits and -._~+/ with = at the end")
+        raise ValueError(
+            f"{name} must be a token of at most {TOKEN_MAX} characters: letters, digits and -._~+/, with = at the end"
+        )
 
 
 def _made(name: str, make: Callable[..., Any], members: object) -> Any:  # noqa: ANN401 - one of the four kinds
     if not isinstance(members, dict) or not all(isinstance(value, str) for value in members.values()):
-        raise ValueError(f"auth.{name} is not an object of texts")
+        raise ValueError(f"auth.{name} must be an object whose values are strings")
     fields = dataclasses.fields(make)  # type: ignore[arg-type] # all four kinds are dataclasses
-    if members.keys() - {field.name for field in fields}:
-        raise ValueError(f"auth.{name} has another name than {', '.join(field.name for field in fields)}")
+    _check_names(f"auth.{name}", members, [field.name for field in fields])
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in members:
             raise ValueError(f"auth.{name}.{field.name} is missing")
@@ -163,4 +178,6 @@ def _made(name: str, make: Callable[..., Any], members: object) -> Any:  # noqa:
 
 def _check_text(name: str, text: str, *, least: int) -> None:
     if not least <= len(text) <= TEXT_MAX or _UNFIT.search(text):
-        raise ValueError(f"auth.{name} is not {least} to {TEXT_MAX} characters without control characters")
+        raise ValueError(
+            f"auth.{name} must have {least} to {TEXT_MAX} characters, none of them a control character"
+        )

@@ -33,6 +33,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from pghookd.model.wrong_values import json_kind, quoted
 from pghookd.webhook.envelope import fit_source
 from pghookd.webhook.headers import COUNT_MAX, check_name, check_value
 from pghookd.webhook.signing import PRIVATE_PREFIX, key_of
@@ -69,10 +70,15 @@ class Template:
             ValueError: the text is too long, not printable ASCII, or has an unknown placeholder.
         """
         parts = tuple(_PLACE.split(text))
-        if len(text) > _TEXT_LENGTH_MAX or not (text.isascii() and (text.isprintable() or not text)):
-            raise ValueError("a text of the profile is not printable ASCII, or too long")
+        if len(text) > _TEXT_LENGTH_MAX:
+            raise ValueError(
+                f"a profile's text has {len(text)} characters; at most {_TEXT_LENGTH_MAX} are allowed"
+            )
+        if not (text.isascii() and (text.isprintable() or not text)):
+            raise ValueError("a profile's text must be printable ASCII")
         if not places.issuperset(parts[1::2]) or any("{" in part or "}" in part for part in parts[::2]):
-            raise ValueError(f"a profile's text may have the places {', '.join(sorted(places))} and no other")
+            allowed = ", ".join(f"{{{place}}}" for place in sorted(places)) or "none"
+            raise ValueError(f"a profile's text has an unknown placeholder; allowed here: {allowed}")
         return cls(parts)
 
     def names(self, place: str) -> bool:
@@ -113,6 +119,7 @@ class Profile:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+SPEC_NAMES: Final = tuple(field.name for field in dataclasses.fields(Profile))
 PRESETS: Final[Mapping[str, Profile]] = {
     "simvoly": Profile(
         header="x-webhook-signature",
@@ -185,7 +192,7 @@ def profile_of(name: str, spec: str | None = None) -> Profile | None:
     if name == CUSTOM:
         return parse_spec(spec or "null")
     if name not in PRESETS:
-        raise ValueError(f"there is no such profile: it is one of {', '.join(NAMES)}")
+        raise ValueError(f"unknown profile {quoted(name)}; choose {', '.join(NAMES)}")
     return PRESETS[name]
 
 
@@ -195,15 +202,24 @@ def parse_spec(text: str) -> Profile:
     Raises:
         ValueError: the text is not such an object.
     """
-    spec: Any = orjson.loads(text)
-    known = {field.name for field in dataclasses.fields(Profile)}
-    if not isinstance(spec, dict) or not known.issuperset(spec):
-        raise ValueError(f"profile_spec is an object with {', '.join(sorted(known))} and no other name")
+    try:
+        spec: Any = orjson.loads(text)
+    except ValueError as error:
+        raise ValueError(f"profile_spec is not valid JSON: {error}") from None
+    if not isinstance(spec, dict):
+        raise ValueError(f"profile_spec must be an object, not {json_kind(spec)}")  # noqa: TRY004 - one kind of error
+    unknown = sorted(spec.keys() - set(SPEC_NAMES))
+    if unknown:
+        raise ValueError(
+            f"profile_spec has the unknown name {quoted(unknown[0])}; allowed are {', '.join(SPEC_NAMES)}"
+        )
     headers = spec.pop("headers", {})
-    if not isinstance(headers, dict) or not all(
-        isinstance(v, str) for v in (*spec.values(), *headers.values())
-    ):
-        raise ValueError("profile_spec holds something that is not a text")
+    if not isinstance(headers, dict):
+        raise ValueError(f"headers in profile_spec must be an object, not {json_kind(headers)}")  # noqa: TRY004 - as above
+    wrong = [(k, v) for k, v in (*spec.items(), *headers.items()) if not isinstance(v, str)]
+    if wrong:
+        name, value = wrong[0]
+        raise ValueError(f"{quoted(name)} in profile_spec must be a string, not {json_kind(value)}")
     return Profile(**spec, headers=tuple(headers.items()))
 
 
@@ -274,11 +290,15 @@ class ProfileHead:
         names = [name.lower() for name, _ in lines]
         if profile.header is not None:
             names.append(check_name(profile.header, of_profile=True).lower())
-        if len(set(names)) < len(names) or len(names) > COUNT_MAX:
-            raise ValueError(f"the profile has a header twice, or more than {COUNT_MAX}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"the profile has a header twice: {', '.join(sorted(names))}")
+        if len(names) > COUNT_MAX:
+            raise ValueError(f"the profile has {len(names)} headers; at most {COUNT_MAX} are allowed")
         signed = Template.of(profile.signed, _SIGNED)
         if not signed.names("body"):
-            raise ValueError("the profile signs something without the body")
+            raise ValueError(
+                f"the profile's signed content must contain {{body}}; it is {quoted(profile.signed)}"
+            )
         opening = Template.of(profile.opening, _SHOWN)
         keys, names_all = _keys(profile, secrets), frozenset(names)
         made = cls(profile, tuple(sent), opening, signed, known, keys, secrets.until_s, names_all)
@@ -326,8 +346,9 @@ class ProfileHead:
 
 def _check_choices(profile: Profile) -> None:
     for field, choices in _CHOICES.items():
-        if getattr(profile, field) not in choices:
-            raise ValueError(f"{field} of the profile is not one of {', '.join(choices)}")
+        value = getattr(profile, field)
+        if value not in choices:
+            raise ValueError(f"{field} of the profile must be {' or '.join(choices)}; it is {quoted(value)}")
     for text in (profile.prefix, profile.joint or ""):
         Template.of(text, frozenset())
 

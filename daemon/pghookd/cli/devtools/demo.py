@@ -231,7 +231,7 @@ class Demo:
             f"Postgres is in {self._server.folder}; the daemon's own log is daemon.log in {self._folder}."
         )
         if self._wanted is None:
-            self._print(f"{BROKEN} fails now and then; the mails to its owner are kept in mails/ there.")
+            self._print(f"{BROKEN} fails now and then; emails to its owner are kept in mails/ there.")
         self._print("In a second terminal, insert an event yourself:")
         self._print(f"  {psql} '{self._server.url()}'")
         self._print(

@@ -177,12 +177,12 @@ def _arrival(arrival: ReceivedRequest) -> Text:
 
 def mail_line(mail: ShownMail) -> str:
     """Return a mail as one plain line."""
-    return f"{mail.at} mail to {mail.recipient}: {mail.subject} ({mail.file})"
+    return f"{mail.at} email to {mail.recipient}: {mail.subject} ({mail.file})"
 
 
 def _mail(mail: ShownMail) -> Text:
     return Text.assemble(  # fits into 80 columns
-        f"{mail.at} mail to {mail.recipient}, {mail.file}\n    ",
+        f"{mail.at} email to {mail.recipient}, {mail.file}\n    ",
         (mail.subject, "cyan"),
         no_wrap=True,
         overflow="ellipsis",

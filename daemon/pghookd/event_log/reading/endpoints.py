@@ -4,7 +4,7 @@ Each statement's rows are compared with the previous ones; unchanged rows are no
 since the last snapshot of the log is not queried again unless endpoints have changed. That read already saw every
 endpoint committed before an event of the snapshot.
 
-Never here: which events an endpoint takes (event_log/takers), lanes.
+Never here: which events an endpoint takes (event_log/reading/takers), lanes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
+from pghookd.event_log.reading.takers import ENDPOINT_ID_MAX, WHOLE, Span, Takers
 from pghookd.event_log.rows import endpoint_of
-from pghookd.event_log.takers import ENDPOINT_ID_MAX, WHOLE, Span, Takers
 from pghookd.postgres.client import Row, Session, query
 
 SLICE: Final = 500  # endpoints of one site processed at once; a site with more is processed in slices

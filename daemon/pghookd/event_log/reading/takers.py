@@ -14,6 +14,9 @@ from pghookd.model.delivery import Delivery, Endpoint, reserved_from
 
 ENDPOINT_ID_MAX: Final = 2**63 - 1
 SITES_A_READ: Final = 100  # sites whose endpoints one statement reads
+PAIRS_A_STEP: Final = (
+    1000  # pairs of event and endpoint processed between two turns of the other tasks; about 10 us each
+)
 KNOWN_MAX: Final = 1000  # types remembered per site: a producer may put an id into each type
 
 Pair: TypeAlias = tuple[Endpoint, Delivery]
