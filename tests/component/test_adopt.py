@@ -120,7 +120,7 @@ async def test_a_daemon_that_holds_still_reports_ready_to_systemd(database, sess
         assert b"READY=1" in heard.recv(4096)
 
 
-async def test_another_timeline_is_said_and_gone_on_with(database, session, receiver, until):
+async def test_another_timeline_is_logged_and_accepted(database, session, receiver, until):
     await run_for_a_while(database, session, until)
     await producers.emit(session, 2)
     await session.execute("update webhooks.shards set timeline = '00000000'")

@@ -64,7 +64,7 @@ async def test_a_switch_turns_all_rows_over_in_pages(database, con, receiver, un
     assert len(receiver.requests) == ROWS
 
 
-async def test_what_was_switched_while_nobody_ran_is_turned_over_at_the_start(database, con, receiver, until):
+async def test_switches_made_in_downtime_are_applied_at_the_start(database, con, receiver, until):
     await put(con)
     await put(con, 100, "parked", "lane_full")
     await con.execute(SWITCH.format("false"))
@@ -96,7 +96,7 @@ async def test_a_switch_without_a_bell_is_seen_within_a_minute(database, con, re
         await until(all_held)
 
 
-async def test_what_was_to_be_held_for_an_endpoint_that_is_on_goes_out(con):
+async def test_rows_to_hold_for_an_enabled_endpoint_go_out(con):
     """It was off when the delivery came, and on again when the row was written."""
     await put(con, 2, "held", "disabled")
     ids = [row[0] for row in await con.fetch("select event_id from webhooks.backlog order by 1")]

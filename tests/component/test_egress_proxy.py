@@ -206,7 +206,7 @@ CONNECT_ANSWERS = [
 ]  # fmt: skip
 
 
-async def test_only_what_the_proxy_says_of_the_destination_counts_against_it():
+async def test_only_proxy_errors_about_the_destination_count_against_it():
     got = []
     async with forwarding() as proxy, sending(proxy) as sender:
         for answer, _ in CONNECT_ANSWERS:

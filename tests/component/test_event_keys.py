@@ -255,7 +255,7 @@ async def replaced_by(con, *older):
 
 
 @pytest.mark.parametrize("reason", DEATHS)
-async def test_what_died_replaces_only_if_its_receiver_was_asked_to_the_end(con, reason):
+async def test_a_dead_event_replaces_only_if_its_attempts_were_used_up(con, reason):
     older, newer = [await emit(con, supersede_key="'k'") for _ in range(2)]
     assert await replaced_by(con, older) == [newer]
     await con.execute(
@@ -266,7 +266,7 @@ async def test_what_died_replaces_only_if_its_receiver_was_asked_to_the_end(con,
     assert await replaced_by(con, older) == ([newer] if DEATHS[reason] else [])
 
 
-async def test_what_was_delivered_replaces_although_its_end_has_passed(con):
+async def test_a_delivered_event_replaces_although_its_end_has_passed(con):
     older = await emit(con, supersede_key="'k'")
     newer = await emit(con, supersede_key="'k'", deliver_before="now()")
     assert await replaced_by(con, older) == []

@@ -191,7 +191,7 @@ async def test_a_newer_event_replaces_those_that_have_rows(database, con, receiv
     assert {request.event_id for request in receiver.requests} == {*alone, newest}
 
 
-async def test_a_retry_is_not_made_of_what_was_replaced_but_a_replay_is(database, con, receiver, until):
+async def test_a_replaced_event_gets_no_retry_but_may_be_replayed(database, con, receiver, until):
     receiver.script = lambda request: 500 if request.event_id == older and request.attempt == 1 else 200
     older = await emit(con, supersede_key="'k'")
     async with living(database, retry={"schedule": (1.0,)}):
@@ -293,7 +293,7 @@ async def sift(con):
     return set_filter
 
 
-async def test_a_filter_leaves_out_what_is_clearly_false(database, con, receiver, until, sift):
+async def test_a_filter_leaves_out_only_clearly_false_events(database, con, receiver, until, sift):
     await sift("$.total > 100")
     payloads = {
         '{"total": 101}': True,

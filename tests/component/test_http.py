@@ -85,7 +85,7 @@ def unreachable(name):
 # The request
 
 
-async def test_the_request_is_what_was_given_and_nothing_else():
+async def test_the_request_has_the_given_bytes_and_nothing_else():
     seen = []
 
     async def handler(visit):

@@ -459,7 +459,7 @@ async def test_a_statement_that_is_refused_ends_nothing(database, connect, until
         ("mail.recorded", 1),
     ],
 )
-async def test_a_kill_loses_nothing_and_repeats_at_most_the_mail_on_its_way(database, where, before):
+async def test_a_kill_loses_nothing_and_repeats_at_most_the_mail_in_flight(database, where, before):
     async with Mailbox() as box, office(database, box) as desk:
         email_id = await desk.queue(ANNA)
         assert await run_until_killed(database, box.port, where) == -signal.SIGKILL

@@ -199,7 +199,7 @@ def test_an_invalid_version_is_refused():
         migration_plan.parse({"0001_a.sql": b"-- min_daemon: soon\n"})
 
 
-def test_a_hole_in_what_was_applied_is_a_fault():
+def test_a_gap_in_the_applied_migrations_is_a_fault():
     available = migration_plan.parse({"0001_a.sql": b"a", "0002_b.sql": b"b", "0003_c.sql": b"c"})
     rows = [migration_plan.Applied(m.version, m.name, m.sha256, None) for m in (available[0], available[2])]
     plan = migration_plan.plan(available, rows, "0.1.0")

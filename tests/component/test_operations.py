@@ -261,7 +261,7 @@ async def test_an_endpoint_is_added_with_options_by_name_and_no_others(con):
             await con.execute("select webhooks.add_endpoint('s', 'https://a.example/', $1::jsonb)", options)
 
 
-# Names of constraints on the command line ------------------------------------------------------------------------
+# Names of constraints on the command line -------------------------------------------------------------------------
 
 NOT_OPTIONS = {
     "disabled_reason is a known one",

@@ -249,7 +249,7 @@ async def test_an_endpoint_does_not_get_what_commits_late(database, session, con
         assert early[0] < late[0]
 
 
-async def test_a_deleted_endpoint_gets_nothing_not_even_what_was_inserted_before(database, session):
+async def test_a_deleted_endpoint_gets_nothing_not_even_earlier_events(database, session):
     async with desk(database) as it:
         await producers.emit(session, 3)
         await session.execute("delete from webhooks.endpoints where site_id = $1", producers.SITES[0])

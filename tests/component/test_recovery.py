@@ -310,7 +310,7 @@ async def test_one_lost_session_ends_the_epoch_and_the_next_one_loses_nothing(
 # The recorder -------------------------------------------------------------------------------------------------------
 
 
-async def test_the_scheduler_does_not_send_again_what_was_just_recorded(database, session, receiver, until):
+async def test_the_scheduler_does_not_resend_just_recorded_deliveries(database, session, receiver, until):
     seen = Counter()
 
     def second_time(request):

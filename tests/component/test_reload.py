@@ -122,7 +122,7 @@ async def test_a_request_in_flight_ends_as_it_began(database, db, receiver, unti
         assert line["duration_ms"] < 5000
 
 
-async def test_what_may_be_reached_changes_with_a_reload(database, db, receiver, until):
+async def test_allowed_destinations_change_with_a_reload(database, db, receiver, until):
     async with serving(database) as daemon:
         await daemon.diary.wait_for("daemon.ready")
         await emit(db, "a")

@@ -208,7 +208,7 @@ async def test_a_day_that_the_sequence_entered_late_is_searched_from_its_events(
     )
 
 
-async def test_an_administrator_may_and_what_was_done_is_written_down(con):
+async def test_an_administrator_may_and_the_operation_is_recorded(con):
     ids = await insert(con, 3)
     await kill_off(con, ids)
     number = await go(con, "site_id => 'a', rate_per_s => 7")
@@ -315,7 +315,9 @@ async def test_live_traffic_overtakes_a_replay(database, con, receiver, until):
     assert len(receiver.requests) == 901
 
 
-async def test_kill_and_resume_lose_and_repeat_nothing_but_what_was_in_flight(database, con, receiver, until):
+async def test_kill_and_resume_lose_nothing_and_repeat_only_requests_in_flight(
+    database, con, receiver, until
+):
     ids = await insert(con, 1500)
     await kill_off(con, ids)
     await go(con, "site_id => 'a', rate_per_s => 1000")
@@ -421,7 +423,7 @@ async def test_replays_run_beside_each_other_and_none_needs_a_bell(con, desk):
     assert [tuple(row) for row in await con.fetch(PROGRESS)] == [("done", 50, 50)] * 2
 
 
-async def test_what_is_in_backlog_already_is_left_as_it_is(con, desk):
+async def test_rows_in_backlog_already_are_left_unchanged(con, desk):
     step, _ = desk
     ids = await insert(con, 10)
     await kill_off(con, ids)

@@ -122,7 +122,7 @@ async def test_functions_that_act_for_others_look_nowhere_else(con):
     assert loose == []
 
 
-async def test_what_lies_in_a_callers_path_gains_nothing(con, login, connect):
+async def test_objects_in_a_callers_search_path_gain_nothing(con, login, connect):
     """Functions, operators and tables of the same names, in front of everything: none of them ever runs as another."""
     await con.execute("create schema trap; grant usage, create on schema trap to public")
     await con.execute("create table trap.sprung (by text, what text); grant all on trap.sprung to public")
@@ -191,7 +191,7 @@ async def test_nobody_was_granted_a_partition(con):
 # Producers ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_producer_inserts_what_is_its_own(con, login, connect):
+async def test_a_producer_inserts_only_its_own_columns(con, login, connect):
     producer = await connect(await login("webhooks_producer"))
     first = await producer.fetchval(f"{INSERT} returning event_id")
     second = await producer.fetchval(
@@ -624,7 +624,7 @@ async def test_only_administrators_test_and_cancel(con, login, connect):
     assert await admin.fetchval("select webhooks.cancel($1)", event_id) == 0
 
 
-async def test_changes_are_emitted_with_the_rights_of_who_makes_them(con, login, connect):
+async def test_changes_are_emitted_with_the_rights_of_their_author(con, login, connect):
     """Casts of a row's own types run meanwhile: never as the owner of the schema."""
     await con.execute("create table things (shop text); grant insert, trigger on things to public")
     make = (

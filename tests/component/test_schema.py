@@ -523,7 +523,7 @@ async def test_a_disabled_endpoints_rows_are_held_and_go_out_again(con, endpoint
         ("latest_per_key", {2, 3, 4, 5}, {0, 1}),
     ],
 )
-async def test_enabling_says_what_becomes_of_held_rows(con, endpoint_id, held, going, dropped, written):
+async def test_enabling_decides_the_fate_of_held_rows(con, endpoint_id, held, going, dropped, written):
     """Also of rows that the daemon has not come to write as held."""
     await con.execute("select webhooks.disable_endpoint($1)", endpoint_id)
     keys = ["a", "a", "a", "b", None, None]

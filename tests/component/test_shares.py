@@ -202,7 +202,7 @@ async def test_a_site_with_thousands_of_endpoints_gets_each_event_once(database,
 # Settled deliveries -----------------------------------------------------------------------------------------------
 
 
-async def test_recovery_reads_what_is_settled_of_its_own_events_alone(database, session, connect):
+async def test_recovery_reads_the_settled_deliveries_of_its_own_events_alone(database, session, connect):
     """Between an event that committed late and the next lie others by the thousand, all of them delivered."""
     async with desk(database) as it:
         late = await connect(database)

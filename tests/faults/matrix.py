@@ -551,7 +551,7 @@ MATRIX = (
         "at once",
         (
             "test_outage::test_twenty_thousand_events_wait_for_an_endpoint_that_is_down",
-            "test_outage::test_what_was_held_goes_out_gently_and_live_traffic_at_once",
+            "test_outage::test_held_events_go_out_gently_and_live_traffic_at_once",
         ),
     ),
     Row(
@@ -639,7 +639,7 @@ MATRIX = (
         "at once",
         (
             "test_replay::test_live_traffic_overtakes_a_replay",
-            "test_replay::test_kill_and_resume_lose_and_repeat_nothing_but_what_was_in_flight",
+            "test_replay::test_kill_and_resume_lose_nothing_and_repeat_only_requests_in_flight",
         ),
     ),
     Row(
@@ -702,7 +702,7 @@ MATRIX = (
         "a start",
         (
             "test_mail_road::test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_one",
-            "test_mailer::test_a_kill_loses_nothing_and_repeats_at_most_the_mail_on_its_way",
+            "test_mailer::test_a_kill_loses_nothing_and_repeats_at_most_the_mail_in_flight",
         ),
     ),
     Row(

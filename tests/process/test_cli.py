@@ -228,7 +228,7 @@ def test_a_preview_of_all_is_written_as_files(tmp_path):
     assert told["faults"] == []
 
 
-def test_a_preview_says_what_is_wrong_with_the_operators_templates(tmp_path):
+def test_a_preview_names_faults_of_the_operators_templates(tmp_path):
     (tmp_path / "digest.txt.j2").write_text("{{ nothing }}")
     done = invoke("email", "preview", "--language", "de", PGHOOKD_MAIL_TEMPLATES=str(tmp_path))
     assert done.exit_code == 1
@@ -313,7 +313,7 @@ def as_role(url, role):
     return f"{url}{'&' if '?' in url else '?'}role={role}"
 
 
-async def test_check_tells_a_role_what_it_lacks(database, session):
+async def test_check_names_the_rights_that_a_role_lacks(database, session):
     await session.execute("drop role if exists check_guest; create role check_guest")
     try:
         lacking = findings_of(pghookd("check", "--json", url=as_role(database, "check_guest")))

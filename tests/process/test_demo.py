@@ -113,7 +113,7 @@ async def test_ctrl_c_ends_it_cleanly_and_a_second_terminal_may_insert(folder, c
     assert "Traceback" not in rest.decode()
 
 
-async def test_the_owner_of_what_fails_gets_a_mail(folder):
+async def test_the_owner_of_a_failing_endpoint_gets_a_mail(folder):
     process = await start(
         "--dir", str(folder), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

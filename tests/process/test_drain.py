@@ -30,7 +30,7 @@ def _seen(socket, line):
     return [message for message in socket.messages() if line in message]
 
 
-async def test_sigterm_lets_what_is_in_flight_end_and_nothing_comes_twice(
+async def test_sigterm_lets_requests_in_flight_end_and_nothing_comes_twice(
     db, database, start, tmp_path, until, notify_socket
 ):
     async with ReceiverProcess(tmp_path / "received.jsonl", "answers:second") as receiving:

@@ -116,7 +116,7 @@ async def test_an_owner_gets_mails_of_a_slow_filter_and_of_the_recovery(
     assert (health["health"], health["parked"], health["dead"]) == ("healthy", 0, 0)
 
 
-async def test_gone_disables_and_the_owner_is_told_what_is_held(
+async def test_gone_disables_and_the_owner_gets_a_mail_about_held_events(
     db, database, start, shop, receiver, box, owner, until
 ):
     endpoint = await shop.open("/a")

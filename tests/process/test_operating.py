@@ -308,7 +308,7 @@ async def test_a_refused_test_is_not_tried_again_and_not_mailed(
     assert await shop.db.fetchval("select count(*) from webhooks.incidents") == 0
 
 
-async def test_what_is_cancelled_on_its_way_is_not_tried_again(database, shop, start, receiver, until):
+async def test_a_delivery_cancelled_in_flight_is_not_tried_again(database, shop, start, receiver, until):
     endpoint_id = await shop.open("/a")
     gate, asked = asyncio.Event(), asyncio.Event()
 

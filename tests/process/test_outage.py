@@ -244,7 +244,7 @@ async def test_events_of_an_endpoint_disabled_in_downtime_are_held(database, db,
     assert dropped == count + 55 - len(going)
 
 
-async def test_what_was_held_goes_out_gently_and_live_traffic_at_once(database, db, receiver, until):
+async def test_held_events_go_out_gently_and_live_traffic_at_once(database, db, receiver, until):
     endpoint = await shop_of(db, receiver)
     await db.execute("select webhooks.disable_endpoint($1)", endpoint)
     async with living(database) as life:

@@ -217,7 +217,7 @@ def queue(lanes, lane):
     return delivery
 
 
-async def test_what_was_taken_before_a_pause_and_has_not_left_yet_stays(receiver, until):
+async def test_a_delivery_taken_before_a_pause_and_not_sent_yet_stays(receiver, until):
     lanes, gate = Lanes(concurrency=8, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
     lane = lane_of(lanes, 1, receiver.url("/hook"))
     async with delivering(lanes, gate) as deliverer:

@@ -73,7 +73,7 @@ async def test_the_second_stands_by_and_takes_over_within_seconds_of_a_kill(db, 
     assert not second.said("database.lost")
 
 
-async def test_the_second_takes_over_at_once_when_the_first_is_told_to_end(db, both, receiving, until):
+async def test_the_second_takes_over_at_once_when_the_first_gets_sigterm(db, both, receiving, until):
     first, second = await both()
     await db.execute(EVENTS, 1000)
     await until(lambda: len(receiving.entries()) > 200)

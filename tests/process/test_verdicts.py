@@ -124,7 +124,7 @@ async def test_gone_holds_everything_until_enabled(
     assert await shop.db.fetchval("select count(*) from webhooks.backlog") == 0
 
 
-async def test_switched_off_by_its_owner_holds_what_is_queued(database, shop, start, receiver, until):
+async def test_an_endpoint_disabled_by_its_owner_holds_its_queue(database, shop, start, receiver, until):
     """Hundreds are queued behind a slow receiver: within a second nothing more goes out, and all are kept."""
     receiver.script = lambda _request: Response(delay_s=0.2)
     endpoint = await shop.open()

@@ -7,7 +7,9 @@ import socket
 from support.proxy_server import forwarding
 
 
-async def test_a_test_event_is_judged_like_a_real_one_and_the_reason_is_told(database, shop, start, reaches):
+async def test_a_test_event_is_checked_like_a_real_one_and_the_reason_is_shown(
+    database, shop, start, reaches
+):
     endpoints = {
         await shop.open(url="http://10.1.2.3/hook"): "literal",
         await shop.open(url="http://printer.corp/hook"): "name",

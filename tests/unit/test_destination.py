@@ -534,7 +534,7 @@ AUTHORITIES = st.text(alphabet="a1.:@[]%-_xX0７①。\\/?# éſ\u00ad\n", max_s
     | st.builds("http://{}".format, AUTHORITIES)
     | st.builds("https://{}/p".format, st.text())
 )
-def test_parse_never_raises_and_says_only_what_is_safe_on_a_request_line(url):
+def test_parse_never_raises_and_returns_only_safe_request_lines(url):
     answer = parse(url, OPEN)
     if isinstance(answer, Refusal):
         assert answer.name in NAMES

@@ -87,7 +87,7 @@ def test_a_strangers_text_is_harmless_and_bounded(text, length):
     assert {c for c in lines if unicodedata.category(c).startswith("C")} <= {"\n"}
 
 
-def test_a_url_is_shown_without_what_may_be_secret():
+def test_a_url_is_shown_without_its_possible_secrets():
     assert digest.shown_url("https://u:pw@h.example:8443/a b?token=1#x") == "https://h.example:8443/a%20b"
     assert digest.shown_url("https://[::1") == ""
     assert digest.host_of("https://u:pw@H.example/x") == "h.example"

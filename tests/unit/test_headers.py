@@ -65,7 +65,7 @@ def test_there_is_a_bound_and_each_name_is_there_once():
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=20)), max_size=3))
-def test_whatever_is_let_through_is_a_line_each(lines):
+def test_each_accepted_header_is_one_line(lines):
     try:
         made = headers.static_lines(lines)
     except ValueError:

@@ -202,7 +202,7 @@ def test_a_copy_does_not_become_home_because_its_original_is_stopped():
         assert why_moved(where, stays, {**gone, REMOTE: answer}) is None
 
 
-def test_a_local_address_of_another_machine_cannot_say_that_it_is_no_rival():
+def test_a_local_address_of_another_machine_does_not_rule_out_a_rival():
     where = here(server="pg2:5432")
     stays = (Stay("other", "localhost:6543", None, 0, (), rival="localhost:5432"), stay())
     assert to_ask(where, stays) == (REMOTE,)

@@ -793,7 +793,7 @@ def test_the_probe_is_the_oldest_parked_one_where_there_are_any():
     assert lanes.refill_quota(1, 10.0) == 0
 
 
-def test_answers_to_what_was_sent_before_it_opened_change_nothing():
+def test_answers_to_requests_sent_before_it_opened_change_nothing():
     lanes = make(policy=SOON)
     lane = fill(lanes, 1, 9)
     answer(lanes, lane, start(lanes)[0][1])
@@ -807,7 +807,7 @@ def test_answers_to_what_was_sent_before_it_opened_change_nothing():
     assert not lane.proved
 
 
-def test_a_probe_that_is_taken_out_or_proves_nothing_is_none():
+def test_a_probe_that_is_taken_out_or_proves_nothing_does_not_count():
     lanes = make(policy=SOON)
     lane, _ = opened(lanes)
     lanes.offer(lane, delivery(), 10.0)

@@ -266,7 +266,7 @@ def test_of_more_lines_than_are_remembered_each_is_looked_at():
     assert seen == set(names)
 
 
-def test_an_endpoint_that_is_let_go_of_gives_back_what_waits():
+def test_a_released_endpoint_gives_back_its_waiting_deliveries():
     order, lanes, lane = quiet()
     deliveries = [delivery_of(n) for n in range(3)]
     for each in deliveries:

@@ -54,7 +54,7 @@ def test_others_that_rest_are_not_taken():
     assert (pending.takeable, pending.take(500)) == (0, [])
 
 
-def test_an_outcome_replaces_what_was_said_before_of_its_delivery():
+def test_an_outcome_replaces_earlier_writes_of_its_delivery():
     pending, same = Pending(), delivery()
     pending.put(kept(same), 1.0)
     pending.put(kept(same), 2.0)
@@ -81,7 +81,7 @@ def test_only_outcomes_have_an_age_for_the_gate():
     assert (pending.oldest_outcome_at, pending.oldest_at) == (2.0, 1.0)
 
 
-def test_later_writes_of_a_delivery_stay_behind_what_is_set_aside():
+def test_later_writes_of_a_delivery_stay_behind_delayed_ones():
     pending, same = Pending(), delivery()
     first, second, other = kept(same), outcome(same), outcome(delivery(2))
     assert pending.set_aside(first, DelayedOutcomes.LOCKED, 1.0)

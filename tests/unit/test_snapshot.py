@@ -323,7 +323,7 @@ def test_overdue_are_the_open_ones_of_pages_read_before():
 
 
 @pytest.mark.parametrize(("duplicate", "overdue"), [(False, True), (True, False), (None, False)])
-def test_what_is_or_may_be_a_duplicate_is_never_overdue(duplicate, overdue):
+def test_a_known_or_possible_duplicate_is_never_overdue(duplicate, overdue):
     shard = ShardLog(0, A)
     one = delivery(shard.page(B, 1.0))
     one.event.options = EventOptions(dedupe_key="d", duplicate=duplicate)

@@ -20,7 +20,7 @@ from pghookd.webhook.profile import CUSTOM, NAMES, SPEC_NAMES
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Rule:
-    """The rule behind one constraint.
+    """The demand of one constraint.
 
     Attributes:
         option: the option or argument, as the operator types it.

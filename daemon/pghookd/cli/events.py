@@ -32,7 +32,7 @@ from pghookd.cli.terminal import (
 
 @click.group(cls=Group)
 def event() -> None:
-    """Find events and their deliveries."""
+    """Look up events and their deliveries."""
 
 
 @event.command("why")

@@ -113,7 +113,7 @@ class Attempts:
         self.terms = terms
 
     async def make(self, lane: Lane, delivery: Delivery) -> Write:
-        """Make one attempt at a delivery; return the write that records it. Never raises, even if the row is broken."""
+        """Make one attempt at a delivery; return the outcome to record. Never raises, even for a malformed row."""
         if self._suspects is None:
             return await self._send(lane, delivery)
         async with self._suspects.named(delivery):

@@ -1,1 +1,1 @@
-"""Reads the log: new events page by page, and deferred events once their sites have room."""
+"""Reads the log: new events, page by page, and the events that sites without room have left there."""

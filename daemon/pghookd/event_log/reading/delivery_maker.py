@@ -1,4 +1,4 @@
-"""The fan-out, as the reader of the log uses it."""
+"""The interface of the fan-out that reading the log needs."""
 
 from __future__ import annotations
 

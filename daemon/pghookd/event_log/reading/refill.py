@@ -1,4 +1,4 @@
-"""Makes deliveries of deferred events once their site has room.
+"""Takes deferred events back: what a site has left in the log is made into deliveries once it has room.
 
 Sites take turns. An event deferred for too long, or without a lane that could ever take it, becomes a row.
 
@@ -22,10 +22,10 @@ from pghookd.event_log.rows import EventRow
 from pghookd.postgres.client import Session, query
 from pghookd.scheduling.ordering import Order
 
-PAUSE_S: Final = 0.002  # least pause after a round without a site that has room
-PATIENCE_S: Final = 0.016  # a few events wait this long for more, to be worth the statements
-ASIDE_CHUNK: Final = 500  # deliveries, and events, that one look at deferred events takes
-ASIDE_LEAST: Final = 100  # with fewer events a look waits for more sites with room, but not for long
+PAUSE_S: Final = 0.002  # least time between two reads that find nothing
+PATIENCE_S: Final = 0.016  # so long a few events wait for more, to be worth the statements
+ASIDE_CHUNK: Final = 500  # deliveries, and events, that one read of deferred events takes
+ASIDE_LEAST: Final = 100  # with fewer events a read waits for more sites with room, but not for long
 ASIDE_FOR_S: Final = (
     60.0  # a site without room for this long has some events parked, so that the stored position moves on
 )
@@ -33,7 +33,7 @@ STUCK_S: Final = 1.0  # a site without room for this long has its lanes checked 
 SHED_EVERY_S: Final = 0.2  # least time between two such checks: each examines every lane
 LOOK_S: Final = 250e-6  # pause for each site without room; finding that out took 2 to 6 us
 ASIDE_LONG_S: Final = 900.0  # an event is deferred no longer than this, whether there is room or not
-ASIDE_PARKED: Final = 200  # deliveries parked then in one look
+ASIDE_PARKED: Final = 200  # deliveries parked then in one step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Reads which deliveries of some events are settled already.
 
-Never here: the choice of events (pages, refill).
+Never here: the choice of the events (pages, refill).
 """
 
 from __future__ import annotations
