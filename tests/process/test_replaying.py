@@ -68,7 +68,8 @@ async def test_the_end_of_watching_stops_nothing(db, database, dead, until):
     environ = {**os.environ, "PGHOOKD_DATABASE_URL": database}
     command = [sys.executable, "-m", "pghookd", "replay", "--site", "s", "--go"]
     watching = await asyncio.create_subprocess_exec(*command, env=environ, stdout=subprocess.PIPE)
-    looks = "select 1 from pg_stat_activity where application_name = 'pghookd/replay' and query like '-- How far%'"
+    looks = """select 1 from pg_stat_activity
+        where application_name = 'pghookd/replay' and query like '%where replay_id = $1%'"""
     await until(lambda: db.fetchval(looks), 20.0)
     watching.send_signal(signal.SIGINT)
     said, _ = await asyncio.wait_for(watching.communicate(), 20.0)
