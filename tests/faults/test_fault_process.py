@@ -27,7 +27,8 @@ SETTINGS = {
     "recorder_batch_max": BATCH_MAX,
 }
 UNRECORDED_MAX = CONCURRENCY + BATCH_MAX
-THOUSAND = {"delivery_concurrency": 1000, "delivery_endpoint_concurrency": 100}
+# A site may have half of the request slots, and a host five eighths.
+THOUSAND = {"delivery_concurrency": 2000, "delivery_endpoint_concurrency": 100}
 ENDPOINTS = 12  # each takes a hundred at once
 FAKETIME = [*Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")]
 if os.environ.get("PGHOOKD_TEST_FAKETIME"):
