@@ -25,7 +25,9 @@ _NETWORK_BITS: Final = {4: 24, 6: 48}  # the largest network that a provider usu
 
 def a_label(domain: str) -> str:
     """Return a domain in lower case and ASCII, without a trailing dot; as it is if it cannot be encoded."""
-    plain = domain.strip().rstrip(".").lower()
+    plain = domain.lower()
+    while (shorter := plain.strip().rstrip(".")) != plain:  # spaces may precede the dot
+        plain = shorter
     if plain.isascii():
         return plain
     try:
