@@ -13,7 +13,7 @@ import functools
 from collections.abc import Mapping
 from typing import Final
 
-from pghookd.model.wrong_values import quoted
+from pghookd.settings.wrong_values import quoted
 from pghookd.webhook.headers import COUNT_MAX
 from pghookd.webhook.profile import CUSTOM, NAMES, SPEC_NAMES
 

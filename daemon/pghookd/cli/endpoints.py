@@ -34,7 +34,7 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
-from pghookd.model.wrong_values import json_kind, quoted
+from pghookd.settings.wrong_values import json_kind, quoted
 
 if TYPE_CHECKING:
     from pghookd.encryption.encrypt_at_rest import Progress

@@ -36,7 +36,7 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
-from pghookd.model.wrong_values import quoted
+from pghookd.settings.wrong_values import quoted
 
 if TYPE_CHECKING:
     from pghookd.egress.destination import Destination, Refusal

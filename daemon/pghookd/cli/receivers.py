@@ -32,7 +32,7 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
-from pghookd.model.wrong_values import quoted
+from pghookd.settings.wrong_values import quoted
 
 if TYPE_CHECKING:
     from pghookd.cli.devtools.printing_receiver import Received

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
-from pghookd.model.wrong_values import quoted
+from pghookd.settings.wrong_values import quoted
 
 if TYPE_CHECKING:
     from rich.console import Console

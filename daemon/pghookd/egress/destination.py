@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from pghookd.model.wrong_values import quoted
 from pghookd.settings.network import NUMBER, PORT_DIGITS_MAX, Address, EgressPolicy, host_name
+from pghookd.settings.wrong_values import quoted
 
 URL_LENGTH_MAX = 2048  # characters; the same as the schema's CHECK
 ORIGINS_MAX = 4096  # cached origins, about 0.5 KB each

@@ -324,7 +324,7 @@ class ContentWriter:
             yield self._say(f"cause.{self._cause_key(first)}", **values)
 
     def _consequence(self, group: Sequence[MailSection]) -> Iterator[str]:
-        """Yield sentences with the numbers of late, waiting, held and lost events."""
+        """Yield one sentence each for delayed, waiting, held and lost events, with their numbers."""
         until = earliest(group, lambda each: each.held_until_us)
         if group[0].kind is Kind.HELD_EXPIRING:
             until = None  # the lead already has the date

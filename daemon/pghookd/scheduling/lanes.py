@@ -47,9 +47,9 @@ START_WIDTH: Final = 2.0  # requests in flight of a lane without a success yet
 STUCK_AFTER_S: Final = 1.0  # a lane whose next delivery has waited this long does not keep up
 MEASURE_EVERY_S: Final = 0.5
 BUSY_PER_S: Final = 2000.0  # deliveries; at this throughput waiting for room costs less than parking
-LIVE_TURNS: Final = 3  # turns of live traffic for one turn of late work, while both wait
+LIVE_TURNS: Final = 3  # live deliveries started for each late one, while both wait
 GROWTHS_A_PROBE: Final = 3  # how many times a pace grows by e within `probe_s`
-PACED_AHEAD_S: Final = 2.0  # seconds of late work that a lane with a pace takes into memory
+PACED_AHEAD_S: Final = 2.0  # a lane with a pace takes so many seconds of late deliveries into memory
 PACED_LEAST: Final = 4
 HANGS_MAX: Final = 3  # timeouts in a row of a lane without a success: low, since each holds a slot for long
 LANE_SHARE: Final = 4  # an endpoint may hold a quarter of all slots, whatever its `concurrency` is
@@ -141,7 +141,7 @@ class Lane(Member):
         in_turn: True if it takes part in the turns, or waits for a share of slots or for a payload.
         rests_at: monotonic seconds at which it takes part again, while a pause, rate or pace holds it; NEVER if none.
         led: live deliveries started since the last late one.
-        pace: the pace of late work during catch-up; None if only the width limits it.
+        pace: how fast late deliveries start during catch-up; None if only the width limits them.
         probe: the delivery queued or in flight as the probe of an open breaker; None if there is none.
         curbed: True if it has a rate or is paused, which must be checked before each start.
         rate: limits how often requests may start; None if only the width limits them.

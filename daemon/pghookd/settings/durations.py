@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from pghookd.settings.wrong_values import quoted
+
 NO_RETRY: Final = "none"  # a schedule without waits: a single attempt
 SCHEDULE_STEPS_MAX: Final = 100
 WAIT_S_MAX: Final = 30 * 86400.0
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_QUOTED_MAX: Final = 40  # characters of a wrong duration
 _STEP: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)", re.ASCII)
 
 
@@ -32,8 +33,8 @@ def parse_schedule(text: str) -> tuple[float, ...]:
 def _step_s(step: str) -> float:
     match = _STEP.fullmatch(step)
     if match is None:
-        raise ValueError(f"{step[:_QUOTED_MAX]!r} is not a duration such as 5s, 5m, 2h or 1d")
+        raise ValueError(f"{quoted(step)} is not a duration such as 5s, 5m, 2h or 1d")
     seconds = float(match[1]) * _UNITS_S[match[2]]
     if not 0.0 < seconds <= WAIT_S_MAX:
-        raise ValueError(f"{step[:_QUOTED_MAX]!r} is not a duration of more than 0 and at most 30 days")
+        raise ValueError(f"{quoted(step)} is not a duration of more than 0 and at most 30 days")
     return seconds

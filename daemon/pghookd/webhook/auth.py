@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 import orjson
 
 from pghookd.model.client_certificate import ClientCertificate
-from pghookd.model.wrong_values import json_kind
+from pghookd.settings.wrong_values import json_kind
 
 LENGTH_MAX: Final = 16384  # characters of the whole text
 TEXT_MAX: Final = 2048  # characters of one value that is neither a token nor PEM

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from pghookd.model.wrong_values import json_kind, quoted
+from pghookd.settings.wrong_values import json_kind, quoted
 from pghookd.webhook.envelope import fit_source
 from pghookd.webhook.headers import COUNT_MAX, check_name, check_value
 from pghookd.webhook.signing import PRIVATE_PREFIX, key_of

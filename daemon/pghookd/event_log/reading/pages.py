@@ -229,9 +229,11 @@ class Pages:
             if found is None:
                 continue
             if found.slice_end is not None:
-                wanting = len(found.endpoints)
+                wanting = found.count
+            elif only is None:
+                wanting = len(found.of(kind))
             else:
-                wanting = len(found.of(kind)) if only is None else 1
+                wanting = 1
             if wanting:
                 left.setdefault(site_id, []).extend(event_ids)
                 pairs[site_id] += wanting * len(event_ids)
@@ -252,7 +254,7 @@ class Pages:
         part = DeferredPart(
             page.ticket(takers.shard),
             difference,
-            len(takers.endpoints),
+            takers.count,
             weight,
             now,
             ids_of(event_ids),

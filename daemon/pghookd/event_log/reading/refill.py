@@ -31,6 +31,7 @@ ASIDE_FOR_S: Final = (
 )
 STUCK_S: Final = 1.0  # a site without room for this long has its lanes checked for the cause
 SHED_EVERY_S: Final = 0.2  # least time between two such checks: each examines every lane
+PLACE_S: Final = 80e-6  # pause for each site whose deliveries wait for room; finding none took 2 us
 LOOK_S: Final = 250e-6  # pause for each site without room; finding that out took 2 to 6 us
 ASIDE_LONG_S: Final = 900.0  # an event is deferred no longer than this, whether there is room or not
 ASIDE_PARKED: Final = 200  # deliveries parked then in one step
@@ -124,7 +125,7 @@ class Refill:
         placed = self._fan_out.place()
         self._note_read(placed)
         if not placed:
-            self._place_at = now + self._fan_out.hands * LOOK_S
+            self._place_at = now + self._fan_out.hands * PLACE_S
         return len(placed)
 
     @property
