@@ -419,7 +419,7 @@ def parameters(day, event_id):
         "read_newest_event_id": (),
         "read_new_events": (SNAPSHOT, 0, 0, 10),
         "read_events_page": (SNAPSHOT, SNAPSHOT, 0, event_id, 10, None, 16, []),
-        "skim_events": (SNAPSHOT, SNAPSHOT, 0, event_id, 10, None, 16, ["s"]),
+        "skim_events": (SNAPSHOT, SNAPSHOT, 0, event_id, 10, None, 16),
         "read_settled": (0, event_id, 9),
         "read_settled_events": (events, event_id, event_id, 0, 9),
         "read_events": (events, event_id, event_id),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 
 import orjson
 
@@ -275,13 +274,10 @@ class Database:
         ]
         return sorted(found)[:page]
 
-    def skim_events(self, since, upto, last, newest, page, only, shards, behind):
-        run = itertools.takewhile(
-            lambda event: event[1] in behind,
-            self.read_events_page(since, upto, last, newest, page, only, shards, ()),
-        )
+    def skim_events(self, since, upto, last, newest, page, only, shards):
         groups = {}
-        for event_id, site_id, kind, _, endpoint_id, *_ in run:
+        events = self.read_events_page(since, upto, last, newest, page, only, shards, ())
+        for event_id, site_id, kind, _, endpoint_id, *_ in events:
             groups.setdefault((site_id, kind, endpoint_id), []).append(event_id)
         return [(*key, event_ids) for key, event_ids in groups.items()]
 

@@ -126,8 +126,8 @@ class ClosesPagesEarly(Pages):
 class SkimsTooFar(Pages):
     """Passes one event more than it has left in the log."""
 
-    async def _skim(self, walk, behind):
-        count = await super()._skim(walk, behind)
+    async def _skim(self, walk):
+        count = await super()._skim(walk)
         walk.last_event_id += count > 0
         return count
 

@@ -187,29 +187,24 @@ def test_sites_take_turns_and_within_a_site_its_lanes():
     assert len(began) == 50 + 16  # a site has at most a half of all slots
 
 
-def room_for(lanes, site, endpoints):
-    """Return how many more deliveries memory takes at once of a site."""
-    return lanes.rooms_for([(site, endpoints)])[site]
-
-
 def use_up(lanes, site, endpoints=9):
     """Queue for a site whatever memory has room for."""
     number = len(lanes.by_endpoint) + 1
-    while (room := room_for(lanes, site, endpoints)) > 0:
+    while (room := lanes.room_for(site, endpoints)) > 0:
         fill(lanes, number, room, site=site)
     return lanes.by_endpoint[number].site.queued
 
 
 def test_a_site_alone_has_a_quarter_of_the_memory_at_most():
     lanes = make(queue_max=4000)
-    assert room_for(lanes, "unknown", 1) == room_for(lanes, "unknown", 50) == SITE_PAGE_MAX
+    assert lanes.room_for("unknown", 1) == lanes.room_for("unknown", 50) == SITE_PAGE_MAX
     fill(lanes, 1, 400, site="s")
-    assert room_for(lanes, "s", 1) == LANE_QUEUE_MAX // 2 - 400
+    assert lanes.room_for("s", 1) == LANE_QUEUE_MAX // 2 - 400
     alone = use_up(make(queue_max=4000), "t")
     assert (4000 - 4000 // RESERVE) // 4 <= alone <= 4000 // 4
     assert use_up(lanes, "t") < alone
     start(lanes)
-    assert room_for(lanes, "s", 9) > 0
+    assert lanes.room_for("s", 9) > 0
 
 
 def test_however_many_sites_use_up_their_part_another_has_room():
@@ -217,25 +212,25 @@ def test_however_many_sites_use_up_their_part_another_has_room():
     for number in range(15):
         assert use_up(lanes, f"s{number}") >= SITE_LEAST
     assert not lanes.full
-    assert room_for(lanes, "quiet", 1) == SITE_LEAST
+    assert lanes.room_for("quiet", 1) == SITE_LEAST
 
 
 def test_the_log_is_read_again_for_a_site_if_much_of_its_share_is_free():
     lanes = make(concurrency=400, endpoint_concurrency=100)
     fill(lanes, 1, LANE_QUEUE_MAX // 2 - 200, site="s").resize(100)
-    assert (room_for(lanes, "s", 1), lanes.refill_for("s", 1)) == (200, 0)
+    assert (lanes.room_for("s", 1), lanes.refill_for("s", 1)) == (200, 0)
     start(lanes)
-    assert lanes.refill_for("s", 1) == room_for(lanes, "s", 1) == 300
+    assert lanes.refill_for("s", 1) == lanes.room_for("s", 1) == 300
 
 
 def test_a_site_has_its_part_of_the_bytes():
     lanes = make(queue_bytes_max=400)
     lane = lanes.lane(endpoint(1, site="s"))
     lanes.offer(lane, delivery(payload=b"x" * 99), 0.0)
-    assert room_for(lanes, "s", 1) > 0
+    assert lanes.room_for("s", 1) > 0
     lanes.offer(lane, delivery(payload=b"x"), 0.0)
-    assert room_for(lanes, "s", 1) == 0
-    assert room_for(lanes, "other", 1) > 0
+    assert lanes.room_for("s", 1) == 0
+    assert lanes.room_for("other", 1) > 0
 
 
 def test_lanes_that_do_not_keep_up_give_way_to_others_of_their_site():

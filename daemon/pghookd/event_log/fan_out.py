@@ -97,14 +97,12 @@ class FanOut:
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
-    def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Return per site how many deliveries may be made; 0 or less if none. A site comes with its endpoint count."""
-        rooms = self._lanes.rooms_for(sites)
-        if self._unwritten:
-            rooms = {site_id: min(room, self._unwritten.room_for(site_id)) for site_id, room in rooms.items()}
-        for site_id in self._hands.keys() & rooms.keys() if self._hands else ():
-            rooms[site_id] = 0
-        return rooms
+    def room_for(self, site_id: str, endpoints: int) -> int:
+        """Return how many deliveries of a site, which has so many endpoints, may be made; 0 or less if none."""
+        if self._hands and site_id in self._hands:
+            return 0
+        room = self._lanes.room_for(site_id, endpoints)
+        return min(room, self._unwritten.room_for(site_id)) if self._unwritten else room
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
         """Return the same for one site, but 0 or less if reading the log again is not worth it."""
@@ -122,7 +120,7 @@ class FanOut:
         self,
         rows: Iterable[EventRow],
         takers: Mapping[str, Takers],
-        room: dict[str, int],
+        rooms: dict[str, int],
         ticket_of: Callable[[int], Ticket],
         settled: set[tuple[int, int]],
         now: float,
@@ -132,7 +130,8 @@ class FanOut:
         Args:
             rows: events, by ascending id within each site; the caller bounds their number of deliveries.
             takers: the endpoints of each site; events of other sites make no deliveries.
-            room: per site, how many deliveries it may have; the deliveries made are subtracted.
+            rooms: per site, how many deliveries it may have, `room_for` where a site is missing; the deliveries made
+                are subtracted.
             ticket_of: returns the ticket for the events of a shard.
             settled: pairs of event and endpoint that are already settled.
             now: monotonic seconds.
@@ -148,11 +147,15 @@ class FanOut:
                 wanting = [each for each in wanting if (event_id, each.endpoint_id) not in settled]
             if not wanting:
                 continue
-            if room.get(site_id, 0) <= 0:
+            room = rooms.get(site_id)
+            if room is None:
+                room = self.room_for(site_id, of_site.count)
+            if room <= 0:
+                rooms[site_id] = room
                 dealt.left.setdefault(site_id, []).append(event_id)
                 dealt.left_pairs[site_id] += len(wanting)
                 continue
-            room[site_id] -= len(wanting)
+            rooms[site_id] = room - len(wanting)
             dealt.pairs += len(wanting)
             self._make(event_of(row), wanting, ticket_of(of_site.shard), dealt.work, now)
         return dealt
@@ -288,13 +291,9 @@ class FanOut:
         return None
 
     def _offer(self, work: list[Pair], *, park: bool) -> None:
-        lanes = self._lanes
-        known: dict[int, Lane] = {}
         now = self._monotonic()
         for endpoint, delivery in work:
-            lane = known.get(endpoint.endpoint_id)
-            if lane is None:
-                lane = known[endpoint.endpoint_id] = lanes.lane(endpoint)
+            lane = self._lanes.lane(endpoint)
             if is_ordered(endpoint) and delivery.event.endpoint_id is None:
                 self._order.assign(delivery)
             if not valid_type(delivery.event.type):

@@ -19,7 +19,7 @@ import heapq
 import itertools
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple, cast
 
 from pghookd.model.delivery import Delivery, Endpoint, Loaded, Reason
@@ -347,7 +347,11 @@ class Lanes:
         return min(endpoint.concurrency or self._endpoint_concurrency, most)
 
     def _host(self, endpoint: Endpoint) -> Host:
-        return self._hosts.setdefault(host_and_port(endpoint.url), Host())
+        name = host_and_port(endpoint.url)
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = Host()
+        return host
 
     def _breaker(self, endpoint: Endpoint) -> Breaker:
         return self._reopened.pop(endpoint.endpoint_id, None) or Breaker(self._policy)
@@ -423,37 +427,30 @@ class Lanes:
         fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
         return 2 * lane.in_flight < self._slots.size and (self.starving or not fed)
 
-    def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Return how many more deliveries of each site fit into memory now; 0 or less if none.
+    def room_for(self, site_id: str, endpoints: int) -> int:
+        """Return how many more deliveries of a site, which has so many endpoints, fit into memory; 0 or less if none.
 
         A site may hold a third of the free memory, so that a site alone holds a quarter of all memory. A tenth of the
         memory is reserved: it gives every site SITE_LEAST deliveries, however much the others hold.
-
-        Args:
-            sites: site ids, each with the site's number of endpoints.
         """
-        if self.full:
-            return {site_id: 0 for site_id, _ in sites}
-        part, bytes_left = max(SITE_LEAST, self._part()), self._queue_bytes_max - self.queued_bytes
-        site_of = self._sites.get
-        rooms: dict[str, int] = {}
-        for site_id, count in sites:
-            most = min(part, count * LANE_QUEUE_MAX // 2)
-            site = site_of(site_id)
-            if site is not None and site.queued:
-                most = most - site.queued if SITE_SHARE * site.queued_bytes < bytes_left else 0
-            rooms[site_id] = min(most, SITE_PAGE_MAX)
-        return rooms
+        bytes_left = self._queue_bytes_max - self.queued_bytes
+        if self.queued >= self._queue_max or bytes_left <= 0:
+            return 0
+        most = self._most(endpoints)
+        site = self._sites.get(site_id)
+        if site is not None and site.queued:
+            most = most - site.queued if SITE_SHARE * site.queued_bytes < bytes_left else 0
+        return min(SITE_PAGE_MAX, most)
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
         """Return the room of one site; 0 if it is below both REFILL_LEAST and half of the site's part."""
-        room = self.rooms_for([(site_id, endpoints)])[site_id]
-        most = min(max(SITE_LEAST, self._part()), endpoints * LANE_QUEUE_MAX // 2)
-        return room if room >= min(REFILL_LEAST, most / 2) else 0
+        room = self.room_for(site_id, endpoints)
+        return room if room >= min(REFILL_LEAST, self._most(endpoints) / 2) else 0
 
-    def _part(self) -> int:
-        """Return how many deliveries one site may have in memory, given how many are queued in all."""
-        return (self._queue_max - self._queue_max // RESERVE - self.queued) // SITE_SHARE
+    def _most(self, endpoints: int) -> int:
+        """Return the share of memory of a site with so many endpoints, in deliveries, while others hold theirs."""
+        part = (self._queue_max - self._queue_max // RESERVE - self.queued) // SITE_SHARE
+        return min(max(SITE_LEAST, part), endpoints * LANE_QUEUE_MAX // 2)
 
     def measure(self, now: float) -> None:
         """Measure the throughput and set `patience_s` from it; call it a few times a second.

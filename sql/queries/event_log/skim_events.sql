@@ -1,9 +1,9 @@
--- The events of a page of read_events_page up to the first that is not of certain sites, by their ids alone: events
--- left in the log for a while need no more. Found in the same way. $1 pg_snapshot: the last read; $2 pg_snapshot: up to
--- this one; $3 bigint: after this event_id; $4 bigint: up to this one; $5 int: events; $6 int[]: only these shards,
--- null: all; $7 int: number of shards; $8 text[]: the sites.
-with page as (
-  select event_id, site_id, type, endpoint_id, site_id = any ($8) as is_left
+-- The events of a page of read_events_page by their ids alone: events left in the log for a while need no more. Found
+-- in the same way. $1 pg_snapshot: the last read; $2 pg_snapshot: up to this one; $3 bigint: after this event_id;
+-- $4 bigint: up to this one; $5 int: events; $6 int[]: only these shards, null: all; $7 int: number of shards.
+select site_id, type, endpoint_id, array_agg(event_id) as event_ids
+from (
+  select event_id, site_id, type, endpoint_id
   from (
     select xid, event_id, site_id, type, endpoint_id
     from webhooks.events
@@ -13,8 +13,5 @@ with page as (
   where pg_visible_in_snapshot(xid, $2) and not pg_visible_in_snapshot(xid, $1)
     and ($6::int[] is null or mod(mod(hashtextextended(site_id, 0), $7) + $7, $7) = any ($6))
   order by event_id
-  limit $5)
-select site_id, type, endpoint_id, array_agg(event_id) as event_ids
-from page
-where event_id < coalesce((select min(event_id) from page where not is_left), 9223372036854775807)
+  limit $5) page
 group by site_id, type, endpoint_id

@@ -26,10 +26,6 @@ class DeliveryMaker(Protocol):
         """Place waiting deliveries; return the sites that had some placed."""
         ...
 
-    def rooms_for(self, sites: Iterable[tuple[str, int]]) -> dict[str, int]:
-        """Return per site how many deliveries may be made; 0 or less if none. A site comes with its endpoint count."""
-        ...
-
     def refill_for(self, site_id: str, endpoints: int) -> int:
         """Return the same for one site, but 0 or less if reading the log again is not worth it."""
         ...
@@ -46,7 +42,7 @@ class DeliveryMaker(Protocol):
         self,
         rows: Iterable[EventRow],
         takers: Mapping[str, Takers],
-        room: dict[str, int],
+        rooms: dict[str, int],
         ticket_of: Callable[[int], Ticket],
         settled: set[tuple[int, int]],
         now: float,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias, cast
 
 from pghookd.event_log.position import Difference, EventLog, Page, Position, ShardLog, Snapshot, XidMarks
@@ -19,15 +19,16 @@ from pghookd.event_log.reading.refill import PAUSE_S, Refill
 from pghookd.event_log.reading.settled import read_settled
 from pghookd.event_log.reading.takers import PAIRS_A_STEP, SITES_A_READ, WHOLE, Takers
 from pghookd.event_log.rows import EventRow
-from pghookd.postgres.client import Session, query
+from pghookd.postgres.client import Row, Session, query
 
 PAGE: Final = 1000  # events
-SKIM: Final = 5000  # ids read at once of events whose sites are behind
-SKIM_FROM: Final = 0.9  # if these sites have this share of a page, the next read takes ids only
+SKIM: Final = 10_000  # ids read at once while all events are of sites that are behind
 ENDPOINTS_AT_ONCE: Final = 5000  # with this many, the sites read so far are processed before more are read
 BARE_SITES_MAX: Final = (
     16  # sites behind whose events are read without payload; each is compared with each row
 )
+
+EVENT_ID_MAX: Final = 2**63 - 1
 
 # Event ids by site, type and only endpoint (None if the event is for all).
 Groups: TypeAlias = dict[tuple[str, str, int | None], list[int]]
@@ -97,12 +98,11 @@ class Pages:
         walk = Walk(Difference(since, upto, again=shards is not None), logs, only, newest, last)
         found = taken = behind = 0
         while not walk.ended:
-            # These sites have no room in the next page. If they filled most of the last one, many more events follow.
-            sites = self._refill.deferred.largest(BARE_SITES_MAX)
-            is_run = taken >= PAGE and behind >= SKIM_FROM * taken
-            behind = taken = await self._skim(walk, sites) if is_run and sites else 0
+            # If the last page was all of sites that are behind, many more of their events are likely to follow.
+            is_run = taken >= PAGE and behind == taken
+            behind = taken = await self._skim(walk) if is_run else 0
             if not taken:
-                taken, behind = await self._read_page(walk, set(sites))
+                taken, behind = await self._read_page(walk)
             found += taken
             while self._refill.deferred.is_full:
                 self._refill.place()
@@ -112,31 +112,42 @@ class Pages:
             self._beat()
         return found
 
-    async def _read_page(self, walk: Walk, behind: set[str]) -> tuple[int, int]:
+    async def _read_page(self, walk: Walk) -> tuple[int, int]:
         """Read the next page; return the number of its events, and of those whose sites are behind."""
         since, upto = walk.difference.since, walk.difference.upto
-        where = (since, upto, walk.last_event_id, walk.newest, PAGE, walk.only, self._shards, list(behind))
+        bare = self._refill.deferred.largest(BARE_SITES_MAX)
+        where = (since, upto, walk.last_event_id, walk.newest, PAGE, walk.only, self._shards, bare)
         rows = cast("list[EventRow]", await self._session.fetch(query("read_events_page"), *where))
         walk.ended = len(rows) < PAGE
         walk.last_event_id = rows[-1][0] if rows else walk.last_event_id
+        deferred = self._refill.deferred.keys()
+        behind = sum(1 for row in rows if row[1] in deferred)
         await self.page(rows, walk.end, walk.logs, walk.difference)
-        return len(rows), sum(1 for row in rows if row[1] in behind)
+        return len(rows), behind
 
-    async def _skim(self, walk: Walk, behind: list[str]) -> int:
+    async def _skim(self, walk: Walk) -> int:
         """Defer the events up to the first of a site that is not behind, by id only; return their number."""
         since, upto = walk.difference.since, walk.difference.upto
-        where = (since, upto, walk.last_event_id, walk.newest, SKIM, walk.only, self._shards, behind)
+        where = (since, upto, walk.last_event_id, walk.newest, SKIM, walk.only, self._shards)
         rows = await self._session.fetch(query("skim_events"), *where)
-        groups: Groups = {(site_id, kind, only): event_ids for site_id, kind, only, event_ids in rows}
-        if not groups:
+        run = _first_run(rows, self._refill.deferred.keys())
+        if not run:
             return 0
-        count = sum(map(len, groups.values()))
-        walk.last_event_id = max(map(max, groups.values()))
-        takers = await self._endpoints.of_sites({site_id: WHOLE for site_id, _, _ in groups})
+        of_sites: dict[str, Groups] = {}
+        for key, event_ids in run.items():
+            of_sites.setdefault(key[0], {})[key] = event_ids
+        count = sum(map(len, run.values()))
+        walk.last_event_id = max(map(max, run.values()))
         page = Page(walk.logs, walk.end, self._monotonic())
         self._log.rows += count
-        ours = {site_id: found for site_id, found in takers.items() if found.shard in walk.logs}
-        self._leave_groups(groups, ours, page, walk.difference)
+        sites = list(of_sites)
+        for start in range(0, len(sites), SITES_A_READ):
+            takers = await self._endpoints.of_sites(dict.fromkeys(sites[start : start + SITES_A_READ], WHOLE))
+            ours = {site_id: found for site_id, found in takers.items() if found.shard in walk.logs}
+            groups = {key: event_ids for site_id in ours for key, event_ids in of_sites[site_id].items()}
+            self._leave_groups(groups, ours, page, walk.difference)
+            self._beat()
+            await asyncio.sleep(0)
         page.close()
         return count
 
@@ -165,7 +176,7 @@ class Pages:
         """Yield the events of a page with the endpoints of their sites, in groups of bounded numbers of endpoints."""
         sites = dict.fromkeys(row[1] for row in rows)
         takers = self._endpoints.known(sites)
-        unread = [site_id for site_id in sites if site_id not in takers]
+        unread = [site_id for site_id in sites if site_id not in takers] if len(takers) < len(sites) else []
         is_first, endpoints = True, 0
         for start in range(0, len(unread), SITES_A_READ):
             if endpoints >= ENDPOINTS_AT_ONCE:
@@ -180,12 +191,14 @@ class Pages:
         self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference
     ) -> None:
         settled: set[tuple[int, int]] = set()
-        sites = takers.keys() & {row[1] for row in rows} - self._refill.deferred.keys()
-        if difference.again and (roomy := [row[0] for row in rows if row[1] in sites]):
+        # An earlier step of the page may have deferred events of these sites.
+        rooms = dict.fromkeys(takers.keys() & self._refill.deferred.keys(), 0)
+        if difference.again and (
+            roomy := [row[0] for row in rows if row[1] in takers and row[1] not in rooms]
+        ):
             settled = await read_settled(self._session, roomy, WHOLE)
         now = self._monotonic()
-        room = self._fan_out.rooms_for((site_id, takers[site_id].count) for site_id in sites)
-        dealt = self._fan_out.deal(rows, takers, room, page.ticket, settled, now)
+        dealt = self._fan_out.deal(rows, takers, rooms, page.ticket, settled, now)
         for site_id, event_ids in dealt.left.items():
             weight = -(-dealt.left_pairs[site_id] // len(event_ids))
             self._leave(site_id, event_ids, weight, takers[site_id], page, difference, now)
@@ -263,6 +276,19 @@ class Pages:
             wide=takers.slice_end is not None,
         )
         self._refill.defer(site_id, part)
+
+
+def _first_run(rows: Sequence[Row], behind: Container[str]) -> Groups:
+    """Return the events before the first of a site that is not behind."""
+    end = min(
+        (min(event_ids) for site_id, *_, event_ids in rows if site_id not in behind), default=EVENT_ID_MAX
+    )
+    run: Groups = {}
+    for site_id, kind, only, event_ids in rows:
+        before = event_ids if end == EVENT_ID_MAX else [event_id for event_id in event_ids if event_id < end]
+        if before:
+            run[site_id, kind, only] = before
+    return run
 
 
 def _steps(rows: Sequence[EventRow], takers: Mapping[str, Takers]) -> Iterator[Sequence[EventRow]]:
