@@ -88,7 +88,7 @@ async def system(server, server_url, tmp_path_factory):
     if not sockets.is_absolute():
         pytest.skip("Postgres has no Unix socket here, and the unit's network has no other way out")
     if server is not None:
-        sockets.chmod(0o711)
+        _open(server, sockets)
     made = booted.Booted(tmp_path_factory.mktemp("booted"), sockets)
     try:
         made.boot()
@@ -99,6 +99,15 @@ async def system(server, server_url, tmp_path_factory):
     finally:
         made.close()
         _wait(made.gone)
+
+
+def _open(server, sockets):
+    """Allow the unit's user to connect with a password; by default only the user that runs the server may connect."""
+    sockets.chmod(0o711)
+    for each in sockets.glob(".s.PGSQL.*[0-9]"):
+        each.chmod(0o777)
+    access = server.data / "pg_hba.conf"
+    access.write_text(f"local all +webhooks_daemon scram-sha-256\n{access.read_text()}")
 
 
 def _wait(condition, seconds=20.0):
@@ -112,6 +121,7 @@ def _wait(condition, seconds=20.0):
 async def unit(system, admin, database, until):
     """Return the unit, stopped, with settings and a login of its own for `database`."""
     await migrate.migrate(database, roles=True)
+    await admin.execute("select pg_reload_conf()")
     role = f"pghookd_unit_{os.getpid()}"
     await admin.execute(f"create role {role} login password '{PASSWORD}' in role webhooks_daemon")
     made = Unit(system, until, _url(database, role))
