@@ -15,6 +15,7 @@ MODULES = {
     "pghookd.delivery.payload_pages",
     "pghookd.delivery.recording.positions",
     "pghookd.runtime.epoch",
+    "pghookd.runtime.loops",
     "pghookd.runtime.ownership",
     "pghookd.delivery.recording.recorder",
     "pghookd.delivery.replays",

@@ -19,6 +19,7 @@ from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry
 from pghookd.owner_mail import digest as digests
 from pghookd.postgres.client import query
+from pghookd.process import fail_points
 from support.crew import Diary, desk, seed, session_on, settings_of
 from support.ledger import DAY, SECOND, Endpoint, Ledger
 
@@ -935,8 +936,8 @@ async def test_a_second_monitor_mails_nothing_twice(house, story):
 
     beside = []
     other = house.make_care()
-    house.care = house.make_care(checkpoint=meanwhile)
-    await house.look(story.now + 7 * HOUR)
+    with fail_points.interrupted_by(meanwhile):
+        await house.look(story.now + 7 * HOUR)
     assert beside
     assert [kind for kind, _ in await kinds(house)] == ["failing", "reminder"]
 
@@ -961,8 +962,8 @@ async def test_a_failure_that_comes_while_care_decides_is_not_forgotten(house, s
             await house.record()
 
     missed = []
-    house.care = house.make_care(checkpoint=meanwhile)
-    await story.pass_s(1860, step=1860)
+    with fail_points.interrupted_by(meanwhile):
+        await story.pass_s(1860, step=1860)
     assert missed
     await house.look(story.now + SECOND)
     assert (await house.health(story.endpoint))["health"] in {"failing", "partly_failing"}

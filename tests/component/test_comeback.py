@@ -13,8 +13,8 @@ from pghookd.event_log.position import EventLog, Position, ShardLog, Snapshot, X
 from pghookd.event_log.rows import endpoint_of
 from pghookd.postgres import client
 from pghookd.postgres.client import query
-from pghookd.runtime.epoch import ID_CHARS_A_SECOND, NotificationRouter
-from pghookd.scheduling.lanes import Lanes
+from pghookd.runtime.notifications import ID_CHARS_A_SECOND, NotificationRouter
+from pghookd.scheduling.lanes import Lanes, LaneTerms
 from pghookd.scheduling.ordering import Order
 from support import crew
 from support.crew import living
@@ -227,21 +227,20 @@ class Bench:
         self.session = session
         self.now = 0.0
         self.writes = []
-        self.lanes = Lanes(**{"concurrency": 8, "endpoint_concurrency": 4, "queue_bytes_max": 10**6, **lanes})
+        self.lanes = Lanes(
+            LaneTerms(**{"concurrency": 8, "endpoint_concurrency": 4, "queue_bytes_max": 10**6, **lanes})
+        )
         self.order = Order(self.lanes)
         self.order.recovered = True
-        logger = crew.Diary().logger
+        context = crew.context_of(lambda: self.now, wall_us=lambda: 0, random01=lambda: 0.5)
         self.due = Backlog(
             self.lanes,
             self.order,
             EventLog(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, XidMarks()),
-            Filters(logger=logger, monotonic=lambda: self.now),
+            Filters(logger=context.logger, monotonic=context.monotonic),
+            context,
             shards=1,
             terms=BacklogTerms(),
-            logger=logger,
-            monotonic=lambda: self.now,
-            wall_us=lambda: 0,
-            random01=lambda: 0.5,
         )
 
     async def step(self, count=1):

@@ -12,6 +12,7 @@ import pytest
 
 from pghookd.owner_mail.digest import Kind
 from pghookd.owner_mail.mailer import BACKOFF_S, BURST, DOUBTS_MAX, HOLD_S, LOOK_EVERY_S, Bucket, Shares
+from pghookd.process import fail_points
 from pghookd.process.logs import LogEvent
 from support.mail_server import DROP, HANG, Mailbox
 from support.outbox import NOON_US, Clock, digest, office, run_until_killed
@@ -371,13 +372,14 @@ async def test_nothing_goes_out_in_clear(database):
 async def test_a_mail_that_was_replaced_meanwhile_is_not_sent(database, connect):
     beside = await connect(database)
 
-    async def checkpoint(name):
+    async def meanwhile(name):
         if name == "mail.read":
             await beside.execute("update webhooks.emails set state = 'superseded' where attempts = 0")
 
-    async with Mailbox() as box, office(database, box, checkpoint=checkpoint) as desk:
+    async with Mailbox() as box, office(database, box) as desk:
         email_id = await desk.queue(ANNA)
-        await desk.step()
+        with fail_points.interrupted_by(meanwhile):
+            await desk.step()
         row = await desk.row(email_id)
         assert (row["state"], row["attempts"], row["message_id"]) == ("superseded", 0, None)
         assert not box.mails
@@ -386,12 +388,13 @@ async def test_a_mail_that_was_replaced_meanwhile_is_not_sent(database, connect)
 async def test_the_steps_of_a_mails_way(database):
     passed = []
 
-    async def checkpoint(name):
+    async def note(name):
         passed.append((name, desk.mailer.sending))
 
-    async with Mailbox() as box, office(database, box, checkpoint=checkpoint) as desk:
+    async with Mailbox() as box, office(database, box) as desk:
         email_id = await desk.queue(ANNA)
-        await desk.step()
+        with fail_points.interrupted_by(note):
+            await desk.step()
     assert passed == [
         ("mail.read", None),
         *((f"mail.{step}", email_id) for step in ("claimed", "connected", "accepted", "recorded")),

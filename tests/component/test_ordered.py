@@ -15,7 +15,7 @@ from pghookd.event_log.payload_filter import Filters
 from pghookd.event_log.position import EventLog, Position, ShardLog, Snapshot, XidMarks
 from pghookd.postgres import client
 from pghookd.postgres.client import query
-from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.lanes import Lanes, LaneTerms
 from pghookd.scheduling.ordering import Order
 from support import crew
 from support.crew import living
@@ -220,20 +220,17 @@ class Counting:
 
 def scheduler():
     """Return a scheduler whose clock is fixed, with its lanes and lines."""
-    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    lanes = Lanes(LaneTerms(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6))
     order = Order(lanes)
-    logger = crew.Diary().logger
+    context = crew.context_of(lambda: 0.0, wall_us=lambda: 0, random01=lambda: 0.5)
     due = Backlog(
         lanes,
         order,
         EventLog(Snapshot(1, 1, ()), {0: ShardLog(0, Position(Snapshot(1, 1, ())))}, XidMarks()),
-        Filters(logger=logger, monotonic=lambda: 0.0),
+        Filters(logger=context.logger, monotonic=context.monotonic),
+        context,
         shards=1,
         terms=BacklogTerms(),
-        logger=logger,
-        monotonic=lambda: 0.0,
-        wall_us=lambda: 0,
-        random01=lambda: 0.5,
     )
     return due, lanes, order
 

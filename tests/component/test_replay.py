@@ -10,7 +10,7 @@ import pytest
 from pghookd.delivery.replays import Replays
 from pghookd.postgres import client
 from pghookd.runtime.sessions import PLANS
-from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.lanes import Lanes, LaneTerms
 from support.crew import Diary, living
 
 DAY = 2**32  # ids
@@ -342,7 +342,7 @@ async def test_kill_and_resume_lose_nothing_and_repeat_only_requests_in_flight(
 async def desk(database):
     """Return `await step(now)` and the Replays behind it, on a session like the recorder's."""
     session = await client.connect(database, name="record", settings=PLANS)
-    lanes = Lanes(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9)
+    lanes = Lanes(LaneTerms(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9))
     replays = Replays(
         lanes,
         made_due=lambda: None,  # rows stay where they were put

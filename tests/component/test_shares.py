@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pghookd.event_log.fan_out import REFRESH_EVERY_S, REFRESH_PAGE
+from pghookd.event_log import endpoint_changes
 from pghookd.event_log.reading.endpoints import SLICE
 from pghookd.event_log.reading.pages import PAGE, PAIRS_A_STEP
 from pghookd.postgres.client import query
@@ -257,7 +257,7 @@ async def test_many_sites_in_arrears_are_read_in_whole_chunks(database, session)
 
 
 async def test_endpoints_with_work_are_read_again_page_by_page(database, session):
-    await add(session, "flood", 3 * REFRESH_PAGE)
+    await add(session, "flood", 3 * endpoint_changes.PAGE)
     async with desk(database) as it:
         nothing_goes_out(it)
         await emit(session, "flood")
@@ -266,9 +266,9 @@ async def test_endpoints_with_work_are_read_again_page_by_page(database, session
             await it.reader.refill.take()
             await asyncio.sleep(0.001)
         said = spy_on(it.read_session)
-        it.clock.ahead_s += REFRESH_EVERY_S
+        it.clock.ahead_s += endpoint_changes.EVERY_S
         for _ in range(4):
             await it.reader._fan_out.attend()
         pages = [args[0] for sql, args, _ in said if sql == query("read_endpoints")]
-        assert [len(page) for page in pages] == [REFRESH_PAGE] * 3
-        assert len({endpoint_id for page in pages for endpoint_id in page}) == 3 * REFRESH_PAGE
+        assert [len(page) for page in pages] == [endpoint_changes.PAGE] * 3
+        assert len({endpoint_id for page in pages for endpoint_id in page}) == 3 * endpoint_changes.PAGE

@@ -136,7 +136,7 @@ async def test_a_kill_at_any_step_loses_no_digest_and_repeats_at_most_one(
     await shop.open("/a")
     receiver.paths["/a"] = lambda _request: Response(500)
     await shop.emit()
-    program = [str(SUPPORT / "checkpoints.py")]
+    program = [str(SUPPORT / "killed_daemon.py")]
     kill = {"PGHOOKD_TEST_KILL_AT": step}
     dying = await start(database, ready=False, environ=kill, program=program, **smtp(box))
     async with asyncio.timeout(30):

@@ -16,7 +16,7 @@ import pytest
 
 from pghookd.model import verdict
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reply
-from pghookd.scheduling.lanes import Lanes, Offer
+from pghookd.scheduling.lanes import Lanes, LaneTerms, Offer
 from pghookd.settings.durations import parse_schedule
 from pghookd.settings.schema import Settings
 from pghookd.webhook import judge
@@ -41,7 +41,7 @@ class Day:
         self.down = down
         self.now = 0.0
         self.rnd = random.Random(8)
-        self.lanes = Lanes(concurrency=512, endpoint_concurrency=LIMIT, queue_bytes_max=10**9)
+        self.lanes = Lanes(LaneTerms(concurrency=512, endpoint_concurrency=LIMIT, queue_bytes_max=10**9))
         self.lane = self.lanes.lane(
             Endpoint(1, "s", 0, "https://a.example/", ("*",), enabled=True, from_event_id=0)
         )

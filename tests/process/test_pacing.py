@@ -18,9 +18,9 @@ from pghookd.delivery.deliverer import STARTS_A_TURN, Deliverer
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
 from pghookd.model.outcome import BacklogWrite
 from pghookd.runtime import app
-from pghookd.scheduling.lanes import Lanes, Offer
+from pghookd.scheduling.lanes import Lanes, LaneTerms, Offer
 from pghookd.webhook.prepared import Defaults
-from support.crew import Diary, living, settings_of
+from support.crew import context_of, living, settings_of
 from support.receiver import Response
 
 RATE = 50.0
@@ -197,8 +197,8 @@ async def delivering(lanes, gate):
     settings, beaten = settings_of(""), asyncio.Event()
     async with app.sender_of(settings) as sender:
         deliverer = Deliverer(
-            sender, lanes, gate, None, DeliveryTerms(512, 8, 1000, Defaults.of(settings), 0), logger=Diary().logger,
-            monotonic=time.monotonic, wall_us=lambda: time.time_ns() // 1000, random01=lambda: 0.5, beat=beaten.set,
+            sender, lanes, gate, None, DeliveryTerms(512, 8, 1000, Defaults.of(settings), 0), context_of(),
+            beat=beaten.set,
         )  # fmt: skip
         running = asyncio.create_task(deliverer.run())
         await beaten.wait()
@@ -218,7 +218,7 @@ def queue(lanes, lane):
 
 
 async def test_a_delivery_taken_before_a_pause_and_not_sent_yet_stays(receiver, until):
-    lanes, gate = Lanes(concurrency=8, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
+    lanes, gate = Lanes(LaneTerms(concurrency=8, endpoint_concurrency=8, queue_bytes_max=10**6)), Gate()
     lane = lane_of(lanes, 1, receiver.url("/hook"))
     async with delivering(lanes, gate) as deliverer:
         delivery = queue(lanes, lane)
@@ -236,7 +236,7 @@ async def test_a_delivery_taken_before_a_pause_and_not_sent_yet_stays(receiver, 
 
 async def test_a_turn_of_the_event_loop_begins_a_few_requests_only(receiver, until):
     """Else each step towards another site's request waits for all that a site with fast receivers may have."""
-    lanes, gate = Lanes(concurrency=512, endpoint_concurrency=8, queue_bytes_max=10**6), Gate()
+    lanes, gate = Lanes(LaneTerms(concurrency=512, endpoint_concurrency=8, queue_bytes_max=10**6)), Gate()
     for endpoint_id in range(1, 201):
         queue(lanes, lane_of(lanes, endpoint_id, receiver.url("/hook")))
     async with delivering(lanes, gate) as deliverer:

@@ -17,30 +17,23 @@ from memory_postgres import MemorySession, snapshot_of
 from virtual import WHOSE
 
 from pghookd.delivery.attempt import DeliveryTerms
-from pghookd.delivery.backlog.due import Backlog, BacklogTerms
-from pghookd.delivery.deliverer import Deliverer
-from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
-from pghookd.delivery.replays import Replays
+from pghookd.delivery.backlog.due import BacklogTerms
+from pghookd.delivery.recording.recorder import RecorderTerms
 from pghookd.event_log import identity
-from pghookd.event_log.fan_out import FanOut
-from pghookd.event_log.payload_filter import Filters
-from pghookd.event_log.position import EventLog
-from pghookd.event_log.reading.endpoints import Endpoints
-from pghookd.event_log.reading.pages import Pages
-from pghookd.event_log.reading.reader import Reader
-from pghookd.event_log.reading.refill import Refill
+from pghookd.event_log.recovery import log_of
 from pghookd.event_log.rows import shard_of
 from pghookd.event_log.supersede import Keys
 from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.postgres.client import DatabaseAway, DatabaseError, query
-from pghookd.runtime import epoch
+from pghookd.process.context import Context
+from pghookd.runtime.assembly import Engine, EngineTerms, Parts, Start
 from pghookd.runtime.ownership import own
 from pghookd.scheduling import breaker
-from pghookd.scheduling.lanes import Lanes
-from pghookd.scheduling.ordering import Order
+from pghookd.scheduling.lanes import LaneTerms
 from pghookd.webhook import envelope, judge
 from pghookd.webhook.prepared import Defaults
 
+PARTS = {field.name for field in dataclasses.fields(Parts)}
 SHARDS = 2
 SERVER = identity.ServerIdentity(1, 1, "00000001", 0, in_recovery=False)
 LEASE_S = 5.0
@@ -116,52 +109,20 @@ class Crew:
     """The daemon's loops of one life, wired as an epoch wires them."""
 
     def __init__(self, instance, log, stored):
-        world, sessions = instance.world, instance.sessions
-        self._stored = stored
+        world, (read, record, work) = instance.world, instance.sessions
         self.news = asyncio.Event()
         self.logger = world.logger
-        loop, make = world.loop, world.make
-        rng = world.rng
-        common = {"logger": world.logger, "monotonic": loop.time}
-        self.lanes = make.get("lanes", Lanes)(
-            concurrency=world.concurrency,
-            endpoint_concurrency=4,
-            queue_bytes_max=world.queue_bytes_max,
-            policy=breaker.BreakerPolicy(6, 0.5, 1.0, 5.0),
-        )
-        filters = Filters(**common)
-        self.order = make.get("order", Order)(self.lanes)
-        self.due = make.get("due", Backlog)(
-            self.lanes,
-            self.order,
-            log,
-            filters,
-            shards=SHARDS,
-            terms=BacklogTerms(1.0, payload_bytes_max=10_000),
-            **common,
-            wall_us=world.database.now_us,
-            random01=rng.random,
-        )
-        self.replays = make.get("replays", Replays)(self.lanes, made_due=self.due.more_due, **common)
-        self.record_session = sessions[1]
-        self.recorder = make.get("recorder", Recorder)(
-            sessions[1],
-            log,
-            self.lanes,
-            self.order,
-            SERVER,
-            RecorderTerms(world.batch_max, 0.005, 1.0, LEASE_S),
-            **common,
-            recorded=lambda: self.deliverer.kick(),  # noqa: PLW0108 - made later
-            beat=lambda: None,
-        )
-        self.recorder.take_on(self.replays, self.due)
+        self.record_session = record
         policy = judge.RetryPolicy(world.schedule, 0.2, 0.5, 5.0, 1e6)
-        self.deliverer = Deliverer(
-            make.get("sender", Receivers)(instance),
-            self.lanes,
-            self.recorder,
-            sessions[2],
+        terms = EngineTerms(
+            LaneTerms(
+                concurrency=world.concurrency,
+                endpoint_concurrency=4,
+                queue_bytes_max=world.queue_bytes_max,
+                policy=breaker.BreakerPolicy(6, 0.5, 1.0, 5.0),
+            ),
+            BacklogTerms(1.0, payload_bytes_max=PAYLOAD_BYTES_MAX),
+            RecorderTerms(world.batch_max, 0.005, 1.0, LEASE_S),
             DeliveryTerms(
                 world.concurrency,
                 world.batch_max,
@@ -169,45 +130,25 @@ class Crew:
                 Defaults("sim", world.timeout_s, "standard", policy),
                 0,
             ),
-            **common,
-            wall_us=world.database.now_us,
-            random01=rng.random,
-            beat=lambda: None,
         )
-        endpoints = Endpoints(sessions[0], shards=SHARDS, monotonic=common["monotonic"])
-        self.fan_out = make.get("fan_out", FanOut)(
-            sessions[0],
-            log,
-            self.lanes,
-            self.order,
-            self.recorder,
-            filters,
-            endpoints,
-            shards=SHARDS,
-            kick=self.deliverer.kick,
-            **common,
+        self.engine = Engine(
+            Start(read, record, work, SERVER, stored, log),
+            world.make.get("sender", Receivers)(instance),
+            terms,
+            Context(world.logger, world.loop.time, world.database.now_us, world.rng.random),
+            beats=lambda _name: lambda: None,
+            parts=Parts(**{name: part for name, part in world.make.items() if name in PARTS}),
         )
-        reading = {"monotonic": common["monotonic"], "beat": lambda: None}
-        refill = make.get("refill", Refill)(sessions[0], self.order, self.fan_out, endpoints, **reading)
-        pages = make.get("pages", Pages)(
-            sessions[0], log, self.fan_out, endpoints, refill, shards=SHARDS, **reading
-        )
-        self.reader = Reader(sessions[0], log, pages, refill, self.fan_out, endpoints, **reading)
+        self.lanes, self.recorder = self.engine.lanes, self.engine.recorder
 
     async def run(self):
         """Live until something ends it."""
-        await self.due.begin(self.record_session, 0.0)
+        await self.engine.backlog.begin(self.record_session, 0.0)
         await self.recorder.begin()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._read())
+            group.create_task(self.engine.read(self))
             group.create_task(self.recorder.run())
-            group.create_task(self.deliverer.run())
-
-    async def _read(self):
-        for (position, floor, front), shards in epoch._walks(self._stored).items():
-            await self.reader.recover(position, epoch.XidMarks(floor, front), shards)
-        self.order.recovered = True
-        await self.reader.run(self)
+            group.create_task(self.engine.deliverer.run())
 
     async def sleep(self, read):
         """Sleep as the bell does: a last read after the ask, then until it rings."""
@@ -327,12 +268,12 @@ class Instance:
         reason = identity.why_foreign(SERVER, stored, now, world.database.last_value)
         if reason is not None:
             world.logger.broken.append(f"taken for another database: {reason}")
-        marks = epoch._marks(stored)
-        if "marks" in world.make:
-            marks = world.make["marks"](marks)
         world.note_firsts()
         keys = world.make.get("keys", Keys)(PAYLOAD_BYTES_MAX, world.database.now_us)
-        self.crew = Crew(self, EventLog(now, epoch._shard_logs(stored), marks, keys=keys), stored)
+        log = log_of(now, stored, keys)
+        if "marks" in world.make:
+            log.marks = world.make["marks"](log.marks)
+        self.crew = Crew(self, log, stored)
         world.database.bells.add(self.crew.news)
         await self.crew.run()
 

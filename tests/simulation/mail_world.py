@@ -24,6 +24,7 @@ from pghookd.owner_mail.mailbox import domain_of
 from pghookd.owner_mail.mailer import DOUBTS_MAX, Mailer
 from pghookd.owner_mail.smtp import Deferred, Rejected, Sent
 from pghookd.postgres.client import DatabaseAway, DatabaseError, query
+from pghookd.process.context import Context
 from pghookd.settings.schema import MailSettings
 
 NAMES = {query(name): name for name in ("read_emails", "claim_email", "settle_email", "suspend_owner")}
@@ -303,10 +304,8 @@ class MailWorld:
             self.session,
             Server(self),
             Letters(),
+            Context(self.logger, self.loop.time, self.wall_us, self.rng.random),
             settings=MailSettings(sender="hooks@platform.example"),
-            logger=self.logger,
-            monotonic=self.loop.time,
-            wall_us=self.wall_us,
             wake=self.wake,
             beat=lambda: None,
         )

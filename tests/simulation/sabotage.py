@@ -15,7 +15,8 @@ from pghookd.event_log.fan_out import FanOut
 from pghookd.event_log.position import BEGINNING, XidMarks, settle
 from pghookd.event_log.reading.pages import Pages
 from pghookd.event_log.reading.refill import Refill
-from pghookd.event_log.supersede import Keys, dedupe_key_of
+from pghookd.event_log.sieve import Sieve
+from pghookd.event_log.supersede import Keys
 from pghookd.model.delivery import Outcome, Reason, Reply, State
 from pghookd.model.outcome import AttemptWrite, BacklogWrite
 from pghookd.owner_mail.mailer import Mailer
@@ -201,21 +202,21 @@ class SharesNoSlots(Lanes):
         self._slots.admits = lambda _member: True
 
 
-class ForgetsTheDifference(FanOut):
+class ForgetsTheDifference(Sieve):
     """Takes the least id of a dedupe_key for the first, despite earlier reads."""
 
     async def _look_up_firsts(self, keys, difference):
         return await super()._look_up_firsts(keys, dataclasses.replace(difference, since=BEGINNING))
 
 
-class ForgetsWhatWasDecided(FanOut):
+class ForgetsWhatWasDecided(Sieve):
     """Decides about dedupe_keys during recovery as if nothing had been recorded."""
 
     async def _look_up_firsts(self, keys, difference):
         return await super()._look_up_firsts(keys, dataclasses.replace(difference, again=False))
 
 
-class DecidesByPage(FanOut):
+class DecidesByPage(Sieve):
     """Searches only the page for the first of a dedupe_key."""
 
     async def _find_firsts(self, keys, _difference):
@@ -230,14 +231,10 @@ class GivesDuplicatesRows(FanOut):
 
     async def _bury_duplicates(self, work, difference):
         self._has_dedupe_keys = False
-        keys = {d.event: key for _, d in work if (key := dedupe_key_of(d.event)) is not None}
-        firsts = await self._find_firsts(keys, difference)
-        for event, key in keys.items():
-            event.options.duplicate = firsts[key] != event.event_id
-        for _, delivery in work:
-            if delivery.event in keys and delivery.event.options.duplicate:
-                self._outbox.put(BacklogWrite(delivery, State.WAITING, Reason.QUEUED), self._monotonic())
-        return [(e, d) for e, d in work if d.event not in keys or not d.event.options.duplicate]
+        others, duplicates = await self._sieve.part(work, difference)
+        for delivery in duplicates:
+            self._outbox.put(BacklogWrite(delivery, State.WAITING, Reason.QUEUED), self._monotonic())
+        return others
 
 
 class NotesWhatCannotGo(Keys):
@@ -361,14 +358,14 @@ SABOTAGES = {
     "takes rows before recovery has written": ({"order": TakesRowsEarly}, "out of order"),
     "waits after a probe that was not sent": ({"lanes": WaitsAfterNothing}, "waits again"),
     "shares no slots": ({"lanes": SharesNoSlots}, "more than its share"),
-    "forgets what came before a difference": ({"fan_out": ForgetsTheDifference}, "duplicates of|nothing of"),
-    "forgets what was decided about keys": ({"fan_out": ForgetsWhatWasDecided}, "duplicates of|nothing of"),
-    "decides about keys by page": ({"fan_out": DecidesByPage}, "duplicates of"),
+    "forgets what came before a difference": ({"sieve": ForgetsTheDifference}, "duplicates of|nothing of"),
+    "forgets what was decided about keys": ({"sieve": ForgetsWhatWasDecided}, "duplicates of|nothing of"),
+    "decides about keys by page": ({"sieve": DecidesByPage}, "duplicates of"),
     "gives duplicates rows": ({"fan_out": GivesDuplicatesRows}, "duplicates of"),
     "notes newer events that are over": ({"keys": NotesWhatCannotGo}, "superseded by nothing"),
     "notes newer events that have to wait": ({"fan_out": NotesWhatHasToWait}, "superseded by nothing"),
     "notes newer events of no type": ({"fan_out": NotesBeforeTheType}, "superseded by nothing"),
-    "takes the dead for newer": ({"due": TakesTheDeadForNewer}, "superseded by nothing"),
+    "takes the dead for newer": ({"backlog": TakesTheDeadForNewer}, "superseded by nothing"),
 }
 
 MAIL_SABOTAGES = {

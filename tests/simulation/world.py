@@ -264,7 +264,7 @@ class World:
         states = rng.choice((("dead",), ("delivered",), ("dead", "delivered")))
         self.database.start_replay(states, rng.choice((1.0, 10.0, 1000.0)), self.database.last_value)
         if self.crew is not None and rng.random() < HEARD:
-            self.crew.replays.ring()
+            self.crew.engine.replays.ring()
 
     def _switch(self, endpoint_id, *, on, heard=1.0):
         self.database.endpoints[endpoint_id]["enabled"] = on
@@ -274,7 +274,7 @@ class World:
         for crew in [instance.crew for instance in self.instances if instance.crew is not None]:
             if self.rng.random() < heard:
                 delay_s = self.rng.random() * 0.2
-                for listener in (crew.fan_out, crew.due):
+                for listener in (crew.engine.fan_out, crew.engine.backlog):
                     self.loop.call_later(delay_s, listener.endpoints_changed, [endpoint_id])
 
     def _heal(self):

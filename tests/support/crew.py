@@ -19,25 +19,27 @@ from pathlib import Path
 import structlog
 
 from pghookd.cli.devtools import embedded_postgres
-from pghookd.delivery.recording.recorder import Recorder, RecorderTerms
+from pghookd.delivery.attempt import DeliveryTerms
+from pghookd.delivery.backlog.due import BacklogTerms
+from pghookd.delivery.recording.recorder import RecorderTerms
 from pghookd.event_log.doorbell import LOCK_CLASS
-from pghookd.event_log.fan_out import FanOut
-from pghookd.event_log.payload_filter import Filters
-from pghookd.event_log.position import EventLog, Snapshot, settle
-from pghookd.event_log.reading.endpoints import Endpoints
-from pghookd.event_log.reading.reader import make_reader
+from pghookd.event_log.position import Snapshot, XidMarks, settle
+from pghookd.event_log.recovery import log_of, walks_of
 from pghookd.event_log.rows import shard_of
+from pghookd.event_log.supersede import Keys
 from pghookd.model.delivery import Outcome
 from pghookd.model.outcome import AttemptWrite
 from pghookd.model.verdict import Delivered
 from pghookd.postgres import client, migrate
 from pghookd.postgres.client import query
+from pghookd.process.context import Context
 from pghookd.process.host_id import host_id
 from pghookd.runtime import app, epoch
+from pghookd.runtime.assembly import Engine, EngineTerms, Start
 from pghookd.runtime.liveness import Beats
+from pghookd.runtime.loops import LOOPS, World
 from pghookd.runtime.sessions import Sessions, identify
-from pghookd.scheduling.lanes import Lanes
-from pghookd.scheduling.ordering import Order
+from pghookd.scheduling.lanes import LaneTerms
 from pghookd.settings.schema import Settings
 
 SHARDS = 4
@@ -104,20 +106,24 @@ class Diary:
         return found
 
 
+def context_of(
+    clock=time.monotonic, diary=None, *, wall_us=lambda: time.time_ns() // 1000, random01=random.random
+):
+    """Return the context of a loop."""
+    return Context((diary or Diary()).logger, clock, wall_us, random01)
+
+
 def world_of(settings, sender=None, diary=None, stop=None, ready=print, clock=time.monotonic):
     """Return what an epoch is given."""
-    return epoch.World(
+    return World(
         settings=settings,
         host=host_id(),
         run=uuid.uuid4().hex,
         sender=sender,
-        logger=(diary or Diary()).logger,
+        context=context_of(clock, diary),
         stop=stop or asyncio.Event(),
-        beats=Beats(epoch.LOOPS),
+        beats=Beats(LOOPS),
         ready=ready,
-        monotonic=clock,
-        wall_us=lambda: time.time_ns() // 1000,
-        random01=random.random,
     )
 
 
@@ -182,12 +188,10 @@ class Daemon:
         self._written = settings  # what the settings' files would say
         self.app = app.App(
             settings,
-            logger=diary.logger,
+            context_of(clock, diary, wall_us=wall_us),
             reload=self._read,
             environ=environ,
-            monotonic=clock,
             host=host,
-            wall_us=wall_us,
         )
         self._task = asyncio.create_task(self.app.serve())
 
@@ -233,7 +237,7 @@ class Desk:
     Whatever the reader queues counts as delivered at once: `seen` has every event of every read, in order.
     """
 
-    def __init__(self, read, record, log, server, shards, *, settling):
+    def __init__(self, read, record, log, server, stored, *, settling):
         self.log = log
         self.read_session = read
         self.record_session = record
@@ -241,37 +245,21 @@ class Desk:
         self.seen = []
         self.open = []
         self._settling = settling
-        self.lanes = Lanes(concurrency=512, endpoint_concurrency=512, queue_bytes_max=10**9)
-        self.order = Order(self.lanes)
-        self.recorder = Recorder(
-            record,
-            log,
-            self.lanes,
-            self.order,
-            server,
-            RecorderTerms(batch_max=500, batch_wait_s=0.005, heartbeat_s=2.0),
-            logger=Diary().logger,
-            monotonic=self.clock,
-            recorded=lambda: None,
-            beat=lambda: None,
+        self.engine = Engine(
+            Start(read, record, None, server, stored, log),
+            None,
+            EngineTerms(
+                LaneTerms(concurrency=512, endpoint_concurrency=512, queue_bytes_max=10**9),
+                BacklogTerms(),
+                RecorderTerms(batch_max=500, batch_wait_s=0.005, heartbeat_s=2.0),
+                DeliveryTerms(512, 500, 10**6, None, 0),
+            ),
+            context_of(self.clock),
+            beats=lambda _name: lambda: None,
         )
-        endpoints = Endpoints(read, shards=shards, monotonic=self.clock)
-        fan_out = FanOut(
-            read,
-            log,
-            self.lanes,
-            self.order,
-            self.recorder,
-            Filters(logger=Diary().logger, monotonic=self.clock),
-            endpoints,
-            shards=shards,
-            kick=self._deliver,
-            logger=Diary().logger,
-            monotonic=self.clock,
-        )
-        self.reader = make_reader(
-            read, log, self.order, fan_out, endpoints, shards=shards, monotonic=self.clock, beat=lambda: None
-        )
+        self.engine.has_room.add(self._deliver)
+        self.lanes, self.order = self.engine.lanes, self.engine.order
+        self.recorder, self.reader = self.engine.recorder, self.engine.reader
 
     def _deliver(self):
         while (taken := self.lanes.next(self.clock())) is not None:
@@ -325,10 +313,9 @@ class Desk:
         await self._take_all()
 
     async def recover_once(self):
-        """Walk every shard from where it was stored to this desk's first snapshot."""
-        stored = await stored_shards(self.record_session)
-        for (position, floor, front), shards in epoch._walks(stored).items():
-            await self.reader.recover(position, epoch.XidMarks(floor, front), shards)
+        """Walk every shard from where it is stored now to this desk's first snapshot."""
+        for (position, floor, front), shards in walks_of(await stored_shards(self.record_session)).items():
+            await self.reader.recover(position, XidMarks(floor, front), shards)
 
 
 async def stored_shards(session):
@@ -346,8 +333,7 @@ async def desk(url, *, settling=True, shards=SHARDS):
         stored = await stored_shards(record)
         server = await identify([read, record])
         now = Snapshot(*await read.fetchval("select pg_current_snapshot()"))
-        log = EventLog(now, epoch._shard_logs(stored), epoch._marks(stored))
-        yield Desk(read, record, log, server, shards, settling=settling)
+        yield Desk(read, record, log_of(now, stored, Keys()), server, stored, settling=settling)
     finally:
         sessions.terminate()
 

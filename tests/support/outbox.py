@@ -21,9 +21,10 @@ from pghookd.owner_mail.mailer import Mailer
 from pghookd.owner_mail.message import Letters
 from pghookd.owner_mail.smtp import SmtpClient
 from pghookd.postgres.client import connect
+from pghookd.process import fail_points
 from pghookd.settings.schema import MailSettings, SmtpSettings
 from support import FOUND
-from support.crew import Diary
+from support.crew import Diary, context_of
 
 SENDER = "hooks@platform.example"
 NOON_US = 1_800_000_000_000_000
@@ -71,9 +72,7 @@ def digest(owner, kind=Kind.FAILING):
 class Office:
     """A mailer at a test's own pace, on a real database and a real server."""
 
-    def __init__(
-        self, session, port, *, clock=None, diary=None, checkpoint=None, mail=None, smtp=None, within_s=5.0
-    ):
+    def __init__(self, session, port, *, clock=None, diary=None, mail=None, smtp=None, within_s=5.0):
         self.session = session
         self.clock = clock or Clock()
         self.diary = diary or Diary()
@@ -86,13 +85,10 @@ class Office:
             session,
             self.post,
             Letters(sending),
+            context_of(self.clock.monotonic, self.diary, wall_us=self.clock.wall_us),
             settings=sending,
-            logger=self.diary.logger,
-            monotonic=self.clock.monotonic,
-            wall_us=self.clock.wall_us,
             wake=self.wake,
             beat=self._beat,
-            **({} if checkpoint is None else {"checkpoint": checkpoint}),
         )
 
     def _beat(self):
@@ -145,19 +141,20 @@ async def office(url, box, **options):
 
 
 async def _run(url, port, where):
-    async def checkpoint(name):
+    async def kill_there(name):
         print(name, flush=True)
         if name == where:
             os.kill(os.getpid(), signal.SIGKILL)
 
     session = await connect(url, name="mail")
-    made = Office(session, port, checkpoint=checkpoint)
-    async with made.post:
-        await made.step()
+    made = Office(session, port)
+    with fail_points.interrupted_by(kill_there):
+        async with made.post:
+            await made.step()
 
 
 async def run_until_killed(url, port, where):
-    """Run one step of a mailer in a process that ends itself with SIGKILL at a checkpoint; return its status."""
+    """Run one step of a mailer in a process that ends itself with SIGKILL at a fail point; return its status."""
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, url, str(port), where, env=FOUND)
     async with asyncio.timeout(30):
         return await process.wait()

@@ -23,6 +23,7 @@ from pghookd.scheduling.lanes import (
     START_WIDTH,
     STUCK_QUEUE_MAX,
     Lanes,
+    LaneTerms,
     Offer,
 )
 
@@ -44,13 +45,9 @@ IDLE = 50  # lanes whose pace is remembered, here
 
 
 def make(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9, policy=None, **bounds):
+    policy = policy or BreakerPolicy()
     return Lanes(
-        concurrency=concurrency,
-        endpoint_concurrency=endpoint_concurrency,
-        queue_bytes_max=queue_bytes_max,
-        policy=policy,
-        idle_max=IDLE,
-        **bounds,
+        LaneTerms(concurrency, endpoint_concurrency, queue_bytes_max, policy, idle_max=IDLE, **bounds)
     )
 
 
@@ -155,12 +152,7 @@ def test_other_bounds_hold_for_lanes_that_exist():
     for _ in range(5):
         for each, sent in start(lanes):
             answer(lanes, each, sent)
-    lanes.apply(
-        concurrency=12,
-        endpoint_concurrency=2,
-        queue_bytes_max=10**9,
-        policy=BreakerPolicy(attempts=2, share=1.0),
-    )
+    lanes.apply(LaneTerms(12, 2, 10**9, BreakerPolicy(attempts=2, share=1.0)))
     assert (lane.limit, own.limit) == (2, 3)  # a lane has at most a quarter of the slots
     assert lane.allowed <= 2
     assert len(start(lanes)) == 5

@@ -12,7 +12,7 @@ from pghookd.model.endpoint_options import EndpointOptions
 from pghookd.model.event_options import EventOptions
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite
 from pghookd.model.verdict import Dead, Delivered, Retry
-from pghookd.scheduling.lanes import Lanes, Offer
+from pghookd.scheduling.lanes import Lanes, LaneTerms, Offer
 from pghookd.scheduling.ordering import AHEAD_MAX, LINES_MAX, Order, is_ordered, line_of
 
 ENDPOINT = Endpoint(
@@ -38,7 +38,9 @@ class House:
 
     def __init__(self, seed):
         self.rnd = random.Random(seed)
-        self.lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6, queue_max=40)
+        self.lanes = Lanes(
+            LaneTerms(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6, queue_max=40)
+        )
         self.order = Order(self.lanes)
         self.order.recovered = True
         self.lane = self.lanes.lane(ENDPOINT)
@@ -196,7 +198,7 @@ def test_each_key_goes_one_by_one_by_id(seed):
 
 def quiet():
     """Return lines that know that there are no rows."""
-    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    lanes = Lanes(LaneTerms(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6))
     order = Order(lanes)
     lane = lanes.lane(ENDPOINT)
     order.walked(1, [], None)
@@ -219,7 +221,7 @@ def test_memory_takes_so_many_of_a_line_and_few_of_a_slow_one():
 
 
 def test_what_is_unknown_falls_in_behind():
-    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    lanes = Lanes(LaneTerms(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6))
     order = Order(lanes)
     assert offer(order, lanes.lane(ENDPOINT), delivery_of(1)) is Offer.BEHIND
     assert lanes.parked == {1}
@@ -227,7 +229,7 @@ def test_what_is_unknown_falls_in_behind():
 
 
 def test_what_is_looked_at_next_waits_for_that_look():
-    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    lanes = Lanes(LaneTerms(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6))
     order, lane = Order(lanes), lanes.lane(ENDPOINT)
     order.recovered = True
     assert offer(order, lane, delivery_of(1)) is Offer.WAIT
@@ -237,7 +239,7 @@ def test_what_is_looked_at_next_waits_for_that_look():
 
 
 def test_nothing_waits_for_a_look_that_is_put_off_or_is_one_of_many():
-    lanes = Lanes(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6)
+    lanes = Lanes(LaneTerms(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6))
     order, lane = Order(lanes), lanes.lane(ENDPOINT)
     order.recovered = True
     lanes.pause(lane, 60.0, 0.0)

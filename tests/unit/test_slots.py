@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from pghookd.model.delivery import Delivery, Endpoint, Event, Loaded
-from pghookd.scheduling.lanes import HOST_HANGS_MAX, LANE_SHARE, Lanes, Offer
+from pghookd.scheduling.lanes import HOST_HANGS_MAX, LANE_SHARE, Lanes, LaneTerms, Offer
 from pghookd.scheduling.payload_budget import PayloadBudget
 from pghookd.scheduling.slots import LONG_S
 
@@ -17,9 +17,7 @@ SLOTS = 64
 
 
 def lanes_of(concurrency=SLOTS, endpoint_concurrency=16, queue_bytes_max=10**6):
-    return Lanes(
-        concurrency=concurrency, endpoint_concurrency=endpoint_concurrency, queue_bytes_max=queue_bytes_max
-    )
+    return Lanes(LaneTerms(concurrency, endpoint_concurrency, queue_bytes_max))
 
 
 def lane_of(lanes, number, *, site=None, host=None, count=0, width=None, payload=b"{}", concurrency=None):

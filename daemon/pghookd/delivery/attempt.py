@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol
-
-from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery.oauth_tokens import Tokens
 from pghookd.egress.sender import Sender, Target
@@ -22,6 +19,7 @@ from pghookd.event_log.supersede import is_superseded, note_sent
 from pghookd.model.delivery import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
 from pghookd.model.event_options import EventOptions
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
+from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import Lane, Lanes
 from pghookd.webhook import envelope, judge
@@ -89,21 +87,18 @@ class Attempts:
         lanes: Lanes,
         gate: Gate,
         terms: DeliveryTerms,
+        context: Context,
         *,
-        logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
-        wall_us: Callable[[], int],
-        random01: Callable[[], float],
         suspects: Guard | None = None,
     ) -> None:
         self.terms = terms
         self._sender = sender
         self._lanes = lanes
         self._gate = gate
-        self._logger = logger
-        self._monotonic = monotonic
-        self._wall_us = wall_us
-        self._random01 = random01
+        self._logger = context.logger
+        self._monotonic = context.monotonic
+        self._wall_us = context.wall_us
+        self._random01 = context.random01
         self._suspects = suspects
         self._sampled = 0
 

@@ -13,8 +13,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Final
 
-from structlog.typing import FilteringBoundLogger
-
 from pghookd.delivery.attempt import Attempts, DeliveryTerms, Gate, Guard, park
 from pghookd.delivery.payloads import PayloadLoader
 from pghookd.egress.sender import Sender
@@ -22,6 +20,7 @@ from pghookd.model import verdict
 from pghookd.model.delivery import Delivery, Outcome, Reason, State
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Session
+from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import Lane, Lanes
 
@@ -39,30 +38,17 @@ class Deliverer:
         gate: Gate,
         loader: Session,
         terms: DeliveryTerms,
+        context: Context,
         *,
-        logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
-        wall_us: Callable[[], int],
-        random01: Callable[[], float],
         beat: Callable[[], None],
         suspects: Guard | None = None,
     ) -> None:
-        self._attempts = Attempts(
-            sender,
-            lanes,
-            gate,
-            terms,
-            logger=logger,
-            monotonic=monotonic,
-            wall_us=wall_us,
-            random01=random01,
-            suspects=suspects,
-        )
+        self._attempts = Attempts(sender, lanes, gate, terms, context, suspects=suspects)
         self._lanes = lanes
         self._gate = gate
-        self._logger = logger
-        self._monotonic = monotonic
-        self._random01 = random01
+        self._logger = context.logger
+        self._monotonic = context.monotonic
+        self._random01 = context.random01
         self._beat = beat
         self._loader = PayloadLoader(
             loader, lanes, payload_bytes_max=terms.payload_bytes_max, loaded=self.kick

@@ -41,12 +41,16 @@ class PoisonGuard:
         arrival: the conclusions from earlier crashes.
         wake: has the recorder run its chores at once.
         monotonic: returns seconds.
+
+    Attributes:
+        is_wary: True if deliveries must be named before they are sent.
     """
 
     def __init__(
         self, place: Place, arrival: Arrival, *, wake: Callable[[], None], monotonic: Callable[[], float]
     ) -> None:
         self._place = place
+        self.is_wary = arrival.is_wary
         self._ends = arrival.unclean_ends
         self._tried = {suspect.key: suspect for suspect in arrival.suspects}
         self._monotonic = monotonic

@@ -325,7 +325,6 @@ class Sender:
         response_bytes_max: bytes of a response's body that are kept.
         resolver: for tests; None for a `GuardedResolver`.
         monotonic: a clock in seconds.
-        ssl_context: for tests; None for the context that `trust` makes.
         ca_file: further trust anchors in PEM (setting `egress.ca_file`).
         proxy: the proxy for every connection (setting `egress.proxy`); None if connections are direct.
 
@@ -346,7 +345,6 @@ class Sender:
         response_bytes_max: int,
         resolver: AbstractResolver | None = None,
         monotonic: Callable[[], float] = time.monotonic,
-        ssl_context: ssl.SSLContext | None = None,
         ca_file: str | None = None,
         proxy: Proxy | None = None,
     ) -> None:
@@ -358,7 +356,7 @@ class Sender:
         self._response_bytes_max = response_bytes_max
         self._given_resolver = resolver
         self._monotonic = monotonic
-        self._ssl_context = trust(ca_file, _ALPN) if ssl_context is None else ssl_context
+        self._ssl_context = trust(ca_file, _ALPN)
         self._contexts = ClientContexts(functools.partial(trust, ca_file, _ALPN))
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
         self._wires: set[_Wire] = set()

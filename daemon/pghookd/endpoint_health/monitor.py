@@ -28,6 +28,7 @@ from pghookd.owner_mail.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, MailS
 from pghookd.owner_mail.mailbox import mailbox_of
 from pghookd.owner_mail.outbox import put_email
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Row, Session, columns, query
+from pghookd.process import fail_points
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
 
@@ -40,10 +41,6 @@ STORM_GAP_US: Final = 3600 * incident.SECOND_US  # minimum interval before a mai
 STORM_LOOKS: Final = 2  # consecutive checks that must find a storm
 NOBODY: Final = ""  # the owner of sites without an owner address; each such site is checked separately
 Whose: TypeAlias = tuple[str, str]  # (owner's address in lower case, site id if the owner is NOBODY)
-
-
-async def no_checkpoint(_name: str) -> None:
-    """Do nothing; tests end the process here."""
 
 
 async def no_report(_now_us: int) -> None:
@@ -60,7 +57,6 @@ class MonitorHooks:
         behind_s: returns the age in seconds of the oldest outcome not yet committed.
         sending: returns the email_id of the mail being sent now, or None if there is none.
         queued: called when a mail is in the outbox.
-        checkpoint: called with the name of each step of a mail's creation.
         report: called after each check with its time; reports faults of the platform to the operator.
     """
 
@@ -69,7 +65,6 @@ class MonitorHooks:
     behind_s: Callable[[], float] = lambda: 0.0
     sending: Callable[[], int | None] = lambda: None
     queued: Callable[[], None] = lambda: None
-    checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint
     report: Callable[[int], Awaitable[None]] = no_report
 
 
@@ -250,19 +245,19 @@ class Monitor:
             owner = dataclasses.replace(owner, mails=_without(owner.mails, look.queued_us))
             plan = owner_plan.plan(cases, owner, storm=storm)
         digest = await self._digest(look, cases, plan) if plan.sections else None
-        await self._around.checkpoint("care.decided")
+        await fail_points.reached("care.decided")
         try:
             async with self._session.transaction():
                 if fold:
                     await self._fold(look)
                 await self._take_steps(look, cases, plan)
                 state = await self._mail(look, cases, plan, digest)
-                await self._around.checkpoint("care.written")
+                await fail_points.reached("care.written")
         except _Moved:  # not at once: with the same time the same conflict might repeat forever
             again_us = look.now_us + incident.SECOND_US
             await self._session.execute(query("postpone_owners"), *_apart([look.whose], again_us))
             return 0
-        await self._around.checkpoint("care.committed")
+        await fail_points.reached("care.committed")
         self._after(cases, plan)
         await self._switch_off(plan.switch_off)
         if state == "queued":

@@ -11,34 +11,27 @@ Never here: reading the log, and deferred events (event_log/reading/reader).
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
-from structlog.typing import FilteringBoundLogger
-
-from pghookd.event_log.payload_filter import Filters, filter_of
+from pghookd.event_log.endpoint_changes import EndpointChanges
+from pghookd.event_log.payload_filter import filter_of
 from pghookd.event_log.position import Difference, EventLog, Ticket, settle
-from pghookd.event_log.reading.endpoints import Endpoints
 from pghookd.event_log.reading.takers import Dealt, Pair, Takers
-from pghookd.event_log.rows import EventRow, endpoint_of, event_of
-from pghookd.event_log.supersede import AGAIN_MAX, DedupeKey, dedupe_key_of
+from pghookd.event_log.rows import EventRow, event_of
+from pghookd.event_log.sieve import Sieve
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
 from pghookd.model.event_options import EventOptions
 from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
-from pghookd.postgres.client import Session, columns, query
+from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
+from pghookd.scheduling.hands import Hands
 from pghookd.scheduling.lanes import PARKED_FOR, Lane, Lanes, Offer
 from pghookd.scheduling.ordering import Order, is_ordered
 from pghookd.scheduling.unwritten import Unwritten
 
 HAND_FOR_S: Final = 60.0  # a delivery waits this long for room in its lane; then it is parked
-REFRESH_EVERY_S: Final = 5.0  # how often endpoints of queued work are read again, besides the notifications
-CHANGED_MAX: Final = 1000  # changed endpoints remembered; with more, all that have work are read
-ALL_EVERY_S: Final = 0.5  # least time between two reads of all of them
-REFRESH_PAGE: Final = 500  # endpoints read again between two reads of the log
 
 
 class Outbox(Protocol):
@@ -62,38 +55,29 @@ class FanOut:
 
     def __init__(
         self,
-        session: Session,
         log: EventLog,
         lanes: Lanes,
         order: Order,
         outbox: Outbox,
-        filters: Filters,
-        endpoints: Endpoints,
+        sieve: Sieve,
+        changes: EndpointChanges,
+        context: Context,
         *,
-        shards: int,
         kick: Callable[[], None],
-        logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
     ) -> None:
-        self._session = session
         self._log = log
         self._lanes = lanes
         self._order = order
         self._outbox = outbox
-        self._filters = filters
-        self._endpoints = endpoints
-        self._shards = shards
+        self._sieve = sieve
+        self._changes = changes
         self._kick = kick
-        self._logger = logger
-        self._monotonic = monotonic
+        self._logger = context.logger
+        self._monotonic = context.monotonic
         self._has_dedupe_keys = False  # of the events being processed
         self._unjudged: set[Delivery] = set()  # of ordered endpoints whose filters took too long
         self._unwritten = Unwritten()
-        self._hands: dict[str, deque[Pair]] = {}  # per site, the deliveries that its lanes have no room for
-        self._changed: set[int] | None = set()  # endpoints to read again; None if all that have work are
-        self._stale: dict[int, None] = {}  # those of them that are not read yet
-        self._refresh_at = monotonic() + REFRESH_EVERY_S
-        self._all_at = 0.0  # all are read again no earlier than this
+        self._hands = Hands()
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
@@ -203,52 +187,11 @@ class FanOut:
         Until the write of a duplicate is handed over, no checkpoint gives it a row: see `ShardLog.overdue`.
         """
         self._has_dedupe_keys = False
-        keys = {d.event: key for _, d in work if (key := dedupe_key_of(d.event)) is not None}
-        firsts = await self._find_firsts(keys, difference)
-        for event, key in keys.items():
-            if event.options is not None:
-                event.options.duplicate = firsts[key] != event.event_id
-        others: list[Pair] = []
+        others, duplicates = await self._sieve.part(work, difference)
         now = self._monotonic()
-        for endpoint, delivery in work:
-            options = delivery.event.options
-            if options is not None and options.duplicate:
-                self._put(DeadWrite(delivery, Reason.DUPLICATE), now)
-            else:
-                others.append((endpoint, delivery))
+        for delivery in duplicates:
+            self._put(DeadWrite(delivery, Reason.DUPLICATE), now)
         return others
-
-    async def _find_firsts(
-        self, keys: Mapping[Event, DedupeKey], difference: Difference
-    ) -> dict[DedupeKey, int]:
-        """Return the event_id of the first event of each key; 0 if it came before the difference."""
-        firsts: dict[DedupeKey, int] = {}
-        unknown: dict[DedupeKey, int] = {}  # with the least event_id of the page
-        for event, key in keys.items():
-            if key in firsts:
-                continue
-            first = difference.firsts.get(key)
-            if first is not None:
-                firsts[key] = first
-            else:
-                unknown[key] = min(event.event_id, unknown.get(key, event.event_id))
-        if unknown:
-            for key, first in (await self._look_up_firsts(list(unknown), difference)).items():
-                firsts[key] = unknown[key] if first is None else first
-                difference.firsts.put(key, firsts[key])
-        return firsts
-
-    async def _look_up_firsts(
-        self, keys: list[DedupeKey], difference: Difference
-    ) -> dict[DedupeKey, int | None]:
-        columns_of_keys = columns([(*key[:2], key.from_event_id, key.to_event_id) for key in keys], 4)
-        least, greatest = min(columns_of_keys[2]), max(columns_of_keys[3])
-        arguments = (*columns_of_keys, least, greatest, difference.since, difference.upto)
-        if difference.again:
-            rows = await self._session.fetch(query("find_firsts_again"), *arguments, AGAIN_MAX)
-        else:
-            rows = await self._session.fetch(query("find_firsts"), *arguments)
-        return dict.fromkeys(keys) | {keys[row["n"] - 1]: row["first_event_id"] for row in rows}
 
     async def _offer_filtered(self, work: list[Pair], filtered: list[Pair], *, park: bool) -> None:
         """Queue the deliveries without a filter first, so that they do not wait for filters."""
@@ -258,24 +201,16 @@ class FanOut:
             self._offer(kept, park=park)
         self._unjudged.clear()
 
-    async def _sift(self, work: list[tuple[Endpoint, Delivery]]) -> list[tuple[Endpoint, Delivery]]:
+    async def _sift(self, work: list[Pair]) -> list[Pair]:
         """Settle deliveries that filters exclude, without a row; park those that filters did not judge in time."""
-        asked = [(e, d) for e, d in work if d.event.endpoint_id is None]
-        sifted = await self._filters.sift(self._session, asked)
-        kept: list[tuple[Endpoint, Delivery]] = []
+        judged = await self._sieve.judge(work)
         now = self._monotonic()
-        for endpoint, delivery in work:
-            key = delivery.event.event_id, delivery.endpoint_id
-            if key in sifted.left_out:
-                settle(delivery)
-            elif key in sifted.unknown and is_ordered(endpoint):
-                self._unjudged.add(delivery)  # parked when its turn comes
-                kept.append((endpoint, delivery))
-            elif key in sifted.unknown:
-                self._put(BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW), now)
-            else:
-                kept.append((endpoint, delivery))
-        return kept
+        for delivery in judged.excluded:
+            settle(delivery)
+        for delivery in judged.late:
+            self._put(BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW), now)
+        self._unjudged = judged.unjudged  # parked when their turn comes
+        return judged.kept
 
     def _instead(self, lane: Lane, delivery: Delivery, now: float) -> BacklogWrite | None:
         """Return the row of a delivery that must not be sent yet; otherwise note its supersede_key and return None."""
@@ -308,11 +243,10 @@ class FanOut:
 
     def _hand_over(self, endpoint: Endpoint, lane: Lane, delivery: Delivery, now: float) -> None:
         """Find a place for a delivery, or append it to the hand of its site behind earlier ones."""
-        hand = self._hands.get(endpoint.site_id) if self._hands else None
-        if hand is not None:
-            hand.append((endpoint, delivery))
+        if self._hands and endpoint.site_id in self._hands:
+            self._hands.put(endpoint, delivery)
         elif not self._find_place(lane, delivery, now):
-            self._hands[endpoint.site_id] = deque([(endpoint, delivery)])
+            self._hands.put(endpoint, delivery)
             self._outbox.wake()  # the delivery may be waiting for the recorder's chores
 
     def _put(self, write: Write, now: float) -> None:
@@ -321,7 +255,8 @@ class FanOut:
 
     def _find_place(self, lane: Lane, delivery: Delivery, now: float) -> bool:
         """Queue a delivery or give it a row; return False if it must wait for room in its lane."""
-        offer = self._queue(lane, delivery, now)
+        queue = self._lanes if delivery.line is None else self._order
+        offer = queue.offer(lane, delivery, now)
         if offer is Offer.WAIT and now - delivery.since < HAND_FOR_S:
             return False
         if offer is not Offer.QUEUED:
@@ -345,17 +280,8 @@ class FanOut:
 
     def place(self) -> list[str]:
         """Place deliveries from the hands of sites, as far as there is room; return the sites that had some placed."""
-        placed: list[str] = []
         now = self._monotonic()
-        for site_id, hand in list(self._hands.items()):
-            before = len(hand)
-            while hand and self._place(*hand[0], now):
-                hand.popleft()
-            if len(hand) < before:
-                placed.append(site_id)
-            if not hand:
-                del self._hands[site_id]
-        if placed:
+        if placed := self._hands.place(lambda endpoint, delivery: self._place(endpoint, delivery, now)):
             self._kick()
         return placed
 
@@ -365,11 +291,6 @@ class FanOut:
             self._put(BacklogWrite(delivery, State.HELD, Reason.DISABLED), now)
             return True
         return self._find_place(lane, delivery, now)
-
-    def _queue(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
-        if delivery.line is None:
-            return self._lanes.offer(lane, delivery, now)
-        return self._order.offer(lane, delivery, now)
 
     def die(self, delivery: Delivery, reason: Reason, now: float) -> None:
         """Give a delivery up, and log it."""
@@ -397,48 +318,17 @@ class FanOut:
 
     def endpoints_changed(self, endpoint_ids: Iterable[int] | None) -> None:
         """Read endpoints again soon; None stands for all that have work."""
-        self._endpoints.ask_again()
-        if endpoint_ids is None:
-            self._changed = None
-        elif self._changed is not None:
-            self._changed.update(endpoint_ids)
-            if len(self._changed) > CHANGED_MAX:
-                self._changed = None
+        self._changes.note(endpoint_ids)
 
     async def attend(self) -> None:
-        """Read a page of the changed endpoints again, and drop written deliveries from the count of unwritten ones.
-
-        Every few seconds all endpoints that have work count as changed.
-        """
+        """Apply a page of the changed endpoints, and drop written deliveries from the count of unwritten ones."""
         self._unwritten.sweep()
+        found = await self._changes.read(self._hands.endpoints)
         now = self._monotonic()
-        if now >= self._refresh_at:
-            self._refresh_at = now + REFRESH_EVERY_S
-            self._changed = None
-        if self._changed is not None:
-            self._stale.update((i, None) for i in self._changed if i in self._lanes.by_endpoint)
-            self._changed = set()
-        elif now >= self._all_at:
-            self._all_at = now + ALL_EVERY_S
-            self._stale.update((lane.key.endpoint_id, None) for lane in self._lanes.busy())
-            self._stale.update((d.endpoint_id, None) for hand in self._hands.values() for _, d in hand)
-            self._changed = set()
-        if self._stale:
-            ids = list(itertools.islice(self._stale, REFRESH_PAGE))
-            for endpoint_id in ids:
-                del self._stale[endpoint_id]
-            await self._refresh(ids)
-
-    async def _refresh(self, ids: list[int]) -> None:
-        self._endpoints.ask_again()  # no older read may replace this one
-        rows = await self._session.fetch(query("read_endpoints"), ids, self._shards)
-        found = {row["endpoint_id"]: endpoint_of(row) for row in rows}
-        now = self._monotonic()
-        for endpoint_id in ids:
+        for endpoint_id, endpoint in found.items():
             lane = self._lanes.by_endpoint.get(endpoint_id)
             if lane is None:
                 continue
-            endpoint = found.get(endpoint_id)
             if endpoint is not None and endpoint.site_id == lane.key.site_id:
                 self._lanes.lane(endpoint)
                 if not endpoint.enabled:
@@ -449,14 +339,11 @@ class FanOut:
 
     def _forget(self, lane: Lane, now: float) -> None:
         """Drop the work of a deleted endpoint: deliveries with a row become dead, the others leave no row."""
-        lane.endpoint = dataclasses.replace(
-            lane.endpoint, enabled=False
-        )  # the rest of a page must not go out
+        # The rest of a page must not go out.
+        lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
         endpoint_id = lane.key.endpoint_id
         waiting = self._lanes.forget(lane) + self._order.forget(endpoint_id)
-        if (hand := self._hands.get(lane.key.site_id)) is not None:
-            waiting += [delivery for _, delivery in hand if delivery.endpoint_id == endpoint_id]
-            self._hands[lane.key.site_id] = deque(pair for pair in hand if pair[1].endpoint_id != endpoint_id)
+        waiting += self._hands.forget(lane.key.site_id, endpoint_id)
         for delivery in waiting:
             if delivery.in_backlog:
                 self.die(delivery, Reason.NO_ENDPOINT, now)

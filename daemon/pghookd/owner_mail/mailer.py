@@ -22,7 +22,6 @@ from email.message import EmailMessage
 from typing import Final, TypeVar
 
 import orjson
-from structlog.typing import FilteringBoundLogger
 
 from pghookd.owner_mail import message
 from pghookd.owner_mail.digest import GRAVITY, OF_OPERATOR, Kind, clean_line, digest_of
@@ -30,6 +29,8 @@ from pghookd.owner_mail.mailbox import is_of_strangers
 from pghookd.owner_mail.message import Letters
 from pghookd.owner_mail.smtp import Deferred, Outcome, Rejected, Sent, SmtpClient
 from pghookd.postgres.client import DatabaseError, Row, Session, query
+from pghookd.process import fail_points
+from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import MailSettings
 
@@ -54,8 +55,6 @@ _ROUNDING: Final = 1e-6  # of a token, so that after the returned wait there is 
 # Raised for a row that is not a digest, or a letter that cannot be rendered.
 _FAULTY: Final = (AttributeError, KeyError, TypeError, ValueError)
 T = TypeVar("T")
-
-Checkpoint = Callable[[str], Awaitable[None]]
 
 
 class Bucket:
@@ -121,10 +120,6 @@ class Shares:
             self._buckets[domain].take(now)
 
 
-async def _nowhere(_name: str) -> None:
-    pass
-
-
 class Mailer:
     """The only loop that sends mails, on its own session; `run` runs until cancelled or stopped.
 
@@ -133,13 +128,10 @@ class Mailer:
         post: the SMTP client, entered and left by `run`.
         letters: renders mails.
         settings: sender and rate.
-        logger: logs each mail, and once a server that is away.
-        monotonic: seconds.
-        wall_us: microseconds since 1970.
+        context: its log gets each mail, and once a server that is away.
         wake: set when a mail has been queued.
         beat: called about once a second while the loop is alive.
         message_id: makes the Message-ID from an email_id and the sender's address.
-        checkpoint: awaited at each step of a mail, with the step's name.
 
     Attributes:
         sending: the email_id of the mail being sent now; None if there is none.
@@ -150,15 +142,12 @@ class Mailer:
         session: Session,
         post: SmtpClient,
         letters: Letters,
+        context: Context,
         *,
         settings: MailSettings,
-        logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
-        wall_us: Callable[[], int],
         wake: asyncio.Event,
         beat: Callable[[], None],
         message_id: Callable[[int, str], str] = message.message_id,
-        checkpoint: Checkpoint = _nowhere,
     ) -> None:
         self.sending: int | None = None
         self._session = session
@@ -166,13 +155,12 @@ class Mailer:
         self._letters = letters
         self._message_id = message_id
         self._sender = settings.sender
-        self._logger = logger
-        self._monotonic = monotonic
-        self._wall_us = wall_us
+        self._logger = context.logger
+        self._monotonic = context.monotonic
+        self._wall_us = context.wall_us
         self._wake = wake
         self._beat = beat
-        self._checkpoint = checkpoint
-        self._bucket = Bucket(settings.rate_per_min, BURST, monotonic())
+        self._bucket = Bucket(settings.rate_per_min, BURST, context.monotonic())
         self._shares = Shares(DOMAIN_SHARE * settings.rate_per_min)
         self._away = 0  # consecutive attempts that failed because of the server
         self._held_until = 0.0
@@ -203,7 +191,7 @@ class Mailer:
         rows = await self._session.fetch(
             query("read_emails"), self._wall_us(), ORDER, PAGE, list(waits), OPERATORS
         )
-        await self._checkpoint("mail.read")
+        await fail_points.reached("mail.read")
         for row in rows:
             wait_s = await self._take(row)
             if wait_s or self._stopping:
@@ -279,14 +267,14 @@ class Mailer:
         )
         if not claimed:
             return 0.0
-        await self._checkpoint("mail.claimed")
+        await fail_points.reached("mail.claimed")
         outcome = await self._beating(
-            self._post.send(message, connected=lambda: self._checkpoint("mail.connected"))
+            self._post.send(message, connected=lambda: fail_points.reached("mail.connected"))
         )
         if isinstance(outcome, Sent):
-            await self._checkpoint("mail.accepted")
+            await fail_points.reached("mail.accepted")
         wait_s = await self._record(row, outcome, again_us)
-        await self._checkpoint("mail.recorded")
+        await fail_points.reached("mail.recorded")
         return wait_s
 
     async def _beating(self, work: Awaitable[T]) -> T:

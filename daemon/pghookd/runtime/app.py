@@ -13,7 +13,7 @@ import random
 import signal
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Final, TypeVar
 
 import uvloop
@@ -22,15 +22,16 @@ from structlog.typing import FilteringBoundLogger
 from pghookd import __version__
 from pghookd.delivery.senders import Senders
 from pghookd.egress.sender import Sender
-from pghookd.endpoint_health.monitor import no_checkpoint
 from pghookd.postgres import migrate
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Unfit, connect
 from pghookd.process import logs, signals
+from pghookd.process.context import Context
 from pghookd.process.host_id import host_id, steady_s
 from pghookd.process.logs import LogEvent
 from pghookd.process.systemd import Notifier, watchdog_interval_s
 from pghookd.runtime import adopt, epoch
 from pghookd.runtime.liveness import Beats
+from pghookd.runtime.loops import LOOPS, World
 from pghookd.settings.schema import Settings, reloaded
 
 BACKOFF_S: Final = (0.1, 0.3, 1.0, 2.0, 3.0, 5.0)  # waits between epochs; the last one repeats
@@ -50,7 +51,6 @@ EXIT_SETTINGS: Final = 78
 def run(
     settings: Settings,
     reload: Callable[[], Settings] | None = None,
-    checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
     make_sender: Callable[[Settings], Sender] | None = None,
 ) -> int:
     """Run the daemon until SIGTERM or SIGINT; return the exit status.
@@ -58,7 +58,6 @@ def run(
     Args:
         settings: as loaded.
         reload: loads them again on SIGHUP; raises ValueError with every fault.
-        checkpoint: awaited at each step of processing a mail, with the name of the step.
         make_sender: makes the sender of requests; None for `sender_of`.
     """
     signals.hold()
@@ -71,7 +70,7 @@ def run(
     _spare_the_collector()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_until_signalled(settings, reload, configure_log, checkpoint, make_sender))
+            return runner.run(_until_signalled(settings, reload, configure_log, make_sender))
     finally:
         sinks[0].close()
 
@@ -86,16 +85,14 @@ async def _until_signalled(
     settings: Settings,
     reload: Callable[[], Settings] | None,
     configure_log: Callable[[Settings], None],
-    checkpoint: Callable[[str], Awaitable[None]],
     make_sender: Callable[[Settings], Sender] | None,
 ) -> int:
     loop = asyncio.get_running_loop()
     app = App(
         settings,
-        logger=logs.logger(),
+        context_of(logs.logger()),
         reload=reload,
         configure_log=configure_log,
-        checkpoint=checkpoint,
         make_sender=make_sender,
     )
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,21 +103,22 @@ async def _until_signalled(
     return await app.serve()
 
 
+def context_of(logger: FilteringBoundLogger) -> Context:
+    """Return the context of a daemon: real clocks and randomness."""
+    return Context(logger, steady_s, lambda: time.time_ns() // 1000, random.random)
+
+
 class App:
     """One daemon. `serve` runs it; `stop` and `reload` may be called from signal handlers."""
 
     def __init__(
         self,
         settings: Settings,
+        context: Context,
         *,
-        logger: FilteringBoundLogger,
         reload: Callable[[], Settings] | None = None,
         configure_log: Callable[[Settings], None] = lambda _settings: None,
         environ: Mapping[str, str] = os.environ,
-        monotonic: Callable[[], float] = steady_s,
-        wall_us: Callable[[], int] = lambda: time.time_ns() // 1000,
-        random01: Callable[[], float] = random.random,
-        checkpoint: Callable[[str], Awaitable[None]] = no_checkpoint,
         make_sender: Callable[[Settings], Sender] | None = None,
         host: str | None = None,
         run: str | None = None,
@@ -128,21 +126,19 @@ class App:
         self._settings = settings
         self._host = host or host_id()
         self._run = run or uuid.uuid4().hex
-        self._logger = logger
+        self._context = context
+        self._logger = context.logger
         self._load = reload
         self._configure_log = configure_log
         self._notifier = Notifier(environ)
         self._watchdog_s = watchdog_interval_s(environ)
-        self._monotonic = monotonic
-        self._wall_us = wall_us
-        self._random01 = random01
-        self._checkpoint = checkpoint
+        self._monotonic = context.monotonic
         self._make_sender = make_sender or sender_of
         self._senders = Senders()
-        self._beats = Beats(epoch.LOOPS)
+        self._beats = Beats(LOOPS)
         self._stopping = asyncio.Event()
         self._reload_asked = asyncio.Event()
-        self._world: epoch.World | None = None  # of the current epoch
+        self._world: World | None = None  # of the current epoch
         self._said = ""
         self._was_ready = False
         self._away = False
@@ -265,20 +261,16 @@ class App:
         self._logger.error(LogEvent.SETTINGS_REJECTED, faults=reason)
         return EXIT_SETTINGS
 
-    def _new_world(self) -> epoch.World:
-        return epoch.World(
+    def _new_world(self) -> World:
+        return World(
             settings=self._settings,
             host=self._host,
             run=self._run,
             sender=self._senders.current,
-            logger=self._logger,
+            context=self._context,
             stop=self._stopping,
             beats=self._beats,
             ready=self._ready,
-            monotonic=self._monotonic,
-            wall_us=self._wall_us,
-            random01=self._random01,
-            checkpoint=self._checkpoint,
         )
 
     async def _schema(self) -> int | None:
@@ -360,7 +352,7 @@ class App:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, but end at once when the daemon stops."""
-        for name in epoch.LOOPS:  # a waiting daemon is not stalled
+        for name in LOOPS:  # a waiting daemon is not stalled
             self._beats.of(name)()
         try:
             async with asyncio.timeout(seconds):

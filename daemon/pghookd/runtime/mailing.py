@@ -8,15 +8,15 @@ Never here: what a mailer does with a mail (owner_mail/mailer.py).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
-from structlog.typing import FilteringBoundLogger
-
 from pghookd.egress.tls import trust
-from pghookd.owner_mail.mailer import Checkpoint, Mailer
+from pghookd.owner_mail.mailer import BEAT_S, Mailer
 from pghookd.owner_mail.message import Letters
 from pghookd.owner_mail.smtp import SmtpClient
 from pghookd.postgres.client import Session
+from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
 
@@ -28,20 +28,16 @@ class Mailing:
         self,
         session: Session,
         settings: Settings,
+        context: Context,
         *,
-        logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
-        wall_us: Callable[[], int],
         wake: asyncio.Event,
-        checkpoint: Checkpoint,
+        beat: Callable[[], None],
     ) -> None:
         self._session = session
         self._settings = settings
-        self._logger = logger
-        self._monotonic = monotonic
-        self._wall_us = wall_us
+        self._context = context
         self._wake = wake
-        self._checkpoint = checkpoint
+        self._beat = beat
         self._mailer: Mailer | None = None
         self._changed = asyncio.Event()
         self._stopping = False
@@ -74,11 +70,19 @@ class Mailing:
             if self._changed.is_set():
                 continue
             if mailer is None:
-                await self._changed.wait()
+                await self._rest()
                 continue
             self._mailer = mailer
             await mailer.run()
             self._mailer = None
+
+    async def _rest(self) -> None:
+        """Wait for a reload: there is nothing that could send mails."""
+        while not self._changed.is_set():
+            self._beat()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self._changed.wait()
 
     async def _make(self, settings: Settings) -> Mailer | None:
         """Make a mailer; None without a mail server or a readable CA file. A thread reads it: deliveries continue."""
@@ -87,17 +91,15 @@ class Mailing:
         try:
             context = await asyncio.to_thread(trust, settings.egress.ca_file or None)
         except OSError as error:  # the file was readable when the settings were loaded
-            self._logger.error(LogEvent.SETTINGS_REJECTED, faults=f"no mails: egress.ca_file: {error}")  # noqa: TRY400 - no traceback helps
+            faults = f"no mails: egress.ca_file: {error}"
+            self._context.logger.error(LogEvent.SETTINGS_REJECTED, faults=faults)  # noqa: TRY400 - no traceback helps
             return None
         return Mailer(
             self._session,
-            SmtpClient(settings.smtp, context=context, monotonic=self._monotonic),
+            SmtpClient(settings.smtp, context=context, monotonic=self._context.monotonic),
             Letters(settings.mail, user_agent=settings.delivery.user_agent),
+            self._context,
             settings=settings.mail,
-            logger=self._logger,
-            monotonic=self._monotonic,
-            wall_us=self._wall_us,
             wake=self._wake,
-            beat=lambda: None,
-            checkpoint=self._checkpoint,
+            beat=self._beat,
         )

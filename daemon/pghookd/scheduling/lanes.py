@@ -227,6 +227,27 @@ class Lane(Member):
         return bool(self.late) and self.pace is None and now - self.late[0].since > patience_s
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LaneTerms:
+    """The limits of the lanes.
+
+    Attributes:
+        concurrency: requests in flight.
+        endpoint_concurrency: requests in flight of one endpoint that sets none of its own.
+        queue_bytes_max: bytes of payloads in memory.
+        policy: when breakers open.
+        queue_max: deliveries queued in memory.
+        idle_max: lanes without work that are kept.
+    """
+
+    concurrency: int
+    endpoint_concurrency: int
+    queue_bytes_max: int
+    policy: breaker.BreakerPolicy = dataclasses.field(default_factory=breaker.BreakerPolicy)
+    queue_max: int = QUEUE_MAX
+    idle_max: int = IDLE_LANES_MAX
+
+
 class Lanes:
     """All lanes, and the slots they share.
 
@@ -240,23 +261,10 @@ class Lanes:
         by_endpoint: lanes by endpoint_id.
     """
 
-    def __init__(
-        self,
-        *,
-        concurrency: int,
-        endpoint_concurrency: int,
-        queue_bytes_max: int,
-        policy: breaker.BreakerPolicy | None = None,
-        queue_max: int = QUEUE_MAX,
-        idle_max: int = IDLE_LANES_MAX,
-    ) -> None:
-        self._slots = Slots(concurrency)
-        self._payloads = PayloadBudget(queue_bytes_max)
-        self._endpoint_concurrency = endpoint_concurrency
-        self._queue_bytes_max = queue_bytes_max
-        self._policy = policy or breaker.BreakerPolicy()
-        self._queue_max = queue_max
-        self._idle_max = idle_max
+    def __init__(self, terms: LaneTerms) -> None:
+        self._slots = Slots(terms.concurrency)
+        self._payloads = PayloadBudget(terms.queue_bytes_max)
+        self._terms = terms
         self._lanes: dict[LaneKey, Lane] = {}
         self.by_endpoint: dict[int, Lane] = {}
         self._idle: OrderedDict[LaneKey, None] = OrderedDict()
@@ -284,26 +292,17 @@ class Lanes:
         """Requests in flight, in all lanes."""
         return self._slots.in_flight
 
-    def apply(
-        self,
-        *,
-        concurrency: int,
-        endpoint_concurrency: int,
-        queue_bytes_max: int,
-        policy: breaker.BreakerPolicy,
-    ) -> None:
+    def apply(self, terms: LaneTerms) -> None:
         """Apply new limits; deliveries already queued or in flight beyond them are not affected."""
-        self._slots.resize(concurrency)
-        self._payloads.size = queue_bytes_max
-        self._endpoint_concurrency = endpoint_concurrency
-        self._queue_bytes_max = queue_bytes_max
-        self._policy = policy
+        self._terms = terms
+        self._slots.resize(terms.concurrency)
+        self._payloads.size = terms.queue_bytes_max
         for lane in self._lanes.values():
             lane.limit = self._limit(lane.endpoint)
             lane.resize(lane.width)
-            lane.breaker.policy = policy
+            lane.breaker.policy = terms.policy
         for reopened in self._reopened.values():
-            reopened.policy = policy
+            reopened.policy = terms.policy
 
     # Lanes ------------------------------------------------------------------------------------------------------------
 
@@ -344,7 +343,7 @@ class Lanes:
 
     def _limit(self, endpoint: Endpoint) -> int:
         most = max(1, self._slots.size // LANE_SHARE)
-        return min(endpoint.concurrency or self._endpoint_concurrency, most)
+        return min(endpoint.concurrency or self._terms.endpoint_concurrency, most)
 
     def _host(self, endpoint: Endpoint) -> Host:
         name = host_and_port(endpoint.url)
@@ -354,13 +353,13 @@ class Lanes:
         return host
 
     def _breaker(self, endpoint: Endpoint) -> Breaker:
-        return self._reopened.pop(endpoint.endpoint_id, None) or Breaker(self._policy)
+        return self._reopened.pop(endpoint.endpoint_id, None) or Breaker(self._terms.policy)
 
     def _leave(self, lane: Lane) -> None:
         """Mark a lane without work as idle, so that it can be evicted; an open breaker or a pause must be kept."""
         if not lane.breaker.is_open and not lane.paused_until:
             self._idle[lane.key] = None
-            while len(self._idle) > self._idle_max:
+            while len(self._idle) > self._terms.idle_max:
                 key, _ = self._idle.popitem(last=False)
                 del self._lanes[key]
                 self.by_endpoint.pop(key.endpoint_id, None)
@@ -409,7 +408,7 @@ class Lanes:
     @property
     def full(self) -> bool:
         """Return True if memory has no room for another delivery of any lane."""
-        return self.queued >= self._queue_max or self.queued_bytes >= self._queue_bytes_max
+        return self.queued >= self._terms.queue_max or self.queued_bytes >= self._terms.queue_bytes_max
 
     @property
     def starving(self) -> bool:
@@ -424,7 +423,7 @@ class Lanes:
         """Return True if reading on helps: a slot is free, or the other lanes will soon run out of work."""
         if self.in_flight < self._slots.size:
             return True
-        fed = 2 * self.queued >= self._queue_max or 2 * self.queued_bytes >= self._queue_bytes_max
+        fed = 2 * self.queued >= self._terms.queue_max or 2 * self.queued_bytes >= self._terms.queue_bytes_max
         return 2 * lane.in_flight < self._slots.size and (self.starving or not fed)
 
     def room_for(self, site_id: str, endpoints: int) -> int:
@@ -433,8 +432,8 @@ class Lanes:
         A site may hold a third of the free memory, so that a site alone holds a quarter of all memory. A tenth of the
         memory is reserved: it gives every site SITE_LEAST deliveries, however much the others hold.
         """
-        bytes_left = self._queue_bytes_max - self.queued_bytes
-        if self.queued >= self._queue_max or bytes_left <= 0:
+        bytes_left = self._terms.queue_bytes_max - self.queued_bytes
+        if self.queued >= self._terms.queue_max or bytes_left <= 0:
             return 0
         most = self._most(endpoints)
         site = self._sites.get(site_id)
@@ -449,7 +448,7 @@ class Lanes:
 
     def _most(self, endpoints: int) -> int:
         """Return the share of memory of a site with so many endpoints, in deliveries, while others hold theirs."""
-        part = (self._queue_max - self._queue_max // RESERVE - self.queued) // SITE_SHARE
+        part = (self._terms.queue_max - self._terms.queue_max // RESERVE - self.queued) // SITE_SHARE
         return min(max(SITE_LEAST, part), endpoints * LANE_QUEUE_MAX // 2)
 
     def measure(self, now: float) -> None:
@@ -837,8 +836,8 @@ class Lanes:
 
     def reopen(self, endpoint_id: int, probe_at: float) -> None:
         """Open the breaker of an endpoint without a lane, because its parked rows show that it was open."""
-        if self._policy.share > 0:
-            restored = self._reopened[endpoint_id] = Breaker(self._policy)
+        if self._terms.policy.share > 0:
+            restored = self._reopened[endpoint_id] = Breaker(self._terms.policy)
             restored.reopen(probe_at)
 
     def probe_at(self, endpoint_id: int) -> float | None:
@@ -856,7 +855,7 @@ class Lanes:
             lane.pace = self._pace(now)
 
     def _pace(self, now: float) -> Pace:
-        return Pace(now, grow_s=self._policy.probe_s / GROWTHS_A_PROBE)
+        return Pace(now, grow_s=self._terms.policy.probe_s / GROWTHS_A_PROBE)
 
     def caught_up(self, endpoint_id: int) -> None:
         """Record that an endpoint has no parked rows any more."""
@@ -875,7 +874,7 @@ class Lanes:
         if probe_at is not None:
             return int(now >= probe_at and (lane is None or lane.probe is None))
         if lane is None:
-            return 2 * self._endpoint_concurrency
+            return 2 * self._terms.endpoint_concurrency
         per_s = lane.late_per_s
         if per_s is not None:
             most = LANE_QUEUE_MAX // 2 if lane.proved else 2 * lane.limit

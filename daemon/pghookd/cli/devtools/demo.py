@@ -138,7 +138,7 @@ class Demo:
         """Run the daemon, the producer and the view until the end; return the daemon's exit status."""
         path = self._server.sockets / "ready"
         with _bound(path) as told:
-            daemon = app.App(settings, logger=logs.logger(), environ={"NOTIFY_SOCKET": str(path)})
+            daemon = app.App(settings, app.context_of(logs.logger()), environ={"NOTIFY_SOCKET": str(path)})
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(daemon.serve())
                 serving.add_done_callback(lambda _task: self._stop.set())

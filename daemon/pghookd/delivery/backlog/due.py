@@ -8,10 +8,8 @@ ordered endpoints), held.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
-
-from structlog.typing import FilteringBoundLogger
 
 from pghookd.delivery.backlog.admission import Admission, BacklogStep, Put
 from pghookd.delivery.backlog.held import HeldRows
@@ -22,6 +20,7 @@ from pghookd.event_log.position import EventLog
 from pghookd.model.delivery import Endpoint, Reason, State
 from pghookd.model.outcome import BacklogWrite
 from pghookd.postgres.client import DatabaseError, Row, Session, query
+from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order, is_ordered
@@ -65,13 +64,10 @@ class Backlog:
         order: Order,
         log: EventLog,
         filters: Filters,
+        context: Context,
         *,
         shards: int,
         terms: BacklogTerms,
-        logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
-        wall_us: Callable[[], int],
-        random01: Callable[[], float],
     ) -> None:
         self._lanes = lanes
         self._order = order
@@ -79,16 +75,16 @@ class Backlog:
         self._filters = filters
         self._shards = shards
         self._terms = terms
-        self._logger = logger
-        self._monotonic = monotonic
-        self._random01 = random01
+        self._logger = context.logger
+        self._monotonic = context.monotonic
+        self._random01 = context.random01
         self._admission = Admission(
-            lanes, order, log, filters, shards, terms.payload_bytes_max, wall_us, logger
+            lanes, order, log, filters, shards, terms.payload_bytes_max, context.wall_us, context.logger
         )
         self._parked = ParkedRows(
             lanes, order, filters, self._admission, LineRows(lanes, order, self._admission)
         )
-        self._held = HeldRows(order, held_days=terms.held_days, logger=logger)
+        self._held = HeldRows(order, held_days=terms.held_days, logger=context.logger)
         self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
         self._in_pass = False  # there are more due rows after the cursor
         self._rung = False  # the next pass over due rows starts from the first row

@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, Protocol
-
-from structlog.typing import FilteringBoundLogger
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from pghookd.delivery.recording.batch_writer import BatchWriter, Written
+from pghookd.delivery.recording.chores import Chore, Chores, unless_refused
 from pghookd.delivery.recording.notes import Notes
 from pghookd.delivery.recording.pending import DelayedOutcomes, Pending
 from pghookd.delivery.recording.positions import PositionStore
-from pghookd.event_log.identity import ServerIdentity
 from pghookd.event_log.position import EventLog, settle
 from pghookd.model.delivery import Delivery, Reason, State
 from pghookd.model.outcome import BacklogWrite, Write
-from pghookd.postgres.client import PING, DatabaseError, Session
+from pghookd.postgres.client import PING, Session
+from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.lanes import NEVER, Lanes
 from pghookd.scheduling.ordering import Order
@@ -40,23 +39,10 @@ LOCKED_PAUSE_S: Final = 2.0  # its endpoint is sent nothing for this long: longe
 REFUSED_AGAIN_S: Final = 60.0  # after Postgres rejected a row: the operator has to change something
 REFUSED_PAUSE_S: Final = 90.0
 RETRIES_A_STEP: Final = 20  # endpoints whose delayed writes are tried between two batches
-CHORE_AGAIN_S: Final = 1.0  # after Postgres refused a statement between two batches
 FINISH_WITHIN_S: Final = 10.0  # at a clean stop, while a table is locked
 
 _AGAIN_S: Final = {DelayedOutcomes.LOCKED: LOCKED_AGAIN_S, DelayedOutcomes.REFUSED: REFUSED_AGAIN_S}
 _PAUSE_S: Final = {DelayedOutcomes.LOCKED: LOCKED_PAUSE_S, DelayedOutcomes.REFUSED: REFUSED_PAUSE_S}
-
-
-class Chore(Protocol):
-    """Work on the recorder's session that is done between two batches."""
-
-    async def step(self, session: Session, now: float, put: Callable[[Write, float], None]) -> bool:
-        """Do a bounded piece of work, if it is time; `put` takes the writes.
-
-        Returns:
-            True if there is more to do at once.
-        """
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +55,21 @@ class RecorderTerms:
     lease_s: float = 10.0
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RecorderHooks:
+    """Callbacks that connect the recorder to other loops.
+
+    Attributes:
+        recorded: called when outcomes have become durable: there may be room for further requests.
+        failed: called when some of them were failures.
+        beat: called while the recorder is alive.
+    """
+
+    recorded: Callable[[], None]
+    beat: Callable[[], None]
+    failed: Callable[[], None] = lambda: None
+
+
 class Recorder:
     """Collects writes for a few milliseconds and makes them durable."""
 
@@ -78,32 +79,25 @@ class Recorder:
         log: EventLog,
         lanes: Lanes,
         order: Order,
-        server: ServerIdentity,
+        positions: PositionStore,
         terms: RecorderTerms,
-        *,
-        logger: FilteringBoundLogger,
-        monotonic: Callable[[], float],
-        recorded: Callable[[], None],
-        failed: Callable[[], None] = lambda: None,
-        beat: Callable[[], None],
+        context: Context,
+        hooks: RecorderHooks,
     ) -> None:
         self._session = session
         self._log = log
         self._lanes = lanes
         self._order = order
-        self._chores: dict[
-            Chore, float
-        ] = {}  # in their order; each with the time of its next step, monotonic seconds
-        self._more_to_do = False
+        self._chores = Chores(session, context.logger)
         self._terms = terms
-        self._logger = logger
-        self._monotonic = monotonic
-        self._recorded = recorded
-        self._failed = failed
-        self._beat = beat
-        self.notes = Notes(session, logger=logger)
-        self._writer = BatchWriter(session, self.notes, logger=logger, monotonic=monotonic)
-        self._positions = PositionStore(session, log, server, monotonic=monotonic)
+        self._logger = context.logger
+        self._monotonic = context.monotonic
+        self._recorded = hooks.recorded
+        self._failed = hooks.failed
+        self._beat = hooks.beat
+        self.notes = Notes(session, logger=context.logger)
+        self._writer = BatchWriter(session, self.notes, logger=context.logger, monotonic=context.monotonic)
+        self._positions = positions
         self._pending = Pending()
         self._writing: list[Write] = []
         self._writing_outcomes = 0
@@ -112,7 +106,7 @@ class Recorder:
         self._wake = asyncio.Event()
         self._roomy = asyncio.Event()
         self._roomy.set()
-        self._answered_at = monotonic()
+        self._answered_at = context.monotonic()
         self._check_at = 0.0
         self._retry_at = 0.0
         self._stopping = False
@@ -123,7 +117,7 @@ class Recorder:
 
     def take_on(self, *chores: Chore) -> None:
         """Run these chores between two batches, one after the other, from now on."""
-        self._chores |= dict.fromkeys(chores, 0.0)
+        self._chores.take_on(*chores)
 
     # For other loops ------------------------------------------------------------------------------------------------
 
@@ -208,7 +202,7 @@ class Recorder:
                 await asyncio.sleep(UPKEEP_EVERY_S)
             await self._flush(self._terms.batch_max)
         await self._retry(NEVER, self._pending.endpoints_aside)
-        await self._unless_refused(self._positions.store(self._monotonic()))
+        await unless_refused(self._positions.store(self._monotonic()), self._logger)
 
     def _rest_others(self) -> None:
         """Leave other writes in their queue while a table that they need is locked."""
@@ -217,7 +211,7 @@ class Recorder:
     async def _gather(self) -> None:
         pending = self._pending
         self._rest_others()
-        if self._more_to_do:
+        if self._chores.more_to_do:
             return
         if not pending.takeable:
             self._wake.clear()
@@ -340,29 +334,12 @@ class Recorder:
             self._failed()
         if now >= self._check_at:
             self._check_at = now + await self._checkpoint(now)
-        self._more_to_do = False
-        for chore, again_at in self._chores.items():
-            if now >= again_at:
-                done = await self._unless_refused(self._step(chore, now))
-                self._chores[chore] = now if done else now + CHORE_AGAIN_S
-        if await self._unless_refused(self._positions.step(now)):
+        await self._chores.run(now, self.put)
+        if await unless_refused(self._positions.step(now), self._logger):
             self._answered_at = now
         if now - self._answered_at >= self._terms.heartbeat_s:
             await self._session.fetchval(PING)
             self._answered_at = now
-
-    async def _step(self, chore: Chore, now: float) -> bool:
-        if await chore.step(self._session, now, self.put):
-            self._more_to_do = True
-        return True
-
-    async def _unless_refused(self, work: Awaitable[bool]) -> bool:
-        """Await some work; return its result, or False if Postgres refused a statement."""
-        try:
-            return await work
-        except DatabaseError as error:
-            self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error))
-            return False
 
     async def _checkpoint(self, now: float) -> float:
         """Give deliveries unsettled for ten seconds rows of their own; they stay in memory.

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from pghookd.event_log.reading.takers import ENDPOINT_ID_MAX, WHOLE, Span, Takers
 from pghookd.event_log.rows import endpoint_of
+from pghookd.model.delivery import Endpoint
 from pghookd.postgres.client import Row, Session, query
 
 SLICE: Final = 500  # endpoints of one site processed at once; a site with more is processed in slices
@@ -68,6 +69,13 @@ class Endpoints:
         if unread:
             found |= await self._read(unread)
         return found
+
+    async def again(self, endpoint_ids: list[int]) -> dict[int, Endpoint | None]:
+        """Read endpoints by their ids, None for one that was deleted; no older read of a site may replace this one."""
+        self.ask_again()
+        rows = await self._session.fetch(query("read_endpoints"), endpoint_ids, self._shards)
+        found = {row["endpoint_id"]: endpoint_of(row) for row in rows}
+        return {endpoint_id: found.get(endpoint_id) for endpoint_id in endpoint_ids}
 
     async def _read(self, spans: Mapping[str, Span]) -> dict[str, Takers]:
         asked = self._asked  # a change while the statement runs makes its result stale

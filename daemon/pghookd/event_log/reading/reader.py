@@ -24,7 +24,6 @@ from pghookd.event_log.reading.refill import Refill
 from pghookd.event_log.reading.takers import WHOLE
 from pghookd.event_log.rows import EventRow
 from pghookd.postgres.client import DatabaseAway, Row, Session, query
-from pghookd.scheduling.ordering import Order
 
 DAY_IDS: Final = 2**32  # event ids of one day, and of one partition
 PAUSE_MIN_S: Final = 0.001
@@ -156,23 +155,6 @@ class Reader:
             since = Position(since.upto)
         start = Position(since.snapshot, self._log.read, 0)
         return found + await self.pages.read(start, self._log.read, marks, shards)
-
-
-def make_reader(
-    session: Session,
-    log: EventLog,
-    order: Order,
-    fan_out: DeliveryMaker,
-    endpoints: Endpoints,
-    *,
-    shards: int,
-    monotonic: Callable[[], float],
-    beat: Callable[[], None],
-) -> Reader:
-    """Put a reader together."""
-    refill = Refill(session, order, fan_out, endpoints, monotonic=monotonic, beat=beat)
-    pages = Pages(session, log, fan_out, endpoints, refill, shards=shards, monotonic=monotonic, beat=beat)
-    return Reader(session, log, pages, refill, fan_out, endpoints, monotonic=monotonic, beat=beat)
 
 
 def upper_end(newest: int) -> int:

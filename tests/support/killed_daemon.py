@@ -1,4 +1,4 @@
-"""`pghookd run` that kills itself at a step of a mail's way: PGHOOKD_TEST_KILL_AT is `name` or `name:nth`."""
+"""`pghookd run` that kills itself at a fail point: PGHOOKD_TEST_KILL_AT is `name` or `name:nth`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from pghookd.process import fail_points
 from pghookd.runtime import app
 from pghookd.settings import load
 
@@ -13,7 +14,7 @@ NAME, _, NTH = os.environ.get("PGHOOKD_TEST_KILL_AT", "").partition(":")
 seen = 0
 
 
-async def checkpoint(name):
+async def kill_at(name):
     global seen  # noqa: PLW0603 - one count for the process
     if name == NAME:
         seen += 1
@@ -22,4 +23,5 @@ async def checkpoint(name):
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(load.load(None, os.environ, None), checkpoint=checkpoint))
+    with fail_points.interrupted_by(kill_at):
+        sys.exit(app.run(load.load(None, os.environ, None)))
