@@ -109,6 +109,7 @@ SHELL = {
     "encryption.keyring": "randomness of a nonce",
     "endpoint_health.faults": "the database",
     "endpoint_health.monitor": "the database",
+    "endpoint_health.storm_watch": "the database",
     "endpoint_health.rows": "rows of the database",
     "event_log.doorbell": "the database, tasks",
     "event_log.endpoint_changes": "the database",

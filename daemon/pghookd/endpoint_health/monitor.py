@@ -17,12 +17,12 @@ from typing import Any, Final, TypeAlias
 import orjson
 from structlog.typing import FilteringBoundLogger
 
-from pghookd.endpoint_health import incident, owner_plan, storm
+from pghookd.endpoint_health import incident, owner_plan
 from pghookd.endpoint_health.incident import POLICY_BLOCKS, Case, Health
 from pghookd.endpoint_health.incident_rules import disable_us
 from pghookd.endpoint_health.owner_plan import Owner, OwnerPlan, PlanStep
 from pghookd.endpoint_health.rows import case_of, section_of, types_of
-from pghookd.endpoint_health.storm import HOLD_MAX_US, Extent
+from pghookd.endpoint_health.storm_watch import StormWatch
 from pghookd.model.delivery import DisabledReason
 from pghookd.owner_mail.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, MailSection, arranged, excerpt
 from pghookd.owner_mail.mailbox import mailbox_of
@@ -36,9 +36,6 @@ OWNERS_PAGE: Final = 100  # owners per query
 FOLD_AFTER_US: Final = (
     2 * 3600 * incident.SECOND_US
 )  # a mail unsent for this long is replaced by one with the present state
-STORM_RECALL_US: Final = incident.DAY_US  # interval between mails to the operator about a continuing storm
-STORM_GAP_US: Final = 3600 * incident.SECOND_US  # minimum interval before a mail about a new storm
-STORM_LOOKS: Final = 2  # consecutive checks that must find a storm
 NOBODY: Final = ""  # the owner of sites without an owner address; each such site is checked separately
 Whose: TypeAlias = tuple[str, str]  # (owner's address in lower case, site id if the owner is NOBODY)
 
@@ -89,15 +86,15 @@ class Monitor:
         self._wall_us = wall_us
         self._beat = beat
         self._failed = asyncio.Event()
-        self._storm_looks = 0
-        self._storm_told = False  # True if the operator was mailed about the present storm
-        self._storm_told_us: int | None = None
-        self._looked_us: int | None = None
+        self._storms = StormWatch(
+            session, settings, traffic=around.traffic, queued=around.queued, logger=logger
+        )
 
     def apply(self, settings: Settings) -> None:
         """Replace the settings, and check at once."""
         self._settings = settings
         self._policy = incident.IncidentPolicy.of(settings)
+        self._storms.apply(settings)
         self._failed.set()
 
     def failed(self) -> None:
@@ -128,7 +125,7 @@ class Monitor:
 
     async def step(self, now_us: int) -> int:
         """Check everything that is due; return the number of mails put into the outbox."""
-        in_storm = await self._storm(now_us)
+        in_storm = await self._storms.step(now_us)
         await self._withdraw(now_us)
         mails = 0
         while True:
@@ -146,48 +143,6 @@ class Monitor:
             await self._session.fetch(query("withdraw_emails"), now_us, self._around.sending())
         except DatabaseError as error:
             self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="withdraw_emails")
-
-    # Storms -----------------------------------------------------------------------------------------------------------
-
-    async def _storm(self, now_us: int) -> bool:
-        """Return True if a storm is on, so that first mails and disabling clocks wait; mail the operator about it."""
-        from_us = storm.evidence_from_us(now_us, self._policy)
-        rows = await self._session.fetch(query("find_storm_evidence"), *from_us)
-        found = storm.extent(((row["site_id"], row["url"]) for row in rows), self._around.traffic())
-        limits = self._settings.storm
-        if not storm.is_storm(found, share=limits.share, hosts_min=limits.hosts_min):
-            if self._storm_looks:
-                was_one = self._storm_looks >= STORM_LOOKS
-                await self._session.execute(query("recall_incidents"), now_us, was_one, now_us - HOLD_MAX_US)
-            self._storm_looks, self._storm_told, self._looked_us = 0, False, now_us
-            return False
-        self._storm_looks += 1
-        if self._storm_looks < STORM_LOOKS:
-            self._looked_us = now_us
-            return True
-        if self._looked_us is not None:
-            await self._session.execute(query("pause_disabling"), now_us - self._looked_us, HOLD_MAX_US)
-        self._looked_us = now_us
-        wait_us = STORM_RECALL_US if self._storm_told else STORM_GAP_US
-        if self._storm_told_us is None or now_us - self._storm_told_us >= wait_us:
-            self._storm_told, self._storm_told_us = True, now_us
-            await self._tell_of_storm(found, now_us)
-        return True
-
-    async def _tell_of_storm(self, found: Extent, now_us: int) -> None:
-        self._logger.error(
-            LogEvent.STORM_SUSPECTED,
-            sites=found.sites,
-            traffic=found.traffic,
-            domains=found.domains,
-            note="first mails to owners and the disabling of endpoints wait, for six hours at most",
-        )
-        operator = self._settings.mail.operator
-        if operator and self._settings.smtp.host:
-            extent = (found.sites, found.traffic, found.domains)
-            digest = Digest(Kind.STORM, operator, "en", now_us, now_us, storm=extent)
-            await put_email(self._session, digest, window_us=now_us, now_us=now_us)
-            self._around.queued()
 
     # Owners -----------------------------------------------------------------------------------------------------------
 
@@ -237,7 +192,7 @@ class Monitor:
     async def _look(self, look: _Look, *, storm: bool) -> int:
         """Decide for one owner and write it in one transaction; check again in a second if a row changed meanwhile."""
         cases = [case_of(row, look.now_us, self._policy) for row in look.rows.values()]
-        owner = self._owner_of(look)
+        owner = Owner(mails=tuple(look.owner["mails"]), busy=look.is_busy(self._around.sending()))
         plan = owner_plan.plan(cases, owner, storm=storm)
         fold = self._is_to_be_folded(look, plan)
         if fold:
@@ -264,18 +219,10 @@ class Monitor:
             self._around.queued()
         return int(state is not None)
 
-    def _owner_of(self, look: _Look) -> Owner:
-        row = look.owner
-        busy = row["queued_id"] is not None and (
-            row["perhaps_sent"] or row["queued_id"] == self._around.sending()
-        )
-        return Owner(mails=tuple(row["mails"]), busy=busy)
-
     def _is_to_be_folded(self, look: _Look, plan: OwnerPlan) -> bool:
-        row = look.owner
-        if row["queued_id"] is None or row["perhaps_sent"] or row["queued_id"] == self._around.sending():
+        if look.queued_us is None or look.is_busy(self._around.sending()):
             return False
-        return bool(plan.sections) or look.now_us - row["queued_at"] >= FOLD_AFTER_US
+        return bool(plan.sections) or look.now_us - look.queued_us >= FOLD_AFTER_US
 
     async def _fold(self, look: _Look) -> None:
         if not await self._session.fetch(query("fold_email"), look.owner["queued_id"]):
@@ -448,6 +395,11 @@ class _Look:
         """The creation time of the owner's unsent mail; None if there is none."""
         made: int | None = self.owner["queued_at"]
         return made
+
+    def is_busy(self, sending: int | None) -> bool:
+        """Return True if the owner's unsent mail may have been sent; `sending` is the mail that is being sent now."""
+        row = self.owner
+        return row["queued_id"] is not None and (row["perhaps_sent"] or row["queued_id"] == sending)
 
     @property
     def before(self) -> dict[str, Any]:
