@@ -7,6 +7,7 @@ here: how it is noticed (test_sabotage.py), and parts that break in virtual time
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -19,12 +20,12 @@ from pghookd.delivery.recording.recorder import Recorder
 from pghookd.egress.sender import Sender
 from pghookd.event_log.doorbell import Bell
 from pghookd.event_log.position import settle
-from pghookd.event_log.reading import reader
 from pghookd.event_log.reading.pages import Pages
 from pghookd.model.delivery import Reply
 from pghookd.model.outcome import AttemptWrite
 from pghookd.owner_mail.smtp import SmtpClient
-from pghookd.runtime import app, epoch, mailing
+from pghookd.runtime import app, loops, mailing
+from pghookd.runtime.assembly import Engine, Parts
 from pghookd.settings import load
 from pghookd.webhook.signing import signer_of
 
@@ -164,19 +165,21 @@ class WaitsNotAtAll(Deliverer):
     """Tries again at once."""
 
     def __init__(self, *parts, **more):
-        *parts, terms = parts
+        *parts, terms, context = parts
         retry = dataclasses.replace(
             terms.defaults.retry, schedule=(0.001,) * len(terms.defaults.retry.schedule)
         )
         defaults = dataclasses.replace(terms.defaults, retry=retry)
-        super().__init__(*parts, dataclasses.replace(terms, defaults=defaults), **more)
+        super().__init__(*parts, dataclasses.replace(terms, defaults=defaults), context, **more)
 
 
 class LivesYesterday(Deliverer):
     """Has a clock that is a day slow."""
 
-    def __init__(self, *parts, wall_us, **more):
-        super().__init__(*parts, wall_us=lambda: wall_us() - DAY_US, **more)
+    def __init__(self, *parts, **more):
+        *parts, context = parts
+        slow = dataclasses.replace(context, wall_us=lambda: context.wall_us() - DAY_US)
+        super().__init__(*parts, slow, **more)
 
 
 class SignsForOthers(Attempts):
@@ -242,16 +245,25 @@ SABOTAGES = {
     "logs a secret": _caught(LogsSecrets, "secret", "secrecy"),
     "follows redirects": _caught(FollowsRedirects, "redirected", "destinations"),
 }
-# Where each part is wired.
-PLACES = {Sender: (app, "Sender"), SmtpClient: (mailing, "SmtpClient"), Bell: (epoch, "Bell")}
-PLACES |= {Pages: (reader, "Pages"), Attempts: (deliverer, "Attempts")}
-PLACES |= {Recorder: (epoch, "Recorder"), Deliverer: (epoch, "Deliverer")}
+# Parts that the engine is made of, and where the others are wired.
+PARTS = {Recorder: "recorder", Deliverer: "deliverer", Pages: "pages"}
+PLACES = {
+    Sender: (app, "Sender"),
+    SmtpClient: (mailing, "SmtpClient"),
+    Bell: (loops, "Bell"),
+    Attempts: (deliverer, "Attempts"),
+}
 
 
 def put_in_place(part):
     """Build the daemon of this process with it."""
-    module, name = PLACES[part.__base__]
-    setattr(module, name, part)
+    replaced = part.__base__
+    if replaced in PARTS:
+        parts = Parts(**{PARTS[replaced]: part})
+        loops.Engine = functools.partial(Engine, parts=parts)
+    else:
+        module, name = PLACES[replaced]
+        setattr(module, name, part)
 
 
 if __name__ == "__main__":

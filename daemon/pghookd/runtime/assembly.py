@@ -115,13 +115,14 @@ class Start:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parts:
-    """The classes that an engine is made of; the simulation replaces one by a broken one."""
+    """The classes that an engine is made of; tests replace one by a broken one."""
 
     lanes: type[Lanes] = Lanes
     order: type[Order] = Order
     backlog: type[Backlog] = Backlog
     replays: type[Replays] = Replays
     recorder: type[Recorder] = Recorder
+    deliverer: type[Deliverer] = Deliverer
     sieve: type[Sieve] = Sieve
     fan_out: type[FanOut] = FanOut
     refill: type[Refill] = Refill
@@ -191,7 +192,7 @@ class Engine:
             RecorderHooks(recorded=self.has_room, failed=self.has_failed, beat=beats("record")),
         )
         self.recorder.take_on(*(() if guard is None else (guard,)), self.replays, self.backlog)
-        self.deliverer = Deliverer(
+        self.deliverer = parts.deliverer(
             sender,
             self.lanes,
             self.recorder,
