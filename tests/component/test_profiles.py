@@ -115,9 +115,10 @@ async def deliver(con, database, receiver, until):
         count = await con.fetchval("select count(*) from webhooks.endpoints")
         async with living(database, **settings):
             sql = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', $1)"
-            await con.execute(sql, PAYLOAD)
-            requests = await receiver.wait_for(count)
-            await until(lambda: con.fetchval("select count(*) = 0 from webhooks.backlog"))
+            event_id = await con.fetchval(f"{sql} returning event_id", PAYLOAD)
+            recorded = "select count(*) = $2 from webhooks.attempts where event_id = $1"
+            await until(lambda: con.fetchval(recorded, event_id, count))
+        requests = [request for request in receiver.requests if request.event_id == event_id]
         assert all(request.headers.keys() >= STANDARD for request in requests)
         return {request.path[1:]: request for request in requests}
 
