@@ -134,6 +134,7 @@ SHELL = {
     "owner_mail.smtp": "the mail server",
     "postgres.client": "the database",
     "postgres.migrate": "the database",
+    "process.beating": "tasks",
     "process.context": "the log",
     "process.host_id": "files of the host",
     "process.logs": "standard output",

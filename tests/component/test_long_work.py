@@ -9,6 +9,7 @@ import pytest
 
 from pghookd.event_log.doorbell import Bell
 from pghookd.postgres import client
+from pghookd.process import beating
 from pghookd.runtime import maintenance
 from pghookd.runtime.sessions import Sessions
 from support import crew, producers
@@ -60,7 +61,7 @@ async def test_an_analyze_that_takes_too_long_is_left_to_the_next_day(database, 
 async def test_the_watchdog_is_fed_while_a_long_statement_runs(
     database, session, connect, until, monkeypatch
 ):
-    monkeypatch.setattr(maintenance, "BEAT_S", 0.01)
+    monkeypatch.setattr(beating, "BEAT_S", 0.01)
     tend = await client.connect(database, name="tend", settings={"lock_timeout": "2s"})
     other = await connect(database)
     await other.execute("begin; lock table webhooks.partitions in access exclusive mode")

@@ -12,7 +12,7 @@ import pytest
 
 from pghookd.owner_mail.digest import Kind
 from pghookd.owner_mail.mailer import BACKOFF_S, BURST, DOUBTS_MAX, HOLD_S, LOOK_EVERY_S, Bucket, Shares
-from pghookd.process import fail_points
+from pghookd.process import beating, fail_points
 from pghookd.process.logs import LogEvent
 from support.mail_server import DROP, HANG, Mailbox
 from support.outbox import NOON_US, Clock, digest, office, run_until_killed
@@ -413,6 +413,23 @@ async def test_it_runs_wakes_at_once_and_ends(database, until):
         async with asyncio.timeout(5):
             await running
         await until(lambda: not box._open)
+
+
+async def test_it_beats_while_an_admin_has_locked_the_mails(database, connect, until, monkeypatch):
+    """The watchdog must not end deliveries because mails wait."""
+    monkeypatch.setattr(beating, "BEAT_S", 0.01)
+    admin = await connect(database)
+    async with Mailbox() as box, office(database, box) as desk:
+        await admin.execute("begin; lock table webhooks.emails in access exclusive mode")
+        running = asyncio.create_task(desk.mailer.run())
+        waits = "select exists (select from pg_locks where pid = $1 and not granted)"
+        await until(lambda: admin.fetchval(waits, desk.session.pid))
+        beats = desk.beats
+        await until(lambda: desk.beats > beats + 10)
+        assert await admin.fetchval(waits, desk.session.pid)
+        await admin.execute("rollback")
+        desk.mailer.stop()
+        await running
 
 
 async def test_it_beats_while_a_server_is_slow(database, until):

@@ -18,12 +18,12 @@ import orjson
 from virtual import WHOSE, VirtualLoop
 from world import BrokenError, Quiet
 
-from pghookd.owner_mail import mailer as mailing
 from pghookd.owner_mail.digest import Digest, Kind
 from pghookd.owner_mail.mailbox import domain_of
 from pghookd.owner_mail.mailer import DOUBTS_MAX, Mailer
 from pghookd.owner_mail.smtp import Deferred, Rejected, Sent
 from pghookd.postgres.client import DatabaseAway, DatabaseError, query
+from pghookd.process import beating
 from pghookd.process.context import Context
 from pghookd.settings.schema import MailSettings
 
@@ -334,14 +334,14 @@ class MailWorld:
 
     def run(self):
         """Live the history; raise BrokenError, with the seed in it, where an invariant does not hold."""
-        beat, mailing.BEAT_S = mailing.BEAT_S, BEAT_S
+        beat, beating.BEAT_S = beating.BEAT_S, BEAT_S
         try:
             self.loop.run_until_complete(self._history())
         except BaseException as error:
             error.add_note(f"PGHOOKD_TEST_SEED={self.seed}")
             raise
         finally:
-            mailing.BEAT_S = beat
+            beating.BEAT_S = beat
             left = asyncio.all_tasks(self.loop)
             for task in left:
                 task.cancel()

@@ -28,7 +28,7 @@ from pghookd.owner_mail.digest import GRAVITY, SECTIONS_MAX, Digest, Kind, MailS
 from pghookd.owner_mail.mailbox import mailbox_of
 from pghookd.owner_mail.outbox import put_email
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Row, Session, columns, query
-from pghookd.process import fail_points
+from pghookd.process import beating, fail_points
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
 
@@ -108,20 +108,11 @@ class Monitor:
             self._failed.clear()
             try:
                 # An outcome not yet committed must not count as mailed: check as of the time before the oldest one.
-                await self.step(self._wall_us() - int(self._around.behind_s() * 1e6))
+                before_us = self._wall_us() - int(self._around.behind_s() * 1e6)
+                await beating.while_working(self.step(before_us), self._beat)
             except DatabaseError as error:  # a lock or a timeout; the next check repeats it
                 self._logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement="care")
-            await self._rest()
-
-    async def _rest(self) -> None:
-        left_s = self._settings.mail.check_s
-        while left_s > 0 and not self._failed.is_set():
-            self._beat()
-            try:
-                async with asyncio.timeout(min(left_s, 1.0)):
-                    await self._failed.wait()
-            except TimeoutError:
-                left_s -= 1.0
+            await beating.until_set(self._failed, self._settings.mail.check_s, self._beat)
 
     async def step(self, now_us: int) -> int:
         """Check everything that is due; return the number of mails put into the outbox."""
@@ -135,7 +126,6 @@ class Monitor:
                 return mails
             due = [(row["owner_email"], row["site_id"]) for row in found]
             mails += await self._owners(due, now_us, storm=in_storm)
-            self._beat()
 
     async def _withdraw(self, now_us: int) -> None:
         """Supersede unsent mails about sites that have changed their owner; if the query fails, log it and go on."""

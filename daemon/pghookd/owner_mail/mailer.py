@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from email.message import EmailMessage
 from typing import Final, TypeVar
 
@@ -29,7 +29,7 @@ from pghookd.owner_mail.mailbox import is_of_strangers
 from pghookd.owner_mail.message import Letters
 from pghookd.owner_mail.smtp import Deferred, Outcome, Rejected, Sent, SmtpClient
 from pghookd.postgres.client import DatabaseError, Row, Session, query
-from pghookd.process import fail_points
+from pghookd.process import beating, fail_points
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import MailSettings
@@ -47,7 +47,6 @@ BACKOFF_S: Final = (
 HOLD_S: Final = (5.0, 15.0, 60.0)  # between two connection attempts to a server that is away
 DOUBTS_MAX: Final = 3  # attempts after which a perhaps sent mail may be replaced all the same
 SUSPENDED_S: Final = 7 * 86_400.0  # no mails to an address that the server rejected
-BEAT_S: Final = 1.0
 REFUSED_PAUSE_S: Final = 30.0
 OPERATORS: Final = sorted(OF_OPERATOR, key=GRAVITY.__getitem__)  # not limited by domain
 ORDER: Final = [*OPERATORS, *sorted(set(Kind) - OF_OPERATOR, key=GRAVITY.__getitem__)]
@@ -178,7 +177,7 @@ class Mailer:
         async with self._post:
             while not self._stopping:
                 self._wake.clear()
-                wait_s = await self._step_or_wait()
+                wait_s = await beating.while_working(self._step_or_wait(), self._beat)
                 await self._post.rest()
                 await self._sleep(wait_s)
 
@@ -212,7 +211,7 @@ class Mailer:
         while not self._wake.is_set() and (left := until - self._monotonic()) > 0:
             self._beat()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, BEAT_S)):
+                async with asyncio.timeout(min(left, beating.BEAT_S)):
                     await self._wake.wait()
         self._beat()
 
@@ -268,27 +267,12 @@ class Mailer:
         if not claimed:
             return 0.0
         await fail_points.reached("mail.claimed")
-        outcome = await self._beating(
-            self._post.send(message, connected=lambda: fail_points.reached("mail.connected"))
-        )
+        outcome = await self._post.send(message, connected=lambda: fail_points.reached("mail.connected"))
         if isinstance(outcome, Sent):
             await fail_points.reached("mail.accepted")
         wait_s = await self._record(row, outcome, again_us)
         await fail_points.reached("mail.recorded")
         return wait_s
-
-    async def _beating(self, work: Awaitable[T]) -> T:
-        """Await work that may take a minute, and call `beat` meanwhile."""
-        task = asyncio.ensure_future(work)
-        try:
-            while not task.done():
-                self._beat()
-                await asyncio.wait((task,), timeout=BEAT_S)
-            return await task
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
 
     # The result -------------------------------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ class Engine:
         terms: the settings.
         context: logger, clocks and randomness.
         beats: returns the function that the loop of a name calls while it is alive.
-        guard: names deliveries before they are sent; None if no earlier run has crashed.
+        guard: names suspected deliveries before they are sent; None to name none.
         parts: the classes of its parts.
 
     Attributes:

@@ -8,14 +8,15 @@ Never here: what a mailer does with a mail (owner_mail/mailer.py).
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 from collections.abc import Callable
 
 from pghookd.egress.tls import trust
-from pghookd.owner_mail.mailer import BEAT_S, Mailer
+from pghookd.owner_mail.mailer import Mailer
 from pghookd.owner_mail.message import Letters
 from pghookd.owner_mail.smtp import SmtpClient
 from pghookd.postgres.client import Session
+from pghookd.process import beating
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
@@ -70,19 +71,11 @@ class Mailing:
             if self._changed.is_set():
                 continue
             if mailer is None:
-                await self._rest()
+                await beating.until_set(self._changed, math.inf, self._beat)
                 continue
             self._mailer = mailer
             await mailer.run()
             self._mailer = None
-
-    async def _rest(self) -> None:
-        """Wait for a reload: there is nothing that could send mails."""
-        while not self._changed.is_set():
-            self._beat()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT_S):
-                    await self._changed.wait()
 
     async def _make(self, settings: Settings) -> Mailer | None:
         """Make a mailer; None without a mail server or a readable CA file. A thread reads it: deliveries continue."""

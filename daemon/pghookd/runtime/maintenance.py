@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -20,6 +20,7 @@ from pghookd.event_log.rows import holder_of
 from pghookd.model import day
 from pghookd.model.day import Reminder
 from pghookd.postgres.client import DatabaseError, Session, query
+from pghookd.process import beating
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import Settings
 
@@ -27,7 +28,6 @@ LOOK_EVERY_S: Final = 60.0
 LOOK_AGAIN_S: Final = 2.0  # a lock was not available, or a producer's earlier transaction is still open
 TIDY_EVERY_S: Final = 10.0
 PAUSE_S: Final = 0.02  # after each page
-BEAT_S: Final = 1.0
 PAGE: Final = 1000  # events or attempts examined
 DAYS_AHEAD: Final = 8  # today and the next week
 REMIND_S: Final = 3600.0  # how often a lock held by others, or clocks that disagree, are reported
@@ -75,25 +75,13 @@ async def maintain(
         if left_s <= 0:
             own_day = day.day_of(wall_us())
             stepping = step(session, logger=logger, days=days, own_day=own_day, warnings=warnings)
-            left_s = LOOK_EVERY_S if await _beating(stepping, beat) else LOOK_AGAIN_S
+            left_s = LOOK_EVERY_S if await beating.while_working(stepping, beat) else LOOK_AGAIN_S
         await tidy(session, duties(), logger=logger, beat=beat)
         wait_s = min(left_s, TIDY_EVERY_S)
         left_s -= wait_s
         for _ in range(int(wait_s)):
             beat()
             await asyncio.sleep(1.0)
-
-
-async def _beating(work: Coroutine[Any, Any, bool], beat: Callable[[], None]) -> bool:
-    """Await a statement that may take minutes, and beat meanwhile, so that the watchdog sees no stalled loop."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not task.done():
-            beat()
-            await asyncio.wait((task,), timeout=BEAT_S)
-        return task.result()
-    finally:
-        task.cancel()
 
 
 async def tidy(

@@ -28,8 +28,6 @@ BARE_SITES_MAX: Final = (
     16  # sites behind whose events are read without payload; each is compared with each row
 )
 
-EVENT_ID_MAX: Final = 2**63 - 1
-
 # Event ids by site, type and only endpoint (None if the event is for all).
 Groups: TypeAlias = dict[tuple[str, str, int | None], list[int]]
 
@@ -280,12 +278,10 @@ class Pages:
 
 def _first_run(rows: Sequence[Row], behind: Container[str]) -> Groups:
     """Return the events before the first of a site that is not behind."""
-    end = min(
-        (min(event_ids) for site_id, *_, event_ids in rows if site_id not in behind), default=EVENT_ID_MAX
-    )
+    end = min((min(event_ids) for site_id, *_, event_ids in rows if site_id not in behind), default=None)
     run: Groups = {}
     for site_id, kind, only, event_ids in rows:
-        before = event_ids if end == EVENT_ID_MAX else [event_id for event_id in event_ids if event_id < end]
+        before = [event_id for event_id in event_ids if end is None or event_id < end]
         if before:
             run[site_id, kind, only] = before
     return run
