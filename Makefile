@@ -29,15 +29,16 @@ check: .venv/installed ## check style, types and spelling
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-test: .venv/installed ## run the test suite of the README
-	$(BIN)/pytest -n 4 --dist worksteal
+test: .venv/installed ## run the tests of the README: all but the slow ones
+	$(BIN)/pytest
 
-test-all: test ## run the test suite, then the faults, which take minutes and want root
+test-all: .venv/installed ## run all tests, then the faults, which take minutes and want root
+	$(BIN)/pytest -m ""
 	$(BIN)/pytest tests/faults
 
 coverage: .venv/installed ## run the unit and component tests under coverage and report
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest tests/unit tests/component
+	$(BIN)/coverage run -m pytest -n 0 -m "" tests/unit tests/component
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 

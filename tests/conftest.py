@@ -22,6 +22,7 @@ from pghookd.cli.devtools import embedded_postgres
 from pghookd.postgres import migrate
 from support.receiver import Receiver
 
+SLOW_S = 2.0  # a test that takes longer needs the marker `slow`
 FOR_TESTS = {"max_connections": "200", "max_prepared_transactions": "10"}
 
 # No deadline: a loaded machine is no bug. Few examples, so that the core's tests stay under a second;
@@ -35,6 +36,21 @@ _numbers = itertools.count(1)
 
 def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """List the tests without the marker `slow` that took long; a busy machine may be the cause."""
+    took = {
+        report.nodeid: report.duration
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call" and "slow" not in report.keywords
+    }
+    unmarked = sorted((test for test, took_s in took.items() if took_s > SLOW_S), key=took.get, reverse=True)
+    if unmarked:
+        terminalreporter.section(f"over {SLOW_S:.0f} s without the marker `slow`")
+        for test in unmarked:
+            terminalreporter.line(f"{took[test]:.1f}s {test}")
 
 
 PREFIX = "pghookd-test-"

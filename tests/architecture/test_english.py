@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -195,22 +194,21 @@ def files_of(folder: Path, pattern: str = "*.py") -> list[Path]:
     return sorted(folder.rglob(pattern))
 
 
-@functools.cache
-def areas() -> dict[str, list[Passage]]:
-    """Return the passages of each area: guides, rooms, texts that operators read, SQL, folders and names of tests."""
-    found = {
-        name: [p for path in sorted(ROOT.glob(at)) for p in of_guide(path)] for name, at in GUIDES.items()
-    }
-    for room in ROOMS:
-        found[room] = [p for path in files_of(DAEMON / "pghookd" / room) for p in of_python(path)]
-    for room in TEXTS:
-        found[f"texts: {room}"] = [p for path in files_of(DAEMON / "pghookd" / room) for p in of_texts(path)]
-    sql = [*files_of(SQL / "queries", "*.sql"), SQL / "roles.sql"]
-    found["sql"] = [p for path in sql for p in of_sql(path)]
-    for folder in FOLDERS:
-        found[f"tests: {folder}"] = [p for path in files_of(ROOT / "tests" / folder) for p in of_python(path)]
-    found["names of tests"] = [p for path in files_of(ROOT / "tests") for p in of_names(path)]
-    return found
+# The files of each area, and the function that finds passages in one: of guides, rooms, texts that operators read, SQL,
+# folders of tests, and the names of tests.
+AREAS: dict[str, tuple[list[Path], Callable[[Path], Iterator[Passage]]]] = {
+    **{name: (sorted(ROOT.glob(at)), of_guide) for name, at in GUIDES.items()},
+    **{room: (files_of(DAEMON / "pghookd" / room), of_python) for room in ROOMS},
+    **{f"texts: {room}": (files_of(DAEMON / "pghookd" / room), of_texts) for room in TEXTS},
+    "sql": ([*files_of(SQL / "queries", "*.sql"), SQL / "roles.sql"], of_sql),
+    **{f"tests: {folder}": (files_of(ROOT / "tests" / folder), of_python) for folder in FOLDERS},
+    "names of tests": (files_of(ROOT / "tests"), of_names),
+}
+
+
+def passages_of(area: str) -> list[Passage]:
+    files, find = AREAS[area]
+    return [passage for path in files for passage in find(path)]
 
 
 def turns(passages: list[Passage]) -> list[str]:
@@ -224,12 +222,12 @@ def turns(passages: list[Passage]) -> list[str]:
 
 
 def test_every_area_has_a_number():
-    assert sorted(areas()) == sorted(ALLOWED)
+    assert sorted(AREAS) == sorted(ALLOWED)
 
 
 @pytest.mark.parametrize("area", sorted(ALLOWED))
 def test_forbidden_turns_only_become_fewer(area):
-    found = turns(areas()[area])
+    found = turns(passages_of(area))
     assert len(found) <= ALLOWED[area], "\n".join(
         [f"{area}: {len(found)} forbidden turns, at most {ALLOWED[area]} are allowed", *found]
     )
@@ -281,6 +279,6 @@ if __name__ == "__main__":
     import sys
 
     for name in sys.argv[1:]:
-        print("\n".join(turns(areas()[name])))
+        print("\n".join(turns(passages_of(name))))
     if not sys.argv[1:]:
-        print("\n".join(f'    "{area}": {len(turns(passages))},' for area, passages in areas().items()))
+        print("\n".join(f'    "{area}": {len(turns(passages_of(area)))},' for area in AREAS))

@@ -20,7 +20,20 @@ FOUND = re.compile(r"(\d+) cycles, (\d+) events, ms p50 ([\d.]+) p99 ([\d.]+) ma
 
 def main(*, quick: bool) -> None:
     cycles, daemons = (50, 1) if quick else (1250, 4)
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(HERE.parent / TEST)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-m",
+        "",
+        "-q",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        str(HERE.parent / TEST),
+    ]
     runs = [
         subprocess.Popen(
             command,

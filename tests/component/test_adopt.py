@@ -71,6 +71,7 @@ FOREIGN = {
 # Holding still ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("why", "sql"), FOREIGN.items(), ids=FOREIGN)
 async def test_a_foreign_database_gets_nothing_until_it_is_adopted(
     database, session, receiver, until, why, sql
@@ -155,6 +156,7 @@ async def test_a_copy_in_the_same_server_is_another_database(
         await admin.execute(f'drop database if exists "{name}_copy" with (force)')
 
 
+@pytest.mark.slow
 async def test_a_dump_restored_elsewhere_is_adopted_with_all_its_foreign_xids(
     make_server, connect, receiver, until
 ):
@@ -422,6 +424,7 @@ async def test_a_transaction_that_stays_open_is_reported(database, session, conn
     assert isinstance(await ending_of(database), epoch.Foreign)  # nothing has changed
 
 
+@pytest.mark.slow
 async def test_a_daemon_that_reads_is_not_adopted_from_under_it(database, session, receiver, until):
     async with living(database) as life:
         await producers.emit(session, 3)

@@ -301,6 +301,7 @@ async def test_basic_and_bearer_are_in_the_head_sealed_or_not(con, session, data
     assert "canary" not in str(await con.fetch("select * from webhooks.attempts"))
 
 
+@pytest.mark.slow
 async def test_without_the_key_nothing_is_sent(con, session, database, receiver, until):
     await add(con, BEARER, url=receiver.url("/in"))
     await wrap_plain(session, vault_of(OLD))

@@ -52,6 +52,7 @@ def stand(con, *wanted):
 SWITCH = "update webhooks.endpoints set enabled = {}"
 
 
+@pytest.mark.slow
 async def test_a_switch_turns_all_rows_over_in_pages(database, con, receiver, until):
     async with living(database, breaker={"probe_s": 0.3}):
         await put(con)
@@ -64,6 +65,7 @@ async def test_a_switch_turns_all_rows_over_in_pages(database, con, receiver, un
     assert len(receiver.requests) == ROWS
 
 
+@pytest.mark.slow
 async def test_switches_made_in_downtime_are_applied_at_the_start(database, con, receiver, until):
     await put(con)
     await put(con, 100, "parked", "lane_full")

@@ -176,6 +176,7 @@ def now_us():
 # The same as the pure machine --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_sql_and_the_pure_machine_make_the_same_mails(house):
     """2,000 failures of 60 endpoints in two days: every mail, section and reported delivery is the same in both."""
     rng = random.Random(seed())
@@ -438,6 +439,7 @@ async def test_a_snoozed_endpoint_is_reported_when_it_wakes(house, story):
     assert what == "snooze_endpoint"
 
 
+@pytest.mark.slow
 async def test_an_endpoint_that_never_works_is_warned_of_and_switched_off(house, story):
     await story.fail(12)
     await sent(house)
@@ -461,6 +463,7 @@ async def test_an_endpoint_that_never_works_is_warned_of_and_switched_off(house,
     assert house.diary.of("endpoint.disabled")[0]["reason"] == "failing"
 
 
+@pytest.mark.slow
 async def test_one_poisoned_event_never_switches_an_endpoint_off(house, story):
     event = next(story.events)
     for hour in range(7 * 24):
@@ -472,6 +475,7 @@ async def test_one_poisoned_event_never_switches_an_endpoint_off(house, story):
     assert (await house.health(story.endpoint))["disable_at"] is None
 
 
+@pytest.mark.slow
 async def test_a_partly_failing_endpoint_is_reported_daily_and_never_disabled(house, story):
     bad = await house.events(2)
     for hour in range(7 * 24):
@@ -691,6 +695,7 @@ async def test_our_own_faults_are_nobodys_trouble(house, story):
     assert await house.session.fetchval("select count(*) from webhooks.incidents") == 0
 
 
+@pytest.mark.slow
 async def test_gone_is_mailed_as_disabled_and_held_events_before_they_expire(house, story):
     await story.fail(verdict=Disable(reason=DisabledReason.GONE), status=410)
     await story.pass_s(900)
@@ -781,6 +786,7 @@ class Flood:
         return await self.house.session.fetchval(sql) or 0
 
 
+@pytest.mark.slow
 async def test_a_storm_that_goes_on_holds_mails_for_six_hours(make_house):
     """25 dead endpoints of 25 sites are a third of all; their owners are notified all the same, and each clock runs."""
     house = await make_house(mail=OPERATOR)
@@ -807,6 +813,7 @@ async def test_a_storm_that_comes_and_goes_does_not_flood_mailboxes(make_house):
     assert 1 <= [kind for kind, _ in await kinds(house)].count("storm") <= 2
 
 
+@pytest.mark.slow
 async def test_long_dead_endpoints_keep_no_storm_alive(make_house):
     """Notified owners are not evidence, nor are failures of six hours ago: a new failure is mailed in time."""
     house = await make_house(mail=OPERATOR)
@@ -848,6 +855,7 @@ async def test_one_tenant_makes_no_storm(make_house):
     assert await flood.paused_us() == 0
 
 
+@pytest.mark.slow
 async def test_a_mailbox_has_its_cap_whatever_its_spellings(house):
     """20 sites of `victim+N@bank.example`: six mails in a day to the first spelling, and six to all the others."""
     endpoints = await house.endpoints(21, 1)

@@ -72,6 +72,7 @@ UNSENDABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ordered", [False, True], ids=["", "ordered"])
 @pytest.mark.parametrize("what", UNSENDABLE)
 async def test_a_probe_is_the_first_that_can_be_sent(database, con, receiver, until, what, ordered):
@@ -145,6 +146,7 @@ async def test_an_endpoint_comes_back_while_events_expire_or_replace_each_other(
 # Overload -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_retry_that_comes_due_on_a_full_lane_goes_before_later_events(database, con, receiver):
     """It is parked behind the parked rows read so far, which do not end while the overload lasts."""
     failed, later = {}, {}
@@ -175,6 +177,7 @@ async def test_a_retry_that_comes_due_on_a_full_lane_goes_before_later_events(da
 # Notifications --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_updates_of_other_endpoints_do_not_delay_one_that_is_switched_on(
     database, con, receiver, until
 ):

@@ -163,6 +163,7 @@ async def sleeping(url, *, fallback_s=0, beat=lambda: None):
 # Nobody is slept through --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120 + CYCLES // 5)
 async def test_hostile_producers_are_never_slept_through(database, session, until):
     seed = crew.seed()
@@ -359,6 +360,7 @@ async def test_while_somebody_sleeps_only_the_silent_can_be_prepared(database, s
         await until(lambda: {"silent-1", "rings-1"} <= sleeper.read_at.keys(), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fallback_s", [0, 3600])
 async def test_a_sleeper_says_that_it_lives_however_rarely_it_polls(database, until, fallback_s):
     """Else systemd's watchdog would take it for one that hangs."""
@@ -409,6 +411,7 @@ async def test_rows_that_keep_coming_beside_a_long_producer_end_the_wait(
         await until(lambda: sleeper.cycles > slept, 2.0)  # a new session asks, and sleeps
 
 
+@pytest.mark.slow
 async def test_giving_up_does_not_end_the_epoch(database, session, connect, until):
     """The bell's session is the one that may be ended on purpose: a loop that pings it meanwhile must know."""
     long_one = await connect(database)
@@ -477,6 +480,7 @@ async def _bell_process(url, lease_s):
     return process
 
 
+@pytest.mark.slow
 async def test_a_killed_waiter_is_gone_within_seconds(database, session, connect, ears, until):
     long_one = await connect(database)
     await long_one.execute("begin")
@@ -491,6 +495,7 @@ async def test_a_killed_waiter_is_gone_within_seconds(database, session, connect
     assert await ears.count() == 0
 
 
+@pytest.mark.slow
 async def test_a_stopped_sleeper_loses_the_key_with_its_lease(database, session, ears, until):
     process = await _bell_process(database, 1)
     await until(lambda: _holders(session))

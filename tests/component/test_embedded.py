@@ -49,6 +49,7 @@ async def test_a_server_left_behind_is_taken_over(own_server, connect):
     assert await connection.fetchval("show max_connections") == "33"
 
 
+@pytest.mark.slow
 async def test_it_listens_on_loopback_only_when_asked(make_server, connect, unused_tcp_port):
     server = make_server(tcp_port=unused_tcp_port)
     connection = await connect(server.tcp_url())
@@ -56,6 +57,7 @@ async def test_it_listens_on_loopback_only_when_asked(make_server, connect, unus
     assert await (await connect(server.url())).fetchval("select 1") == 1
 
 
+@pytest.mark.slow
 async def test_a_long_path_gets_its_socket_elsewhere(open_folder, connect):
     server = embedded_postgres.EmbeddedServer(open_folder / ("long" * 30))
     try:
@@ -94,6 +96,7 @@ def test_another_user_of_the_machine_cannot_connect(own_server):
     assert "Peer authentication failed" in done.stderr
 
 
+@pytest.mark.slow
 async def test_tcp_takes_a_password_and_nothing_less(make_server, connect, unused_tcp_port):
     make_server(tcp_port=unused_tcp_port)
     url = f"postgresql://{embedded_postgres.SUPERUSER}@127.0.0.1:{unused_tcp_port}/postgres"
@@ -112,6 +115,7 @@ async def test_a_folder_from_before_is_closed_at_the_next_start(own_server, conn
     assert await (await connect(own_server.url())).fetchval("select 1") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root the server is the user's own process")
 async def test_a_closed_home_stays_closed(tmp_path, connect):
     tmp_path.chmod(0o700)
@@ -160,6 +164,7 @@ def test_a_folder_that_somebody_else_planted_is_refused(open_folder):
     assert prey.stat().st_uid == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_says_why(make_server):
     server = make_server()
     server.stop()

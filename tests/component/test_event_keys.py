@@ -227,6 +227,7 @@ async def test_a_newer_event_that_cannot_go_replaces_no_retry(database, con, rec
     assert {request.event_id for request in receiver.requests} == {older}
 
 
+@pytest.mark.slow
 async def test_a_scheduled_event_replaces_older_ones_when_its_time_has_come(database, con, receiver, until):
     receiver.script = lambda request: 500 if request.event_id == older else 200
     async with living(database, retry={"schedule": (0.8,) * 9}, breaker={"share": 0}):

@@ -326,6 +326,7 @@ async def test_a_filter_leaves_out_only_clearly_false_events(database, con, rece
         assert not it.seen
 
 
+@pytest.mark.slow
 async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, receiver, until, sift):
     await sift(SLOW)
     slow = [await emit(con, payload=LONG) for _ in range(20)]
@@ -347,6 +348,7 @@ async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, re
     assert {request.event_id for request in receiver.requests} == {quick, kept}
 
 
+@pytest.mark.slow
 async def test_a_slow_filter_is_found_out_among_others_that_are_asked_together(
     database, con, receiver, until, sift
 ):
@@ -365,6 +367,7 @@ async def test_a_slow_filter_is_found_out_among_others_that_are_asked_together(
     assert not await con.fetchval("select count(*) from webhooks.backlog where site_id = 't'")
 
 
+@pytest.mark.slow
 async def test_what_stands_behind_the_event_that_a_filter_is_slow_with_goes_out(
     database, con, receiver, until, sift
 ):
@@ -387,6 +390,7 @@ async def test_what_stands_behind_the_event_that_a_filter_is_slow_with_goes_out(
     assert {request.event_id for request in receiver.requests} == set(quick)
 
 
+@pytest.mark.slow
 async def test_a_filter_is_not_slow_because_it_is_asked_for_much(database, con, receiver, until, sift):
     await sift(f"!{SLOW}")
     some = json.dumps({"a": list(range(150))})  # a few milliseconds

@@ -81,6 +81,7 @@ async def test_others_overtake_a_flood_and_it_is_delivered_whole(
     assert await session.fetchval(DISORDER) < 32  # as many as may be in flight together
 
 
+@pytest.mark.slow
 async def test_a_crash_in_the_middle_of_a_flood_loses_nothing(database, session, receiver, until):
     async with living(database, delivery={"concurrency": 32}) as life:
         await insert(session, "flood", 1)

@@ -819,10 +819,25 @@ def test_the_trust_is_strict(tmp_path):
 # aiohttp's other parser
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PURE_PYTHON in os.environ, reason="this is that run")
 def test_all_of_this_holds_without_the_c_extension():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not tls", __file__],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "0",
+            "-m",
+            "",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "not tls",
+            __file__,
+        ],
         env={**os.environ, PURE_PYTHON: "1"},
         cwd=Path(__file__).parents[2],
         capture_output=True,

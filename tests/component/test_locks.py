@@ -135,6 +135,7 @@ async def platform(database, connect, receiver, until):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 async def test_everybody_else_goes_on_while_something_is_held(name, platform, connect, until):
     case, clock, con = CASES[name], crew.Clock(), platform.con
@@ -192,6 +193,7 @@ async def _has_incident(con, endpoint_id):
     )
 
 
+@pytest.mark.slow
 async def test_an_endpoint_is_sent_nothing_while_its_outcome_is_set_aside(platform, connect, until):
     """So that a crash repeats only requests in flight."""
     admin, con = await connect(platform.database), platform.con

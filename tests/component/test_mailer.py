@@ -469,6 +469,7 @@ async def test_a_statement_that_is_refused_ends_nothing(database, connect, until
 # Killed -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "before"),
     [

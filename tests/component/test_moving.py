@@ -73,6 +73,7 @@ async def test_another_address_alone_is_nothing_to_speak_of(database, session, r
     assert len(receiver.requests) == 6
 
 
+@pytest.mark.slow
 async def test_another_machine_alone_is_nothing_to_speak_of(
     make_server, connect, receiver, until, unused_tcp_port
 ):
@@ -112,6 +113,7 @@ def copy_of():
         embedded_postgres.remove(each)
 
 
+@pytest.mark.slow
 async def test_a_copy_of_production_holds_still_until_it_is_adopted(
     own_server, copy_of, connect, receiver, until
 ):
@@ -148,6 +150,7 @@ async def test_a_copy_of_production_holds_still_until_it_is_adopted(
     assert {row["host"] for row in await copy.fetch(HOMES)} == {"laptop"}
 
 
+@pytest.mark.slow
 async def test_the_original_goes_on_meanwhile(own_server, copy_of, connect, receiver, until):
     url = own_server.url()
     await crew.migrated(url)
@@ -232,6 +235,7 @@ async def test_a_named_database_is_known_by_its_name_alone(database, session, re
         await until(lambda: len(receiver.requests) == 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["staging", ""])
 async def test_another_name_holds_still_until_it_is_adopted(database, session, receiver, until, name):
     async with serving(database, database={"home": "shop"}) as daemon:
@@ -288,6 +292,7 @@ async def moved(own_server, copy_of, connect, receiver, until):
     return own_server, copied, await connect(copied.url())
 
 
+@pytest.mark.slow
 async def test_a_copy_beside_the_living_original_holds_still(moved, receiver, until):
     original, copied, copy = moved
     async with serving(copied.url(), host="ours") as daemon:
@@ -334,6 +339,7 @@ async def test_a_living_original_is_not_adopted_away_automatically(moved, receiv
     assert len(receiver.requests) == 3
 
 
+@pytest.mark.slow
 async def test_what_an_old_address_answers_is_understood(moved, until, unused_tcp_port):
     original, copied, _ = moved
     session = await crew.session_on(copied.url())
@@ -378,6 +384,7 @@ async def test_another_database_at_an_old_address_is_not_a_rival(database, moved
     await other.close()
 
 
+@pytest.mark.slow
 async def test_the_same_server_by_another_address_is_not_a_rival(
     make_server, connect, receiver, until, unused_tcp_port
 ):

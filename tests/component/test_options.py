@@ -337,6 +337,7 @@ async def test_check_names_endpoints_that_cannot_be_used(con, database):
     assert "success_statuses" in told[1].text
 
 
+@pytest.mark.slow
 async def test_headers_schedule_statuses_and_timeout_are_the_endpoints_own(con, database, receiver, until):
     await set_option(
         con,

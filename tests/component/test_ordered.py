@@ -98,6 +98,7 @@ async def test_each_key_goes_one_by_one_and_keys_side_by_side(database, con, rec
     assert script.most > 1
 
 
+@pytest.mark.slow
 async def test_more_than_memory_takes_of_a_key_waits_in_rows(database, con, receiver, until):
     await con.execute(
         "insert into webhooks.events (site_id, type, payload)"
@@ -183,6 +184,7 @@ async def test_a_key_goes_on_only_when_the_death_of_its_first_event_is_durable(
     assert await con.fetchval("select count(*) from webhooks.dead") == 1
 
 
+@pytest.mark.slow
 async def test_held_events_go_out_before_later_ones(database, con, receiver, until):
     receiver.script = OneByOne()
     switch = "update webhooks.endpoints set enabled = {}"
@@ -301,6 +303,7 @@ async def test_an_open_breaker_and_its_catching_up_keep_the_order(database, con,
     assert seen(receiver) == {key: list(range(25)) for key in KEYS}
 
 
+@pytest.mark.slow
 async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, receiver, until):
     """First sightings of each key rise, despite failures, cuts, kills at any moment, and replays."""
     rng = random.Random(crew.seed())

@@ -356,6 +356,7 @@ async def test_parents_are_analyzed_when_a_day_is_entered(session, next_day):
     assert rows == 50
 
 
+@pytest.mark.slow
 async def test_a_lock_that_is_not_to_be_had_is_not_waited_for_long(session, database, next_day, connect):
     """Nobody is held up by us meanwhile: our request would not conflict with an insert."""
     holder = await connect(database)

@@ -458,6 +458,7 @@ async def test_endpoints_with_rows_are_found_with_a_step_for_each_id(session):
     assert {row["endpoint_id"] for row in found} == set(range(1, 11))
 
 
+@pytest.mark.slow
 async def test_a_line_is_read_by_its_own_index_and_walked_in_pages(session, today):
     """However much the endpoint has, and however much is before it."""
     await session.execute(BACKLOG.format(rows=60_000))
@@ -479,6 +480,7 @@ async def test_a_line_is_read_by_its_own_index_and_walked_in_pages(session, toda
     assert "Seq Scan" not in plan.kinds()
 
 
+@pytest.mark.slow
 async def test_held_rows_of_one_endpoint_are_written_and_expire_in_pages(session):
     """A million would be as cheap a page as these."""
     await session.execute(BACKLOG.format(rows=60_000))

@@ -46,6 +46,7 @@ async def move_days(session, stop, rnd):
     return moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moving", [False, True], ids=["one day", "days go by"])
 async def test_hostile_producers_lose_nothing_and_repeat_nothing(database, session, connect, moving):
     seed = crew.seed()
@@ -82,6 +83,7 @@ async def test_hostile_producers_lose_nothing_and_repeat_nothing(database, sessi
     )
 
 
+@pytest.mark.slow
 async def test_unread_events_at_the_end_are_found_by_the_next_instance(database, session):
     """The stored positions of hostile minutes, walked by another reader: nothing is below a floor."""
     seed = crew.seed()
@@ -261,6 +263,7 @@ async def test_a_deleted_endpoint_gets_nothing_not_even_earlier_events(database,
 # Where it must not be read ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_standby_is_not_read(own_server, connect):
     primary = await connect(own_server.url())
     await crew.migrated(own_server.url())

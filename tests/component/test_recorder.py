@@ -140,6 +140,7 @@ async def test_a_page_of_due_rows_is_a_small_answer(size, database, con):
 # The lease of a frozen process ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_process_frozen_in_mid_answer_loses_its_locks(database, con, connect, until):
     """On a local socket, where nothing but the size of the answer lets Postgres go on to notice."""
     await fill(con, 16_000)

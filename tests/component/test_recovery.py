@@ -118,6 +118,7 @@ async def _sites_of_two_shards(session):
     return slow["site_id"], next(row["site_id"] for row in rows if row["shard"] != slow["shard"])
 
 
+@pytest.mark.slow
 async def test_a_crash_within_a_long_difference_goes_on_from_the_cursor(database, session, receiver, until):
     await producers.emit(session)
     async with living(database):
@@ -145,6 +146,7 @@ async def test_a_crash_within_a_long_difference_goes_on_from_the_cursor(database
     assert len(times_sent(receiver)) == 6001
 
 
+@pytest.mark.slow
 async def test_an_orderly_stop_repeats_nothing_at_all(database, session, receiver, until):
     receiver.script = lambda _request: Response(delay_s=0.01)
     for site in producers.SITES:
@@ -163,6 +165,7 @@ async def test_an_orderly_stop_repeats_nothing_at_all(database, session, receive
 # A server that restarts --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_xids_handed_out_again_after_a_crash_hide_nothing(make_server, connect, receiver, until):
     """Transactions that left no WAL are forgotten by a crash, and their xids given to others; memory must not last."""
     server = make_server(wal_writer_delay="10s")
@@ -191,6 +194,7 @@ async def test_xids_handed_out_again_after_a_crash_hide_nothing(make_server, con
     assert len(times_sent(receiver)) == 23
 
 
+@pytest.mark.slow
 async def test_restarts_under_load_lose_nothing(own_server, connect, receiver, until):
     await crew.migrated(own_server.url())
     rnd = random.Random(crew.seed())
@@ -310,6 +314,7 @@ async def test_one_lost_session_ends_the_epoch_and_the_next_one_loses_nothing(
 # The recorder -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_scheduler_does_not_resend_just_recorded_deliveries(database, session, receiver, until):
     seen = Counter()
 
@@ -396,6 +401,7 @@ async def test_without_an_answer_within_the_lease_no_request_starts(database, se
 # A standby that missed commits --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_promoted_standby_that_missed_commits(own_server, connect, receiver, until):
     """The same event ids are given to other events there: they are delivered, under other webhook-ids."""
     await crew.migrated(own_server.url())

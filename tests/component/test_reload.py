@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 import pytest_asyncio
 
 from support import crew
@@ -58,6 +59,7 @@ def waits(sent, receiver):
     return [arrived[event_id] - at for event_id, at in sent.items()]
 
 
+@pytest.mark.slow
 async def test_a_reload_under_load_with_a_hanging_request_delays_nobody(database, db, receiver, until):
     answer = asyncio.Event()
 
@@ -193,6 +195,7 @@ async def test_faulty_settings_change_nothing_and_the_next_reload_counts(databas
         assert len(daemon.diary.of("daemon.ready")) == 1
 
 
+@pytest.mark.slow
 async def test_a_reload_while_the_database_is_away_holds_for_the_next_epoch(own_server, receiver, connect):
     url = own_server.url()
     await crew.migrated(url)

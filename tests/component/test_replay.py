@@ -228,6 +228,7 @@ async def test_an_administrator_may_and_the_operation_is_recorded(con):
 # How they go out ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_run_delivers_what_the_dry_run_counted(database, con, receiver, until):
     """All states at once, over more pages than one, and nothing else."""
     dead, delivered = await insert(con, 700, kind="dead"), await insert(con, 600, kind="delivered")
@@ -254,6 +255,7 @@ async def test_a_run_delivers_what_the_dry_run_counted(database, con, receiver, 
     assert {row[0] for row in await con.fetch("select state from webhooks.deliveries")} == {"delivered"}
 
 
+@pytest.mark.slow
 async def test_attempts_number_on_and_the_schedule_begins_again(database, con, receiver, until):
     """Ten attempts are behind it and it is older than age_max_s: it gets all of the schedule once more."""
     receiver.script = lambda _request: 500
@@ -286,6 +288,7 @@ async def test_replayed_events_of_an_endpoint_disabled_meanwhile_are_held(databa
     assert await con.fetchval("select done from webhooks.replays where replay_id = $1", number) == 3
 
 
+@pytest.mark.slow
 async def test_a_replay_to_a_failing_endpoint_is_parked_until_it_recovers(database, con, receiver, until):
     ill = True
     receiver.script = lambda _request: 500 if ill else 200
@@ -315,6 +318,7 @@ async def test_live_traffic_overtakes_a_replay(database, con, receiver, until):
     assert len(receiver.requests) == 901
 
 
+@pytest.mark.slow
 async def test_kill_and_resume_lose_nothing_and_repeat_only_requests_in_flight(
     database, con, receiver, until
 ):

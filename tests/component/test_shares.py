@@ -130,6 +130,7 @@ async def test_a_long_transaction_is_skimmed_up_to_the_first_event_of_others(dat
 # A page and an event are parted ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovering", [False, True], ids=["live", "after a start"])
 async def test_no_step_makes_more_than_a_few_thousand_deliveries(database, session, recovering):
     await add(session, "flood", 300)

@@ -242,6 +242,7 @@ async def test_a_rotated_key_wraps_everything_again_and_may_be_interrupted(con, 
         assert kind == "legacy"
 
 
+@pytest.mark.slow
 async def test_the_command_says_how_far_it_is_and_what_it_cannot_open(con, session, database):
     lost = await add(con, "enc:v1:gone:AAAA")
     for secret in ("a", "b"):
@@ -283,6 +284,7 @@ async def test_check_says_how_secrets_lie(con, session, database):
 # Deliveries ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_encrypted_secrets_sign_deliveries_and_fail_without_the_key(
     con, session, database, receiver, until
 ):

@@ -56,6 +56,7 @@ async def arrival_ms(session, receiver):
     return (request.arrived - committed) * 1e3
 
 
+@pytest.mark.slow
 async def test_the_first_events_after_a_start_are_as_quick_as_later_ones(database, connect, receiver):
     session = await connect(database)
     await make_site(session, receiver)

@@ -17,6 +17,11 @@ from support.fixtures import db, receiver_process, start
 __all__ = ["db", "receiver_process", "start"]
 
 
+def pytest_configure(config):
+    """Run them one by one: they take the machine's memory, addresses and processors from each other."""
+    config.option.dist = "no"
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def network(own_server):
     """Return a network before `own_server`, whose database is migrated."""

@@ -24,6 +24,7 @@ async def fill(url, receiver):
     return connection
 
 
+@pytest.mark.slow
 async def test_away_at_the_start(own_server, start, receiver):
     await migrate.migrate(own_server.url())
     db = await fill(own_server.url(), receiver)
@@ -37,6 +38,7 @@ async def test_away_at_the_start(own_server, start, receiver):
     await receiver.wait_for(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_away_for_a_while(own_server, start, receiver, until, mode):
     await migrate.migrate(own_server.url())
@@ -59,6 +61,7 @@ async def test_away_for_a_while(own_server, start, receiver, until, mode):
     await db.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["read", "record", "bell", "work", "tend"])
 async def test_one_session_ended(database, db, start, receiver, until, name):
     connection = await fill(database, receiver)
@@ -95,6 +98,7 @@ async def test_wrong_settings_are_reported_all_at_once(database, start):
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 async def test_another_number_of_shards_is_exit_78(database, start):
     daemon = await start(database)
     daemon.stop()
@@ -104,6 +108,7 @@ async def test_another_number_of_shards_is_exit_78(database, start):
     assert await other.ended() == 78
 
 
+@pytest.mark.slow
 async def test_too_many_connections_are_waited_for(make_server, start, receiver, until):
     server = make_server(max_connections="12", superuser_reserved_connections="0")
     await migrate.migrate(server.url())
@@ -159,6 +164,7 @@ def _handles(pid, number):
     return bool((int(lines["SigCgt"], 16) | int(lines["SigIgn"], 16)) >> (number - 1) & 1)
 
 
+@pytest.mark.slow
 async def test_signals_in_the_first_moments_do_no_harm(database, start, until, notify_socket):
     """Until it is ready a reload, and signals that mean nothing to it, come again and again."""
     daemon = await start(database, ready="", environ={"NOTIFY_SOCKET": str(notify_socket.path)})

@@ -53,6 +53,7 @@ async def stands(db, event, endpoint):
     return None if row is None else tuple(row)
 
 
+@pytest.mark.slow
 async def test_nobody_to_deliver_to(db, database, shop, start, neighbours):
     await db.execute("insert into webhooks.sites (site_id, name) values ('empty', 'E')")
     await start(database)
@@ -64,6 +65,7 @@ async def test_nobody_to_deliver_to(db, database, shop, start, neighbours):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["no spaces", "a..b", "é", "x\u0007"])
 async def test_a_type_outside_the_pattern_is_dead(db, database, shop, start, neighbours, kind):
     await start(database)
@@ -72,6 +74,7 @@ async def test_a_type_outside_the_pattern_is_dead(db, database, shop, start, nei
     assert (await stands(db, event, shop))[:2] == ("dead", "invalid")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "error"),
     [
@@ -101,6 +104,7 @@ async def test_a_destination_that_is_refused_is_dead_at_once(
     assert why.partition(":")[0] == error
 
 
+@pytest.mark.slow
 async def test_a_name_that_is_nowhere_is_tried_again(db, database, shop, start, neighbours, until):
     bad = await db.fetchval(
         "insert into webhooks.endpoints (site_id, url) values ('s', 'http://nowhere.example/') returning endpoint_id"
@@ -114,6 +118,7 @@ async def test_a_name_that_is_nowhere_is_tried_again(db, database, shop, start, 
     assert (outcome, why) in {("unreachable", "dns"), ("timeout", "connect")}
 
 
+@pytest.mark.slow
 async def test_an_invalid_secret_is_dead(db, database, shop, start, neighbours):
     await db.execute(
         'alter table webhooks.endpoints drop constraint "a whsec_ secret is base64 of 24 to 64 bytes"'
@@ -129,6 +134,7 @@ async def test_an_invalid_secret_is_dead(db, database, shop, start, neighbours):
     assert "whsec_" not in daemon.told()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "payload",
     [
@@ -160,6 +166,7 @@ async def test_a_payload_over_the_limit_is_dead(db, database, shop, start, neigh
     assert (await stands(db, small, shop))[0] == "delivered"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["20000-01-01", "1901-01-01", "0044-03-15 BC"])
 async def test_a_time_from_another_age_is_delivered(db, database, shop, start, receiver, at):
     await start(database)
@@ -171,6 +178,7 @@ async def test_a_time_from_another_age_is_delivered(db, database, shop, start, r
     assert receiver.requests[0].webhook_id == await db.fetchval(sql)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [

@@ -92,6 +92,7 @@ def test_usage_exits_2(command):
     assert invoke(*command).exit_code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -248,6 +249,7 @@ def test_a_preview_of_what_there_is_not_is_usage(wrong):
 # With a database --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_migrate_reports_its_work(database_url):
     dry = json.loads(pghookd("migrate", "--dry-run", "--json", url=database_url).stdout)
     done = json.loads(pghookd("migrate", "--json", url=database_url).stdout)
@@ -258,6 +260,7 @@ async def test_migrate_reports_its_work(database_url):
     assert "the roles are made" in again.stdout
 
 
+@pytest.mark.slow
 async def test_a_foreign_schema_exits_3(database_url, connect):
     await (await connect(database_url)).execute("create schema webhooks")
     done = pghookd("migrate", url=database_url)
@@ -270,6 +273,7 @@ def findings_of(done):
     return {(each["grade"], each["what"]): each["text"] for each in json.loads(done.stdout)["findings"]}
 
 
+@pytest.mark.slow
 async def test_check_finds_a_new_schema_in_order(database):
     done = pghookd("check", "--json", url=database)
     found = findings_of(done)
@@ -286,6 +290,7 @@ async def test_check_without_a_schema_exits_3(database_url):
     assert "run pghookd migrate" in findings_of(done)["blocked", "schema"]
 
 
+@pytest.mark.slow
 async def test_check_reports_all_faults_of_a_database_at_once(database, session):
     await session.execute("update webhooks.migrations set sha256 = 'other' where version = 1")
     await session.execute(
@@ -313,6 +318,7 @@ def as_role(url, role):
     return f"{url}{'&' if '?' in url else '?'}role={role}"
 
 
+@pytest.mark.slow
 async def test_check_names_the_rights_that_a_role_lacks(database, session):
     await session.execute("drop role if exists check_guest; create role check_guest")
     try:
@@ -331,6 +337,7 @@ async def test_check_names_the_rights_that_a_role_lacks(database, session):
         await session.execute("drop owned by check_guest; drop role check_guest")
 
 
+@pytest.mark.slow
 async def test_check_accepts_the_role_made_for_the_daemon(database, session):
     assert pghookd("migrate", "--roles", url=database).returncode == 0
     await session.execute(
@@ -344,6 +351,7 @@ async def test_check_accepts_the_role_made_for_the_daemon(database, session):
     assert ("ok", "privileges") in findings_of(done)
 
 
+@pytest.mark.slow
 async def test_event_why_takes_a_number_and_a_webhook_id(database, session):
     event_id, created_at_us = await session.fetchrow(
         "insert into webhooks.events (site_id, type, payload) values ('s1', 'order_created', '{}')"
@@ -410,6 +418,7 @@ def start_into_full_disk(manager):
         each.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_run_is_ready_and_ends_with_0_though_nothing_takes_its_lines(
     database, manager, start_into_full_disk, number

@@ -23,6 +23,7 @@ def _text(rng, size):
 # Payloads -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [15 * KIB, 16 * KIB, 20 * KIB, 300 * KIB, 3_000 * KIB])
 async def test_a_large_payload_arrives_byte_for_byte(database, shop, start, receiver, reaches, size):
     endpoint = await shop.open()
@@ -34,6 +35,7 @@ async def test_a_large_payload_arrives_byte_for_byte(database, shop, start, rece
     assert request.body.endswith(b'"data":' + payload.encode() + b"}")
 
 
+@pytest.mark.slow
 async def test_a_large_payload_is_the_same_on_each_attempt_and_to_each_endpoint(
     database, shop, start, receiver, reaches
 ):
@@ -47,6 +49,7 @@ async def test_a_large_payload_is_the_same_on_each_attempt_and_to_each_endpoint(
     assert len({request.body for request in receiver.requests}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1000, 50_000], ids=["read with its page", "loaded when sent"])
 async def test_a_payload_over_the_limit_is_dead_and_its_neighbours_are_not(
     database, shop, start, receiver, reaches, limit
@@ -63,6 +66,7 @@ async def test_a_payload_over_the_limit_is_dead_and_its_neighbours_are_not(
     await daemon.wait_for("delivery.died", event_id=events[1], reason="too_large")
 
 
+@pytest.mark.slow
 async def test_many_large_payloads_pass_one_small_memory(database, shop, start, receiver, until):
     await shop.open()
     await start(database, delivery_payload_bytes_max=100_000, delivery_queue_bytes_max=200_000)
@@ -81,6 +85,7 @@ async def test_many_large_payloads_pass_one_small_memory(database, shop, start, 
 # Destinations -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "error"),
     [
@@ -110,6 +115,7 @@ async def test_a_url_that_is_not_allowed_is_dead_at_once(database, shop, start, 
     assert "secret" not in daemon.told() + row[2]
 
 
+@pytest.mark.slow
 async def test_without_allow_this_machine_is_refused(database, shop, start, receiver, reaches):
     endpoint = await shop.open()
     await start(database, egress_allow="")
@@ -118,6 +124,7 @@ async def test_without_allow_this_machine_is_refused(database, shop, start, rece
     assert not receiver.connections
 
 
+@pytest.mark.slow
 async def test_a_port_that_nobody_listens_on_is_tried_again(database, shop, start, reaches):
     endpoint = await shop.open(url="http://127.0.0.1:61999/")
     await start(database, retry_schedule="0.1s,0.1s")
@@ -126,6 +133,7 @@ async def test_a_port_that_nobody_listens_on_is_tried_again(database, shop, star
     assert {row[1:] for row in await shop.attempts(event)} == {("unreachable", None, "refused")}
 
 
+@pytest.mark.slow
 async def test_a_connection_that_is_cut_is_an_attempt_of_its_own(database, shop, start, receiver, reaches):
     receiver.script = lambda request: Response(cut=request.attempt == 1)
     endpoint = await shop.open()
@@ -138,6 +146,7 @@ async def test_a_connection_that_is_cut_is_an_attempt_of_its_own(database, shop,
     assert [request.attempt for request in receiver.requests] == [1, 2]
 
 
+@pytest.mark.slow
 async def test_an_endpoints_own_timeout_holds(database, shop, start, receiver, reaches):
     receiver.script = lambda request: Response(delay_s=30 if request.attempt == 1 else 0)
     endpoint = await shop.open(timeout_s=0.5)
@@ -151,6 +160,7 @@ async def test_an_endpoints_own_timeout_holds(database, shop, start, receiver, r
 # Sites and neighbours -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_no_event_reaches_an_endpoint_of_another_site(database, db, start, receiver, until):
     shops = [Shop(db, receiver, until, f"site {n}") for n in range(40)]
     for number, shop in enumerate(shops):
@@ -165,6 +175,7 @@ async def test_no_event_reaches_an_endpoint_of_another_site(database, db, start,
     assert all(request.path == f"/{request.data}" for request in receiver.requests)
 
 
+@pytest.mark.slow
 async def test_an_event_for_one_endpoint_goes_to_that_one_only(database, shop, start, receiver, reaches):
     meant = await shop.open("/meant", event_types=["something.else"])
     await shop.open("/other")
@@ -181,6 +192,7 @@ async def test_an_event_for_one_endpoint_goes_to_that_one_only(database, shop, s
     assert not [request for request in receiver.of("/other") if request.event_id == event]
 
 
+@pytest.mark.slow
 async def test_a_reserved_type_is_not_part_of_the_star(database, shop, start, reaches):
     star = await shop.open("/star")
     named = await shop.open("/named", event_types=["webhook_test"])
@@ -191,6 +203,7 @@ async def test_a_reserved_type_is_not_part_of_the_star(database, shop, start, re
     assert set(await shop.stands(event)) == {named}
 
 
+@pytest.mark.slow
 async def test_memory_that_a_hanging_endpoint_has_filled_is_given_to_the_others(
     database, shop, start, receiver, until
 ):

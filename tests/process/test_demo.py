@@ -71,6 +71,7 @@ async def read_until(process, pattern):
     return said
 
 
+@pytest.mark.slow
 async def test_it_sends_so_many_and_all_are_verified(folder):
     status, said = await run("--events", "30", "--dir", str(folder))
     assert status == 0, said
@@ -83,6 +84,7 @@ async def test_it_sends_so_many_and_all_are_verified(folder):
     assert again == 0, said
 
 
+@pytest.mark.slow
 async def test_ctrl_c_ends_it_cleanly_and_a_second_terminal_may_insert(folder, connect, until):
     process = await start(
         "--dir", str(folder), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -113,6 +115,7 @@ async def test_ctrl_c_ends_it_cleanly_and_a_second_terminal_may_insert(folder, c
     assert "Traceback" not in rest.decode()
 
 
+@pytest.mark.slow
 async def test_the_owner_of_a_failing_endpoint_gets_a_mail(folder):
     process = await start(
         "--dir", str(folder), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -129,6 +132,7 @@ async def test_the_owner_of_a_failing_endpoint_gets_a_mail(folder):
     assert (folder / f"{told[1]}.eml").read_bytes().startswith(b"From: The Demo Platform")
 
 
+@pytest.mark.slow
 async def test_events_that_were_not_all_sent_are_not_a_success(folder):
     process = await start(
         "--events",
@@ -146,6 +150,7 @@ async def test_events_that_were_not_all_sent_are_not_a_success(folder):
     assert "NOT all well" in rest.decode()
 
 
+@pytest.mark.slow
 async def test_on_a_terminal_the_view_is_live(folder):
     outer, inner = pty.openpty()
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

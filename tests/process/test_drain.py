@@ -8,6 +8,8 @@ import signal
 import socket
 import time
 
+import pytest
+
 from pghookd.postgres import migrate
 from support import checker
 from support.daemon import ReceiverProcess
@@ -30,6 +32,7 @@ def _seen(socket, line):
     return [message for message in socket.messages() if line in message]
 
 
+@pytest.mark.slow
 async def test_sigterm_lets_requests_in_flight_end_and_nothing_comes_twice(
     db, database, start, tmp_path, until, notify_socket
 ):
@@ -56,6 +59,7 @@ async def test_sigterm_lets_requests_in_flight_end_and_nothing_comes_twice(
         assert found.received == 12
 
 
+@pytest.mark.slow
 async def test_many_in_flight_and_a_busy_log_drain_without_a_repeat(db, database, start, tmp_path, until):
     async with ReceiverProcess(tmp_path / "received.jsonl", "answers:lively") as receiving:
         await _endpoint(db, receiving.url("/"), concurrency=100)
@@ -74,6 +78,7 @@ async def test_many_in_flight_and_a_busy_log_drain_without_a_repeat(db, database
         await checker.check(db, receiving.entries(), repeats_max=0)
 
 
+@pytest.mark.slow
 async def test_the_grace_is_bounded_and_what_hangs_is_sent_again(db, database, start, receiver, until):
     receiver.script = lambda _request: Response(delay_s=60)
     await _endpoint(db, receiver.url("/"), timeout_s=30)
@@ -95,6 +100,7 @@ async def test_the_grace_is_bounded_and_what_hangs_is_sent_again(db, database, s
     assert await db.fetchval("select array_agg(attempt) from webhooks.attempts") == [1]
 
 
+@pytest.mark.slow
 async def test_a_second_signal_changes_nothing(db, database, start, receiver):
     answer = asyncio.Event()
 
@@ -127,6 +133,7 @@ async def test_sigint_drains_as_sigterm_does(database, start):
     assert not daemon.noise
 
 
+@pytest.mark.slow
 async def test_an_idle_daemon_ends_at_once(db, database, start, receiver, until):
     await _endpoint(db, receiver.url("/"))
     daemon = await start(database, log_level="debug")
@@ -138,6 +145,7 @@ async def test_an_idle_daemon_ends_at_once(db, database, start, receiver, until)
     assert not daemon.noise
 
 
+@pytest.mark.slow
 async def test_a_standby_ends_at_once_and_says_to_systemd_that_it_stands_by(
     database, start, notify_socket, until
 ):
@@ -152,6 +160,7 @@ async def test_a_standby_ends_at_once_and_says_to_systemd_that_it_stands_by(
     assert not second.noise
 
 
+@pytest.mark.slow
 async def test_the_watchdog_is_fed_while_the_loops_move(db, database, start, notify_socket, until, receiver):
     await _endpoint(db, receiver.url("/"))
     environ = {"NOTIFY_SOCKET": str(notify_socket.path), "WATCHDOG_USEC": "4000000"}
@@ -179,6 +188,7 @@ async def test_sigterm_before_the_database_answers_ends_at_once(start):
         assert not daemon.noise
 
 
+@pytest.mark.slow
 async def test_sigterm_while_the_database_is_away_ends_at_once(own_server, start, notify_socket, until):
     await migrate.migrate(own_server.url())
     environ = {"NOTIFY_SOCKET": str(notify_socket.path)}
@@ -191,6 +201,7 @@ async def test_sigterm_while_the_database_is_away_ends_at_once(own_server, start
     assert not daemon.noise
 
 
+@pytest.mark.slow
 async def test_the_database_goes_away_while_the_daemon_drains(own_server, start, receiver, connect):
     await migrate.migrate(own_server.url())
     receiver.script = lambda _request: Response(delay_s=60)

@@ -14,6 +14,8 @@ from support.daemon import Daemon
 from support.fault_server import receiving
 from support.proxy_server import pump
 
+pytestmark = pytest.mark.slow
+
 EVENTS = """
 insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
 """

@@ -13,6 +13,8 @@ from pghookd.postgres import migrate
 from support import checker
 from support.daemon import ReceiverProcess
 
+pytestmark = pytest.mark.slow
+
 SITES = 50
 EVENTS = 20_000
 CHUNK = 40

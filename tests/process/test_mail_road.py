@@ -11,6 +11,8 @@ from support import SUPPORT
 from support.mail_server import Mailbox
 from support.receiver import OK, Response
 
+pytestmark = pytest.mark.slow
+
 QUICK = {
     "MAIL_SENDER": "hooks@platform.example",
     "MAIL_FIRST_WAIT_S": 1,

@@ -97,6 +97,7 @@ async def test_add_takes_a_profile_of_your_own_and_show_prints_it(pghookd, site)
     assert (told["profile"], told["profile_spec"], told["success_statuses"]) == ("custom", spec, "200")
 
 
+@pytest.mark.slow
 async def test_add_takes_auth_from_a_file_and_show_prints_its_kind(pghookd, db, site, tmp_path):
     file = tmp_path / "auth.json"
     file.write_text('{"bearer": {"token": "hunter2"}}')
@@ -117,6 +118,7 @@ async def test_add_takes_auth_from_a_file_and_show_prints_its_kind(pghookd, db, 
     assert await db.fetchval("select count(*) from webhooks.endpoints") == 2
 
 
+@pytest.mark.slow
 async def test_add_takes_a_secret_of_yours_and_does_not_repeat_it(pghookd, db, site):
     given = await pghookd("endpoints", "add", site, "https://a.example/", "--secret", SECRET)
     read = await pghookd("endpoint", "add", site, "https://b.example/", "--secret", "-", stdin=b"hunter2\n")
@@ -175,6 +177,7 @@ async def test_add_names_the_fault(pghookd, site, words, status, told):
 # Looking ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_list_shows_health_and_waiting_deliveries(pghookd, db, endpoint_id):
     await db.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
     await db.execute("insert into webhooks.endpoints (site_id, url, enabled) values ('t', 'http://t', false)")
@@ -186,6 +189,7 @@ async def test_list_shows_health_and_waiting_deliveries(pghookd, db, endpoint_id
     assert len(done.out.splitlines()) == 1
 
 
+@pytest.mark.slow
 async def test_show_prints_every_option_and_no_secret(pghookd, endpoint_id):
     done = await pghookd("endpoint", "show", endpoint_id, "--json")
     assert done.status == 0
@@ -247,6 +251,7 @@ async def test_usage_exits_2(pghookd, words):
     assert (await pghookd("endpoint", *words)).status == 2
 
 
+@pytest.mark.slow
 async def test_an_administrators_role_is_enough(pghookd, database, endpoint_id):
     assert (await pghookd("migrate", "--roles")).status == 0
     admin = f"{database}&role=webhooks_admin"
@@ -277,6 +282,7 @@ async def test_a_test_that_nobody_takes_exits_3(pghookd, db, endpoint_id):
     assert await operations(db) == ["send_test"]
 
 
+@pytest.mark.slow
 async def test_a_test_is_reported_at_once(pghookd, database, shop, start, receiver):
     endpoint_id = await shop.open("/a", event_types=["something.else"], secret=SECRET)
     await start(database)
@@ -292,6 +298,7 @@ async def test_a_test_is_reported_at_once(pghookd, database, shop, start, receiv
     assert receiver.requests[1].headers["x-webhook-topic"] == "order_created"
 
 
+@pytest.mark.slow
 async def test_a_refused_test_is_not_tried_again_and_not_mailed(
     pghookd, database, shop, start, receiver, reaches
 ):
@@ -308,6 +315,7 @@ async def test_a_refused_test_is_not_tried_again_and_not_mailed(
     assert await shop.db.fetchval("select count(*) from webhooks.incidents") == 0
 
 
+@pytest.mark.slow
 async def test_a_delivery_cancelled_in_flight_is_not_tried_again(database, shop, start, receiver, until):
     endpoint_id = await shop.open("/a")
     gate, asked = asyncio.Event(), asyncio.Event()
@@ -335,6 +343,7 @@ async def test_a_delivery_cancelled_in_flight_is_not_tried_again(database, shop,
 # Events -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_event_show_prints_the_state_and_every_attempt(pghookd, db, endpoint_id):
     event_id = await db.fetchval("select webhooks.emit('s', 'order_created', '{\"a\":  1}', 'order/1')")
     await db.execute(
@@ -366,6 +375,7 @@ async def test_event_show_of_an_unknown_event_exits_1(pghookd):
 # Secrets ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_rotate_shows_the_new_secret_once(pghookd, db, site):
     endpoint_id = await db.fetchval(
         "insert into webhooks.endpoints (site_id, url, secret) values ('s', 'http://x', $1) returning endpoint_id",

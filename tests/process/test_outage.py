@@ -127,6 +127,7 @@ class Day:
         self.plan(self.now + judged.wait_s, self.offer, each.event.event_id, each.attempts + 1)
 
 
+@pytest.mark.slow
 def test_a_million_events_in_a_day_with_six_hours_down():
     day = Day((6 * HOUR, 12 * HOUR))
     day.run()
@@ -193,6 +194,7 @@ QUICK = {"probe_s": 0.3, "probe_max_s": 1.0}
 PATIENT = {"schedule": (1.0,) * 60}
 
 
+@pytest.mark.slow
 async def test_twenty_thousand_events_wait_for_an_endpoint_that_is_down(database, db, receiver, until):
     count = 20_000
     await shop_of(db, receiver)
@@ -244,6 +246,7 @@ async def test_events_of_an_endpoint_disabled_in_downtime_are_held(database, db,
     assert dropped == count + 55 - len(going)
 
 
+@pytest.mark.slow
 async def test_held_events_go_out_gently_and_live_traffic_at_once(database, db, receiver, until):
     endpoint = await shop_of(db, receiver)
     await db.execute("select webhooks.disable_endpoint($1)", endpoint)
@@ -261,6 +264,7 @@ async def test_held_events_go_out_gently_and_live_traffic_at_once(database, db, 
         await life.stop()
 
 
+@pytest.mark.slow
 async def test_a_restart_asks_each_open_endpoint_one_thing_and_not_at_once(database, db, receiver, until):
     sites = [f"site {n}" for n in range(12)]
     for site in sites:

@@ -76,6 +76,7 @@ def since(moments, begin, end):
     return sum(begin <= each < end for each in moments)
 
 
+@pytest.mark.slow
 async def test_rate_and_concurrency_hold_under_overload_beside_neighbours(database, db, receiver, until):
     crowd = receiver.paths["/narrow"] = Crowd(0.02)
     await open_endpoint(db, "rated", receiver.url("/rated"), rate_per_s=RATE)
@@ -112,6 +113,7 @@ ASKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "retry_after", "least_s"), ASKED, ids=["short", "hostile", "date"])
 async def test_after_retry_after_nothing_goes_to_that_endpoint_before_its_time(
     database, db, receiver, until, status, retry_after, least_s
@@ -145,6 +147,7 @@ async def is_empty(db):
     return await db.fetchval(BACKLOG) == 0
 
 
+@pytest.mark.slow
 async def test_a_long_pause_parks_everything_until_the_endpoint_changes(database, db, receiver, until):
     arrived = asyncio.Event()
 

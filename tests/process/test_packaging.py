@@ -81,6 +81,7 @@ def test_wheel_and_sdist_hold_sql_and_letters_and_nothing_foreign(built):
     assert {f"{folder}/README.md" for folder in ("daemon", "sql", "systemd", "tests")} <= in_sdist
 
 
+@pytest.mark.slow
 async def test_the_installed_command_works_from_anywhere(installed, database_url):
     where = run(str(installed / "python"), "-c", "import pghookd; print(pghookd.__file__)", cwd="/").stdout
     assert Path(where.strip()).is_relative_to(installed.parent)

@@ -8,6 +8,8 @@ import pytest
 
 from support import poison
 
+pytestmark = pytest.mark.slow
+
 ENDS_MAX = 8
 AROUND = 60  # events before and after the one, of several sites
 INSERT = (

@@ -122,6 +122,7 @@ async def test_send_takes_a_payload_of_yours_and_a_secret_from_standard_input(re
     assert request.body.endswith(b'"data":{"a":  1}}')
 
 
+@pytest.mark.slow
 async def test_nothing_but_this_machine_is_open_unless_it_is_allowed(receiver):
     status, out, _ = await pghookd("send", "http://10.0.0.1/", "--json")
     assert (status, json.loads(out)["requests"][0]["error"]) == (1, "blocked: literal")
@@ -156,6 +157,7 @@ def test_send_refuses_nonsense(words):
 # receive ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_receive_verifies_and_ends_with_0(receiver):
     async with receiving("--secret", OTHER, "--secret", SECRET) as (process, port):
         assert f"http://127.0.0.1:{port}/" in await line(process)
@@ -187,6 +189,7 @@ async def test_receive_answers_413_to_a_large_body_and_shows_it(tmp_path):
         assert re.fullmatch(r"the body has 30\d+ bytes, more than 1000000", shown["why"])
 
 
+@pytest.mark.slow
 async def test_receive_as_json_is_a_line_for_each():
     async with receiving("--json", "--status", "503", "--secret", SECRET) as (process, port):
         assert b"receiving at" in await asyncio.wait_for(process.stderr.readline(), 30)
@@ -217,6 +220,7 @@ def test_the_sink_has_no_mail_server():
     assert quiet.mail == settings.mail
 
 
+@pytest.mark.slow
 async def test_the_sink_shows_what_would_have_been_sent(database, shop, db, until):
     await db.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")
     endpoint_id = await shop.open(url="https://hooks.nowhere.example/in?key=1", secret=SECRET)

@@ -40,6 +40,7 @@ async def test_a_dry_run_counts_and_changes_nothing(db, database, dead):
     assert await db.fetchval("select count(*) from webhooks.replays") == 0
 
 
+@pytest.mark.slow
 async def test_nonsense_is_a_usage_error(database):
     for args, words in (
         ((), "say what to replay"),
@@ -54,6 +55,7 @@ async def test_nonsense_is_a_usage_error(database):
     assert pghookd("replay", "pause", "7", url=database).returncode == 1
 
 
+@pytest.mark.slow
 async def test_it_goes_and_is_watched_to_its_end(db, database, dead, receiver, start):
     await start(database)
     done = pghookd("replay", "--site", "s", "--go", url=database)
@@ -63,6 +65,7 @@ async def test_it_goes_and_is_watched_to_its_end(db, database, dead, receiver, s
     assert {request.event_id for request in receiver.requests} == set(dead)
 
 
+@pytest.mark.slow
 async def test_the_end_of_watching_stops_nothing(db, database, dead, until):
     """No daemon runs: it would never end."""
     environ = {**os.environ, "PGHOOKD_DATABASE_URL": database}
@@ -81,6 +84,7 @@ async def test_the_end_of_watching_stops_nothing(db, database, dead, until):
         assert await db.fetchval("select state from webhooks.replays") == state
 
 
+@pytest.mark.slow
 async def test_killed_and_started_again_it_goes_on_where_it_was(db, database, shop, receiver, start, until):
     """Nothing is lost; only requests in flight or not yet recorded at a kill may come twice."""
     await shop.open(concurrency=8)

@@ -20,6 +20,8 @@ from support.receiver import Receiver, Response, read_log
 from support.saboteurs import SABOTAGES
 from support.secrecy import seen_in
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = str(SUPPORT / "saboteurs.py")
 HONEST = "nothing"
 SECRET = "whsec_" + base64.b64encode(b"marker of the secret, 32 bytes..").decode()

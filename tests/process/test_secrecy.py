@@ -90,6 +90,7 @@ async def operate(run, db, ids):
     return printed + [await run("check", **settings) for settings in wrong]
 
 
+@pytest.mark.slow
 async def test_no_secret_is_printed_or_stored(db, shop, start, database, run, until):
     made = [("/ok", {"secret": STANDARD}), ("/asym", {"secret": ED25519}), ("/old", {"secret": LEGACY})]
     made.append(("/svix", {"secret": STANDARD, "profile": "svix"}))

@@ -83,6 +83,7 @@ def test_the_check_finds_events_out_of_order():
     assert broken(entries(2, 1), inserted) == [(1, 2)]
 
 
+@pytest.mark.slow
 async def test_no_key_is_seen_out_of_order(database, db, tmp_path, start, until, rng):
     async with ReceiverProcess(tmp_path / "received.jsonl", "answers:fickle") as receiving:
         await db.execute("insert into webhooks.sites (site_id, name) values ('s', 'a site')")

@@ -10,6 +10,8 @@ import pytest
 from support import checker
 from support.daemon import ReceiverProcess
 
+pytestmark = pytest.mark.slow
+
 LEASE_S = 3
 SLACK_S = 3  # the second looks twice a second, opens its sessions, and the machine may be busy
 CONCURRENCY = 32

@@ -86,6 +86,7 @@ async def alone(session, receiver):
     return _alone[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 async def test_others_go_on_under(name, database, db, hostile, healthy, record_property):
     await db.execute("insert into webhooks.sites (site_id, name) values ('good', 'Good'), ('evil', 'Evil')")

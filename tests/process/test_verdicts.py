@@ -12,6 +12,7 @@ import pytest
 from support.receiver import Response
 
 
+@pytest.mark.slow
 async def test_a_success_is_one_request_and_one_row(database, shop, start, receiver, reaches):
     endpoint = await shop.open(secret="whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     await start(database)
@@ -30,6 +31,7 @@ async def test_a_success_is_one_request_and_one_row(database, shop, start, recei
     assert request.headers["webhook-signature"].startswith("v1,")
 
 
+@pytest.mark.slow
 async def test_a_failure_is_tried_again_on_the_schedule_with_the_same_bytes(
     database, shop, start, receiver, reaches
 ):
@@ -51,6 +53,7 @@ async def test_a_failure_is_tried_again_on_the_schedule_with_the_same_bytes(
     assert third.arrived - second.arrived >= 0.6
 
 
+@pytest.mark.slow
 async def test_what_never_succeeds_is_dead_and_says_why(database, shop, start, receiver, reaches):
     receiver.script = lambda _request: Response(404, body=b"nothing here")
     endpoint = await shop.open()
@@ -63,6 +66,7 @@ async def test_what_never_succeeds_is_dead_and_says_why(database, shop, start, r
     await daemon.wait_for("delivery.died", event_id=event, reason="exhausted")
 
 
+@pytest.mark.slow
 async def test_a_redirect_is_not_followed(database, shop, start, receiver, reaches):
     receiver.script = lambda _request: Response(302, headers=(("location", receiver.url("/elsewhere")),))
     endpoint = await shop.open()
@@ -73,6 +77,7 @@ async def test_a_redirect_is_not_followed(database, shop, start, receiver, reach
     assert {row[1:3] for row in await shop.attempts(event)} == {("refused", 302)}
 
 
+@pytest.mark.slow
 async def test_retry_after_is_obeyed(database, shop, start, receiver, reaches):
     receiver.script = lambda r: Response(429, headers=(("retry-after", "2"),)) if r.attempt == 1 else 200
     endpoint = await shop.open()
@@ -83,6 +88,7 @@ async def test_retry_after_is_obeyed(database, shop, start, receiver, reaches):
     assert second.arrived - first.arrived >= 2.0
 
 
+@pytest.mark.slow
 async def test_the_receiver_may_give_one_event_up(database, shop, start, receiver, reaches):
     receiver.script = lambda _request: Response(500, headers=(("webhook-delivery", "abort-message"),))
     endpoint = await shop.open()
@@ -91,6 +97,7 @@ async def test_the_receiver_may_give_one_event_up(database, shop, start, receive
     assert await reaches(event, endpoint, "dead") == ("dead", "aborted", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [(Response(410), "gone"), (Response(500, headers=(("webhook-delivery", "disable"),)), "receiver")],
@@ -124,6 +131,7 @@ async def test_gone_holds_everything_until_enabled(
     assert await shop.db.fetchval("select count(*) from webhooks.backlog") == 0
 
 
+@pytest.mark.slow
 async def test_an_endpoint_disabled_by_its_owner_holds_its_queue(database, shop, start, receiver, until):
     """Hundreds are queued behind a slow receiver: within a second nothing more goes out, and all are kept."""
     receiver.script = lambda _request: Response(delay_s=0.2)
@@ -150,6 +158,7 @@ async def test_an_endpoint_disabled_by_its_owner_holds_its_queue(database, shop,
     )
 
 
+@pytest.mark.slow
 async def test_queued_work_uses_the_url_and_secret_of_now(database, shop, start, receiver, until):
     receiver.script = lambda _request: Response(delay_s=0.2)
     await shop.open(secret="old secret")
@@ -183,6 +192,7 @@ async def test_each_endpoint_gets_what_it_asked_for(database, shop, start, recei
     assert {request.event_id for request in receiver.requests if request.path == "/late"} == {after}
 
 
+@pytest.mark.slow
 async def test_work_of_a_deleted_endpoint_goes_nowhere(database, shop, start, receiver, until):
     receiver.script = lambda _request: Response(delay_s=0.2)
     endpoint = await shop.open()
@@ -201,6 +211,7 @@ async def test_work_of_a_deleted_endpoint_goes_nowhere(database, shop, start, re
     )
 
 
+@pytest.mark.slow
 async def test_a_hanging_endpoint_keeps_no_other_waiting(database, shop, start, receiver, until):
     """Twice as many as its lane holds are for an endpoint that hangs: they are parked, the others go out."""
     hang = asyncio.Event()

@@ -126,6 +126,7 @@ async def _delivered(db, count):
     return count == await db.fetchval(DELIVERED)
 
 
+@pytest.mark.slow
 async def test_a_partition_while_busy_is_noticed_and_healed(
     network, through, direct, start, receiving, until
 ):
@@ -143,6 +144,7 @@ async def test_a_partition_while_busy_is_noticed_and_healed(
     assert not daemon.noise
 
 
+@pytest.mark.slow
 async def test_a_partition_while_asleep_is_noticed_and_healed(
     network, through, direct, start, receiving, until
 ):
@@ -156,6 +158,7 @@ async def test_a_partition_while_asleep_is_noticed_and_healed(
     await checker.check(direct, receiving.entries(), repeats_max=0)
 
 
+@pytest.mark.slow
 async def test_while_cut_off_nothing_is_sent_and_another_instance_takes_over(
     network, through, own_server, direct, start, receiving, until
 ):
@@ -172,6 +175,7 @@ async def test_while_cut_off_nothing_is_sent_and_another_instance_takes_over(
     await checker.check(direct, receiving.entries(), repeats_max=CONCURRENCY + BATCH_MAX)
 
 
+@pytest.mark.slow
 async def test_a_standby_that_was_cut_off_takes_over_once_the_network_is_back(
     network, through, own_server, direct, start, receiving, until
 ):
@@ -188,6 +192,7 @@ async def test_a_standby_that_was_cut_off_takes_over_once_the_network_is_back(
     assert len(receiving.entries()) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
 async def test_sigterm_while_cut_off_ends_within_the_grace(
     network, through, direct, start, receiving, until, busy
@@ -201,6 +206,7 @@ async def test_sigterm_while_cut_off_ends_within_the_grace(
     assert not daemon.noise
 
 
+@pytest.mark.slow
 async def test_every_session_is_pinged_even_while_all_sleeps(database, db, start, until):
     daemon = await start(database, log_level="debug", database_heartbeat_s=0.3, poll_fallback_s=0)
     await daemon.wait_for("bell.slept")
@@ -219,6 +225,7 @@ async def test_every_session_is_pinged_even_while_all_sleeps(database, db, start
     await until(all_moved, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["record", "bell"])
 async def test_one_backend_that_hangs_is_noticed(own_server, direct, network, start, receiving, until, name):
     """Its connection is open, its server lives, and it answers nothing, perhaps in the middle of a statement.

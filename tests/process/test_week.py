@@ -12,6 +12,8 @@ from pghookd.settings.schema import Settings
 from support.crew import seed
 from support.ledger import DAY, SECOND, Endpoint, Ledger
 
+pytestmark = pytest.mark.slow
+
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
 CHECK = 30 * SECOND
 EVERY = 12 * MINUTE

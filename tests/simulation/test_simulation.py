@@ -57,6 +57,7 @@ def _caught(first, make_world, caught_by):
     pytest.fail(f"{CATCH_WITHIN} histories, and nothing was noticed")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(LONG_S)
 def test_no_history_breaks_an_invariant():
     assert _live(histories, _seeds())
@@ -77,6 +78,7 @@ def test_the_same_seed_is_the_same_history():
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SABOTAGES)
 def test_a_sabotaged_daemon_is_caught(name):
     make, caught_by = SABOTAGES[name]
