@@ -16,7 +16,7 @@ hanging lanes of its site. These rules need no answers: they count only requests
 
 The limits hold on a quiet platform too: a slot that a slow receiver holds cannot be taken back when others need it.
 
-Never here: which lane is next (scheduling/lanes), a clock.
+Never here: which lane is next (scheduling/turns), a clock.
 """
 
 from __future__ import annotations
