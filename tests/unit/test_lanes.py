@@ -432,7 +432,7 @@ def test_a_pause_outlives_an_idle_lane_and_is_dropped_at_its_end():
         lanes.lane(endpoint(number))
     assert lanes.lane(endpoint(1)) is lane
     assert lanes.turns.next(60.0) is None
-    assert lane.key in lanes.known._idle
+    assert lane in lanes.known._idle
     assert (lane.throttle.active, lanes.turns.rests_until) == (False, None)
 
 
@@ -846,7 +846,7 @@ def test_an_open_breaker_is_kept_and_probes_at_once_after_a_change():
     assert lanes.empty(lane)
     lanes.forget(lane)  # deleted: as any other lane from now on
     assert not lane.breaker.is_open
-    assert lane.key in lanes.known._idle
+    assert lane in lanes.known._idle
 
 
 def test_a_breaker_that_was_open_before_a_restart_is_open():

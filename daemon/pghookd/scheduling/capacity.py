@@ -52,13 +52,28 @@ class Capacity:
         """Return a site, with which its memory is counted; it is forgotten with its last lane."""
         return self._sites.setdefault(site_id, Site())
 
-    def count(self, site: Site, change: int, delivery: Delivery) -> None:
-        """Count a delivery that joins (1) or leaves (-1) a queue, or a line in front of it (scheduling/ordering)."""
-        payload_bytes = change * len(delivery.event.payload or b"")
-        self.queued += change
+    def enter(self, site: Site, delivery: Delivery, must: bool = False) -> bool:
+        """Count a delivery that joins a queue, or a line in front of it (scheduling/ordering).
+
+        Returns:
+            False if memory has no room for it; a delivery that `must` enter has room in any case.
+        """
+        if (self.queued >= self._queue_max or self.queued_bytes >= self._bytes_max) and not must:
+            return False
+        payload_bytes = len(delivery.event.payload or b"")
+        self.queued += 1
         self.queued_bytes += payload_bytes
-        site.queued += change
+        site.queued += 1
         site.queued_bytes += payload_bytes
+        return True
+
+    def leave(self, site: Site, delivery: Delivery) -> None:
+        """Count a delivery that leaves its queue or line."""
+        payload_bytes = len(delivery.event.payload or b"")
+        self.queued -= 1
+        self.queued_bytes -= payload_bytes
+        site.queued -= 1
+        site.queued_bytes -= payload_bytes
 
     @property
     def full(self) -> bool:

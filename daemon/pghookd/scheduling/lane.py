@@ -259,7 +259,7 @@ class Lane(Member):
 
     def is_stuck(self, patience_s: float, now: float) -> bool:
         """Return True if the lane itself holds up its deliveries: it may start no more, and answers too slowly."""
-        if self.throttle.is_shut(now):
+        if self.throttle.active and self.throttle.is_shut(now):
             return True
         if self.waits_for is not None:
             return self.waits_longer(patience_s, now)
@@ -396,7 +396,7 @@ class KnownLanes:
     def __init__(self, idle_max: int) -> None:
         self.by_endpoint: dict[int, Lane] = {}
         self._lanes: dict[LaneKey, Lane] = {}
-        self._idle: OrderedDict[LaneKey, None] = OrderedDict()
+        self._idle: OrderedDict[Lane, None] = OrderedDict()
         self._idle_max = idle_max
 
     def __iter__(self) -> Iterator[Lane]:
@@ -416,18 +416,24 @@ class KnownLanes:
 
     def enter(self, lane: Lane) -> None:
         """Keep a lane that gets work; it is not idle now, and may have been evicted while it was."""
-        self._idle.pop(lane.key, None)
-        if self.by_endpoint.get(lane.key.endpoint_id) is not lane:
+        self._idle.pop(lane, None)
+        if self.by_endpoint.get(lane.endpoint.endpoint_id) is not lane:
             self._lanes[lane.key] = self.by_endpoint[lane.key.endpoint_id] = lane
 
     def leave(self, lane: Lane) -> None:
         """Mark a lane without work as idle, so that it can be evicted; an open breaker or a pause must be kept."""
         if not lane.breaker.is_open and not lane.throttle.paused_until:
-            self._idle[lane.key] = None
+            self._idle[lane] = None
             while len(self._idle) > self._idle_max:
-                key, _ = self._idle.popitem(last=False)
-                del self._lanes[key]
-                self.by_endpoint.pop(key.endpoint_id, None)
+                self._evict()
+
+    def _evict(self) -> None:
+        """Forget the lane that has been idle for longest, unless a younger one of its endpoint has its place."""
+        lane, _ = self._idle.popitem(last=False)
+        if self._lanes.get(lane.key) is lane:
+            del self._lanes[lane.key]
+        if self.by_endpoint.get(lane.key.endpoint_id) is lane:
+            del self.by_endpoint[lane.key.endpoint_id]
 
 
 def _is_end_of_rotation(before: Endpoint, after: Endpoint) -> bool:

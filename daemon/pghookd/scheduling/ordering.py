@@ -174,12 +174,12 @@ class Order:
         lot = self.lot(delivery.endpoint_id)
         if lot.site is None:
             lot.site = lane.site
-        self._lanes.capacity.count(lot.site, 1, delivery)
+        self._lanes.capacity.enter(lot.site, delivery, must=True)
 
     def _unfollow(self, lot: EndpointLines, line: Line) -> Delivery:
         delivery = line.ahead.popleft()
         if lot.site is not None:
-            self._lanes.capacity.count(lot.site, -1, delivery)
+            self._lanes.capacity.leave(lot.site, delivery)
         return delivery
 
     def _is_slow(self, line: Line, now: float) -> bool:

@@ -18,7 +18,7 @@ from pghookd.model.delivery import Delivery
 from pghookd.scheduling.capacity import Capacity
 from pghookd.scheduling.lane import NEVER, KnownLanes, Lane, Site
 from pghookd.scheduling.payload_loads import PayloadLoads
-from pghookd.scheduling.slots import Flight, Slots
+from pghookd.scheduling.slots import Slots
 
 TRAFFIC_S: Final = 600.0  # a site has traffic if it started requests in this period, or in the one before
 
@@ -62,7 +62,7 @@ class Turns:
 
     def __init__(self, known: KnownLanes, capacity: Capacity, slots: Slots, payload_bytes_max: int) -> None:
         self._known = known
-        self._count = capacity.count
+        self._leave = capacity.leave
         self._slots = slots
         self._sites: deque[Site] = deque()
         self._rests: list[tuple[float, int, Lane]] = []  # a heap: time, sequence number, lane
@@ -88,13 +88,12 @@ class Turns:
     # In and out -------------------------------------------------------------------------------------------------------
 
     def push(self, lane: Lane, delivery: Delivery) -> None:
-        """Queue a delivery."""
+        """Queue a delivery that memory has room for."""
         if not lane.queue and not lane.late and not lane.in_flight:
             self._known.enter(lane)
         (lane.late if delivery.late else lane.queue).append(delivery)
         if delivery.event.payload is None:
             lane.unloaded += 1
-        self._count(lane.site, 1, delivery)
         if not lane.in_turn and lane.in_flight < lane.allowed:
             self._line_up(lane)
 
@@ -103,7 +102,7 @@ class Turns:
         taken: list[Delivery] = []
         while lane.queued > keep:
             delivery = (lane.late or lane.queue).pop()
-            self._count(lane.site, -1, delivery)
+            self._leave(lane.site, delivery)
             if delivery.event.payload is None and delivery.loaded is None:
                 lane.unloaded -= 1
             self.loads.drop(lane, delivery)
@@ -136,7 +135,7 @@ class Turns:
             queue = self._queue_of(lane, now) if lane.late or lane.throttle.active else lane.queue
             if queue is not None:
                 delivery = queue.popleft()
-                self._count(site, -1, delivery)
+                self._leave(site, delivery)
                 delivery.flight = slots.start(lane, now)
                 if site.period != self.traffic.period:
                     self.traffic.note(lane)
@@ -149,7 +148,7 @@ class Turns:
         """Release the slot and the payload's bytes; lanes woken by that take part in the turns again."""
         if delivery.loaded is not None:
             self.loads.drop(lane, delivery)
-        for member in self._slots.end(lane, cast("Flight | None", delivery.flight)):
+        for member in self._slots.end(lane, delivery.flight):
             self._resume(cast("Lane", member))
         delivery.flight = None
 
