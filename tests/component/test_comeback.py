@@ -14,7 +14,8 @@ from pghookd.event_log.rows import endpoint_of
 from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.runtime.notifications import ID_CHARS_A_SECOND, NotificationRouter
-from pghookd.scheduling.lanes import Lanes, LaneTerms
+from pghookd.scheduling.lane import LaneTerms
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 from support import crew
 from support.crew import living
@@ -266,7 +267,7 @@ async def test_ids_without_rows_are_forgotten_however_many_arrive(con, session):
         bench.due.endpoints_changed(range(n * 1000, n * 1000 + 970))
         assert len(bench.due._changed) <= CHANGED_MAX
     await bench.step(3)
-    assert not bench.lanes.parked
+    assert not bench.lanes.backlog_index.parked
     assert not bench.due._changed
 
 
@@ -286,7 +287,7 @@ async def test_endpoints_are_found_while_changes_arrive_all_the_time(con, sessio
     for _ in range(10):
         bench.due.endpoints_changed(None)
         await bench.step()
-    assert len(bench.lanes.parked) == 3 * ENDPOINTS_PAGE
+    assert len(bench.lanes.backlog_index.parked) == 3 * ENDPOINTS_PAGE
 
 
 async def test_a_change_of_any_endpoint_lets_an_open_breaker_ask_at_once(con, session):
@@ -303,7 +304,7 @@ async def test_a_change_of_any_endpoint_lets_an_open_breaker_ask_at_once(con, se
     await con.execute("update webhooks.endpoints set url = url || '/new' where endpoint_id = 2")
     bench.due.endpoints_changed(None)
     await bench.step()
-    assert [bench.lanes.by_endpoint[i].breaker.probe_at for i in (1, 2, 3)] == [600.0, 0.0, 600.0]
+    assert [bench.lanes.known.by_endpoint[i].breaker.probe_at for i in (1, 2, 3)] == [600.0, 0.0, 600.0]
 
 
 async def test_lines_are_scanned_while_changes_arrive(con, session):
@@ -314,7 +315,7 @@ async def test_lines_are_scanned_while_changes_arrive(con, session):
     for _ in range(10):
         bench.due.endpoints_changed([1])
         await bench.step()
-    assert bench.lanes.in_memory
+    assert bench.lanes.backlog_index.in_memory
 
 
 async def test_all_due_rows_have_their_turn_during_a_flood_of_due(con, session):
@@ -335,13 +336,13 @@ async def test_all_due_rows_have_their_turn_during_a_flood_of_due(con, session):
     for _ in range(10):
         bench.due.ring()
         await bench.step()
-    assert len(bench.lanes.in_memory) == rows
+    assert len(bench.lanes.backlog_index.in_memory) == rows
 
 
 async def test_no_parked_endpoint_is_checked_while_memory_is_full(session):
     bench = Bench(session, queue_max=0)
     for endpoint_id in range(1, 1001):
-        bench.lanes.parked.add(endpoint_id)
+        bench.lanes.backlog_index.parked.add(endpoint_id)
     await bench.step(3)
-    due = [bench.lanes.parked.take(0.0, 60.0) for _ in range(1000)]
+    due = [bench.lanes.backlog_index.parked.take(0.0, 60.0) for _ in range(1000)]
     assert due == list(range(1, 1001))

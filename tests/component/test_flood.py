@@ -8,7 +8,7 @@ import collections
 import pytest
 
 from pghookd.event_log.reading.refill import ASIDE_FOR_S
-from pghookd.scheduling import lanes
+from pghookd.scheduling import capacity
 from support.crew import living
 
 ENDPOINTS, FLOOD = 20, 400
@@ -61,7 +61,7 @@ async def test_others_overtake_a_flood_and_it_is_delivered_whole(
     database, session, receiver, until, monkeypatch
 ):
     monkeypatch.setattr(
-        lanes, "STUCK_AFTER_S", 60.0
+        capacity, "STUCK_AFTER_S", 60.0
     )  # on a loaded machine lanes are slow, and parking costs order
     async with living(database, delivery={"concurrency": 32}) as life:
         await insert(session, "flood", 1)

@@ -15,7 +15,8 @@ from pghookd.event_log.payload_filter import Filters
 from pghookd.event_log.position import EventLog, Position, ShardLog, Snapshot, XidMarks
 from pghookd.postgres import client
 from pghookd.postgres.client import query
-from pghookd.scheduling.lanes import Lanes, LaneTerms
+from pghookd.scheduling.lane import LaneTerms
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 from support import crew
 from support.crew import living
@@ -257,7 +258,7 @@ async def test_lines_of_a_disabled_endpoint_are_not_checked_again_and_again(data
     due.endpoints_changed([endpoint_id])
     for n in range(100, 110):
         await due.step(session, n * 0.3, lambda _write, _now: None)
-    assert len(lanes.in_memory) == len(KEYS)
+    assert len(lanes.backlog_index.in_memory) == len(KEYS)
     await session._session.close()
 
 
@@ -363,5 +364,5 @@ async def test_lines_that_wait_for_the_log_are_checked_a_few_at_a_time(database,
     assert session.asked["read_line"] == LINES_A_LOOK
     order.unread = set()
     await due.step(session, 2.0, lambda _write, _now: None)
-    assert len(lanes.in_memory) >= LINES_A_LOOK
+    assert len(lanes.backlog_index.in_memory) >= LINES_A_LOOK
     await opened.close()

@@ -283,8 +283,9 @@ async def test_a_late_write_of_a_row_removes_no_delivery_taken_anew_from_it(data
     async with desk(database) as it:
         event = Event(1, "s", "order_created", 0, b"{}")
         before, anew = (Delivery(event, 1, 0, 0.0, in_backlog=True) for _ in range(2))
-        it.lanes.in_memory[1, 1] = anew
+        in_memory = it.lanes.backlog_index.in_memory
+        in_memory.add(anew)
         it.recorder._settle(BacklogWrite(before, State.HELD, Reason.DISABLED))
-        assert it.lanes.in_memory[1, 1] is anew
+        assert in_memory._deliveries[1, 1] is anew
         it.recorder._settle(BacklogWrite(anew, State.HELD, Reason.DISABLED))
-        assert not it.lanes.in_memory
+        assert not in_memory

@@ -10,7 +10,8 @@ import pytest
 from pghookd.delivery.replays import Replays
 from pghookd.postgres import client
 from pghookd.runtime.sessions import PLANS
-from pghookd.scheduling.lanes import Lanes, LaneTerms
+from pghookd.scheduling.lane import LaneTerms
+from pghookd.scheduling.lanes import Lanes
 from support.crew import Diary, living
 
 DAY = 2**32  # ids
@@ -348,7 +349,7 @@ async def desk(database):
     session = await client.connect(database, name="record", settings=PLANS)
     lanes = Lanes(LaneTerms(concurrency=512, endpoint_concurrency=16, queue_bytes_max=10**9))
     replays = Replays(
-        lanes,
+        lanes.capacity,
         made_due=lambda: None,  # rows stay where they were put
         logger=Diary().logger,
         monotonic=lambda: 0.0,

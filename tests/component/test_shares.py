@@ -10,7 +10,7 @@ from pghookd.event_log import endpoint_changes
 from pghookd.event_log.reading.endpoints import SLICE
 from pghookd.event_log.reading.pages import PAGE, PAIRS_A_STEP
 from pghookd.postgres.client import query
-from pghookd.scheduling.unwritten import UNWRITTEN_MAX
+from pghookd.scheduling.hands import UNWRITTEN_MAX
 from support.crew import desk, living
 
 EMIT = """insert into webhooks.events (site_id, type, payload, ordering_key)
@@ -47,7 +47,8 @@ def nothing_goes_out(it):
 
 
 def queued_of(it, site_id):
-    return [d.event.event_id for lane in it.lanes.busy() if lane.key.site_id == site_id for d in lane.queue]
+    busy = it.lanes.known.busy()
+    return [d.event.event_id for lane in busy if lane.key.site_id == site_id for d in lane.queue]
 
 
 def spy_on(session):
@@ -171,9 +172,9 @@ async def test_an_event_with_thousands_of_takers_is_parted(database, session):
         before = {number: shard.settled for number, shard in it.log.shards.items()}
         most = 0
         delivered = []
-        while it.reader.refill.is_behind or it.lanes.queued:
+        while it.reader.refill.is_behind or it.lanes.capacity.queued:
             await it.reader.refill.take()
-            most = max(most, it.lanes.queued)
+            most = max(most, it.lanes.capacity.queued)
             it._deliver()
             delivered += [d for d in it.open if d.event.event_id == event_id]
             for delivery in it.open[:]:

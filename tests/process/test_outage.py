@@ -16,7 +16,9 @@ import pytest
 
 from pghookd.model import verdict
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reply
-from pghookd.scheduling.lanes import Lanes, LaneTerms, Offer
+from pghookd.scheduling.intake import Offer
+from pghookd.scheduling.lane import LaneTerms
+from pghookd.scheduling.lanes import Lanes
 from pghookd.settings.durations import parse_schedule
 from pghookd.settings.schema import Settings
 from pghookd.webhook import judge
@@ -75,30 +77,30 @@ class Day:
     def offer(self, event_id, attempts, *, late=False):
         event = Event(event_id, "s", "a", 0, b"{}")
         each = Delivery(event, 1, attempts, self.now, in_backlog=late, late=late)
-        if self.lanes.offer(self.lane, each, self.now) is Offer.QUEUED:
+        if self.lanes.intake.offer(self.lane, each, self.now) is Offer.QUEUED:
             return True
         self.park([each])
         return False
 
     def park(self, deliveries):
-        if deliveries and 1 not in self.lanes.parked:
-            self.lanes.parked.add(1)
+        if deliveries and 1 not in self.lanes.backlog_index.parked:
+            self.lanes.backlog_index.parked.add(1)
             self.plan(self.now + LOOK_S, self.look)
         self.parked.extend((each.event.event_id, each.attempts) for each in deliveries)
 
     def look(self):
-        for _ in range(self.lanes.refill_quota(1, self.now)):
+        for _ in range(self.lanes.backlog_index.refill_quota(1, self.now)):
             if not self.parked:
                 break
             event_id, attempts = self.parked.popleft()
             self.offer(event_id, attempts, late=True)
         if self.parked:
-            self.plan(max(self.now + LOOK_S, self.lanes.probe_at(1) or 0.0), self.look)
+            self.plan(max(self.now + LOOK_S, self.lanes.backlog_index.probe_at(1) or 0.0), self.look)
         else:
             self.lanes.caught_up(1)
 
     def start(self):
-        while (taken := self.lanes.next(self.now)) is not None:
+        while (taken := self.lanes.turns.next(self.now)) is not None:
             _, each = taken
             self.most_flying = max(self.most_flying, self.lane.in_flight)
             if each.late and self.closed_at is not None:
@@ -106,8 +108,8 @@ class Day:
             elif self.closed_at is not None:
                 self.live_wait_s = max(self.live_wait_s, self.now - each.since)
             self.plan(self.now + ANSWER_S, self.answer, each)
-        if self.lanes.rests_until is not None:
-            self.plan(max(self.now, self.lanes.rests_until), lambda: None)
+        if self.lanes.turns.rests_until is not None:
+            self.plan(max(self.now, self.lanes.turns.rests_until), lambda: None)
 
     def answer(self, each):
         if self.down[0] <= self.now < self.down[1]:

@@ -18,7 +18,9 @@ from pghookd.delivery.deliverer import STARTS_A_TURN, Deliverer
 from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
 from pghookd.model.outcome import BacklogWrite
 from pghookd.runtime import app
-from pghookd.scheduling.lanes import Lanes, LaneTerms, Offer
+from pghookd.scheduling.intake import Offer
+from pghookd.scheduling.lane import LaneTerms
+from pghookd.scheduling.lanes import Lanes
 from pghookd.webhook.prepared import Defaults
 from support.crew import context_of, living, settings_of
 from support.receiver import Response
@@ -216,7 +218,7 @@ def lane_of(lanes, endpoint_id, url):
 def queue(lanes, lane):
     """Queue an event for a lane and return the delivery."""
     delivery = Delivery(Event(1, "s", "a", 0, b"{}"), lane.key.endpoint_id, 0, time.monotonic())
-    assert lanes.offer(lane, delivery, time.monotonic()) is Offer.QUEUED
+    assert lanes.intake.offer(lane, delivery, time.monotonic()) is Offer.QUEUED
     return delivery
 
 
@@ -234,7 +236,8 @@ async def test_a_delivery_taken_before_a_pause_and_not_sent_yet_stays(receiver, 
     (write,) = gate.writes
     assert isinstance(write, BacklogWrite)
     assert (write.delivery, write.state, write.reason) == (delivery, State.PARKED, Reason.PAUSED)
-    assert (lanes.in_flight, lane.allowed, lanes.parked, receiver.requests) == (0, 2, {1}, [])
+    assert (lanes.turns.in_flight, lane.allowed, receiver.requests) == (0, 2, [])
+    assert lanes.backlog_index.parked == {1}
 
 
 async def test_a_turn_of_the_event_loop_begins_a_few_requests_only(receiver, until):
@@ -246,7 +249,7 @@ async def test_a_turn_of_the_event_loop_begins_a_few_requests_only(receiver, unt
         deliverer.kick()
         begun = [0]
         while begun[-1] < 200:
-            begun.append(lanes.in_flight + len(gate.writes))
+            begun.append(lanes.turns.in_flight + len(gate.writes))
             await asyncio.sleep(0)
         await until(lambda: len(gate.writes) == 200)
     most = max(after - before for before, after in itertools.pairwise(begun))

@@ -29,7 +29,7 @@ from pghookd.process.context import Context
 from pghookd.runtime.assembly import Engine, EngineTerms, Parts, Start
 from pghookd.runtime.ownership import own
 from pghookd.scheduling import breaker
-from pghookd.scheduling.lanes import LaneTerms
+from pghookd.scheduling.lane import LaneTerms
 from pghookd.webhook import envelope, judge
 from pghookd.webhook.prepared import Defaults
 
@@ -159,7 +159,8 @@ class Crew:
     @property
     def idle(self):
         lanes = self.lanes
-        return not (lanes.in_flight or lanes.queued or self.recorder.waiting or lanes.in_memory)
+        in_lanes = lanes.turns.in_flight + lanes.capacity.queued
+        return not (in_lanes or self.recorder.waiting or lanes.backlog_index.in_memory)
 
 
 async def _nothing():

@@ -21,7 +21,8 @@ from pghookd.model.delivery import Outcome, Reason, Reply, State
 from pghookd.model.outcome import AttemptWrite, BacklogWrite
 from pghookd.owner_mail.mailer import Mailer
 from pghookd.postgres.client import columns, query
-from pghookd.scheduling.lanes import Lanes, Offer
+from pghookd.scheduling.intake import Offer
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 
 
@@ -172,7 +173,7 @@ class Disorder(Order):
     """Lets everything of a line into the lane at once."""
 
     def offer(self, lane, delivery, now):
-        offer = self._lanes.offer(lane, delivery, now)
+        offer = self._lanes.intake.offer(lane, delivery, now)
         return offer if offer is not Offer.BEHIND else Offer.WAIT
 
 

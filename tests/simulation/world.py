@@ -19,7 +19,7 @@ from memory_postgres import Database, Stored
 from virtual import VirtualLoop
 
 from pghookd.event_log.reading import endpoints, pages, reader, refill, settled
-from pghookd.scheduling import lanes as memory
+from pghookd.scheduling import capacity as memory
 
 OF_INSTANCES = ("crash", "freeze", "session")
 FAULTS = (*OF_INSTANCES, "restart", "slow", "refuse", "mood", "replay", "cancel", "switch", "switch")
@@ -326,7 +326,7 @@ class World:
             asked = collections.Counter((one.life, one.endpoint_id) for one in self.seen)
             found = {}
             for instance in self.instances:
-                lanes = {} if instance.crew is None else instance.crew.lanes.by_endpoint
+                lanes = {} if instance.crew is None else instance.crew.lanes.known.by_endpoint
                 for endpoint_id, lane in lanes.items():
                     if lane.breaker.is_open:
                         key = (instance.life, endpoint_id)
@@ -352,8 +352,10 @@ class World:
         if crew is None:
             return "no life"
         lanes = crew.lanes
+        in_flight, queued = lanes.turns.in_flight, lanes.capacity.queued
+        in_memory = len(lanes.backlog_index.in_memory)
         backlog = list(self.database.table["backlog"].values())[:3]
-        return f"in flight {lanes.in_flight} queued {lanes.queued} in memory {len(lanes.in_memory)} backlog {backlog}"
+        return f"in flight {in_flight} queued {queued} in memory {in_memory} backlog {backlog}"
 
     def run(self):
         """Live the history; raise BrokenError, with the seed in it, where an invariant does not hold."""
@@ -457,9 +459,9 @@ class World:
         self._check_keys()
         self._check_attempts(replayed)
         self._check_order(dead | replayed.keys())
-        lanes = self.crew.lanes
-        if lanes.in_flight or lanes.queued or lanes.queued_bytes or lanes.in_memory:
-            raise BrokenError(f"counters: {self._left()}, bytes {lanes.queued_bytes}")
+        lanes, capacity = self.crew.lanes, self.crew.lanes.capacity
+        if lanes.turns.in_flight or capacity.queued or capacity.queued_bytes or lanes.backlog_index.in_memory:
+            raise BrokenError(f"counters: {self._left()}, bytes {capacity.queued_bytes}")
 
     def _check_replays(self, dead):
         """Count the replays of each delivery; each time it was attempted again, with any outcome."""

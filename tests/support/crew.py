@@ -39,7 +39,7 @@ from pghookd.runtime.assembly import Engine, EngineTerms, Start
 from pghookd.runtime.liveness import Beats
 from pghookd.runtime.loops import LOOPS, World
 from pghookd.runtime.sessions import Sessions, identify
-from pghookd.scheduling.lanes import LaneTerms
+from pghookd.scheduling.lane import LaneTerms
 from pghookd.settings.schema import Settings
 
 SHARDS = 4
@@ -262,7 +262,7 @@ class Desk:
         self.recorder, self.reader = self.engine.recorder, self.engine.reader
 
     def _deliver(self):
-        while (taken := self.lanes.next(self.clock())) is not None:
+        while (taken := self.lanes.turns.next(self.clock())) is not None:
             lane, delivery = taken
             self.seen.append(delivery.event)
             self.lanes.succeeded(lane, delivery, self.clock())

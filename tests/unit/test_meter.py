@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.scheduling.meter import CREDIT_S, Meter
+from pghookd.scheduling.rate import METER_CREDIT_S, Meter
 
 
 @given(
@@ -27,7 +27,7 @@ def test_the_rate_is_kept_to_one(rate, steps):
 @given(rate=st.floats(0.1, 1000), idle_s=st.floats(10.0, 1e6))
 def test_after_a_stop_a_second_is_made_good_and_no_more(rate, idle_s):
     meter = Meter(rate, 50.0)
-    assert meter.due(50.0 + idle_s) <= rate * CREDIT_S + 1 + 1e-3  # give or take a rounding
+    assert meter.due(50.0 + idle_s) <= rate * METER_CREDIT_S + 1 + 1e-3  # give or take a rounding
     assert meter.due(50.0 + idle_s) >= 1
 
 

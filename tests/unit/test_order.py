@@ -12,7 +12,9 @@ from pghookd.model.endpoint_options import EndpointOptions
 from pghookd.model.event_options import EventOptions
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite
 from pghookd.model.verdict import Dead, Delivered, Retry
-from pghookd.scheduling.lanes import Lanes, LaneTerms, Offer
+from pghookd.scheduling.intake import Offer
+from pghookd.scheduling.lane import LaneTerms
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import AHEAD_MAX, LINES_MAX, Order, is_ordered, line_of
 
 ENDPOINT = Endpoint(
@@ -72,7 +74,7 @@ class House:
             self.put(BacklogWrite(delivery, State.PARKED, Reason.ORDERING))
 
     def start(self):
-        if (taken := self.lanes.next(self.now)) is not None:
+        if (taken := self.lanes.turns.next(self.now)) is not None:
             delivery = taken[1]
             key = line_of(delivery.event) or None
             given_up = [w.delivery for w in self.pending if isinstance(getattr(w, "verdict", None), Dead)]
@@ -132,7 +134,7 @@ class House:
         if lot.walk is not None:
             page = sorted(event_id for event_id in self.rows if event_id > lot.walk - (lot.walk == 0))[:5]
             self.order.walked(1, {self.rows[event_id][0] for event_id in page}, page[-1] if page else None)
-        if not lot.sorted or not self.lanes.refill_quota(1, self.now):
+        if not lot.sorted or not self.lanes.backlog_index.refill_quota(1, self.now):
             return
         for line in self.order.ripe(1):
             limit = min(3, self.order.room(line)) + len(line.ahead) + 1
@@ -184,10 +186,11 @@ def test_each_key_goes_one_by_one_by_id(seed):
         house.now += 40.0
         for step in (house.start, house.answer, house.fall_due, house.say_due, house.look):
             step()
-        if not house.rows and not house.in_flight and not house.pending and not house.lanes.queued:
+        if not house.rows and not house.in_flight and not house.pending and not house.lanes.capacity.queued:
             break
     assert not house.rows
-    assert (house.lanes.queued, house.lanes.queued_bytes, house.lanes.in_flight) == (0, 0, 0)
+    capacity = house.lanes.capacity
+    assert (capacity.queued, capacity.queued_bytes, house.lanes.turns.in_flight) == (0, 0, 0)
     for sent in house.sent.values():
         assert sent == sorted(sent)
     house.look()
@@ -214,17 +217,17 @@ def test_memory_takes_so_many_of_a_line_and_few_of_a_slow_one():
     order, lanes, lane = quiet()
     offers = [offer(order, lane, delivery_of(n)) for n in range(AHEAD_MAX + 2)]
     assert offers == [Offer.QUEUED] * (AHEAD_MAX + 1) + [Offer.BEHIND]
-    assert lanes.queued == AHEAD_MAX + 1
+    assert lanes.capacity.queued == AHEAD_MAX + 1
     order, lanes, lane = quiet()
     offer(order, lane, delivery_of(1))
-    assert offer(order, lane, delivery_of(2), now=lanes.patience_s + 0.1) is Offer.BEHIND
+    assert offer(order, lane, delivery_of(2), now=lanes.capacity.patience_s + 0.1) is Offer.BEHIND
 
 
 def test_what_is_unknown_falls_in_behind():
     lanes = Lanes(LaneTerms(concurrency=8, endpoint_concurrency=4, queue_bytes_max=10**6))
     order = Order(lanes)
     assert offer(order, lanes.lane(ENDPOINT), delivery_of(1)) is Offer.BEHIND
-    assert lanes.parked == {1}
+    assert lanes.backlog_index.parked == {1}
     assert not order.is_clear(1)
 
 
@@ -274,7 +277,7 @@ def test_a_released_endpoint_gives_back_its_waiting_deliveries():
     for each in deliveries:
         offer(order, lane, each)
     assert order.forget(1) == deliveries[1:]
-    assert lanes.queued == 1
+    assert lanes.capacity.queued == 1
     assert 1 not in order
     assert order.note(DeadWrite(deliveries[0], Reason.EXPIRED), 0.0) == []
 

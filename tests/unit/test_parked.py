@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.scheduling.in_memory import InMemory
-from pghookd.scheduling.parked import _STALE_MAX, FIRST, Parked
+from pghookd.model.delivery import Delivery, Event
+from pghookd.scheduling.backlog_index import _STALE_MAX, FIRST, InMemory, Parked
 
 
 def of(*endpoint_ids):
@@ -85,16 +85,22 @@ def test_checks_that_were_planned_again_do_not_pile_up(plans):
     assert sorted(taken(parked, 100.0, 5)) == [1, 2, 3, 4, 5]
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 3)), max_size=40))
+@given(st.lists(st.tuples(st.sampled_from("+-?"), st.integers(1, 3), st.integers(1, 3)), max_size=40))
 def test_deliveries_in_memory_are_counted_by_endpoint(steps):
     in_memory, model = InMemory(), {}
-    for add, event_id, endpoint_id in steps:
+    for step, event_id, endpoint_id in steps:
         key = (event_id, endpoint_id)
-        if add:
-            in_memory[key] = model[key] = object()
+        delivery = Delivery(Event(event_id, "s", "t", 0, b"{}"), endpoint_id, 0, 0.0)
+        if step == "+":
+            in_memory.add(delivery)
+            model[key] = delivery
+        elif step == "-":
+            in_memory.discard(model.pop(key, delivery))
         else:
-            assert in_memory.pop(key, None) is model.pop(key, None)
-    assert dict(in_memory) == model
+            in_memory.discard(delivery)  # another one of the same row
+        assert (key in in_memory) == (key in model)
+    assert in_memory._deliveries == model
+    assert len(in_memory) == len(model)
     for endpoint_id in range(1, 4):
         assert in_memory.count(endpoint_id) == sum(key[1] == endpoint_id for key in model)
     assert len(in_memory._counts) == len({key[1] for key in model})

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import strategies as st
 
 from pghookd.model.delivery import Delivery, Endpoint, Event, Loaded
-from pghookd.scheduling.lanes import HOST_HANGS_MAX, LANE_SHARE, Lanes, LaneTerms, Offer
-from pghookd.scheduling.payload_budget import PayloadBudget
+from pghookd.scheduling.intake import Offer
+from pghookd.scheduling.lane import HOST_HANGS_MAX, LaneTerms
+from pghookd.scheduling.lanes import LANE_SHARE, Lanes
+from pghookd.scheduling.payload_loads import PayloadBudget
 from pghookd.scheduling.slots import LONG_S
 
 SLOTS = 64
@@ -39,14 +41,14 @@ def lane_of(lanes, number, *, site=None, host=None, count=0, width=None, payload
         lane.resize(width)
     for event_id in range(count):
         event = Event(event_id, lane.key.site_id, "order_created", 0, payload)
-        assert lanes.offer(lane, Delivery(event, number, 0, 0.0), 0.0) is Offer.QUEUED
+        assert lanes.intake.offer(lane, Delivery(event, number, 0, 0.0), 0.0) is Offer.QUEUED
     return lane
 
 
 def started(lanes, now=0.0):
     """Start all that may start."""
     found = []
-    while (taken := lanes.next(now)) is not None:
+    while (taken := lanes.turns.next(now)) is not None:
         found.append(taken)
     return found
 
@@ -73,7 +75,7 @@ def test_slow_successes_of_one_site_count_twice():
     lanes.measure(2 * LONG_S)
     for lane, delivery in flights[: SLOTS // 4]:
         lanes.succeeded(lane, delivery, 2 * LONG_S)
-    assert lanes.in_flight == SLOTS // 4
+    assert lanes.turns.in_flight == SLOTS // 4
     assert not started(lanes, 2 * LONG_S)
 
 
@@ -152,7 +154,7 @@ def test_a_lane_that_was_emptied_while_it_waits_holds_up_no_other():
     for number in range(1, 41):
         lane_of(lanes, number, site="big", count=1)
     flights = started(lanes)
-    waiting = [lane for lane in lanes.busy() if lane.waits_for is not None]
+    waiting = [lane for lane in lanes.known.busy() if lane.waits_for is not None]
     for lane in waiting[:-1]:
         lanes.empty(lane)
     ended(lanes, flights[:1])
@@ -166,17 +168,17 @@ def test_timeouts_of_a_host_open_breakers_one_by_one():
         lane.proved = True
     opened = 0
     for number in range(1, HOST_HANGS_MAX + 3):
-        lane = lanes.by_endpoint[number]
+        lane = lanes.known.by_endpoint[number]
         taken = lane.queue[0]
-        found = lanes.next(0.0)
+        found = lanes.turns.next(0.0)
         while found is not None and found[1] is not taken:
             ended_now = lanes.failed(found[0], found[1], 0.0, 0.5, hung=True)
             opened += ended_now is not None
-            found = lanes.next(0.0)
+            found = lanes.turns.next(0.0)
         if found is not None:
             opened += lanes.failed(lane, taken, 0.0, 0.5, hung=True) is not None
     assert opened > 0
-    assert lanes.by_endpoint[1].host.hangs > HOST_HANGS_MAX
+    assert lanes.known.by_endpoint[1].host.hangs > HOST_HANGS_MAX
 
 
 def test_a_host_that_answers_now_and_then_opens_no_breakers():
@@ -210,7 +212,7 @@ def test_shares_hold_and_all_work_ends(seed, slots):
             assert lane.site.in_flight <= max(shares.site_max, 1)
             assert lane.host.in_flight <= shares.host_limit
             assert 0 <= lane.site.long <= lane.site.in_flight
-        assert lanes.in_flight == len(flights) <= slots
+        assert lanes.turns.in_flight == len(flights) <= slots
         if not left:
             break
         now += rng.random()
@@ -222,11 +224,11 @@ def test_shares_hold_and_all_work_ends(seed, slots):
             else:
                 lanes.succeeded(lane, delivery, now)
         elif rng.random() < 0.1:
-            left -= len(lanes.empty(rng.choice(list(lanes.by_endpoint.values()))))
+            left -= len(lanes.empty(rng.choice(list(lanes.known.by_endpoint.values()))))
         else:
             lanes.measure(now)
     assert left == 0
-    assert lanes.in_flight == lanes.queued == 0
+    assert lanes.turns.in_flight == lanes.capacity.queued == 0
 
 
 # Bytes of large payloads ----------------------------------------------------------------------------------------------
@@ -234,15 +236,15 @@ def test_shares_hold_and_all_work_ends(seed, slots):
 
 def load(lanes, payload_bytes):
     """Load the next payload, if there is room for it; return its lane."""
-    wanted = lanes.next_load()
+    wanted = lanes.turns.loads.next()
     if wanted is None:
         return None
     lane, delivery, room = wanted
-    cost = lanes.cost_of(payload_bytes)
+    cost = lanes.turns.loads.budget.cost(payload_bytes)
     if cost > room:
-        lanes.put_load_back(lane, cost)
+        lanes.turns.loads.put_back(lane, cost)
         return None
-    lanes.loaded(lane, delivery, Loaded(b"x", None, cost))
+    lanes.turns.loads.put(lane, delivery, Loaded(b"x", None, cost))
     return lane
 
 
@@ -250,7 +252,7 @@ def test_a_large_payload_is_loaded_before_its_delivery_takes_a_slot():
     lanes = lanes_of()
     lane = lane_of(lanes, 1, count=2, payload=None)
     assert not started(lanes)
-    assert lanes.wants_payloads
+    assert lanes.turns.loads
     assert load(lanes, 1000) is lane
     ((_, delivery),) = started(lanes)
     assert delivery.loaded.payload == b"x"
@@ -276,7 +278,7 @@ def test_a_site_holds_a_half_of_the_bytes_and_others_go_on():
     assert loaded.count(None) >= 7
     assert other in loaded
     assert other.site.loaded_bytes == 200
-    assert lanes.by_endpoint[1].site.loaded_bytes == 400
+    assert lanes.known.by_endpoint[1].site.loaded_bytes == 400
 
 
 def test_bytes_that_come_back_load_the_next():
@@ -312,9 +314,9 @@ def test_a_payload_that_comes_too_late_is_dropped():
     lanes = lanes_of(queue_bytes_max=1000)
     lane = lane_of(lanes, 1, count=1, payload=None)
     started(lanes)
-    _, delivery, _ = lanes.next_load()
+    _, delivery, _ = lanes.turns.loads.next()
     lanes.empty(lane)
-    lanes.loaded(lane, delivery, Loaded(b"x", None, 100))
+    lanes.turns.loads.put(lane, delivery, Loaded(b"x", None, 100))
     assert delivery.loaded is None
     assert lane.site.loaded_bytes == 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pghookd.model.delivery import Delivery, Event
-from pghookd.scheduling.unwritten import UNWRITTEN_LEAST, UNWRITTEN_MAX, Unwritten
+from pghookd.scheduling.hands import UNWRITTEN_LEAST, UNWRITTEN_MAX, Unwritten
 
 
 def delivery(site_id):

@@ -21,7 +21,8 @@ from pghookd.model.event_options import EventOptions
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
-from pghookd.scheduling.lanes import Lane, Lanes
+from pghookd.scheduling.lane import Lane
+from pghookd.scheduling.lanes import Lanes
 from pghookd.webhook import envelope, judge
 from pghookd.webhook.auth import ClientCredentials
 from pghookd.webhook.oauth import Granted
@@ -148,8 +149,8 @@ class Attempts:
         body = _body(event, payload, manner.profile)
         head = self._head(manner, delivery, body, token)
         started = self._monotonic()
-        if lane.paused_until > started:  # paused since the delivery was taken
-            self._lanes.parked.add(delivery.endpoint_id)
+        if lane.throttle.paused_until > started:  # paused since the delivery was taken
+            self._lanes.backlog_index.parked.add(delivery.endpoint_id)
             return BacklogWrite(delivery, State.PARKED, Reason.PAUSED)
         answer = await self._sender.post(target, head, body, manner.timeout_s)
         if isinstance(answer, Reply) and answer.retry_after is not None:
@@ -165,12 +166,13 @@ class Attempts:
             return DeadWrite(delivery, reason)
         if len(payload) > self.terms.payload_bytes_max:
             return DeadWrite(delivery, Reason.TOO_LARGE)
-        aim = lane.cache
+        aim = lane.prepared
         if not isinstance(aim, Aim) or aim.terms is not self.terms:
             made = self._aim(lane)
             if made is None:
                 return DeadWrite(delivery, Reason.INVALID)
-            aim = lane.cache = made
+            lane.prepare(made)
+            return made
         return aim
 
     def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
@@ -280,7 +282,7 @@ class Attempts:
 def park(lanes: Lanes, gate: Gate, deliveries: list[Delivery], reason: Reason, now: float) -> None:
     """Have deliveries that a lane gives up become rows."""
     for delivery in deliveries:
-        lanes.parked.add(delivery.endpoint_id)
+        lanes.backlog_index.parked.add(delivery.endpoint_id)
         gate.put(BacklogWrite(delivery, State.PARKED, reason), now)
 
 

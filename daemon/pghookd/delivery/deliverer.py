@@ -9,7 +9,6 @@ Never here: what one attempt consists of (attempt).
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
 from typing import Final
 
@@ -22,7 +21,8 @@ from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Session
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
-from pghookd.scheduling.lanes import Lane, Lanes
+from pghookd.scheduling.lane import Lane
+from pghookd.scheduling.lanes import Lanes
 
 TIMER_LEAST_S: Final = 0.005  # if the time has come but the lane is held back otherwise, check this often
 STARTS_A_TURN: Final = 16  # requests started in one turn of the event loop; 0.15 to 0.5 ms each
@@ -45,13 +45,14 @@ class Deliverer:
     ) -> None:
         self._attempts = Attempts(sender, lanes, gate, terms, context, suspects=suspects)
         self._lanes = lanes
+        self._turns = lanes.turns
         self._gate = gate
         self._logger = context.logger
         self._monotonic = context.monotonic
         self._random01 = context.random01
         self._beat = beat
         self._loader = PayloadLoader(
-            loader, lanes, payload_bytes_max=terms.payload_bytes_max, loaded=self.kick
+            loader, lanes.turns.loads, payload_bytes_max=terms.payload_bytes_max, loaded=self.kick
         )
         self._group: asyncio.TaskGroup | None = None
         self._stopping = False
@@ -97,13 +98,13 @@ class Deliverer:
 
     def _rest(self) -> None:
         """Arrange what lanes wait for: a time, or a payload."""
-        if self._lanes.wants_payloads:
+        if self._turns.loads:
             self._loader.wake()
         self._set_timer()
 
     def _set_timer(self) -> None:
         """Wake up when the first lane with a ramp-up, a rate or a pause may continue: one timer for all lanes."""
-        at = self._lanes.rests_until
+        at = self._turns.rests_until
         if at is None or (self._timer is not None and self._timer_at <= at):
             return
         if self._timer is not None:
@@ -119,7 +120,7 @@ class Deliverer:
     async def drain(self, grace_s: float) -> bool:
         """Start nothing more and wait for requests in flight; return True if all of them ended in time."""
         self._stopping = True
-        if not self._lanes.in_flight:
+        if not self._turns.in_flight:
             return True
         self._idle.clear()
         try:
@@ -133,9 +134,9 @@ class Deliverer:
         terms = self._attempts.terms
         if self._stopping or self._starts >= STARTS_A_TURN or self._gate.closed(now):
             return None
-        if self._lanes.in_flight + self._gate.unrecorded >= terms.concurrency + terms.batch_max:
+        if self._turns.in_flight + self._gate.unrecorded >= terms.concurrency + terms.batch_max:
             return None
-        taken = self._lanes.next(now)
+        taken = self._turns.next(now)
         if taken is not None:
             if not self._starts:
                 asyncio.get_running_loop().call_soon(self._begin_turn)
@@ -168,9 +169,9 @@ class Deliverer:
                 self._rest()
                 break
             lane, delivery = taken
-            if not self._lanes.starving:
+            if not self._turns.starving:
                 self.kick()  # slow start: one success makes room for more than this worker
-        if self._stopping and not self._lanes.in_flight:
+        if self._stopping and not self._turns.in_flight:
             self._idle.set()
 
     def _fail(self, lane: Lane, write: Write, now: float) -> None:
@@ -187,7 +188,7 @@ class Deliverer:
             park(self._lanes, self._gate, opened, Reason.BREAKER_OPEN, now)
         self._log(write)
         if isinstance(write.verdict, verdict.Disable):
-            lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
+            lane.disable()
             for queued in self._lanes.empty(lane):
                 self._gate.put(BacklogWrite(queued, State.HELD, Reason.DISABLED), now)
         if isinstance(write.verdict, verdict.Dead):

@@ -1,7 +1,7 @@
 """Loads large payloads for the lanes that need them next, before they take a request slot.
 
 One statement at a time, on a session of its own. Sites take turns, and each has a share of the bytes
-(scheduling/payload_budget). A site whose share is used up waits until its requests have ended; other sites do not.
+(scheduling/payload_loads). A site whose share is used up waits until its requests have ended; other sites do not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from pghookd.model.delivery import Delivery, Loaded, Reason
 from pghookd.postgres.client import Session, query
-from pghookd.scheduling.lanes import Lane, Lanes
+from pghookd.scheduling.lane import Lane
+from pghookd.scheduling.payload_loads import PayloadLoads
 
 
 class PayloadLoader:
@@ -22,10 +23,10 @@ class PayloadLoader:
     """
 
     def __init__(
-        self, session: Session, lanes: Lanes, *, payload_bytes_max: int, loaded: Callable[[], None]
+        self, session: Session, loads: PayloadLoads, *, payload_bytes_max: int, loaded: Callable[[], None]
     ) -> None:
         self._session = session
-        self._lanes = lanes
+        self._loads = loads
         self.payload_bytes_max = payload_bytes_max
         self._loaded = loaded
         self._wanted = asyncio.Event()
@@ -38,7 +39,7 @@ class PayloadLoader:
         """Load the wanted payloads that have room."""
         while True:
             self._wanted.clear()
-            while (wanted := self._lanes.next_load()) is not None:
+            while (wanted := self._loads.next()) is not None:
                 await self._load(*wanted)
                 self._loaded()
             await self._wanted.wait()
@@ -46,15 +47,15 @@ class PayloadLoader:
     async def _load(self, lane: Lane, delivery: Delivery, room: int) -> None:
         """Load one payload, or find out how much room it needs."""
         largest = self.payload_bytes_max
-        allowed = largest if room >= self._lanes.cost_of(largest) else min(room, largest)
+        allowed = largest if room >= self._loads.budget.cost(largest) else min(room, largest)
         row = await self._session.fetchrow(query("load_payload"), delivery.event.event_id, allowed)
         if row is None:  # its day was dropped
-            self._lanes.loaded(lane, delivery, Loaded(None, Reason.EXPIRED))
+            self._loads.put(lane, delivery, Loaded(None, Reason.EXPIRED))
         elif row["bytes"] > largest:
-            self._lanes.loaded(lane, delivery, Loaded(None, Reason.TOO_LARGE))
+            self._loads.put(lane, delivery, Loaded(None, Reason.TOO_LARGE))
         elif row["payload"] is None:
-            self._lanes.put_load_back(lane, self._lanes.cost_of(row["bytes"]))
+            self._loads.put_back(lane, self._loads.budget.cost(row["bytes"]))
         else:
-            self._lanes.loaded(
-                lane, delivery, Loaded(row["payload"], None, self._lanes.cost_of(row["bytes"]))
+            self._loads.put(
+                lane, delivery, Loaded(row["payload"], None, self._loads.budget.cost(row["bytes"]))
             )

@@ -15,8 +15,8 @@ from structlog.typing import FilteringBoundLogger
 from pghookd.model.outcome import Write
 from pghookd.postgres.client import DatabaseError, Session, query
 from pghookd.process.logs import LogEvent
-from pghookd.scheduling.lanes import Lanes
-from pghookd.scheduling.meter import Meter
+from pghookd.scheduling.capacity import Capacity
+from pghookd.scheduling.rate import Meter
 
 LOOK_EVERY_S: Final = 5.0  # for replays whose notification was lost
 PAGE_EVERY_S: Final = 0.1
@@ -32,14 +32,14 @@ class Replays:
 
     def __init__(
         self,
-        lanes: Lanes,
+        capacity: Capacity,
         *,
         made_due: Callable[[], None],
         logger: FilteringBoundLogger,
         monotonic: Callable[[], float],
     ) -> None:
         self._made_due = made_due
-        self._lanes = lanes
+        self._capacity = capacity
         self._logger = logger
         self._monotonic = monotonic
         self._meters: dict[int, Meter] = {}  # of running replays
@@ -65,7 +65,7 @@ class Replays:
             rows = await session.fetch(query("find_replays"))
             meters = {row["replay_id"]: Meter(row["rate_per_s"], now) for row in rows}
             self._meters = {number: self._meters.get(number) or meters[number] for number in meters}
-        if self._meters and now >= self._page_at and not self._lanes.full:
+        if self._meters and now >= self._page_at and not self._capacity.full:
             self._page_at = now + PAGE_EVERY_S
             for replay_id, meter in list(self._meters.items()):
                 await self._advance(session, replay_id, meter, now)

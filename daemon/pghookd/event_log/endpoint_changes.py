@@ -11,7 +11,7 @@ from typing import Final
 
 from pghookd.event_log.reading.endpoints import Endpoints
 from pghookd.model.delivery import Endpoint
-from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.lane import KnownLanes
 
 EVERY_S: Final = 5.0  # how often endpoints of queued work are read again, besides the notifications
 CHANGED_MAX: Final = 1000  # changed endpoints remembered; with more, all that have work are read
@@ -22,9 +22,9 @@ PAGE: Final = 500  # endpoints read again between two reads of the log
 class EndpointChanges:
     """Remembers which endpoints may have changed, and reads them in pages."""
 
-    def __init__(self, endpoints: Endpoints, lanes: Lanes, *, monotonic: Callable[[], float]) -> None:
+    def __init__(self, endpoints: Endpoints, known: KnownLanes, *, monotonic: Callable[[], float]) -> None:
         self._endpoints = endpoints
-        self._lanes = lanes
+        self._known = known
         self._monotonic = monotonic
         self._changed: set[int] | None = set()  # None if all that have work are read again
         self._stale: dict[int, None] = {}  # those of them that are not read yet
@@ -52,11 +52,11 @@ class EndpointChanges:
             self._next_at = now + EVERY_S
             self._changed = None
         if self._changed is not None:
-            self._stale.update((i, None) for i in self._changed if i in self._lanes.by_endpoint)
+            self._stale.update((i, None) for i in self._changed if i in self._known.by_endpoint)
             self._changed = set()
         elif now >= self._all_at:
             self._all_at = now + ALL_EVERY_S
-            self._stale.update((lane.key.endpoint_id, None) for lane in self._lanes.busy())
+            self._stale.update((lane.key.endpoint_id, None) for lane in self._known.busy())
             self._stale.update((endpoint_id, None) for endpoint_id in in_hand())
             self._changed = set()
         ids = list(itertools.islice(self._stale, PAGE))

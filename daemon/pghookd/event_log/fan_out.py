@@ -10,7 +10,6 @@ Never here: reading the log, and deferred events (event_log/reading/reader).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
@@ -26,10 +25,11 @@ from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
-from pghookd.scheduling.hands import Hands
-from pghookd.scheduling.lanes import PARKED_FOR, Lane, Lanes, Offer
+from pghookd.scheduling.hands import Hands, Unwritten
+from pghookd.scheduling.intake import PARKED_FOR, Offer
+from pghookd.scheduling.lane import Lane
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order, is_ordered
-from pghookd.scheduling.unwritten import Unwritten
 
 HAND_FOR_S: Final = 60.0  # a delivery waits this long for room in its lane; then it is parked
 
@@ -67,6 +67,8 @@ class FanOut:
     ) -> None:
         self._log = log
         self._lanes = lanes
+        self._intake = lanes.intake
+        self._parked = lanes.backlog_index.parked
         self._order = order
         self._outbox = outbox
         self._sieve = sieve
@@ -85,14 +87,14 @@ class FanOut:
         """Return how many deliveries of a site, which has so many endpoints, may be made; 0 or less if none."""
         if self._hands and site_id in self._hands:
             return 0
-        room = self._lanes.room_for(site_id, endpoints)
+        room = self._lanes.capacity.room_for(site_id, endpoints)
         return min(room, self._unwritten.room_for(site_id)) if self._unwritten else room
 
     def refill_for(self, site_id: str, endpoints: int) -> int:
         """Return the same for one site, but 0 or less if reading the log again is not worth it."""
         if site_id in self._hands:
             return 0
-        return min(self._lanes.refill_for(site_id, endpoints), self._unwritten.room_for(site_id))
+        return min(self._lanes.capacity.refill_for(site_id, endpoints), self._unwritten.room_for(site_id))
 
     def parking_for(self, site_id: str) -> int:
         """Return how many rows of a site may be parked now; 0 or less if none."""
@@ -255,7 +257,7 @@ class FanOut:
 
     def _find_place(self, lane: Lane, delivery: Delivery, now: float) -> bool:
         """Queue a delivery or give it a row; return False if it must wait for room in its lane."""
-        queue = self._lanes if delivery.line is None else self._order
+        queue = self._intake if delivery.line is None else self._order
         offer = queue.offer(lane, delivery, now)
         if offer is Offer.WAIT and now - delivery.since < HAND_FOR_S:
             return False
@@ -266,7 +268,7 @@ class FanOut:
     def shed(self, site_id: str, endpoints: int) -> None:
         """Park the surplus of lanes that do not keep up and take the room of the site's other lanes."""
         now = self._monotonic()
-        for delivery in self._lanes.shed_for(site_id, endpoints, now):
+        for delivery in self._intake.shed_for(site_id, endpoints, now):
             self._park(delivery, Reason.LANE_FULL, now)
 
     def waits(self, site_id: str) -> bool:
@@ -286,7 +288,7 @@ class FanOut:
         return placed
 
     def _place(self, endpoint: Endpoint, delivery: Delivery, now: float) -> bool:
-        lane = self._lanes.by_endpoint.get(delivery.endpoint_id) or self._lanes.lane(endpoint)
+        lane = self._lanes.known.by_endpoint.get(delivery.endpoint_id) or self._lanes.lane(endpoint)
         if not lane.endpoint.enabled:
             self._put(BacklogWrite(delivery, State.HELD, Reason.DISABLED), now)
             return True
@@ -304,8 +306,8 @@ class FanOut:
         self._put(DeadWrite(delivery, reason), now)
 
     def _park(self, delivery: Delivery, reason: Reason, now: float) -> None:
-        if delivery.endpoint_id not in self._lanes.parked:
-            self._lanes.parked.add(delivery.endpoint_id)
+        if delivery.endpoint_id not in self._parked:
+            self._parked.add(delivery.endpoint_id)
             self._logger.info(
                 LogEvent.DELIVERY_PARKED,
                 endpoint_id=delivery.endpoint_id,
@@ -326,7 +328,7 @@ class FanOut:
         found = await self._changes.read(self._hands.endpoints)
         now = self._monotonic()
         for endpoint_id, endpoint in found.items():
-            lane = self._lanes.by_endpoint.get(endpoint_id)
+            lane = self._lanes.known.by_endpoint.get(endpoint_id)
             if lane is None:
                 continue
             if endpoint is not None and endpoint.site_id == lane.key.site_id:
@@ -339,8 +341,6 @@ class FanOut:
 
     def _forget(self, lane: Lane, now: float) -> None:
         """Drop the work of a deleted endpoint: deliveries with a row become dead, the others leave no row."""
-        # The rest of a page must not go out.
-        lane.endpoint = dataclasses.replace(lane.endpoint, enabled=False)
         endpoint_id = lane.key.endpoint_id
         waiting = self._lanes.forget(lane) + self._order.forget(endpoint_id)
         waiting += self._hands.forget(lane.key.site_id, endpoint_id)

@@ -187,7 +187,7 @@ class Loaded:
     Attributes:
         payload: the payload; None if the delivery must be given up.
         died: the reason for giving it up; None if it was loaded.
-        cost: bytes that the payload counts for in the budget that sites share (scheduling/payload_budget).
+        cost: bytes that the payload counts for in the budget that sites share (scheduling/payload_loads).
     """
 
     payload: bytes | None

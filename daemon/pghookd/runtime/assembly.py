@@ -33,7 +33,8 @@ from pghookd.event_log.sieve import Sieve
 from pghookd.postgres.client import Session
 from pghookd.process.context import Context
 from pghookd.scheduling.breaker import BreakerPolicy
-from pghookd.scheduling.lanes import Lanes, LaneTerms
+from pghookd.scheduling.lane import LaneTerms
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 from pghookd.settings.schema import Settings
 from pghookd.webhook.prepared import Defaults
@@ -179,7 +180,7 @@ class Engine:
             self.lanes, self.order, log, filters, context, shards=shards, terms=terms.backlog
         )
         self.replays = parts.replays(
-            self.lanes, made_due=self.backlog.more_due, logger=context.logger, monotonic=monotonic
+            self.lanes.capacity, made_due=self.backlog.more_due, logger=context.logger, monotonic=monotonic
         )
         self.recorder = parts.recorder(
             start.record,
@@ -210,7 +211,7 @@ class Engine:
             self.order,
             self.recorder,
             parts.sieve(start.read, filters),
-            EndpointChanges(endpoints, self.lanes, monotonic=monotonic),
+            EndpointChanges(endpoints, self.lanes.known, monotonic=monotonic),
             context,
             kick=self.has_room,
         )

@@ -131,7 +131,7 @@ class Loops:
             session,
             world.settings,
             MonitorHooks(
-                traffic=engine.lanes.traffic,
+                traffic=engine.lanes.turns.traffic.sites,
                 unwatch=engine.recorder.unwatch,
                 behind_s=lambda: engine.recorder.behind_s(context.monotonic()),
                 sending=lambda: self._mailing.sending,

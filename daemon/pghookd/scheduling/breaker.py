@@ -17,7 +17,7 @@ The window is a ring of bits in which a one is a failure. Attempts not made yet 
 needs as many failures as a warm one, and a short disturbance does not open the breaker. A success while the window is
 empty costs one comparison.
 
-Never here: which delivery is the probe (scheduling/lanes), a clock, randomness.
+Never here: which delivery is the probe (scheduling/lane), a clock, randomness.
 """
 
 from __future__ import annotations

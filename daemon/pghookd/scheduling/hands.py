@@ -1,14 +1,24 @@
-"""The hands of sites: deliveries already made for which the site's lanes have no room yet, in their order.
+"""Deliveries that the fan-out has made and that are in no lane: those that wait for room, and those that become rows.
+
+A delivery for which its lane has no room waits in the hand of its site, in order.
+
+A site whose deliveries all become rows (parked, held, dead) must not fill the recorder. It may have half of the rows
+still free; its further events stay in the log. So one site takes at most half of all rows, and no number of sites can
+take the room of a site without rows.
 
 Never here: the room itself (event_log/fan_out), a clock.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from pghookd.model.delivery import Delivery, Endpoint
+
+UNWRITTEN_MAX: Final = 2000  # rows: four full batches of the recorder, about 0.2 to 0.4 s of its time
+UNWRITTEN_LEAST: Final = 20  # rows that a site may have, however many the others have
 
 
 class Hands:
@@ -52,3 +62,31 @@ class Hands:
         if taken:
             self._of_site[site_id] = deque(pair for pair in hand if pair[1].endpoint_id != endpoint_id)
         return taken
+
+
+class Unwritten:
+    """Rows handed to the recorder, for `backlog` or `dead`, and not durable yet; counted by site."""
+
+    def __init__(self) -> None:
+        self._deliveries: list[Delivery] = []
+        self._of_site: Counter[str] = Counter()
+
+    def __bool__(self) -> bool:
+        """Return True if rows are not durable yet; without any, each site has more room than memory gives it."""
+        return bool(self._deliveries)
+
+    def note(self, delivery: Delivery) -> None:
+        """Count a row handed to the recorder; the delivery's ticket becomes None once the row is durable."""
+        self._deliveries.append(delivery)
+        self._of_site[delivery.event.site_id] += 1
+
+    def sweep(self) -> None:
+        """Forget the rows that have become durable."""
+        if self._deliveries:
+            self._deliveries = [delivery for delivery in self._deliveries if delivery.ticket is not None]
+            self._of_site = Counter(delivery.event.site_id for delivery in self._deliveries)
+
+    def room_for(self, site_id: str) -> int:
+        """Return how many more rows a site may hand over; 0 or less if none."""
+        free = UNWRITTEN_MAX - len(self._deliveries)
+        return max(free // 2, UNWRITTEN_LEAST) - self._of_site.get(site_id, 0)

@@ -20,7 +20,9 @@ from typing import Final
 from pghookd.model.delivery import Delivery, Endpoint, Event, Line, Reason, State
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.model.verdict import Dead, Disable, Retry
-from pghookd.scheduling.lanes import PARKED_FOR, Lane, Lanes, Offer, Site
+from pghookd.scheduling.intake import PARKED_FOR, Offer
+from pghookd.scheduling.lane import Lane, Site
+from pghookd.scheduling.lanes import Lanes
 
 AHEAD_MAX: Final = 100  # deliveries in memory behind the head of one line
 LINES_MAX: Final = 1000  # lines of one endpoint in memory; with more, its rows are read again and again
@@ -111,7 +113,7 @@ class Order:
             if len(self._lots) >= LOTS_MAX:
                 self._make_room()
             lot = self._lots[endpoint_id] = EndpointLines()
-            self._lanes.parked.add(endpoint_id)
+            self._lanes.backlog_index.parked.add(endpoint_id)
         return lot
 
     def _make_room(self) -> None:
@@ -131,7 +133,7 @@ class Order:
 
         Returns:
             BEHIND if rows of its line come first, or memory holds enough of it. WAIT if memory is full, or the scan
-            for such rows is about to come. Otherwise the result of Lanes.offer. The caller passes its write to `note`.
+            for such rows is about to come. Otherwise the result of Intake.offer. The caller passes its write to `note`.
         """
         line = self.assign(delivery)
         if line.behind:
@@ -143,7 +145,7 @@ class Order:
             return self._lead(lane, line, delivery, now)
         if len(line.ahead) >= AHEAD_MAX or self._is_slow(line, now):
             return Offer.BEHIND
-        if self._lanes.full:
+        if self._lanes.capacity.full:
             return Offer.WAIT
         self._follow(lane, line, delivery)
         return Offer.QUEUED
@@ -151,7 +153,7 @@ class Order:
     def _is_looked_at_next(self, lot: EndpointLines, lane: Lane) -> bool:
         """Return True if the first scan of an endpoint's rows is still to come and nothing delays it."""
         first = lot.walk == 0 and not lot.sorted
-        return first and self.recovered and not lane.breaker.is_open and not lane.paused_until
+        return first and self.recovered and not lane.breaker.is_open and not lane.throttle.paused_until
 
     def rejoin(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         """Queue a delivery from `backlog`: the first row of a `sure` line that is not in memory."""
@@ -162,7 +164,7 @@ class Order:
         return Offer.QUEUED
 
     def _lead(self, lane: Lane, line: Line, delivery: Delivery, now: float) -> Offer:
-        offer = self._lanes.offer(lane, delivery, now)
+        offer = self._lanes.intake.offer(lane, delivery, now)
         if offer is Offer.QUEUED:
             line.head, line.led_at = delivery, now
         return offer
@@ -172,17 +174,17 @@ class Order:
         lot = self.lot(delivery.endpoint_id)
         if lot.site is None:
             lot.site = lane.site
-        self._lanes.count(lot.site, 1, delivery)
+        self._lanes.capacity.enter(lot.site, delivery, must=True)
 
     def _unfollow(self, lot: EndpointLines, line: Line) -> Delivery:
         delivery = line.ahead.popleft()
         if lot.site is not None:
-            self._lanes.count(lot.site, -1, delivery)
+            self._lanes.capacity.leave(lot.site, delivery)
         return delivery
 
     def _is_slow(self, line: Line, now: float) -> bool:
         """Return True if the head takes so long that more deliveries in memory gain nothing."""
-        return now - line.led_at > self._lanes.patience_s
+        return now - line.led_at > self._lanes.capacity.patience_s
 
     def room(self, line: Line) -> int:
         """Return how many rows of a line may be taken into memory."""
@@ -230,7 +232,7 @@ class Order:
         """Move the next delivery of a line into the lane; return rows to write if it cannot go."""
         if not line.ahead:
             return []
-        lane = self._lanes.by_endpoint.get(endpoint_id)
+        lane = self._lanes.known.by_endpoint.get(endpoint_id)
         if lane is None or not lane.endpoint.enabled:
             return self._fall_behind(lot, line, Reason.DISABLED)
         delivery = self._unfollow(lot, line)
@@ -306,7 +308,7 @@ class Order:
         """Scan an endpoint's rows once more, because they may have been changed from outside."""
         lot = self.lot(endpoint_id)
         lot.walk, lot.sorted = 0, False
-        self._lanes.parked.add(endpoint_id)
+        self._lanes.backlog_index.parked.add(endpoint_id)
 
     def is_walking(self, endpoint_id: int) -> bool:
         """Return True if a scan of an endpoint's rows has begun and not ended."""
@@ -319,7 +321,7 @@ class Order:
         line = lot.line(name)
         line.behind, line.blocked = True, False
         lot.mark_ready(line)
-        self._lanes.parked.add(endpoint_id)
+        self._lanes.backlog_index.parked.add(endpoint_id)
 
     def look_again(self) -> None:
         """Mark every line with rows as ready, in case its first row is gone."""

@@ -16,7 +16,7 @@ hanging lanes of its site. These rules need no answers: they count only requests
 
 The limits hold on a quiet platform too: a slot that a slow receiver holds cannot be taken back when others need it.
 
-Never here: which lane is next (scheduling/lanes), a clock.
+Never here: which lane is next (scheduling/turns), a clock.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Member:
 
 
 class Flight:
-    """One request in flight.
+    """One request in flight. `Slots.start` fills it in: a constructor would cost more than the rest of a start.
 
     Attributes:
         member: the lane that it holds a slot for.
@@ -91,12 +91,11 @@ class Flight:
 
     __slots__ = ("host", "is_long", "landed", "member", "started_at")
 
-    def __init__(self, member: Member, host: Holder, started_at: float) -> None:
-        self.member = member
-        self.host = host
-        self.started_at = started_at
-        self.is_long = False
-        self.landed = False
+    member: Member
+    host: Holder
+    started_at: float
+    is_long: bool
+    landed: bool
 
 
 def _weight(member: Member) -> float:
@@ -160,29 +159,32 @@ class Slots:
 
     def start(self, member: Member, now: float) -> Flight:
         """Take a slot."""
+        host = member.host
         self.in_flight += 1
         member.in_flight += 1
         member.site.in_flight += 1
-        member.host.in_flight += 1
-        flight = Flight(member, member.host, now)
+        host.in_flight += 1
+        flight = Flight()
+        flight.member, flight.host, flight.started_at = member, host, now
+        flight.is_long = flight.landed = False
         self._flights.append(flight)
         return flight
 
-    def end(self, member: Member, flight: Flight | None) -> Sequence[Member]:
-        """Release a slot; return the lanes that may take part in the turns again."""
-        site, host = member.site, member.host if flight is None else flight.host
-        self.in_flight -= 1
-        member.in_flight -= 1
-        site.in_flight -= 1
-        host.in_flight -= 1
-        if flight is not None:
-            flight.landed = True
+    def end(self, member: Member, flight: object) -> Sequence[Member]:
+        """Release the slot that `start` returned; return the lanes that may take part in the turns again."""
+        site, host = member.site, member.host
+        if isinstance(flight, Flight):
+            host, flight.landed = flight.host, True
             while self._flights and self._flights[0].landed:
                 self._flights.popleft()
             if flight.is_long:
                 member.long -= 1
                 site.long -= 1
                 host.long -= 1
+        self.in_flight -= 1
+        member.in_flight -= 1
+        site.in_flight -= 1
+        host.in_flight -= 1
         return self._wake_after(site, host) if self._blocked else ()
 
     def _wake_after(self, site: Holder, host: Holder) -> list[Member]:

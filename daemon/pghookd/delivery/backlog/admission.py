@@ -25,7 +25,8 @@ from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Row, Session, columns, query
 from pghookd.process.logs import LogEvent
-from pghookd.scheduling.lanes import PARKED_FOR, Lanes, Offer
+from pghookd.scheduling.intake import PARKED_FOR, Offer
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order, is_ordered
 
 Put: TypeAlias = Callable[[Write, float], None]
@@ -101,7 +102,8 @@ class Admission:
 
     async def place(self, step: BacklogStep, rows: Iterable[Row]) -> None:
         """Admit the rows that are ours and not in memory yet; for ordered endpoints only note that they are due."""
-        fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in self.lanes.in_memory]
+        in_memory = self.lanes.backlog_index.in_memory
+        fresh = [row for row in rows if (row["event_id"], row["endpoint_id"]) not in in_memory]
         if not fresh:
             return
         endpoints = await self.read_endpoints(step.session, {row["endpoint_id"] for row in fresh})
@@ -126,7 +128,7 @@ class Admission:
             lines += [(row["endpoint_id"], row["line"]) for row in found]
         for endpoint_id, name in lines:
             self.order.due(endpoint_id, name)
-            self.lanes.parked.probe_now(endpoint_id, step.now)
+            self.lanes.backlog_index.parked.probe_now(endpoint_id, step.now)
 
     async def enter(
         self,
@@ -172,10 +174,10 @@ class Admission:
                 write = self._take_aboard(row, delivery, endpoint, now)
             if write is not None:
                 put(write, now)
-            stays = key not in self.lanes.in_memory and not isinstance(write, DeadWrite)
+            stays = key not in self.lanes.backlog_index.in_memory and not isinstance(write, DeadWrite)
             if stays and delivery.line is not None:
                 return number
-            entered += key in self.lanes.in_memory
+            entered += key in self.lanes.backlog_index.in_memory
             if entered == most:
                 return number + 1
         return len(taken)
@@ -248,13 +250,13 @@ class Admission:
         lane = self.lanes.lane(endpoint)
         if row["state"] == State.HELD.value and endpoint.endpoint_id not in self.paced:
             self.paced.add(endpoint.endpoint_id)
-            self.lanes.catch_up(lane, now)
+            lane.catch_up(now)
         if delivery.line is None:
-            offer = self.lanes.offer(lane, delivery, now)
+            offer = self.lanes.intake.offer(lane, delivery, now)
         else:
             offer = self.order.rejoin(lane, delivery, now)
         if offer is Offer.QUEUED:
-            self.lanes.in_memory[delivery.event.event_id, delivery.endpoint_id] = delivery
+            self.lanes.backlog_index.in_memory.add(delivery)
             return None
         return PARKED_FOR[offer]
 

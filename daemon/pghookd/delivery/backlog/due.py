@@ -22,9 +22,9 @@ from pghookd.model.outcome import BacklogWrite
 from pghookd.postgres.client import DatabaseError, Row, Session, query
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
+from pghookd.scheduling.backlog_index import FIRST
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order, is_ordered
-from pghookd.scheduling.parked import FIRST
 
 DUE_PAGE: Final = 200
 LOOK_EVERY_S: Final = 0.5
@@ -70,6 +70,8 @@ class Backlog:
         terms: BacklogTerms,
     ) -> None:
         self._lanes = lanes
+        self._capacity = lanes.capacity
+        self._index = lanes.backlog_index
         self._order = order
         self._log = log
         self._filters = filters
@@ -81,9 +83,8 @@ class Backlog:
         self._admission = Admission(
             lanes, order, log, filters, shards, terms.payload_bytes_max, context.wall_us, context.logger
         )
-        self._parked = ParkedRows(
-            lanes, order, filters, self._admission, LineRows(lanes, order, self._admission)
-        )
+        lines = LineRows(self._index, order, self._admission)
+        self._parked = ParkedRows(self._capacity, self._index, order, filters, self._admission, lines)
         self._held = HeldRows(order, held_days=terms.held_days, logger=context.logger)
         self._cursor: tuple[int, int, int] = _BEGINNING  # next_attempt_at, event_id, endpoint_id
         self._in_pass = False  # there are more due rows after the cursor
@@ -128,7 +129,7 @@ class Backlog:
         while self._walk is not None:
             for row in await self._find(session):
                 if row["enabled"] and Reason.BREAKER_OPEN.value in {row["reason"], row["newest_reason"]}:
-                    self._lanes.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
+                    self._index.reopen(row["endpoint_id"], now + self._terms.probe_s * self._random01())
 
     async def step(self, session: Session, now: float, put: Put) -> bool:
         """Take a page of due rows if it is time, refill lanes that have parked rows and room, and process held rows.
@@ -142,9 +143,9 @@ class Backlog:
         self._lanes.measure(now)
         if now >= self._look_again_at:
             self._look_again(now)
-        if self._lanes.full and now >= self._shed_at:  # slow lanes fill memory while others have rows
+        if self._capacity.full and now >= self._shed_at:  # slow lanes fill memory while others have rows
             self._shed(step)
-        if now >= self._look_at and not self._lanes.full:
+        if now >= self._look_at and not self._capacity.full:
             await self._due(step)
         if self._changed and now >= self._changed_at:
             await self._review_changed(step)
@@ -162,12 +163,12 @@ class Backlog:
         self._rung = True
         if self._walk is None:
             self._begin_walk(thorough=False)
-        self._lanes.parked.rewind_all()
+        self._index.parked.rewind_all()
         self._order.look_again()
 
     def _shed(self, step: BacklogStep) -> None:
         self._shed_at = step.now + SHED_EVERY_S
-        for delivery in self._lanes.shed(step.now):
+        for delivery in self._lanes.intake.shed(step.now):
             step.put(BacklogWrite(delivery, State.PARKED, Reason.LANE_FULL), step.now)
         for write in self._order.shed(step.now):
             step.put(write, step.now)
@@ -247,9 +248,9 @@ class Backlog:
             return
         was_off = self._held.switched_on(endpoint_id)
         if aside:
-            self._lanes.parked.add(endpoint_id)
+            self._index.parked.add(endpoint_id)
         if was_off:
-            self._lanes.parked.look(endpoint_id, FIRST)
+            self._index.parked.look(endpoint_id, FIRST)
 
     # Endpoints that were perhaps changed ----------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ class Backlog:
         self._changed_at = step.now + CHANGED_EVERY_S
         changed, self._changed = self._changed, set()
         rows = await step.session.fetch(query("find_endpoints_with_rows"), list(changed))
-        known = {i for i in changed if i in self._lanes.parked or i in self._held or i in self._order}
+        known = {i for i in changed if i in self._index.parked or i in self._held or i in self._order}
         await self._review(step, known | {row["endpoint_id"] for row in rows})
 
     async def _review(self, step: BacklogStep, endpoint_ids: set[int]) -> None:
@@ -270,13 +271,13 @@ class Backlog:
             endpoint = endpoints.get(endpoint_id)
             if endpoint is not None and endpoint.shard not in self._log.shards:
                 continue
-            if endpoint is not None and endpoint_id in self._lanes.by_endpoint:
+            if endpoint is not None and endpoint_id in self._lanes.known.by_endpoint:
                 self._lanes.lane(endpoint)  # so that an open breaker may be probed at once
             if endpoint is None or not endpoint.enabled:
                 self._held.look_again(endpoint_id)
             self._sort(endpoint_id, enabled=None if endpoint is None else endpoint.enabled, aside=True)
             if self._filters.renew(endpoint_id, None if endpoint is None else filter_of(endpoint)):
-                self._lanes.parked.look(endpoint_id, FIRST)
+                self._index.parked.look(endpoint_id, FIRST)
             self._reorder(step, endpoint_id, endpoint)
 
     def _reorder(self, step: BacklogStep, endpoint_id: int, endpoint: Endpoint | None) -> None:
@@ -288,4 +289,4 @@ class Backlog:
             self.endpoints_changed([endpoint_id])  # after the walk: restarted now it might never end
         else:
             self._order.restart(endpoint_id)
-            self._lanes.parked.probe_now(endpoint_id, step.now)
+            self._index.parked.probe_now(endpoint_id, step.now)

@@ -10,7 +10,7 @@ from typing import Final
 from pghookd.delivery.backlog.admission import Admission, BacklogStep
 from pghookd.model.delivery import Endpoint, Line
 from pghookd.postgres.client import query
-from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.backlog_index import BacklogIndex
 from pghookd.scheduling.ordering import Order
 
 WALK_PAGE: Final = 1000  # rows of an ordered endpoint examined in one statement
@@ -25,7 +25,7 @@ PROBE_PAGE: Final = (
 class LineRows:
     """Refills the lines of ordered endpoints."""
 
-    lanes: Lanes
+    index: BacklogIndex
     order: Order
     admission: Admission
 
@@ -48,7 +48,7 @@ class LineRows:
 
     async def _refill_lines(self, step: BacklogStep, endpoint_id: int, refill_quota: int) -> None:
         """Take rows of a few lines that may have some; continue at once if there are more lines."""
-        probing = self.lanes.probe_at(endpoint_id) is not None
+        probing = self.index.probe_at(endpoint_id) is not None
         endpoints: dict[int, Endpoint] | None = None
         taken = 0
         for looked, line in enumerate(self.order.ripe(endpoint_id), 1):
@@ -57,12 +57,12 @@ class LineRows:
             found = await self._refill_line(step, endpoints, endpoint_id, line, refill_quota, probing=probing)
             taken += found
             # If all rows of a line were given up, a probe is still wanted.
-            refill_quota = self.lanes.refill_quota(endpoint_id, step.now) if probing else refill_quota - found
+            refill_quota = self.index.refill_quota(endpoint_id, step.now) if probing else refill_quota - found
             if refill_quota <= 0 or step.is_over:
                 break
             if looked >= LINES_A_LOOK:
                 if taken:  # otherwise all lines may wait for the same thing, which takes time
-                    self.lanes.parked.look(endpoint_id, step.now)  # after other endpoints whose time has come
+                    self.index.parked.look(endpoint_id, step.now)  # after other endpoints whose time has come
                 break
 
     async def _refill_line(
@@ -82,7 +82,7 @@ class LineRows:
         if rows and rows[0]["site_id"] in self.order.unread:
             self.order.postpone(endpoint_id, line)
             return 0
-        fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.lanes.in_memory]
+        fresh = [row for row in rows if (row["event_id"], endpoint_id) not in self.index.in_memory]
         due = list(itertools.takewhile(lambda row: row["due"], fresh))
         if not all(endpoint.enabled for endpoint in endpoints.values()):
             due = []  # until it is enabled: then all its rows are examined again

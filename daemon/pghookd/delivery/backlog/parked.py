@@ -13,7 +13,8 @@ from pghookd.delivery.backlog.admission import Admission, BacklogStep
 from pghookd.delivery.backlog.lines import LineRows
 from pghookd.event_log.payload_filter import Filters
 from pghookd.postgres.client import query
-from pghookd.scheduling.lanes import Lanes
+from pghookd.scheduling.backlog_index import BacklogIndex
+from pghookd.scheduling.capacity import Capacity
 from pghookd.scheduling.ordering import Order
 
 LOOK_EVERY_S: Final = 0.1  # least time between two checks of one endpoint's rows
@@ -24,7 +25,8 @@ PROBE_PAGE: Final = 200  # rows read at once for a probe: those that cannot be s
 class ParkedRows:
     """Examines the rows of one endpoint after another."""
 
-    lanes: Lanes
+    capacity: Capacity
+    index: BacklogIndex
     order: Order
     filters: Filters
     admission: Admission
@@ -36,8 +38,8 @@ class ParkedRows:
         Returns:
             True if more may be waiting: the step was over before all were examined.
         """
-        while not self.lanes.full:
-            endpoint_id = self.lanes.parked.take(step.now, step.now + LOOK_EVERY_S)
+        while not self.capacity.full:
+            endpoint_id = self.index.parked.take(step.now, step.now + LOOK_EVERY_S)
             if endpoint_id is None:
                 break
             await self._look(step, endpoint_id)
@@ -46,29 +48,29 @@ class ParkedRows:
         return False
 
     async def _look(self, step: BacklogStep, endpoint_id: int) -> None:
-        refill_quota = self.lanes.refill_quota(endpoint_id, step.now)
+        refill_quota = self.index.refill_quota(endpoint_id, step.now)
         if refill_quota and endpoint_id in self.order:
             await self.lines.refill(step, endpoint_id, refill_quota)
-        elif refill_quota and self.lanes.probe_at(endpoint_id) is not None:
+        elif refill_quota and self.index.probe_at(endpoint_id) is not None:
             await self._find_probe(step, endpoint_id)
         elif refill_quota:
             await self._refill(step, endpoint_id, refill_quota)
-        not_before = max(self.lanes.probe_at(endpoint_id) or 0.0, self.filters.rests_until(endpoint_id))
+        not_before = max(self.index.probe_at(endpoint_id) or 0.0, self.filters.rests_until(endpoint_id))
         if not_before > step.now + LOOK_EVERY_S:
-            self.lanes.parked.look(endpoint_id, not_before)
+            self.index.parked.look(endpoint_id, not_before)
 
     async def _refill(self, step: BacklogStep, endpoint_id: int, page: int) -> None:
         """Take the next page of an endpoint's rows; after the last row start over before they count as gone."""
-        parked = self.lanes.parked
+        parked = self.index.parked
         after = parked.after(endpoint_id)
         rows = await step.session.fetch(query("read_parked"), endpoint_id, after, page)
         if rows:
             await self.admission.place(step, rows)
-            if not self.lanes.full:  # otherwise some of them may have found no room
+            if not self.capacity.full:  # otherwise some of them may have found no room
                 parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))
         elif after:
             parked.rewind(endpoint_id)
-        elif not self.lanes.in_memory.count(endpoint_id):
+        elif not self.index.in_memory.count(endpoint_id):
             self.admission.caught_up(endpoint_id)
 
     async def _find_probe(self, step: BacklogStep, endpoint_id: int) -> None:
@@ -76,14 +78,14 @@ class ParkedRows:
 
         Rows whose payloads must be loaded come last in their page: only loading shows whether they are too large.
         """
-        parked = self.lanes.parked
-        while self.lanes.refill_quota(endpoint_id, step.now) and endpoint_id not in self.order:
+        parked = self.index.parked
+        while self.index.refill_quota(endpoint_id, step.now) and endpoint_id not in self.order:
             after = parked.after(endpoint_id)
             rows = await step.session.fetch(query("read_parked"), endpoint_id, after, PROBE_PAGE)
             await self.admission.place(step, sorted(rows, key=lambda row: row["payload"] is None))
             if len(rows) < PROBE_PAGE:
                 parked.rewind(endpoint_id)
-                if not rows and not after and not self.lanes.in_memory.count(endpoint_id):
+                if not rows and not after and not self.index.in_memory.count(endpoint_id):
                     self.admission.caught_up(endpoint_id)
                 return
             parked.read(endpoint_id, self.filters.passed(endpoint_id, rows[-1]["event_id"]))

@@ -26,7 +26,8 @@ from pghookd.model.outcome import BacklogWrite, Write
 from pghookd.postgres.client import PING, Session
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
-from pghookd.scheduling.lanes import NEVER, Lanes
+from pghookd.scheduling.lane import NEVER
+from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 
 ANSWER_MAX_AGE: Final = 0.6  # part of the lease: no POST starts unless the session answered within it
@@ -87,6 +88,7 @@ class Recorder:
         self._session = session
         self._log = log
         self._lanes = lanes
+        self._index = lanes.backlog_index
         self._order = order
         self._chores = Chores(session, context.logger)
         self._terms = terms
@@ -264,15 +266,13 @@ class Recorder:
     def _settle(self, write: Write) -> None:
         settle(write.delivery)
         if write.delivery.in_backlog:
-            key = (write.delivery.event.event_id, write.delivery.endpoint_id)
-            if self._lanes.in_memory.get(key) is write.delivery:  # its row may have been taken again
-                del self._lanes.in_memory[key]
+            self._index.in_memory.discard(write.delivery)
         if write.delivery.line is not None:
             now = self._monotonic()
             for other in self._order.settled(write.delivery, now):
                 self.put(other, now)
         if isinstance(write, BacklogWrite) and write.state is State.PARKED:
-            self._lanes.parked.note(write.delivery.endpoint_id, write.delivery.event.event_id)
+            self._index.parked.note(write.delivery.endpoint_id, write.delivery.event.event_id)
 
     # Outcomes set aside -----------------------------------------------------------------------------------------------
 
@@ -290,11 +290,11 @@ class Recorder:
         self._pause(endpoint_id, reason, now)
 
     def _pause(self, endpoint_id: int, reason: DelayedOutcomes, now: float) -> None:
-        lane = self._lanes.by_endpoint.get(endpoint_id)
+        lane = self._lanes.known.by_endpoint.get(endpoint_id)
         if lane is None or not self._pending.is_aside(endpoint_id):
             return
         for delivery in self._lanes.pause(lane, _PAUSE_S[reason], now, asked=False):
-            self._lanes.parked.add(endpoint_id)
+            self._index.parked.add(endpoint_id)
             self.put(BacklogWrite(delivery, State.PARKED, Reason.PAUSED), now)
 
     async def _retry(self, now: float, most: int = RETRIES_A_STEP) -> bool:
@@ -357,7 +357,7 @@ class Recorder:
         for page in _pages(late, self._terms.batch_max):
             for delivery in page:  # marked before the write: an outcome that arrives then must clear the row
                 delivery.in_backlog = True
-                self._lanes.in_memory[delivery.event.event_id, delivery.endpoint_id] = delivery
+                self._index.in_memory.add(delivery)
             written = await self._writer.write([BacklogWrite(d, State.WAITING, Reason.QUEUED) for d in page])
             refused = [write for write, reason in written.aside if reason is DelayedOutcomes.REFUSED]
             for write in (
