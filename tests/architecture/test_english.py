@@ -205,8 +205,7 @@ def areas() -> dict[str, list[Passage]]:
         found[room] = [p for path in files_of(DAEMON / "pghookd" / room) for p in of_python(path)]
     for room in TEXTS:
         found[f"texts: {room}"] = [p for path in files_of(DAEMON / "pghookd" / room) for p in of_texts(path)]
-    sql = [*files_of(SQL / "queries", "*.sql"), SQL / "roles.sql"]
-    found["sql"] = [p for path in sql for p in of_sql(path)]
+    found["sql"] = [p for path in files_of(SQL, "*.sql") for p in of_sql(path)]
     for folder in FOLDERS:
         found[f"tests: {folder}"] = [p for path in files_of(ROOT / "tests" / folder) for p in of_python(path)]
     found["names of tests"] = [p for path in files_of(ROOT / "tests") for p in of_names(path)]
