@@ -72,12 +72,12 @@ grant insert, update, delete on webhooks.backlog, webhooks.shards, webhooks.inci
 grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon;
 
 -- The functions that the daemon calls, and nothing else: it cannot emit, add or alter an endpoint, or forget a site.
--- This is the only list. A migration that adds a function which sql/queries call puts its name here, and those that it
--- calls in turn unless it is SECURITY DEFINER. `pghookd check` reads the list, tests/component/test_grants.py tries all others.
+-- This is the only list. A new function that sql/queries call has its name here, as have those that it calls in turn
+-- unless it is SECURITY DEFINER. `pghookd check` reads the list, tests/component/test_grants.py tries all others.
 revoke execute on all functions in schema webhooks from webhooks_daemon;
 grant execute on function
   webhooks.day_of, webhooks.attach_day, webhooks.note_day, webhooks.enter_day,  -- days
-  webhooks.takes, webhooks.matches,  -- who gets an event
+  webhooks.takes, webhooks.matches, webhooks.shard_of,  -- the endpoints and the shard of an event
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
   webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.forget_page,  -- privacy
   webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows

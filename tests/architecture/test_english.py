@@ -200,7 +200,7 @@ AREAS: dict[str, tuple[list[Path], Callable[[Path], Iterator[Passage]]]] = {
     **{name: (sorted(ROOT.glob(at)), of_guide) for name, at in GUIDES.items()},
     **{room: (files_of(DAEMON / "pghookd" / room), of_python) for room in ROOMS},
     **{f"texts: {room}": (files_of(DAEMON / "pghookd" / room), of_texts) for room in TEXTS},
-    "sql": ([*files_of(SQL / "queries", "*.sql"), SQL / "roles.sql"], of_sql),
+    "sql": (files_of(SQL, "*.sql"), of_sql),
     **{f"tests: {folder}": (files_of(ROOT / "tests" / folder), of_python) for folder in FOLDERS},
     "names of tests": (files_of(ROOT / "tests"), of_names),
 }

@@ -16,7 +16,8 @@ import time
 import asyncpg
 import pytest
 
-from pghookd.event_log.doorbell import LOCK_CLASS, Bell
+from pghookd.event_log.doorbell import Bell
+from pghookd.postgres import lock_keys
 from pghookd.runtime import epoch
 from pghookd.runtime.sessions import Sessions
 from support import SUPPORT, crew, producers
@@ -453,7 +454,7 @@ async def _nobody_waits(session):
 
 async def test_who_does_not_keep_the_bell_stays_awake_and_touches_no_key(database, session, connect, until):
     keeper = await connect(database)
-    await keeper.fetchval(f"select pg_advisory_lock({LOCK_CLASS}, -2)")
+    await keeper.fetchval(f"select pg_advisory_lock({lock_keys.CLASS}, {lock_keys.BELL_KEEPER})")
     async with sleeping(database) as sleeper:
         await producers.emit(session)
         await until(lambda: "m-1" in sleeper.read_at, 1.0)

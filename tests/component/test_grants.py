@@ -1,6 +1,6 @@
 """The rights of each role, as one list: everything that is not on it is tried and refused.
 
-A migration that adds a function, a table or a column for a role adds it to sql/roles.sql and to the lists here.
+A new function, table or column for a role is added to sql/roles.sql and to the lists here.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ FUNCTIONS = {
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
     "webhooks_reader": LOOKUPS,
     "webhooks_daemon": LOOKUPS | {
-        "day_of", "attach_day", "note_day", "enter_day", "takes", "matches", "advance_replay", "replay_page",
-        "replay_any", "replay_dead", "is_erased", "wrap_secrets", "erase_payloads", "erase_responses", "forget_page",
+        "day_of", "attach_day", "note_day", "enter_day", "takes", "matches", "shard_of",
+        "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
+        "wrap_secrets", "erase_payloads", "erase_responses", "forget_page",
     },
     "webhooks_admin": LOOKUPS | {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",

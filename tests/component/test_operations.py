@@ -1,4 +1,4 @@
-"""Operations by hand, and a table's changes as events: the functions of migration 0005.
+"""Operations by hand, and a table's changes as events: the functions behind them.
 
 The roles that may call them, their rows in `operations`, and that a statement's rows become events in one go.
 """

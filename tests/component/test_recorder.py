@@ -12,10 +12,10 @@ import pytest
 
 from pghookd.delivery.payload_pages import ANSWER_BYTES_MAX, load_payloads
 from pghookd.delivery.recording.positions import STORE_SHARE, PositionStore
-from pghookd.event_log.doorbell import LOCK_CLASS
 from pghookd.model.delivery import Delivery, Event, Outcome, Reason, State
 from pghookd.model.outcome import AttemptWrite, BacklogWrite
 from pghookd.model.verdict import Delivered
+from pghookd.postgres import lock_keys
 from pghookd.postgres.client import query
 from pghookd.runtime.sessions import HOT, Sessions
 from support import FOUND, producers
@@ -150,7 +150,9 @@ async def test_a_process_frozen_in_mid_answer_loses_its_locks(database, con, con
     try:
         assert await child.stdout.readline() == b"asks\n"
         other = await connect(database)
-        await until(lambda: other.fetchval(f"select pg_try_advisory_lock({LOCK_CLASS}, 1)"), 4 * LEASE_S + 4)
+        await until(
+            lambda: other.fetchval(f"select pg_try_advisory_lock({lock_keys.CLASS}, 1)"), 4 * LEASE_S + 4
+        )
     finally:
         child.kill()
         await child.wait()

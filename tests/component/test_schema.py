@@ -44,6 +44,7 @@ PROMISED = {
     "incidents": "endpoint_id int8, state text",
     "home": "host text, server text, unclean_ends int4",
     "migrations": "version int4, name text, sha256 text, min_daemon text, applied_at timestamptz",
+    "functions": "name text, sha256 text, applied_by text, applied_at timestamptz",
     "deliveries": "event_id int8, webhook_id text, endpoint_id int8, site_id text, type text, subject text,"
     " state text, reason text, attempts int2, created_at timestamptz, last_attempt_at timestamptz,"
     " last_outcome text, last_status int2, last_error text, next_attempt_at timestamptz",

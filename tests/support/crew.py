@@ -22,7 +22,6 @@ from pghookd.cli.devtools import embedded_postgres
 from pghookd.delivery.attempt import DeliveryTerms
 from pghookd.delivery.backlog.due import BacklogTerms
 from pghookd.delivery.recording.recorder import RecorderTerms
-from pghookd.event_log.doorbell import LOCK_CLASS
 from pghookd.event_log.position import Snapshot, XidMarks, settle
 from pghookd.event_log.recovery import log_of, walks_of
 from pghookd.event_log.rows import shard_of
@@ -30,7 +29,7 @@ from pghookd.event_log.supersede import Keys
 from pghookd.model.delivery import Outcome
 from pghookd.model.outcome import AttemptWrite
 from pghookd.model.verdict import Delivered
-from pghookd.postgres import client, migrate
+from pghookd.postgres import client, lock_keys, migrate
 from pghookd.postgres.client import query
 from pghookd.process.context import Context
 from pghookd.process.host_id import host_id
@@ -379,7 +378,7 @@ async def _ask_for_the_bell(url, lease_s):
     sessions = Sessions(settings.database)
     bell = await sessions.bell()
     print("asks", flush=True)
-    await bell.fetchval(f"select pg_advisory_lock({LOCK_CLASS}, 0)")
+    await bell.fetchval(f"select pg_advisory_lock({lock_keys.CLASS}, 0)")
     while True:
         await asyncio.sleep(lease_s / 4)
         await bell.ping(5.0)

@@ -121,7 +121,10 @@ def demo(events: int | None, folder: Path | None, config: Path | None) -> None:
 @cli.command()
 @click.option("--dry-run", is_flag=True, help="List what would be applied; change nothing.")
 @click.option(
-    "--sql", "as_sql", is_flag=True, help="Print all migrations for another tool; needs no database."
+    "--sql",
+    "as_sql",
+    is_flag=True,
+    help="Print all migrations and functions for another tool; needs no database.",
 )
 @click.option(
     "--roles", is_flag=True, help="Also create the roles and grant their privileges; safe to repeat."
@@ -142,13 +145,18 @@ def migrate(*, dry_run: bool, as_sql: bool, roles: bool, config: Path | None, as
         url = load(config).database.url.get_secret_value()
         report = asyncio.run(migrating.migrate(url, dry_run=dry_run, roles=roles, say=warn))
         if as_json:
-            done = [{"version": each.version, "name": each.name} for each in report.applied]
+            done = {
+                "applied": [{"version": each.version, "name": each.name} for each in report.applied],
+                "functions": [each.name for each in report.functions],
+            }
             rest = {"version": report.version, "newer": report.newer, "roles": roles, "dry_run": dry_run}
-            click.echo(json_of({"applied": done, **rest}))
+            click.echo(json_of({**done, **rest}))
             return
         verb = "would apply" if dry_run else "applied"
         for each in report.applied:
             say(f"{verb} {each.version:04}_{each.name}")
+        if report.functions:
+            say(f"{verb} functions and views: {', '.join(each.name for each in report.functions)}")
         state = "would be" if dry_run and report.applied else "is"
         say(f"the schema webhooks {state} at migration {max(report.version, *report.newer, 0):04}")
         if roles:

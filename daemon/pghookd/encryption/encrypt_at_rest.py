@@ -49,7 +49,7 @@ async def rotate_key(session: Session, vault: Vault, tell: Callable[[Progress], 
         vault: the keys; the further ones decrypt existing secrets.
         tell: called with the progress after each page.
     """
-    progress = Progress(total=await session.fetchval(_COUNT))
+    progress = Progress(total=await session.fetchval(query("count_secrets")))
     last = -(2**63)
     while rows := await session.fetch(query("find_secrets"), last, PAGE):
         last = rows[-1]["endpoint_id"]
@@ -57,11 +57,6 @@ async def rotate_key(session: Session, vault: Vault, tell: Callable[[Progress], 
         progress.wrapped += await _wrap(session, vault, rows, progress.unopened)
         tell(progress)
     return progress
-
-
-_COUNT: Final = (
-    "select count(*) from webhooks.endpoints where num_nonnulls(secret, previous_secret, auth) > 0"
-)
 
 
 async def _wrap(session: Session, vault: Vault, rows: Sequence[Row], unopened: list[int]) -> int:

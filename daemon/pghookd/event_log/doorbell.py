@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
+from pghookd.postgres import lock_keys
 from pghookd.postgres.client import Session
 from pghookd.process.logs import LogEvent
 
-LOCK_CLASS: Final = 1885825131
 DROWSY_MIN_S: Final = 0.005
 DROWSY_MAX_S: Final = 0.05
 GIVE_UP_AFTER_S: Final = 1.0  # if rows keep coming this long, stay awake until the next lull
@@ -33,10 +33,6 @@ QUEUE_SHARE_MAX: Final = (
     0.1  # share of Postgres's 8 GB notification queue; when it is full, commits that notify fail
 )
 HOLDERS_NAMED: Final = 3  # sessions with old transactions that a warning names
-
-_TRY_KEEP: Final = f"select pg_try_advisory_lock({LOCK_CLASS}, -2)"
-_ASK: Final = f"select pg_advisory_lock({LOCK_CLASS}, 0)"
-_RELEASE: Final = f"select pg_advisory_unlock({LOCK_CLASS}, 0)"
 
 Read = Callable[[], Awaitable[int]]
 
@@ -82,12 +78,14 @@ class Bell:
             await asyncio.sleep(NO_KEEPER_S)
             return
         if not self._keeps:
-            self._keeps = bool(await self.session.fetchval(_TRY_KEEP, timeout_s=ANSWER_WITHIN_S))
+            self._keeps = bool(
+                await self.session.fetchval(lock_keys.TRY, lock_keys.BELL_KEEPER, timeout_s=ANSWER_WITHIN_S)
+            )
             if not self._keeps:
                 await asyncio.sleep(NO_KEEPER_S)
                 return
         self._wake.clear()  # before the lock request, so that a later notification is not lost
-        ask = asyncio.ensure_future(self.session.fetchval(_ASK))
+        ask = asyncio.ensure_future(self.session.fetchval(lock_keys.WAIT, lock_keys.BELL))
         try:
             granted = await self._drowse(ask, read)
         except BaseException:
@@ -101,7 +99,7 @@ class Bell:
             return
         if not await read():
             await self._asleep(read)
-        await self.session.fetchval(_RELEASE, timeout_s=ANSWER_WITHIN_S)
+        await self.session.fetchval(lock_keys.RELEASE, lock_keys.BELL, timeout_s=ANSWER_WITHIN_S)
 
     async def _drowse(self, ask: asyncio.Future[Any], read: Read) -> bool:
         """Poll slowly until the lock is granted; return False if rows keep coming."""

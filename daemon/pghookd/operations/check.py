@@ -22,7 +22,7 @@ from pghookd.event_log.identity import Here, why_foreign, why_moved
 from pghookd.event_log.position import Snapshot
 from pghookd.event_log.rows import endpoint_of, holder_of, server_of, shard_of, stay_of
 from pghookd.owner_mail import samples
-from pghookd.postgres import client, migrate
+from pghookd.postgres import client, lock_keys, migrate
 from pghookd.postgres.client import POOLER, DatabaseAway, DatabaseError, Session, Unfit, query
 from pghookd.process.host_id import host_id
 from pghookd.settings.schema import Settings
@@ -39,6 +39,7 @@ NEEDS: Final = {
     "dead": ("select", "insert", "delete"),
     "endpoints": ("select", "update"),
     "events": ("select",),
+    "functions": ("select",),
     "home": ("select", "insert", "update"),
     "migrations": ("select",),
     "operations": ("insert",),
@@ -227,7 +228,7 @@ async def _locks(session: Session, _settings: Settings) -> AsyncIterator[Finding
         yield Finding(
             Grade.FAULT,
             "locks",
-            f"advisory key ({migrate.LOCK_CLASS}, {row['key']}) is held by backend {row['pid']}"
+            f"advisory key ({lock_keys.CLASS}, {row['key']}) is held by backend {row['pid']}"
             f" (role {row['role']}, application {row['application']!r}), which is not pghookd's: {_effect(row['key'])}",
         )
 
@@ -240,10 +241,10 @@ def _effect(key: int) -> str:
 
 
 _EFFECTS: Final = {
-    0: "the daemon does not sleep, and all producers notify it",
-    -1: "pghookd migrate waits",
-    -2: "the daemon does not sleep",
-    -3: "no partitions are made, and ids stay in the same day",
+    lock_keys.BELL: "the daemon does not sleep, and all producers notify it",
+    lock_keys.MIGRATE: "pghookd migrate waits",
+    lock_keys.BELL_KEEPER: "the daemon does not sleep",
+    lock_keys.MAINTENANCE: "no partitions are made, and ids stay in the same day",
 }
 
 
@@ -289,20 +290,24 @@ async def _schema(session: Session, _settings: Settings) -> AsyncIterator[Findin
     found = await migrate.look(session, migrate.load())
     for fault in found.plan.faults:
         yield Finding(Grade.BLOCKED, "schema", fault)
-    if found.plan.pending:
-        missing = ", ".join(f"{each.version:04}_{each.name}" for each in found.plan.pending)
-        yield Finding(
-            Grade.FAULT, "schema", f"it is older than this program, without {missing}: run pghookd migrate"
-        )
+    missing = [f"{each.version:04}_{each.name}" for each in found.plan.pending]
+    missing += [f"function {each.name}" for each in found.functions.pending]
+    if missing:
+        text = f"it is older than this program, without {', '.join(missing)}: run pghookd migrate"
+        yield Finding(Grade.FAULT, "schema", text)
     if found.is_usable:
         newer = ", newer than this program and compatible" if found.plan.newer else ""
+        if found.functions.newer:
+            newer += f"; of a later version and compatible: {', '.join(found.functions.newer)}"
         yield Finding(Grade.FINE, "schema", f"at migration {found.version:04}{newer}")
 
 
 async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
     pairs = [(table, privilege) for table, privileges in NEEDS.items() for privilege in privileges]
     tables, privileges = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    rows = await session.fetch(_LACKING, tables, privileges, list(migrate.functions_of("webhooks_daemon")))
+    rows = await session.fetch(
+        query("find_lacking_privileges"), tables, privileges, list(migrate.functions_of("webhooks_daemon"))
+    )
     role = await session.fetchval("select current_user")
     if rows:
         lacking = ", ".join(row["lacking"] for row in rows)
@@ -310,45 +315,14 @@ async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Fi
     else:
         yield Finding(Grade.FINE, "privileges", f"role {role} may do what the daemon does")
     # No role is made a member of a superuser: deliveries work without it, but old partitions cannot be dropped.
-    owner = await session.fetchval(_SUPER)
+    owner = await session.fetchval(query("find_superuser_owner"))
     if owner is not None:
         text = f"the tables belong to the superuser {owner}: dropping old partitions needs their owner"
         yield Finding(Grade.WARNING, "privileges", text)
 
 
-_LACKING: Final = """
-with ours as (
-  select c.oid, c.relname, c.relkind, c.relowner
-  from pg_class c where c.relnamespace = to_regnamespace('webhooks') and not c.relispartition
-)
-select format('%s on %s', n.privilege, n.name) as lacking
-from unnest($1::text[], $2::text[]) n (name, privilege)
-left join ours o on o.relname = n.name and o.relkind in ('r', 'p')
-where o.oid is null or not case when n.privilege in ('insert', 'update')
-  then has_any_column_privilege(o.oid, n.privilege) else has_table_privilege(o.oid, n.privilege) end
-union all
-select format('%s on sequence %s', p, o.relname)
-from ours o, unnest(array['select', 'update']) p
-where o.relkind = 'S' and o.relname = 'events_event_id_seq' and not has_sequence_privilege(o.oid, p)
-union all
-select format('execute on function %s', f.name)
-from unnest($3::text[]) f (name)
-left join pg_proc p on p.pronamespace = to_regnamespace('webhooks') and p.proname = f.name
-where p.oid is null or not has_function_privilege(p.oid, 'execute')
-union all
-select format('membership of %s, the owner of %s', pg_get_userbyid(o.relowner), o.relname)
-from ours o join pg_roles r on r.oid = o.relowner
-where o.relname = 'events' and not r.rolsuper and not pg_has_role(o.relowner, 'member')
-"""
-_SUPER: Final = """
-select r.rolname from pg_class c join pg_roles r on r.oid = c.relowner
-where c.relnamespace = to_regnamespace('webhooks') and c.relname = 'events'
-  and r.rolsuper and not pg_has_role(r.oid, 'member')
-"""
-
-
 async def _row_security(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
-    tables = await session.fetchval(_HIDING)
+    tables = await session.fetchval(query("find_hiding_tables"))
     if tables:
         role = await session.fetchval("select current_user")
         yield Finding(
@@ -357,14 +331,6 @@ async def _row_security(session: Session, _settings: Settings) -> AsyncIterator[
             f"row level security hides rows of {tables} from role {role}: its statements fail, so that no event is"
             " passed over unseen. Exempt the role with ALTER ROLE .. BYPASSRLS, or disable the policies",
         )
-
-
-_HIDING: Final = """
-select string_agg(c.relname, ', ' order by c.relname)
-from pg_class c
-where c.relnamespace = to_regnamespace('webhooks') and c.relrowsecurity and not c.relispartition
-  and row_security_active(c.oid)
-"""
 
 
 async def _home(session: Session, settings: Settings) -> AsyncIterator[Finding]:
@@ -389,7 +355,7 @@ async def _home(session: Session, settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _shards(session: Session, settings: Settings) -> AsyncIterator[Finding]:
-    rows, wanted = await session.fetchval("select count(*) from webhooks.shards"), settings.delivery.shards
+    rows, wanted = await session.fetchval(query("count_shards")), settings.delivery.shards
     if rows not in {0, wanted}:
         yield Finding(
             Grade.FAULT,
@@ -399,24 +365,15 @@ async def _shards(session: Session, settings: Settings) -> AsyncIterator[Finding
 
 
 async def _days(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
-    if not await session.fetchval(_HAS_DAY):
+    if not await session.fetchval(query("has_next_day")):
         text = "no partition takes the next event, so that producers fail: run pghookd migrate"
         yield Finding(Grade.FAULT, "days", text)
-
-
-_HAS_DAY: Final = """
-select exists (
-  select from pg_inherits i
-  where i.inhrelid = to_regclass('webhooks.events_' || (s.last_value + s.is_called::int) / 4294967296)
-)
-from webhooks.events_event_id_seq s
-"""
 
 
 async def _endpoints(session: Session, settings: Settings, *, now_s: float) -> AsyncIterator[Finding]:
     """Prepare every endpoint with special options as the daemon would; report what it cannot use."""
     defaults = Defaults.of(settings, revealing(Vault.of(settings)))
-    ids = [row["endpoint_id"] for row in await session.fetch(_ASKING)]
+    ids = [row["endpoint_id"] for row in await session.fetch(query("find_special_endpoints"))]
     found = [endpoint_of(row) for row in await session.fetch(query("read_endpoints"), ids, 1)]
     for endpoint in sorted(found, key=lambda each: each.endpoint_id):
         try:
@@ -437,17 +394,9 @@ async def _endpoints(session: Session, settings: Settings, *, now_s: float) -> A
                     yield Finding(Grade.WARNING, "endpoints", text)
 
 
-_ASKING: Final = """
-select endpoint_id from webhooks.endpoints
-where enabled and (headers <> '{}' or profile <> 'standard' or secret like 'whsk\\_%' or secret like 'enc:%'
-  or num_nonnulls(retry_schedule, success_statuses, previous_secret, auth) > 0)
-order by endpoint_id limit 10000
-"""
-
-
 async def _secrets(session: Session, settings: Settings) -> AsyncIterator[Finding]:
     """Report how secrets are stored: any reader of a database dump can read those in plain text."""
-    plain, sealed = (await session.fetch(_KEPT))[0]
+    plain, sealed = (await session.fetch(query("count_encrypted")))[0]
     has_key = Vault.of(settings) is not None
     if plain and not has_key:
         text = f"{plain} endpoints have their secrets or auth in plain text: with secrets.key they would be encrypted"
@@ -457,11 +406,3 @@ async def _secrets(session: Session, settings: Settings) -> AsyncIterator[Findin
         yield Finding(Grade.WARNING, "secrets", text)
     elif sealed:
         yield Finding(Grade.FINE, "secrets", f"all secrets are encrypted, those of {sealed} endpoints")
-
-
-_KEPT: Final = """
-select count(*) filter (where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:'
-    or jsonb_typeof(auth) = 'object') as plain,
-  count(*) filter (where left(secret, 7) = 'enc:v1:' or jsonb_typeof(auth) = 'string') as sealed
-from webhooks.endpoints where num_nonnulls(secret, previous_secret, auth) > 0
-"""

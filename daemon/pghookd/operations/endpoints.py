@@ -19,7 +19,7 @@ import orjson
 from pghookd.encryption import encrypt_at_rest
 from pghookd.encryption.encrypt_at_rest import Progress
 from pghookd.encryption.keyring import Vault
-from pghookd.postgres.client import DatabaseError, Row, Session, connect
+from pghookd.postgres.client import DatabaseError, Row, Session, connect, query
 from pghookd.settings.schema import Settings
 from pghookd.webhook.envelope import timestamp_text, webhook_id
 
@@ -91,7 +91,7 @@ async def add_endpoint(settings: Settings, columns: Mapping[str, object], *, new
     """
     async with _asking(settings, "endpoint", writable=True) as session:
         try:
-            row = await session.fetchrow(_ADD, orjson.dumps(columns).decode(), new_secret)
+            row = await session.fetchrow(query("add_endpoint"), orjson.dumps(columns).decode(), new_secret)
         except DatabaseError as error:
             # The detail of a violated CHECK quotes the whole row with its secret: drop the detail here.
             text = str(error).partition("\n")[0].removesuffix(f" (SQLSTATE {error.sqlstate})")
@@ -101,76 +101,39 @@ async def add_endpoint(settings: Settings, columns: Mapping[str, object], *, new
     return _told(row or {})
 
 
-_ADD: Final = """
-select a.endpoint_id, case when $2::bool then a.secret end as secret
-from (select $1::jsonb ||
-  case when $2::bool then jsonb_build_object('secret', webhooks.new_secret()) else '{}' end) o(of)
-cross join lateral webhooks.add_endpoint(o.of ->> 'site_id', o.of ->> 'url', o.of - 'site_id' - 'url') a
-"""
-
-
 async def list_endpoints(settings: Settings, site_id: str | None) -> list[Told]:
     """Return the endpoints, of one site or of all, with their health and counts of waiting deliveries."""
     async with _asking(settings, "endpoint", role=READER) as session:
-        return [_told(row) for row in await session.fetch(_LIST, site_id)]
-
-
-_LIST: Final = """
-select * from webhooks.endpoint_health where $1::text is null or site_id = $1 order by site_id, endpoint_id
-"""
+        return [_told(row) for row in await session.fetch(query("list_endpoints"), site_id)]
 
 
 async def show_endpoint(settings: Settings, endpoint_id: int) -> Told | None:
     """Return everything about an endpoint but its secrets; None if there is no such endpoint."""
     async with _asking(settings, "endpoint") as session:
-        row = await session.fetchrow(_SHOW, endpoint_id)
+        row = await session.fetchrow(query("show_endpoint"), endpoint_id)
     if row is None:
         return None
     told = _told(row)
     return {**told, "profile_spec": None if (spec := told["profile_spec"]) is None else orjson.loads(spec)}
 
 
-# For headers only the names, since values may be secret keys. For auth only the kinds, unless it is encrypted.
-_SHOW: Final = """
-select p.endpoint_id, p.site_id, p.url, p.description, p.event_types, p.enabled, p.created_at, p.disabled_at,
-  p.disabled_reason,
-  case when p.secret is null then 'none' when p.secret like 'whsec\\_%' then 'standard'
-    when p.secret like 'whsk\\_%' then 'ed25519' when p.secret like 'enc:%' then 'encrypted'
-    else 'legacy' end as secret,
-  case when p.previous_secret is not null then p.previous_secret_until end as previous_secret_until,
-  p.snoozed_until, p.concurrency, round(p.rate_per_s::numeric, 6)::float8 as rate_per_s, p.ordered,
-  p.filter::text as filter, round(p.timeout_s::numeric, 6)::float8 as timeout_s, p.retry_schedule,
-  array(select name from jsonb_object_keys(p.headers) name order by name) as headers, p.success_statuses, p.profile,
-  p.profile_spec,
-  case jsonb_typeof(p.auth) when 'object' then
-    (select string_agg(name, ', ' order by name) from jsonb_object_keys(p.auth) name)
-    when 'string' then 'encrypted' end as auth,
-  h.health, h.failing_since, h.last_success_at, h.last_failure_at, h.last_status, h.last_error,
-  h.waiting, h.parked, h.held, h.dead, h.disable_at
-from webhooks.endpoints p join webhooks.endpoint_health h using (endpoint_id)
-where p.endpoint_id = $1
-"""
-
-
 async def enable_endpoint(settings: Settings, endpoint_id: int, held: str) -> int:
     """Enable an endpoint; return how many held deliveries are released."""
     async with _asking(settings, "endpoint", writable=True) as session:
-        released: int = await session.fetchval("select webhooks.enable_endpoint($1, $2)", endpoint_id, held)
+        released: int = await session.fetchval(query("enable_endpoint"), endpoint_id, held)
     return released
 
 
 async def disable_endpoint(settings: Settings, endpoint_id: int) -> None:
     """Disable an endpoint, as the operator."""
     async with _asking(settings, "endpoint", writable=True) as session:
-        await session.fetchval("select webhooks.disable_endpoint($1)", endpoint_id)
+        await session.fetchval(query("disable_endpoint"), endpoint_id)
 
 
 async def rotate_secret(settings: Settings, endpoint_id: int, overlap_s: float) -> str:
     """Give an endpoint a new secret and return it; the previous one also signs for `overlap_s` seconds."""
     async with _asking(settings, "secret", writable=True) as session:
-        made: str = await session.fetchval(
-            "select webhooks.rotate_secret($1, make_interval(secs => $2::float8))", endpoint_id, overlap_s
-        )
+        made: str = await session.fetchval(query("rotate_secret"), endpoint_id, overlap_s)
     return made
 
 
@@ -186,25 +149,13 @@ async def rotate_key(settings: Settings, tell: Callable[[Progress], None]) -> Pr
 async def test_endpoint(settings: Settings, endpoint_id: int, event_type: str, wait_s: float) -> Told:
     """Send a test and wait for its attempt; `outcome` is None if there was none within `wait_s` seconds."""
     async with _asking(settings, "endpoint", writable=True) as session:
-        event_id = await session.fetchval("select webhooks.send_test($1, $2)", endpoint_id, event_type)
+        event_id = await session.fetchval(query("send_test"), endpoint_id, event_type)
         deadline = time.monotonic() + wait_s
         while True:
-            row = await session.fetchrow(_TESTED, event_id, endpoint_id)
+            row = await session.fetchrow(query("read_test"), event_id, endpoint_id)
             if row is not None and (row["outcome"] or row["state"] == "dead" or time.monotonic() >= deadline):
                 return _told(row)
             await asyncio.sleep(LOOK_EVERY_S)
-
-
-_TESTED: Final = """
-select k.event_id, webhooks.webhook_id(k.event_id, k.created_at) as webhook_id, $2::bigint as endpoint_id,
-  a.attempted_at, a.outcome, a.status, a.error, round(a.duration_ms::numeric, 1)::float8 as duration_ms,
-  case when d.event_id is not null then 'dead' else b.state end as state, coalesce(d.reason, b.reason) as reason
-from webhooks.events k
-left join webhooks.attempts a on a.event_id = $1 and a.endpoint_id = $2 and a.attempt = 1
-left join webhooks.dead d on d.event_id = $1 and d.endpoint_id = $2
-left join webhooks.backlog b on b.event_id = $1 and b.endpoint_id = $2
-where k.event_id = $1
-"""
 
 
 # Events -----------------------------------------------------------------------------------------------------
@@ -219,7 +170,7 @@ async def explain(settings: Settings, event_id: int, identity: str) -> list[Told
         identity: the id as the operator gave it; a webhook-id may belong to another event with the same number.
     """
     async with _asking(settings, "explain", role=READER) as session:
-        rows = await session.fetch("select endpoint_id, at, what, detail from webhooks.explain($1)", event_id)
+        rows = await session.fetch(query("explain_event"), event_id)
     if rows[0]["at"] is not None and (other := _another(identity, event_id, rows[0]["at"])):
         return [{"endpoint_id": None, "at": None, "what": "unknown", "detail": other}]
     return [{**row, "at": None if row["at"] is None else timestamp_text(row["at"])} for row in rows]
@@ -236,32 +187,15 @@ def _another(identity: str, event_id: int, created_at_us: int) -> str | None:
 async def show_event(settings: Settings, event_id: int, identity: str, *, payload: bool) -> Told | str:
     """Return an event, its deliveries and its attempts; a sentence if there is none. Arguments as for `explain`."""
     async with _asking(settings, "event") as session:
-        event = await session.fetchrow(_EVENT, event_id)
+        event = await session.fetchrow(query("read_event"), event_id)
         if event is None:
             return f"there is no event {event_id}"
         if other := _another(identity, event_id, event["created_at"]):
             return other
         told = _told(event)
         if payload:
-            text = await session.fetchval("select payload from webhooks.events where event_id = $1", event_id)
+            text = await session.fetchval(query("read_payload"), event_id)
             told["payload"] = orjson.Fragment(text)
-        deliveries = [_told(row) for row in await session.fetch(_DELIVERIES, event_id)]
-        attempts = [_told(row) for row in await session.fetch(_ATTEMPTS, event_id)]
+        deliveries = [_told(row) for row in await session.fetch(query("read_event_deliveries"), event_id)]
+        attempts = [_told(row) for row in await session.fetch(query("read_event_attempts"), event_id)]
     return {**told, "deliveries": deliveries, "attempts": attempts}
-
-
-_EVENT: Final = """
-select event_id, webhooks.webhook_id(event_id, created_at) as webhook_id, site_id, type, created_at, subject,
-  ordering_key, dedupe_key, supersede_key, traceparent, deliver_after, deliver_before, endpoint_id,
-  octet_length(payload::text) as payload_bytes
-from webhooks.events where event_id = $1
-"""
-_DELIVERIES: Final = """
-select endpoint_id, state, reason, attempts, next_attempt_at from webhooks.deliveries
-where event_id = $1 order by endpoint_id
-"""
-_ATTEMPTS: Final = """
-select endpoint_id, attempt, attempted_at, round(duration_ms::numeric, 1)::float8 as duration_ms, outcome, status,
-  error
-from webhooks.attempts where event_id = $1 order by attempted_at, endpoint_id, attempt
-"""

@@ -2,7 +2,7 @@
 
 All of them are SQL functions that any permitted role may call; the daemon does the work, whether or not it is watched.
 
-Never here: the output (cli/replays.py), the selection of deliveries (migration 0006).
+Never here: the output (cli/replays.py), the selection of deliveries (sql/functions/replay_page.sql).
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from pghookd.postgres.client import Session, connect, query
 from pghookd.settings.schema import Settings
 
 LOOK_EVERY_S: Final = 0.5
-ACTS: Final = ("pause", "resume", "cancel")
+ACTS: Final = {  # by name, and the statement of each
+    "pause": "pause_replay",
+    "resume": "resume_replay",
+    "cancel": "cancel_replay",
+}
 _SETTINGS: Final = {"statement_timeout": "30min", "TimeZone": "UTC"}
 
 
@@ -109,10 +113,8 @@ async def act(settings: Settings, what: str, replay_id: int) -> None:
         what: one of ACTS.
         replay_id: the replay.
     """
-    if what not in ACTS:
-        raise ValueError(what)
     async with _session(settings) as session:
-        await session.fetchval(f"select webhooks.{what}_replay($1)", replay_id)
+        await session.fetchval(query(ACTS[what]), replay_id)
 
 
 @asynccontextmanager

@@ -11,11 +11,14 @@ import contextlib
 import functools
 import importlib.resources
 from collections.abc import AsyncIterator, Callable, Sequence
+from importlib.resources.abc import Traversable
 from typing import Any, Final, TypeAlias
 
 import asyncpg
 import orjson
 from asyncpg.connect_utils import SessionAttribute
+
+from pghookd.postgres.includes import expand
 
 Row: TypeAlias = asyncpg.Record
 
@@ -89,8 +92,18 @@ def query(name: str) -> str:
 @functools.cache
 def queries() -> dict[str, str]:
     """Return all statements by name. The first call reads all files: later no file descriptor may be free."""
-    rooms = importlib.resources.files("pghookd").joinpath("sql", "queries").iterdir()
-    return {file.name.removesuffix(".sql"): file.read_text() for room in rooms for file in room.iterdir()}
+    sql = importlib.resources.files("pghookd").joinpath("sql")
+    fragments = texts(sql.joinpath("fragments"))
+    rooms = sql.joinpath("queries").iterdir()
+    return {name: expand(text, fragments) for room in rooms for name, text in texts(room).items()}
+
+
+def texts(folder: Traversable) -> dict[str, str]:
+    """Return the SQL files of a folder by name, without their suffix; none if there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    files = (file for file in folder.iterdir() if file.name.endswith(".sql"))
+    return {file.name.removesuffix(".sql"): file.read_text(encoding="utf-8") for file in files}
 
 
 def _is_pooler(error: Exception) -> bool:

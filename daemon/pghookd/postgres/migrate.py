@@ -1,9 +1,11 @@
 """Brings the schema `webhooks` up to date, and reports its state.
 
-One session holds the migrations' advisory lock and applies them, so that lock and work always end together. A schema
-of that name that is not pghookd's, or was altered, is not touched.
+One session holds the migrations' advisory lock and applies the pending migrations, then the pending functions, in one
+transaction: nobody sees a function missing, or one that does not fit the tables. A schema of that name that is
+not pghookd's, or was altered, is not touched.
 
-Never here: the decision which migrations to apply (postgres/migration_plan.py), DDL (sql/migrations).
+Never here: the decision what to apply (postgres/migration_plan.py, postgres/function_plan.py), DDL (sql/migrations,
+sql/functions).
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from importlib.resources.abc import Traversable
 from typing import Final
 
 from pghookd import __version__
-from pghookd.postgres import client, migration_plan
-from pghookd.postgres.client import Session
+from pghookd.postgres import client, function_plan, lock_keys, migration_plan
+from pghookd.postgres.client import DatabaseError, Session, query
+from pghookd.postgres.function_plan import AppliedFunction, FunctionPlan, SchemaFunction
+from pghookd.postgres.includes import expand
 from pghookd.postgres.migration_plan import Applied, Migration, MigrationPlan
 
-LOCK_CLASS: Final = 1_885_825_131  # shared by all advisory locks of pghookd
-LOCK_KEY: Final = -1  # key of this lock
 LOCK_WAIT_S: Final = 60.0
 _LOCK_PAUSE_S: Final = 0.25
 _MARKER: Final = "pghookd:"  # prefix of the comment on pghookd's schema
@@ -37,7 +39,8 @@ _SETTINGS: Final = {
     "search_path": "pg_catalog",
     "client_min_messages": "warning",
 }
-_PREPARE: Final = "select webhooks.prepare_days()"
+# invalid_function_definition, invalid_table_definition, wrong_object_type: `create or replace` changes no signature.
+_IRREPLACEABLE: Final = frozenset({"42P13", "42P16", "42809"})
 
 
 class SchemaFault(Exception):  # noqa: N818 - a state of the schema, not a programming error
@@ -49,30 +52,41 @@ class SchemaFault(Exception):  # noqa: N818 - a state of the schema, not a progr
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SchemaFiles:
+    """The SQL that makes the schema."""
+
+    migrations: tuple[Migration, ...]
+    functions: tuple[SchemaFunction, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Found:
     """The state of the schema in the database.
 
     Attributes:
         exists: True if there is a schema `webhooks` and it is pghookd's.
         plan: the migrations it needs; if the plan has faults, the schema must not be touched.
+        functions: the functions and views it needs.
         version: number of the newest migration applied; 0 if none.
     """
 
     exists: bool
     plan: MigrationPlan
+    functions: FunctionPlan
     version: int
 
     @property
     def is_usable(self) -> bool:
         """Return True if the daemon may run on it: no faults and nothing pending; it may be newer."""
-        return self.exists and not self.plan.faults and not self.plan.pending
+        return self.exists and not (self.plan.faults or self.plan.pending or self.functions.pending)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """The result of a run of `migrate`."""
+    """The result of a run of `migrate`; in a dry run, the result that it would have."""
 
-    applied: tuple[Migration, ...]  # in a dry run, those to be applied
+    applied: tuple[Migration, ...]
+    functions: tuple[SchemaFunction, ...]
     version: int
     newer: tuple[int, ...]
     roles: bool
@@ -83,24 +97,34 @@ def bundled() -> Traversable:
     return importlib.resources.files("pghookd").joinpath("sql")
 
 
-def load(folder: Traversable | None = None) -> tuple[Migration, ...]:
-    """Return the migrations in `folder`/migrations; the program's own if `folder` is None.
+def load(folder: Traversable | None = None) -> SchemaFiles:
+    """Return the migrations and functions in a folder; the program's own if `folder` is None.
 
     Raises:
         ValueError: a file in the folder is invalid or missing.
     """
-    files = (folder or bundled()).joinpath("migrations").iterdir()
-    return migration_plan.parse(
+    sql = folder or bundled()
+    files = sql.joinpath("migrations").iterdir()
+    migrations = migration_plan.parse(
         {file.name: file.read_bytes() for file in files if file.name.endswith(".sql")}
+    )
+    fragments = client.texts(sql.joinpath("fragments"))
+    functions = client.texts(sql.joinpath("functions"))
+    return SchemaFiles(
+        migrations, function_plan.parse({name: expand(text, fragments) for name, text in functions.items()})
     )
 
 
 def script(folder: Traversable | None = None, *, roles: bool = False) -> str:
-    """Return all migrations as one text for other tools, without a database."""
+    """Return all migrations and functions as one text for other tools, without a database."""
     available = load(folder)
-    closing = [_PREPARE] if any("function webhooks.prepare_days" in each.sql for each in available) else []
-    text = migration_plan.script(available, closing=closing)
-    return f"{text}\n{_roles(folder)}" if roles else text
+    parts = [
+        f"-- The schema webhooks as pghookd {__version__} makes it, for a database without it.\nbegin;\n",
+        migration_plan.script(available.migrations),
+        function_plan.script(available.functions, __version__),
+        f"commit;\n\n{query('prepare_days').rstrip()};\n",
+    ]
+    return "\n".join([*parts, _roles(folder)] if roles else parts)
 
 
 def _roles(folder: Traversable | None) -> str:
@@ -116,43 +140,45 @@ def functions_of(role: str) -> tuple[str, ...]:
 # Looking ----------------------------------------------------------------------------------------------------
 
 
-async def look(
-    session: Session, available: tuple[Migration, ...], daemon_version: str = __version__
-) -> Found:
+async def look(session: Session, available: SchemaFiles, daemon_version: str = __version__) -> Found:
     """Return the state of the schema in the database, without changing it.
 
     Raises:
         DatabaseAway, DatabaseError: as raised by the session.
     """
-    row = await session.fetchrow(
-        """select obj_description(n.oid, 'pg_namespace') as comment,
-             exists (select from pg_class where relnamespace = n.oid and relname = 'migrations') as has_table
-           from pg_namespace n where n.nspname = 'webhooks'"""
-    )
+    row = await session.fetchrow(query("find_schema"))
     if row is None:
-        return Found(exists=False, plan=migration_plan.plan(available, (), daemon_version), version=0)
-    if not (row["comment"] or "").startswith(_MARKER):
-        return _foreign()
-    if not row["has_table"]:
         return Found(
-            exists=True,
-            plan=MigrationPlan((), (), ("the schema webhooks has lost its table migrations",)),
+            exists=False,
+            plan=migration_plan.plan(available.migrations, (), daemon_version),
+            functions=function_plan.plan(available.functions, (), daemon_version),
             version=0,
         )
-    rows = await session.fetch(
-        "select version, name, sha256, min_daemon from webhooks.migrations order by version"
-    )
+    if not (row["comment"] or "").startswith(_MARKER):
+        return _faulty(
+            "the schema webhooks in this database is not pghookd's (no comment on it begins with 'pghookd:');"
+            " rename it or use another database",
+            exists=False,
+        )
+    if not row["has_migrations"]:
+        return _faulty("the schema webhooks has lost its table migrations")
+    rows = await session.fetch(query("read_migrations"))
     applied = [Applied(r["version"], r["name"], r["sha256"], r["min_daemon"]) for r in rows]
-    plan = migration_plan.plan(available, applied, daemon_version)
-    return Found(exists=True, plan=plan, version=max((each.version for each in applied), default=0))
-
-
-def _foreign() -> Found:
-    fault = (
-        "the schema webhooks in this database is not pghookd's (no comment on it begins with 'pghookd:');"
-        " rename it or use another database"
+    plan = migration_plan.plan(available.migrations, applied, daemon_version)
+    if plan.faults:
+        return _faulty(*plan.faults)
+    if not row["has_functions"]:
+        return _faulty("the schema webhooks has lost its table functions")
+    there = [AppliedFunction(**r) for r in await session.fetch(query("read_functions"))]
+    functions = function_plan.plan(
+        available.functions, there, daemon_version, schema_is_newer=bool(plan.newer)
     )
-    return Found(exists=False, plan=MigrationPlan((), (), (fault,)), version=0)
+    version = max((each.version for each in applied), default=0)
+    return Found(exists=True, plan=plan, functions=functions, version=version)
+
+
+def _faulty(*faults: str, exists: bool = True) -> Found:
+    return Found(exists=exists, plan=MigrationPlan((), (), faults), functions=FunctionPlan((), ()), version=0)
 
 
 # Acting -----------------------------------------------------------------------------------------------------
@@ -167,7 +193,7 @@ async def migrate(
     say: Callable[[str], None] = lambda _text: None,
     lock_wait_s: float = LOCK_WAIT_S,
 ) -> Report:
-    """Apply the pending migrations, each in its own transaction.
+    """Apply the pending migrations and functions in one transaction.
 
     Args:
         url: of the database; if empty, libpq's PG* variables apply.
@@ -178,55 +204,78 @@ async def migrate(
         lock_wait_s: maximum wait for another `migrate`, seconds.
 
     Raises:
-        DatabaseAway: the database cannot be reached or was lost; migrations applied before stay.
-        DatabaseError: Postgres rejected a statement; its migration was rolled back.
-        SchemaFault: the schema must not be touched, or another `migrate` did not end in time.
+        DatabaseAway: the database cannot be reached or was lost.
+        DatabaseError: Postgres rejected a statement; nothing was applied.
+        SchemaFault: the schema must not be touched, a function has another signature than before, or another
+            `migrate` did not end in time.
     """
     available = load(folder)
     session = await client.connect(url, name="migrate", settings=_SETTINGS)
     try:
         if dry_run:
-            return _report(await _looked_at(session, available), roles=roles)
+            found = await _looked_at(session, available)
+            return _report(found, found.functions.pending, roles=roles)
         async with _locked(session, say, lock_wait_s):
             found = await _looked_at(session, available)
-            for each in found.plan.pending:
-                await _apply(session, each)
-            await _prepare_days(session)
+            async with session.transaction():
+                functions = await _apply_all(session, available, found)
+            await session.execute(
+                query("prepare_days")
+            )  # by itself: it waits for transactions with locks on events
             if roles:
                 await session.execute(_roles(folder))
-            return _report(found, roles=roles)
+            return _report(found, functions, roles=roles)
     finally:
         await session.close()
 
 
-async def _looked_at(session: Session, available: tuple[Migration, ...]) -> Found:
+async def _looked_at(session: Session, available: SchemaFiles) -> Found:
     found = await look(session, available)
     if found.plan.faults:
         raise SchemaFault(*found.plan.faults)
     return found
 
 
-def _report(found: Found, *, roles: bool) -> Report:
+def _report(found: Found, functions: tuple[SchemaFunction, ...], *, roles: bool) -> Report:
     pending = found.plan.pending
-    return Report(pending, pending[-1].version if pending else found.version, found.plan.newer, roles)
+    version = pending[-1].version if pending else found.version
+    return Report(pending, functions, version, found.plan.newer, roles)
 
 
-async def _apply(session: Session, migration: Migration) -> None:
-    async with session.transaction():
+async def _apply_all(session: Session, available: SchemaFiles, found: Found) -> tuple[SchemaFunction, ...]:
+    """Apply the pending migrations, then the pending functions; return the functions."""
+    for migration in found.plan.pending:
         await session.execute(migration.sql)
         await session.execute(
-            "insert into webhooks.migrations (version, name, sha256, min_daemon) values ($1, $2, $3, $4)",
-            migration.version,
-            migration.name,
-            migration.sha256,
-            migration.min_daemon,
+            query("note_migration"), migration.version, migration.name, migration.sha256, migration.min_daemon
         )
+    functions = (await _looked_at(session, available)).functions.pending  # and those that were dropped
+    for function in functions:
+        await _replace(session, function)
+        await session.execute(query("note_function"), function.name, function.sha256, __version__)
+    if functions:
+        await session.execute(function_plan.CLOSE)
+    return functions
 
 
-async def _prepare_days(session: Session) -> None:
-    """Create the first partitions of a new schema, without which an insert would fail."""
-    if await session.fetchval("select to_regprocedure('webhooks.prepare_days(int)') is not null"):
-        await session.execute(_PREPARE)
+async def _replace(session: Session, function: SchemaFunction) -> None:
+    """Create a function or view, or replace it; its grants and the objects that depend on it stay.
+
+    Raises:
+        SchemaFault: the one in the database has another signature.
+    """
+    file = f"functions/{function.name}.sql"
+    remedy = "drop the old one in a migration"
+    try:
+        await session.execute(function.sql)
+    except DatabaseError as error:
+        if error.sqlstate not in _IRREPLACEABLE:
+            raise
+        raise SchemaFault(f"{file} cannot replace webhooks.{function.name}: {error}; {remedy}") from error
+    if await session.fetchval(query("count_signatures"), function.name) != function.signatures:
+        raise SchemaFault(
+            f"webhooks.{function.name} exists with a signature that {file} does not have: {remedy}"
+        )
 
 
 @asynccontextmanager
@@ -237,8 +286,8 @@ async def _locked(session: Session, say: Callable[[str], None], wait_s: float) -
     """
     deadline = time.monotonic() + wait_s
     told = False
-    while not await session.fetchval("select pg_try_advisory_lock($1, $2)", LOCK_CLASS, LOCK_KEY):
-        holder = await session.fetchval(_HOLDER, LOCK_CLASS, LOCK_KEY)
+    while not await session.fetchval(lock_keys.TRY, lock_keys.MIGRATE):
+        holder = await session.fetchval(query("find_lock_holder"), lock_keys.CLASS, lock_keys.MIGRATE)
         if time.monotonic() >= deadline:
             raise SchemaFault(f"another migrate (backend {holder}) has not ended within {wait_s:g} s")
         if not told:
@@ -246,12 +295,4 @@ async def _locked(session: Session, say: Callable[[str], None], wait_s: float) -
             told = True
         await asyncio.sleep(_LOCK_PAUSE_S)
     yield
-    await session.execute("select pg_advisory_unlock($1, $2)", LOCK_CLASS, LOCK_KEY)
-
-
-_HOLDER: Final = """
-select pid from pg_locks
-where locktype = 'advisory' and granted and objsubid = 2
-  and database = (select oid from pg_database where datname = current_database())
-  and classid = $1::int::bigint::oid and objid = ($2::int::bigint & 4294967295)::oid
-"""
+    await session.execute(lock_keys.RELEASE, lock_keys.MIGRATE)

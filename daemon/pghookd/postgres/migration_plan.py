@@ -101,7 +101,7 @@ def plan(available: Sequence[Migration], applied: Sequence[Applied], daemon_vers
         ours = known.get(row.version)
         if ours is not None and ours.sha256 != row.sha256:
             faults.append(f"migration {_named(ours)} was applied with another content (its checksum differs)")
-        if row.min_daemon is not None and not _is_at_least(daemon_version, row.min_daemon):
+        if row.min_daemon is not None and not is_at_least(daemon_version, row.min_daemon):
             faults.append(
                 f"migration {row.version:04}_{row.name} needs pghookd {row.min_daemon} or later,"
                 f" this is {daemon_version}"
@@ -114,7 +114,7 @@ def _named(migration: Migration) -> str:
     return f"{migration.version:04}_{migration.name}"
 
 
-def _is_at_least(version: str, wanted: str) -> bool:
+def is_at_least(version: str, wanted: str) -> bool:
     """Return True if a version is at least `wanted`, by the leading numbers: 0.2.0.dev1 counts as 0.2.0."""
     mine, least = _numbers(version), _numbers(wanted)
     width = max(len(mine), len(least))
@@ -126,17 +126,9 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
-def script(migrations: Sequence[Migration], *, closing: Sequence[str] = ()) -> str:
-    """Return one text for psql and other tools: each migration in a transaction, with its row.
-
-    Args:
-        migrations: the migrations, in order.
-        closing: statements to append, each without its semicolon.
-    """
-    parts = [
-        f"-- {_named(each)}\nbegin;\n{each.sql.rstrip()}\n{_row(each)}\ncommit;\n" for each in migrations
-    ]
-    return "\n".join([*parts, *(f"{statement};\n" for statement in closing)])
+def script(migrations: Sequence[Migration]) -> str:
+    """Return one text for psql and other tools: each migration with its row in `webhooks.migrations`."""
+    return "\n".join(f"-- {_named(each)}\n{each.sql.rstrip()}\n{_row(each)}\n" for each in migrations)
 
 
 def _row(migration: Migration) -> str:

@@ -22,14 +22,13 @@ from pghookd.event_log.rows import server_of, shard_of
 from pghookd.model.suspect import write_suspects
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Session, connect, query
 from pghookd.process.host_id import host_id
+from pghookd.runtime import ownership
 from pghookd.settings.schema import Settings
 
 LOOKS: Final = 20  # tries to lock the shards, which a daemon on hold locks for moments
 LOOK_AGAIN_S: Final = 0.1
 WAIT_S: Final = 60.0  # for transactions that were open before; then adopt reports one that is still open
 
-_LOCK: Final = "select pg_try_advisory_lock(1885825131, s + 1) from generate_series(0, $1::int - 1) s"
-_FREE: Final = "select pg_advisory_unlock_all()"
 _SNAPSHOT: Final = "select pg_current_snapshot()"
 _XID: Final = "select pg_current_xact_id()"
 _ONE_SNAPSHOT: Final = "set transaction isolation level repeatable read"
@@ -76,9 +75,8 @@ async def adopt(settings: Settings, *, skip_backlog: bool, host: str | None = No
 async def _own(session: Session, shards: int) -> None:
     """Lock the shards for the rest of the session."""
     for _ in range(LOOKS):
-        if all(row[0] for row in await session.fetch(_LOCK, shards)):
+        if await ownership.take(session, shards):
             return
-        await session.fetchval(_FREE)
         await asyncio.sleep(LOOK_AGAIN_S)
     raise DatabaseError(
         _LOCK_NOT_AVAILABLE, "an instance owns the shards and is reading: there is nothing to adopt"
@@ -119,12 +117,7 @@ async def _anchor(session: Session, place: Home, *, skip_backlog: bool) -> dict[
 
 async def _enter(session: Session, place: Home, queued: int, *, skip_backlog: bool) -> None:
     """Store the new home of the daemon, and that the database was adopted there."""
-    await session.execute("delete from webhooks.home")
+    await session.execute(query("clear_home"))
     await session.execute(query("enter_home"), place.host, session.address, None, 0, write_suspects(()))
     await session.execute(query("name_home"), place.name)
-    await session.execute(
-        "insert into webhooks.operations (what, detail)"
-        " values ('adopt', jsonb_build_object('queued', $1::bigint, 'skip_backlog', $2::bool))",
-        queued,
-        skip_backlog,
-    )
+    await session.execute(query("note_adoption"), queued, skip_backlog)

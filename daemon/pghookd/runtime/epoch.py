@@ -136,7 +136,7 @@ async def _shards(world: World, record: Session) -> int:
     """Make the rows of `shards` at the first run; the setting must match their number ever after."""
     wanted = world.settings.delivery.shards
     await record.execute(query("make_shards"), wanted)
-    there: int = await record.fetchval("select count(*)::int from webhooks.shards")
+    there: int = await record.fetchval(query("count_shards"))
     if there != wanted:
         raise Unfit(f"delivery.shards is {wanted}, but the database has {there}: set it to {there}")
     return there

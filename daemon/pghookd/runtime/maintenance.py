@@ -19,6 +19,7 @@ from pghookd.encryption.keyring import Vault
 from pghookd.event_log.rows import holder_of
 from pghookd.model import day
 from pghookd.model.day import Reminder
+from pghookd.postgres import lock_keys
 from pghookd.postgres.client import DatabaseError, Session, query
 from pghookd.process import beating
 from pghookd.process.logs import LogEvent
@@ -31,10 +32,6 @@ PAUSE_S: Final = 0.02  # after each page
 PAGE: Final = 1000  # events or attempts examined
 DAYS_AHEAD: Final = 8  # today and the next week
 REMIND_S: Final = 3600.0  # how often a lock held by others, or clocks that disagree, are reported
-LOCK_KEY: Final = -3
-_TRY: Final = "select pg_try_advisory_lock(1885825131, -3)"
-_FREE: Final = "select pg_advisory_unlock(1885825131, -3)"
-_TODAY: Final = "select webhooks.day_of()"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ class Warnings:
         """Record whether another session holds the maintenance lock; name it after an hour."""
         if self._held.is_due(self._monotonic(), lasts=lasts):
             found = await session.fetch(query("find_strangers"))
-            holders = [holder_of(row) for row in found if row["key"] == LOCK_KEY]
+            holders = [holder_of(row) for row in found if row["key"] == lock_keys.MAINTENANCE]
             self._logger.warning(
                 LogEvent.PARTITIONS_DELAYED, error="the lock of maintenance is held", holders=holders or None
             )
@@ -158,7 +155,7 @@ async def step(
         own_day: the same by the daemon's clock; None if the server's clock needs no confirmation.
         warnings: reports lasting conditions.
     """
-    got = await session.fetchval(_TRY)
+    got = await session.fetchval(lock_keys.TRY, lock_keys.MAINTENANCE)
     try:
         if warnings is not None:
             await warnings.held(session, lasts=not got)
@@ -168,7 +165,7 @@ async def step(
         return False
     finally:
         if got and not session.closed:
-            await session.fetchval(_FREE)
+            await session.fetchval(lock_keys.RELEASE, lock_keys.MAINTENANCE)
 
 
 async def _step(
@@ -181,7 +178,7 @@ async def _step(
     warnings: Warnings | None,
 ) -> bool:
     if today is None:
-        today = await session.fetchval(_TODAY)
+        today = await session.fetchval(query("find_today"))
     entered = await session.fetchval(query("is_in_day"), today)
     refusal = None if entered or own_day is None else await _why_refuse(session, today, own_day)
     if warnings is not None:
@@ -209,8 +206,8 @@ async def _analyze(session: Session, logger: FilteringBoundLogger) -> None:
 
     A table that takes longer than the session's statement timeout is left to the next day.
     """
-    for table in ("events", "attempts", "dead"):
+    for name in ("analyze_events", "analyze_attempts", "analyze_dead"):
         try:
-            await session.execute(f"analyze webhooks.{table}")
+            await session.execute(query(name))
         except DatabaseError as error:
-            logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement=f"analyze {table}")
+            logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement=name.replace("_", " "))

@@ -17,18 +17,18 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.event_log.identity import Here
 from pghookd.event_log.rows import holder_of
+from pghookd.postgres import lock_keys
 from pghookd.postgres.client import Session, query
 from pghookd.process.logs import LogEvent
 
 STAND_BY_S: Final = 0.5
 LOOK_S: Final = 60.0  # between two checks of the holders, and between two warnings
 LOOK_AGAIN_S: Final = 2.0  # if the owner has not registered yet
-_FREE: Final = "select pg_advisory_unlock_all()"
 
 
 async def own(session: Session, shards: int, *, standing_by: Callable[[], Awaitable[None]]) -> None:
     """Return once every shard is owned; `standing_by` is awaited after each failed try."""
-    while not await _take(session, shards):
+    while not await take(session, shards):
         await standing_by()
         await asyncio.sleep(STAND_BY_S)
 
@@ -89,10 +89,11 @@ def _status(strangers: Sequence[str]) -> str:
     return "standing by: another instance owns the shards"
 
 
-async def _take(session: Session, shards: int) -> bool:
+async def take(session: Session, shards: int) -> bool:
+    """Take the locks of all shards for the life of the session, or none; return True if they were free."""
     for shard in range(shards):
         if not await session.fetchval(query("lock_shard"), shard):
             if shard:
-                await session.fetchval(_FREE)
+                await session.fetchval(lock_keys.RELEASE_ALL)
             return False
     return True

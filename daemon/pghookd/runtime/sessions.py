@@ -64,6 +64,7 @@ HOT: Final = {
     "record": (  # all of its statements: prepared before it takes the locks of the shards (Session.prepare)
         "advance_replay",
         "clear_backlog",
+        "count_shards",
         "disable_endpoints",
         "enter_home",
         "enter_standby",
@@ -242,5 +243,5 @@ async def check_echo(read: Session, work: Session, echo: asyncio.Event) -> None:
             await echo.wait()
     if not echo.is_set():
         raise Unfit(POOLER)
-    if await work.fetchval("select pg_try_advisory_lock(1885825131, 1)"):
+    if await work.fetchval(query("lock_shard"), 0):
         raise Unfit(POOLER)

@@ -9,7 +9,7 @@ with recursive step(endpoint_id, n) as (
           order by b.endpoint_id limit 1), n + 1
   from step where step.endpoint_id is not null and n < $2)
 select step.endpoint_id, p.enabled, p.ordered, first.reason, last.reason as newest_reason,
-  mod(mod(hashtextextended(coalesce(p.site_id, first.site_id), 0), $3::int) + $3::int, $3::int)::int as shard
+  webhooks.shard_of(coalesce(p.site_id, first.site_id), $3::int) as shard
 from step
 left join webhooks.endpoints p on p.endpoint_id = step.endpoint_id
 left join lateral (

@@ -4,27 +4,21 @@
 -- $1 pg_snapshot: the last read; $2 pg_snapshot: up to this one; $3 bigint: after this event_id; $4 bigint: up to
 -- this one; $5 int: rows; $6 int[]: only these shards, null: all; $7 int: how many shards there are; $8 text[]: sites
 -- whose events come without payload and options, since they are left in the log for a while.
-select event_id, site_id, type, created_at, endpoint_id,
-  case when site_id = any ($8) then null
-       when pg_column_compression(payload) is null and pg_column_size(payload) <= 16384 then payload
-       when octet_length(payload::text) <= 16384 then payload end as payload,
-  case when num_nonnulls(traceparent, ordering_key, deliver_after, deliver_before, dedupe_key, supersede_key) > 0
-    and not site_id = any ($8) then
-    jsonb_strip_nulls(jsonb_build_object('traceparent', traceparent, 'ordering_key', ordering_key,
-      'dedupe_key', dedupe_key, 'supersede_key', supersede_key,
-      'payload_bytes', case when supersede_key is not null and (pg_column_compression(payload) is not null or pg_column_size(payload) > 16384) then octet_length(payload::text) end,
-      'deliver_after', case when deliver_after > '-infinity' then extract(epoch from least(deliver_after, '9999-01-01')) end,
-      'wait_s', case when deliver_after > now() then extract(epoch from least(deliver_after, '9999-01-01') - now()) end,
-      'deliver_before', case when deliver_before < 'infinity' then extract(epoch from greatest(deliver_before, '1970-01-01')) end))
+select e.event_id, e.site_id, e.type, e.created_at, e.endpoint_id,
+  case when e.site_id <> all ($8) and
+    --include payload_is_inline
+    then e.payload end as payload,
+  case when e.site_id <> all ($8) then
+    --include event_options
   end as options
 from (
-  select xid, event_id, site_id, type, created_at, endpoint_id, payload, traceparent, deliver_after, deliver_before, ordering_key,
-    dedupe_key, supersede_key
+  select xid, event_id, site_id, type, created_at, endpoint_id, payload, traceparent, deliver_after, deliver_before,
+    ordering_key, dedupe_key, supersede_key
   from webhooks.events
   where event_id > $3 and event_id <= $4
   order by event_id
   offset 0) e
-where pg_visible_in_snapshot(xid, $2) and not pg_visible_in_snapshot(xid, $1)
-  and ($6::int[] is null or mod(mod(hashtextextended(site_id, 0), $7) + $7, $7) = any ($6))
-order by event_id
+where pg_visible_in_snapshot(e.xid, $2) and not pg_visible_in_snapshot(e.xid, $1)
+  and ($6::int[] is null or webhooks.shard_of(e.site_id, $7) = any ($6))
+order by e.event_id
 limit $5

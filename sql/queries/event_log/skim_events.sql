@@ -11,7 +11,7 @@ from (
     order by event_id
     offset 0) e
   where pg_visible_in_snapshot(xid, $2) and not pg_visible_in_snapshot(xid, $1)
-    and ($6::int[] is null or mod(mod(hashtextextended(site_id, 0), $7) + $7, $7) = any ($6))
+    and ($6::int[] is null or webhooks.shard_of(site_id, $7) = any ($6))
   order by event_id
   limit $5) page
 group by site_id, type, endpoint_id

@@ -9,7 +9,7 @@ with shards as (
   from webhooks.events e
   join webhooks.endpoints p on p.site_id = e.site_id and e.event_id > p.from_event_id
     and (case when e.endpoint_id is not null then e.endpoint_id = p.endpoint_id else webhooks.takes(p.event_types, e.type) end)
-  join shards s on s.shard = mod(mod(hashtextextended(e.site_id, 0), s.n) + s.n, s.n)
+  join shards s on s.shard = webhooks.shard_of(e.site_id, s.n)
   where e.event_id > s.floor
     and (s.snapshot is null or e.event_id > s.max_event_id or not pg_visible_in_snapshot(e.xid, s.snapshot)
       or (s.inside and e.event_id > s.last_event_id and not pg_visible_in_snapshot(e.xid, s.since)))

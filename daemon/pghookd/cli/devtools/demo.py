@@ -34,7 +34,7 @@ from pghookd.cli.devtools.embedded_postgres import EmbeddedFault, EmbeddedServer
 from pghookd.cli.devtools.payloads import Shop
 from pghookd.cli.devtools.receiver import ReceivedRequest, Receiver
 from pghookd.postgres import migrate
-from pghookd.postgres.client import DatabaseAway, DatabaseError, Session, connect
+from pghookd.postgres.client import DatabaseAway, DatabaseError, Session, connect, query
 from pghookd.process import logs
 from pghookd.runtime import app
 from pghookd.settings import schema as configuration
@@ -61,10 +61,6 @@ WARM_S: Final = 5.0  # limit for the uncounted test event to each endpoint
 WARM_LOOK_S: Final = 0.01
 STALLED_S: Final = 60.0  # without any arrival for this long the demo gives up
 SCHEDULE: Final = "500ms,1s,2s,4s,8s,15s,30s,60s"
-_INSERT: Final = (
-    "insert into webhooks.events (site_id, type, payload, subject) values ($1, $2, $3, $4) returning event_id"
-)
-_TEST: Final = "select webhooks.send_test($1)"
 _TEST_TYPE: Final = "webhook_test"
 
 _OK: Final = 0
@@ -175,7 +171,7 @@ class Demo:
         hooks = self._tally.hooks.values()
         self._cold = len(hooks)
         for hook in hooks:
-            await session.fetchval(_TEST, hook.endpoint_id)
+            await session.fetchval(query("send_test"), hook.endpoint_id, _TEST_TYPE)
         end = time.monotonic() + WARM_S
         while self._cold and not self._stop.is_set() and time.monotonic() < end:
             await self._pause(WARM_LOOK_S)
@@ -200,7 +196,7 @@ class Demo:
     async def _insert(self, session: Session, site_id: str, shop: Shop) -> None:
         occurrence = shop.next()
         row = await session.fetchrow(
-            _INSERT, site_id, occurrence.type, occurrence.payload, occurrence.subject
+            query("insert_event"), site_id, occurrence.type, occurrence.payload, occurrence.subject
         )
         if row is not None:
             committed_at_us = time.time_ns() // 1000
@@ -284,11 +280,7 @@ class Demo:
             return _NO
         if self._wanted is None:
             return _NO if tally.refuted else _OK
-        recorded = await session.fetchval(
-            "select count(*) from webhooks.attempts"
-            " where outcome = 'delivered' and event_id = any($1::bigint[])",
-            self._event_ids,
-        )
+        recorded = await session.fetchval(query("count_delivered"), self._event_ids)
         complete = tally.events == self._wanted and not tally.pending and not tally.refuted
         fine = complete and recorded >= tally.expected
         self._print(
@@ -359,14 +351,7 @@ def _is_taken_by_flaky(webhook_id: str, attempt: int) -> bool:
 
 async def _furnish(session: Session, receiver: Receiver) -> Sequence[Hook]:
     """Create the sites and endpoints that do not exist yet, and set the URL of all to this run's receiver."""
-    await session.execute(
-        "insert into webhooks.sites (site_id, name, url, owner_email)"
-        " select id, name, 'https://' || id || '.example', 'owner@' || id || '.example'"
-        " from unnest($1::text[], $2::text[]) as made (id, name)"
-        " on conflict (site_id) do update set owner_email = excluded.owner_email",
-        list(SITES),
-        list(SITES.values()),
-    )
+    await session.execute(query("put_sites"), list(SITES), list(SITES.values()))
     return [await _hook(session, receiver, *each) for each in HOOKS]
 
 
@@ -375,21 +360,10 @@ async def _hook(
 ) -> Hook:
     path = f"/{site_id}/{name}"
     url = receiver.url(path)
-    row = await session.fetchrow(
-        "update webhooks.endpoints set url = $3, enabled = true where site_id = $1 and description = $2"
-        " returning endpoint_id, secret",
-        site_id,
-        name,
-        url,
-    ) or await session.fetchrow(
-        "insert into webhooks.endpoints (site_id, description, url, event_types, secret)"
-        " values ($1, $2, $3, $4, $5) returning endpoint_id, secret",
-        site_id,
-        name,
-        url,
-        list(event_types),
-        "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
-    )
+    row = await session.fetchrow(query("move_endpoint"), site_id, name, url)
+    if row is None:
+        secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        row = await session.fetchrow(query("insert_endpoint"), site_id, name, url, list(event_types), secret)
     if row is None:
         raise RuntimeError("INSERT .. RETURNING returned nothing")
     receiver.expect(path, row["secret"])

@@ -7,6 +7,7 @@ current snapshot. From there on each read is the difference to the one before.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol, cast
 
@@ -164,5 +165,9 @@ def upper_end(newest: int) -> int:
 
 def read_new_events(floor: int, upper: int) -> str:
     """Return the statement for the days from a floor to an upper end; its text is the same all day."""
-    lower = floor // DAY_IDS * DAY_IDS - 1
-    return query("read_new_events").replace(" -1 ", f" {lower} ").replace(f"{2**63 - 1}", f"{upper}")
+    return _bounded(floor // DAY_IDS * DAY_IDS - 1, upper)
+
+
+@functools.lru_cache(maxsize=8)
+def _bounded(lower: int, upper: int) -> str:
+    return query("read_new_events").format(lower=lower, upper=upper)

@@ -1,0 +1,77 @@
+-- The deliveries: requests that were made, deliveries that wait, and deliveries that were given up. An event that no
+-- endpoint takes has no row here, nor has one that is on its first attempt.
+-- min_daemon: 0.1.0
+
+create table webhooks.attempts (
+  event_id     bigint not null,
+  endpoint_id  bigint not null,
+  attempted_at timestamptz not null,
+  duration_ms  real not null,
+  attempt      smallint not null,
+  status       smallint,
+  outcome      text not null constraint "outcome is a known one"
+               check (outcome in ('delivered', 'refused', 'timeout', 'unreachable', 'blocked', 'failed')),
+  error        text,
+  response     bytea,
+  site_id      text collate "C" not null
+) partition by range (event_id);
+create unique index attempts_once on webhooks.attempts (event_id, endpoint_id, attempt);
+create index attempts_failed on webhooks.attempts (endpoint_id, event_id) where outcome <> 'delivered';
+comment on table webhooks.attempts is 'One row per request made; a delivered one settles its delivery';
+comment on column webhooks.attempts.attempted_at is 'Start of the request';
+comment on column webhooks.attempts.error is 'A constant name, or name: detail';
+
+create table webhooks.dead (
+  event_id    bigint not null,
+  endpoint_id bigint not null,
+  site_id     text collate "C" not null,
+  reason      text not null,
+  attempts    smallint not null,
+  since       timestamptz not null default now(),
+  primary key (event_id, endpoint_id)
+) partition by range (event_id);
+create index dead_of_endpoint on webhooks.dead (endpoint_id, event_id);
+create index dead_of_platform on webhooks.dead (since) where reason in ('too_large', 'invalid');
+comment on table webhooks.dead is 'Deliveries that were given up, with the reason';
+
+-- Rows come and go: they leave room for updates in place, and vacuum comes early. The daemon holds and releases them in
+-- pages, so that an endpoint with a million rows can be switched off and on.
+
+create table webhooks.backlog (
+  event_id        bigint not null,
+  endpoint_id     bigint not null,
+  site_id         text collate "C" not null,
+  state           text not null constraint "state is a known one" check (state in ('waiting', 'parked', 'held')),
+  reason          text not null,
+  attempts        smallint not null default 0,
+  next_attempt_at timestamptz,
+  since           timestamptz not null default now(),
+  released_at     timestamptz,
+  attempts_before smallint not null default 0,
+  line            text,
+  primary key (event_id, endpoint_id),
+  constraint "a waiting delivery has a time" check (state <> 'waiting' or next_attempt_at is not null)
+) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
+create index backlog_due on webhooks.backlog (next_attempt_at, event_id, endpoint_id) where state = 'waiting';
+create index backlog_of_endpoint on webhooks.backlog (endpoint_id, event_id);
+create index backlog_aside on webhooks.backlog (endpoint_id, event_id) where state <> 'waiting' and reason <> 'quarantined';
+create index backlog_held on webhooks.backlog (since) where state = 'held';
+create index backlog_in_line on webhooks.backlog (endpoint_id, line, event_id) where line is not null;
+comment on table webhooks.backlog is
+  'Deliveries that did not go out at once: to be retried, parked, or held for a disabled endpoint';
+comment on column webhooks.backlog.since is 'Since when it is waiting, parked or held';
+comment on column webhooks.backlog.released_at is 'When it last left parked or held: its age counts from here';
+comment on column webhooks.backlog.attempts_before is
+  'Of the attempts, those before the latest replay: the schedule counts failures from there';
+comment on column webhooks.backlog.line is
+  'Of an ordered endpoint: which line the delivery stands in, its ordering_key (empty: it has none). Null: none was '
+  'given yet';
+
+-- lz4 is much faster than the default, where the server has it.
+do $$
+begin
+  if exists (select 1 from pg_settings where name = 'default_toast_compression' and 'lz4' = any (enumvals)) then
+    alter table webhooks.events alter column payload set compression lz4;
+    alter table webhooks.attempts alter column response set compression lz4;
+  end if;
+end $$;

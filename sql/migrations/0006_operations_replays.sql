@@ -1,0 +1,63 @@
+-- The acts of operators: their record, replays, and the erasing of sites and old data.
+-- min_daemon: 0.1.0
+
+create table webhooks.operations (
+  at     timestamptz not null default now(),
+  actor  text not null default session_user,
+  what   text not null,
+  detail jsonb not null default '{}'
+);
+create index operations_by_time on webhooks.operations (at);
+comment on table webhooks.operations is 'Who enabled, disabled, replayed, rotated, adopted, and when';
+
+create table webhooks.replays (
+  replay_id        bigint generated always as identity primary key,
+  spec             jsonb not null,
+  rate_per_s       real not null default 100
+                   constraint "rate_per_s is more than 0 and at most 1000" check (rate_per_s > 0 and rate_per_s <= 1000),
+  total            bigint not null default 0,
+  done             bigint not null default 0,
+  state            text not null default 'running' constraint "state is a known one"
+                   check (state in ('running', 'paused', 'done', 'cancelled')),
+  created_at       timestamptz not null default now(),
+  endpoints        int not null default 0,
+  last_event_id    bigint not null default 0,
+  settled_event_id bigint not null default 0,
+  after_event_id   bigint not null default 0,
+  after_endpoint_id bigint not null default 0,
+  started_at       timestamptz,
+  ended_at         timestamptz
+);
+create index replays_running on webhooks.replays (replay_id) where state = 'running';
+comment on table webhooks.replays is 'Replays and how far they are; see webhooks.replay';
+comment on column webhooks.replays.spec is 'What webhooks.replay was asked for';
+comment on column webhooks.replays.total is 'Deliveries that it found when it was asked for';
+comment on column webhooks.replays.done is 'Deliveries put on their way so far';
+comment on column webhooks.replays.endpoints is 'To how many endpoints they go';
+comment on column webhooks.replays.last_event_id is 'No event after this one is replayed';
+comment on column webhooks.replays.settled_event_id is
+  'Up to here the daemon has settled everything: what has no row was missed';
+comment on column webhooks.replays.after_event_id is 'With after_endpoint_id: how far it has looked';
+
+create table webhooks.upkeep (
+  what           text primary key constraint "what is a known one" check (what in ('payloads', 'responses')),
+  after_event_id bigint not null default 0,
+  again_from     bigint,
+  began_at       timestamptz,
+  ended_at       timestamptz
+);
+comment on table webhooks.upkeep is
+  'How far payloads and answers were looked through that may have to be erased; the daemon''s own';
+comment on column webhooks.upkeep.again_from is
+  'The first event that could not be erased yet: the next walk begins there';
+
+create table webhooks.forgotten (
+  site_id        text collate "C" primary key,
+  asked_at       timestamptz not null default now(),
+  asked_xid      xid8 not null default pg_current_xact_id(),
+  walk           smallint not null default 1,
+  after_event_id bigint not null default 0,
+  to_event_id    bigint not null,
+  erased         bigint not null default 0
+);
+comment on table webhooks.forgotten is 'Sites that are being erased, until nothing is left of them; the daemon''s own';

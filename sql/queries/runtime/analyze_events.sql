@@ -1,0 +1,2 @@
+-- Analyzes `events` with its partitions: autovacuum analyzes these, and never the parent that plans are made by.
+analyze webhooks.events
