@@ -8,8 +8,8 @@
     delivered  `attempts`            no more
     dead       `dead`                no more
 
-Only a replay begins a delivery again that has ended. Rows follow the switch of their endpoint page by page; `deliveries`
-and `explain` show the state that a row will have.
+Only a replay begins a delivery again that has ended. Rows follow the switch of their endpoint page by page, and
+`deliveries` and `explain` show the state that a row will have.
 
 Never here: a decision, SQL, a clock.
 """
