@@ -13,6 +13,7 @@ from pghookd.postgres.client import DatabaseError
 from pghookd.runtime import adopt, epoch
 from support import crew, producers
 from support.crew import desk, living, serving
+from support.events import Sql, emit
 
 
 @pytest.fixture
@@ -251,12 +252,8 @@ async def test_settled_deliveries_stay_settled(database, session, until):
 
 async def test_duplicates_are_not_queued(database, session, until):
     await run_for_a_while(database, session, until)
-    insert = (
-        "insert into webhooks.events (site_id, type, payload, dedupe_key)"
-        " values ($1, 'order_created', '{}', $2) returning event_id"
-    )
     keys = ["d", "d", "e", "d"]
-    ids = [await session.fetchval(insert, producers.SITES[0], key) for key in keys]
+    ids = [await emit(session, site=producers.SITES[0], dedupe_key=key) for key in keys]
     await session.execute(ANOTHER_SERVER)
     assert (await adopted(database))["queued"] == 2
     rows = await session.fetch(
@@ -298,11 +295,8 @@ async def test_a_foreign_xid_is_not_read_again_and_again_after_adopting(database
     async with desk(database) as it:
         await it.recover()
         await it.store()
-    await session.execute(
-        "insert into webhooks.events (xid, site_id, type, payload)"
-        " select ((pg_current_xact_id()::text::bigint + 400)::text)::xid8, $1, 'order_created', '{}'",
-        producers.SITES[0],
-    )
+    foreign = Sql("((pg_current_xact_id()::text::bigint + 400)::text)::xid8")
+    await emit(session, site=producers.SITES[0], xid=foreign)
     await session.execute(ANOTHER_SERVER)
     assert (await adopted(database))["queued"] == 1
     async with desk(database) as it:

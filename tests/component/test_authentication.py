@@ -25,6 +25,7 @@ from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
 from pghookd.webhook.prepared import Defaults, Manner
 from support.crew import Clock, Diary, Life, living, settings_of
+from support.events import emit
 from support.fault_server import Certificates, receiving
 
 ONE, TWO = (base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2))
@@ -74,12 +75,6 @@ async def refusal(con, auth):
     except asyncpg.CheckViolationError as error:
         return error.constraint_name
     return None
-
-
-async def emit(con):
-    return await con.fetchval(
-        "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}') returning event_id"
-    )
 
 
 async def attempts(con):

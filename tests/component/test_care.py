@@ -21,6 +21,7 @@ from pghookd.owner_mail import digest as digests
 from pghookd.postgres.client import query
 from pghookd.process import fail_points
 from support.crew import Diary, desk, seed, session_on, settings_of
+from support.events import emit
 from support.ledger import DAY, SECOND, Endpoint, Ledger
 
 MINUTE, HOUR = 60 * SECOND, 3600 * SECOND
@@ -75,12 +76,7 @@ class House:
         return made
 
     async def events(self, count):
-        rows = await self.session.fetch(
-            "insert into webhooks.events (site_id, type, payload) select 'site0', 'order_created', '{}' "
-            "from generate_series(1, $1) returning event_id",
-            count,
-        )
-        return [row[0] for row in rows]
+        return await emit(self.session, count, site="site0")
 
     def attempt(
         self,

@@ -19,6 +19,7 @@ from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 from support import crew
 from support.crew import living
+from support.events import Sql, emit
 
 IN_FRONT = 300  # rows that cannot be sent
 PARK = """
@@ -119,9 +120,6 @@ async def test_an_endpoint_comes_back_while_events_expire_or_replace_each_other(
     up = [False]
     receiver.script = lambda _request: 200 if up[0] else 500
     await con.execute("set webhooks.bell = on")
-    emit = (
-        f"insert into webhooks.events (site_id, type, payload, {column}) values ('s', 'a', '{{}}', {value})"
-    )
     rows = "select (select count(*) from webhooks.backlog) + (select count(*) from webhooks.dead)"
     async with living(
         database,
@@ -132,14 +130,12 @@ async def test_an_endpoint_comes_back_while_events_expire_or_replace_each_other(
         async def has_gone_on():
             return life.diary.of("breaker.closed") or await con.fetchval(rows) > before
 
-        await con.execute(
-            "insert into webhooks.events (site_id, type, payload) select 's', 'a', '{}' from generate_series(1, 2)"
-        )
+        await emit(con, 2)
         await life.diary.wait_for("breaker.opened")
         async with asyncio.timeout(8.0):
             while not life.diary.of("breaker.closed"):
                 before = await con.fetchval(rows)
-                await con.execute(emit)
+                await emit(con, **{column: Sql(value)})
                 await until(has_gone_on)
                 up[0] = before > 50
 
@@ -166,9 +162,7 @@ async def test_a_retry_that_comes_due_on_a_full_lane_goes_before_later_events(da
     await con.execute("set webhooks.bell = on")
     await con.execute("update webhooks.endpoints set concurrency = 2")
     async with living(database, retry={"schedule": (0.3,) * 5, "jitter": 0.0}, breaker={"share": 0}):
-        await con.execute(
-            "insert into webhooks.events (site_id, type, payload) select 's', 'a', '{}' from generate_series(1, 6000)"
-        )
+        await emit(con, 6000)
         async with asyncio.timeout(20.0):
             while len(later) < 5:
                 await receiver.wait_for(len(receiver.requests) + 1)
@@ -194,7 +188,7 @@ async def test_updates_of_other_endpoints_do_not_delay_one_that_is_switched_on(
     held = "select count(*) = 1 from webhooks.backlog where state = 'held'"
     await con.execute("set webhooks.bell = on")
     async with living(database):
-        await con.execute("insert into webhooks.events (site_id, type, payload) values ('s', 'a', '{}')")
+        await emit(con)
         await until(lambda: con.fetchval(held))
         await con.execute(
             """do $$ declare e bigint; begin

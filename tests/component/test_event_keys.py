@@ -11,6 +11,7 @@ from pghookd.event_log.supersede import DEDUPE_DAYS
 from pghookd.postgres.client import query
 from support import crew
 from support.crew import desk, living, serving
+from support.events import Sql, emit
 
 DAY = 2**32  # ids
 FLOOD = 15_000
@@ -28,17 +29,6 @@ async def con(database, connect, receiver):
     return con
 
 
-async def emit(con, site="s", payload="{}", kind="a", **options):
-    """Insert an event; an option is an SQL expression."""
-    names = "".join(f", {name}" for name in options)
-    values = "".join(f", {value}" for value in options.values())
-    return await con.fetchval(
-        f"insert into webhooks.events (site_id, type, payload{names}) values ($1, $2, $3{values})"
-        " returning event_id",
-        site, kind, payload,
-    )  # fmt: skip
-
-
 def state_of(con, event_id, *wanted):
     """Return a condition: the view's row of an event's delivery."""
 
@@ -51,18 +41,13 @@ def state_of(con, event_id, *wanted):
 
 # dedupe_key -------------------------------------------------------------------------------------------------------
 
-SAME = (
-    "insert into webhooks.events (site_id, type, payload, dedupe_key)"
-    " select 's', 'a', '{}', 'same' from generate_series(1, $1)"
-)
-
 
 async def test_a_flood_of_one_key_while_nobody_ran_holds_up_nobody(database, con, receiver, until):
     async with serving(database) as daemon:
         await daemon.diary.wait_for("daemon.ready")
         await daemon.stop()
-    await con.execute(SAME, FLOOD)
-    other = await emit(con, "t")
+    await emit(con, FLOOD, dedupe_key="same")
+    other = await emit(con, site="t")
     async with serving(database) as daemon:
         await until(state_of(con, other, "delivered", None), 20)
 
@@ -78,10 +63,10 @@ async def test_a_flood_of_one_key_while_nobody_ran_holds_up_nobody(database, con
 async def test_a_flood_of_one_key_holds_up_nobody_while_it_is_read(database, con, receiver, until):
     async with living(database):
         for site in "stst":  # so that both have traffic
-            await emit(con, site)
+            await emit(con, site=site)
         await receiver.wait_for(4)
-        await con.execute(SAME, FLOOD)
-        others = [await emit(con, "t") for _ in range(10)]
+        await emit(con, FLOOD, dedupe_key="same")
+        others = [await emit(con, site="t") for _ in range(10)]
         for event_id in others:
             await until(state_of(con, event_id, "delivered", None), 20)
 
@@ -94,7 +79,7 @@ async def test_a_flood_of_one_key_holds_up_nobody_while_it_is_read(database, con
 
 
 async def test_a_key_is_looked_up_once_for_all_pages_of_a_difference(database, con):
-    await con.execute(SAME, 5_000)
+    await emit(con, 5_000, dedupe_key="same")
     async with desk(database) as it:
         looks = []
         fetch = it.read_session.fetch
@@ -126,10 +111,10 @@ async def test_a_duplicate_stays_one_through_a_checkpoint_and_a_crash(database, 
     scarce = {"concurrency": 2, "queue_bytes_max": 20_000}
     async with living(database, clock=clock, delivery=scarce) as life:
         async with con.transaction():
-            await emit(con, "u")
+            await emit(con, site="u")
             for _ in range(14):
-                await emit(con, "s", f'"{"x" * 10_000}"')
-            first, second = [await emit(con, "t", dedupe_key="'k'") for _ in range(2)]
+                await emit(con, payload=f'"{"x" * 10_000}"')
+            first, second = [await emit(con, site="t", dedupe_key="k") for _ in range(2)]
         await receiver.wait_for(2)
         await until(state_of(con, second, "dead", "duplicate"))
         clock.ahead_s += 11
@@ -138,19 +123,19 @@ async def test_a_duplicate_stays_one_through_a_checkpoint_and_a_crash(database, 
         await life.kill()
     gate.set()
     async with living(database):
-        last = await emit(con, "t")
+        last = await emit(con, site="t")
         await until(state_of(con, first, "delivered", None))
         await until(state_of(con, last, "delivered", None))
     assert {request.event_id for request in receiver.of("/t")} == {first, last}
 
 
 async def test_the_first_of_a_key_counts_although_it_dies(database, con, receiver, until):
-    expired = await emit(con, dedupe_key="'k'", deliver_before="now() - '1 s'::interval")
-    second = await emit(con, dedupe_key="'k'")
+    expired = await emit(con, dedupe_key="k", deliver_before=Sql("now() - '1 s'::interval"))
+    second = await emit(con, dedupe_key="k")
     async with living(database):
         await until(state_of(con, expired, "dead", "expired"))
         await until(state_of(con, second, "dead", "duplicate"))
-        third = await emit(con, dedupe_key="'k'")
+        third = await emit(con, dedupe_key="k")
         await until(state_of(con, third, "dead", "duplicate"))
     assert not receiver.requests
 
@@ -170,7 +155,7 @@ async def test_a_key_counts_for_a_week(database, con, live):
                     (today - ago) * DAY + 1,
                     key,
                 )
-            return [await emit(con, dedupe_key=f"'{key}'") for key in ("near", "far")]
+            return [await emit(con, dedupe_key=key) for key in ("near", "far")]
 
     await con.execute("update webhooks.endpoints set from_event_id = 0")
     near, far = (0, 0) if live else await fill()
@@ -185,7 +170,7 @@ async def test_a_key_counts_for_a_week(database, con, live):
 
 async def test_keys_that_differ_only_at_their_ends_are_different_keys(database, con):
     keys = ["k" * 499 + end for end in "abc"] + ["\\", "\\\\", "x\\134", "ä" * 500]
-    events = [await emit(con, dedupe_key=f"'{key}'") for key in keys for _ in range(2)]
+    events = [await emit(con, dedupe_key=key) for key in keys for _ in range(2)]
     async with desk(database) as it:
         await it.recover()
         assert [event.event_id for event in it.seen] == events[::2]
@@ -196,9 +181,9 @@ async def test_keys_that_differ_only_at_their_ends_are_different_keys(database, 
 NEVER = {
     "too large": {"payload": f'"{"x" * 3000}"'},
     "too large to travel": {"payload": f'"{"x" * 30_000}"'},
-    "expired": {"deliver_before": "now() - '1 s'::interval"},
+    "expired": {"deliver_before": Sql("now() - '1 s'::interval")},
     "invalid": {"kind": "order updated"},
-    "scheduled": {"deliver_after": "now() + '1 day'::interval"},
+    "scheduled": {"deliver_after": Sql("now() + '1 day'::interval")},
 }
 LIMITS = {"delivery": {"payload_bytes_max": 2000}, "retry": {"schedule": (0.5,)}}
 
@@ -206,8 +191,8 @@ LIMITS = {"delivery": {"payload_bytes_max": 2000}, "retry": {"schedule": (0.5,)}
 @pytest.mark.parametrize("never", NEVER.values(), ids=NEVER)
 async def test_a_newer_event_that_cannot_go_replaces_none_of_its_page(database, con, receiver, until, never):
     async with con.transaction():
-        older = await emit(con, supersede_key="'k'")
-        newer = await emit(con, supersede_key="'k'", **never)
+        older = await emit(con, supersede_key="k")
+        newer = await emit(con, supersede_key="k", **never)
     async with living(database, **LIMITS):
         await until(state_of(con, older, "delivered", None))
     assert newer not in {request.event_id for request in receiver.requests}
@@ -217,9 +202,9 @@ async def test_a_newer_event_that_cannot_go_replaces_none_of_its_page(database, 
 async def test_a_newer_event_that_cannot_go_replaces_no_retry(database, con, receiver, until, never):
     receiver.script = lambda request: 500 if request.attempt == 1 else 200
     async with living(database, **LIMITS):
-        older = await emit(con, supersede_key="'k'")
+        older = await emit(con, supersede_key="k")
         await until(state_of(con, older, "waiting", "retry"))
-        newer = await emit(con, supersede_key="'k'", **never)
+        newer = await emit(con, supersede_key="k", **never)
         if "deliver_after" in never:
             await until(state_of(con, newer, "waiting", "deliver_after"))
             await con.execute("select webhooks.cancel($1)", newer)
@@ -231,9 +216,9 @@ async def test_a_newer_event_that_cannot_go_replaces_no_retry(database, con, rec
 async def test_a_scheduled_event_replaces_older_ones_when_its_time_has_come(database, con, receiver, until):
     receiver.script = lambda request: 500 if request.event_id == older else 200
     async with living(database, retry={"schedule": (0.8,) * 9}, breaker={"share": 0}):
-        older = await emit(con, supersede_key="'k'")
+        older = await emit(con, supersede_key="k")
         await until(state_of(con, older, "waiting", "retry"))
-        newer = await emit(con, supersede_key="'k'", deliver_after="now() + '1.5 s'::interval")
+        newer = await emit(con, supersede_key="k", deliver_after=Sql("now() + '1.5 s'::interval"))
         await until(state_of(con, newer, "delivered", None))
         await until(state_of(con, older, "dead", "superseded"))
     assert len([each for each in receiver.requests if each.event_id == older]) >= 2
@@ -257,7 +242,7 @@ async def replaced_by(con, *older):
 
 @pytest.mark.parametrize("reason", DEATHS)
 async def test_a_dead_event_replaces_only_if_its_attempts_were_used_up(con, reason):
-    older, newer = [await emit(con, supersede_key="'k'") for _ in range(2)]
+    older, newer = [await emit(con, supersede_key="k") for _ in range(2)]
     assert await replaced_by(con, older) == [newer]
     await con.execute(
         "insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts) values ($1, 1, 's', $2, 0)",
@@ -268,8 +253,8 @@ async def test_a_dead_event_replaces_only_if_its_attempts_were_used_up(con, reas
 
 
 async def test_a_delivered_event_replaces_although_its_end_has_passed(con):
-    older = await emit(con, supersede_key="'k'")
-    newer = await emit(con, supersede_key="'k'", deliver_before="now()")
+    older = await emit(con, supersede_key="k")
+    newer = await emit(con, supersede_key="k", deliver_before=Sql("now()"))
     assert await replaced_by(con, older) == []
     await con.execute(
         "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)"
@@ -280,8 +265,8 @@ async def test_a_delivered_event_replaces_although_its_end_has_passed(con):
 
 
 async def test_the_first_of_a_dedupe_key_replaces_once_it_is_known_to_be(con):
-    older = await emit(con, supersede_key="'k'")
-    first, _ = [await emit(con, supersede_key="'k'", dedupe_key="'d'") for _ in range(2)]
+    older = await emit(con, supersede_key="k")
+    first, _ = [await emit(con, supersede_key="k", dedupe_key="d") for _ in range(2)]
     assert await replaced_by(con, older) == []
     await con.execute(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason)"
@@ -302,18 +287,14 @@ async def test_the_longest_keys_and_site_are_taken(con):
 
     site = text(200)
     await con.execute("insert into webhooks.sites (site_id, name) values ($1, 'S')", site)
-    await con.execute(
-        "insert into webhooks.events (site_id, type, payload, subject, ordering_key, dedupe_key, supersede_key)"
-        " values ($1, 'a', '{}', $2, $3, $4, $5)",
-        site,
-        *(text(500) for _ in range(4)),
-    )
+    names = ("subject", "ordering_key", "dedupe_key", "supersede_key")
+    await emit(con, site=site, **{name: text(500) for name in names})
 
 
 async def test_an_invalid_type_is_dead_at_once_whatever_it_asks_for(database, con, until):
-    later = await emit(con, kind="no type", deliver_after="now() + '1 hour'::interval")
+    later = await emit(con, kind="no type", deliver_after=Sql("now() + '1 hour'::interval"))
     await con.execute("update webhooks.endpoints set enabled = false where site_id = 't'")
-    held = await emit(con, "t", kind="no type")
+    held = await emit(con, site="t", kind="no type")
     adopted = await emit(con, kind="no\ttype")
     await con.execute(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, next_attempt_at)"

@@ -11,6 +11,7 @@ import pytest
 from pghookd.delivery.recording.pending import Pending
 from support import crew
 from support.crew import desk, living
+from support.events import Sql, emit
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -23,17 +24,6 @@ async def con(database, connect, receiver):
         "insert into webhooks.endpoints (site_id, url) values ('s', $1), ('t', $1)", receiver.url("/")
     )
     return con
-
-
-async def emit(con, site="s", payload="{}", kind="a", **options):
-    """Insert an event; an option is an SQL expression."""
-    names = "".join(f", {name}" for name in options)
-    values = "".join(f", {value}" for value in options.values())
-    return await con.fetchval(
-        f"insert into webhooks.events (site_id, type, payload{names}) values ($1, $2, $3{values})"
-        " returning event_id",
-        site, kind, payload,
-    )  # fmt: skip
 
 
 def state_of(con, event_id, *wanted):
@@ -54,7 +44,7 @@ async def test_a_trace_is_passed_on_unless_the_endpoint_has_one_of_its_own(datab
         """update webhooks.endpoints set headers = '{"TraceParent": "mine"}' where site_id = 't'"""
     )
     sent = {
-        await emit(con, site, traceparent=f"'{value}'"): (site, value)
+        await emit(con, site=site, traceparent=value): (site, value)
         for site in "st"
         for value in (TRACE, "x")
     }
@@ -72,9 +62,9 @@ async def test_a_trace_is_passed_on_unless_the_endpoint_has_one_of_its_own(datab
 
 
 async def test_an_event_is_not_delivered_before_its_time(database, con, receiver, until):
-    later = await emit(con, deliver_after="now() + '1.2 s'::interval")
-    past = await emit(con, deliver_after="now() - '1 s'::interval")
-    never = await emit(con, deliver_after="'infinity'")
+    later = await emit(con, deliver_after=Sql("now() + '1.2 s'::interval"))
+    past = await emit(con, deliver_after=Sql("now() - '1 s'::interval"))
+    never = await emit(con, deliver_after=Sql("'infinity'"))
     async with living(database):
         await until(state_of(con, later, "waiting", "deliver_after"))
         await until(state_of(con, never, "waiting", "deliver_after"))
@@ -88,7 +78,9 @@ async def test_an_event_is_not_delivered_before_its_time(database, con, receiver
 
 async def test_its_age_counts_from_its_time(database, con, receiver, until):
     receiver.script = lambda request: 500 if request.attempt < 3 else 200
-    old = await emit(con, created_at="now() - '30 days'::interval", deliver_after="now() + '0.1 s'::interval")
+    old = await emit(
+        con, created_at=Sql("now() - '30 days'::interval"), deliver_after=Sql("now() + '0.1 s'::interval")
+    )
     async with living(database):
         await until(state_of(con, old, "delivered", None))
     assert len(receiver.requests) == 3
@@ -96,7 +88,7 @@ async def test_its_age_counts_from_its_time(database, con, receiver, until):
 
 async def test_its_time_outlasts_a_disabled_endpoint(database, con, receiver, until):
     await con.execute("update webhooks.endpoints set enabled = false")
-    later = await emit(con, deliver_after="now() + '1 hour'::interval")
+    later = await emit(con, deliver_after=Sql("now() + '1 hour'::interval"))
     async with living(database):
         await until(state_of(con, later, "held", "disabled"))
         await con.execute("update webhooks.endpoints set enabled = true")
@@ -107,9 +99,9 @@ async def test_its_time_outlasts_a_disabled_endpoint(database, con, receiver, un
 
 async def test_no_attempt_starts_after_its_end(database, con, receiver, until):
     receiver.script = lambda _request: 500
-    over = await emit(con, deliver_before="now()")
-    long_over = await emit(con, deliver_before="'-infinity'")
-    soon = await emit(con, deliver_before="now() + '1 s'::interval")
+    over = await emit(con, deliver_before=Sql("now()"))
+    long_over = await emit(con, deliver_before=Sql("'-infinity'"))
+    soon = await emit(con, deliver_before=Sql("now() + '1 s'::interval"))
     async with living(database, retry={"schedule": (0.05,) * 99}, breaker={"share": 0}):
         for event_id in (over, long_over, soon):
             await until(state_of(con, event_id, "dead", "expired"))
@@ -147,13 +139,13 @@ async def test_a_newer_event_replaces_those_that_wait_in_memory(database, con, r
     receiver.script = script
     await con.execute("update webhooks.endpoints set concurrency = 1")
     async with living(database) as life:
-        first = await emit(con, supersede_key="'k'")
+        first = await emit(con, supersede_key="k")
         await receiver.wait_for(1)
-        older = await emit(con, supersede_key="'k'")
-        others = [await emit(con, supersede_key="'other'"), await emit(con)]
-        newest = await emit(con, supersede_key="'k'")
+        older = await emit(con, supersede_key="k")
+        others = [await emit(con, supersede_key="other"), await emit(con)]
+        newest = await emit(con, supersede_key="k")
         last = await emit(con)
-        others.append(await emit(con, "t", supersede_key="'k'"))
+        others.append(await emit(con, site="t", supersede_key="k"))
         await receiver.wait_for(2)  # so that all of them have been read
         gate.set()
         await until(state_of(con, last, "delivered", None))
@@ -167,21 +159,21 @@ async def test_a_newer_event_replaces_those_that_wait_in_memory(database, con, r
 async def test_a_newer_event_replaces_those_that_have_rows(database, con, receiver, until):
     """Waiting for a retry, for their time, or held; and not what its endpoint does not take, or may be a duplicate."""
     await con.execute("update webhooks.endpoints set enabled = false")
-    await con.execute("update webhooks.endpoints set event_types = '{a}' where site_id = 't'")
+    await con.execute("update webhooks.endpoints set event_types = '{order_created}' where site_id = 't'")
     older = [
-        await emit(con, supersede_key="'k'"),
-        await emit(con, supersede_key="'k'", deliver_after="now() + '1 h'::interval"),
+        await emit(con, supersede_key="k"),
+        await emit(con, supersede_key="k", deliver_after=Sql("now() + '1 h'::interval")),
     ]
     alone = [
-        await emit(con, supersede_key="'k2'", dedupe_key="'d'"),
-        await emit(con, "t", supersede_key="'k'"),
+        await emit(con, supersede_key="k2", dedupe_key="d"),
+        await emit(con, site="t", supersede_key="k"),
     ]
-    await emit(con, "t", kind="b", supersede_key="'k'")
-    again = await emit(con, supersede_key="'k2'", dedupe_key="'d'")
+    await emit(con, site="t", kind="b", supersede_key="k")
+    again = await emit(con, supersede_key="k2", dedupe_key="d")
     async with living(database):
         await until(state_of(con, older[1], "held", "disabled"))
         await until(state_of(con, again, "dead", "duplicate"))
-        newest = await emit(con, supersede_key="'k'")
+        newest = await emit(con, supersede_key="k")
         await until(state_of(con, newest, "held", "disabled"))
         await con.execute("update webhooks.endpoints set enabled = true")
         for event_id in (*alone, newest):
@@ -193,10 +185,10 @@ async def test_a_newer_event_replaces_those_that_have_rows(database, con, receiv
 
 async def test_a_replaced_event_gets_no_retry_but_may_be_replayed(database, con, receiver, until):
     receiver.script = lambda request: 500 if request.event_id == older and request.attempt == 1 else 200
-    older = await emit(con, supersede_key="'k'")
+    older = await emit(con, supersede_key="k")
     async with living(database, retry={"schedule": (1.0,)}):
         await until(state_of(con, older, "waiting", "retry"))
-        newer = await emit(con, supersede_key="'k'")
+        newer = await emit(con, supersede_key="k")
         await until(state_of(con, newer, "delivered", None))
         await until(state_of(con, older, "dead", "superseded"))
         await con.fetch("select webhooks.replay(event_ids => $1, dry_run => false)", [older])
@@ -209,12 +201,12 @@ async def test_a_replaced_event_gets_no_retry_but_may_be_replayed(database, con,
 
 async def test_the_first_event_of_a_key_is_delivered_and_no_other(database, con, receiver, until):
     async with con.transaction():
-        first, second = [await emit(con, dedupe_key="'d'") for _ in range(2)]
+        first, second = [await emit(con, dedupe_key="d") for _ in range(2)]
     async with living(database) as life:
-        third = await emit(con, dedupe_key="'d'")
+        third = await emit(con, dedupe_key="d")
         free = [
-            await emit(con, dedupe_key="'other'"),
-            await emit(con, "t", dedupe_key="'d'"),
+            await emit(con, dedupe_key="other"),
+            await emit(con, site="t", dedupe_key="d"),
             await emit(con),
         ]
         for event_id in (first, *free):
@@ -223,16 +215,13 @@ async def test_the_first_event_of_a_key_is_delivered_and_no_other(database, con,
             await until(state_of(con, event_id, "dead", "duplicate"))
         assert not life.diary.of("delivery.died")
     async with living(database):
-        fourth = await emit(con, dedupe_key="'d'")
+        fourth = await emit(con, dedupe_key="d")
         await until(state_of(con, fourth, "dead", "duplicate"))
     assert {request.event_id for request in receiver.requests} == {first, *free}
 
 
 async def test_a_page_of_them_is_looked_through_in_one_statement(database, con):
-    await con.execute(
-        "insert into webhooks.events (site_id, type, payload, dedupe_key)"
-        " select 's', 'a', '{}', 'd' || n % 700 from generate_series(1, 2500) n"
-    )
+    await emit(con, 2500, dedupe_key=Sql("'d' || n % 700"))
     async with desk(database) as it:
         recording = asyncio.create_task(it.recorder.run())
         await it.recover()
@@ -250,8 +239,8 @@ async def test_the_first_stays_the_first_after_a_crash(database, con, connect):
             it.settle_all()
             await it.store()
             await slow.execute("begin")
-            low = await emit(slow, dedupe_key=f"'{recorded}'")
-            high = await emit(con, dedupe_key=f"'{recorded}'")
+            low = await emit(slow, dedupe_key=recorded)
+            high = await emit(con, dedupe_key=recorded)
             await it.read()
             await slow.execute("commit")
             await it.read()
@@ -306,7 +295,7 @@ async def test_a_filter_leaves_out_only_clearly_false_events(database, con, rece
         '{"total": 1, "text": "%s"}' % ("x" * 1_000_000): True,
     }  # fmt: skip
     ids = [await emit(con, payload=payload) for payload in payloads]
-    other = await emit(con, "t", payload='{"total": 1}')
+    other = await emit(con, site="t", payload='{"total": 1}')
     tested = await con.fetchval("select webhooks.send_test(1)")
     explain = "select what from webhooks.explain($1) where endpoint_id = 1"
     said = [await con.fetchval(explain, event_id) for event_id in ids]
@@ -337,7 +326,7 @@ async def test_a_slow_filter_parks_its_own_and_holds_up_nobody(database, con, re
         assert (told["reason"], told["rest_s"]) == ("filter_slow", 30)
         detail = await con.fetchval("select detail from webhooks.explain($1) where endpoint_id = 1", slow[0])
         assert detail.startswith("filter_slow, the filter of the endpoint takes too long: exists ")
-        quick = await emit(con, "t")
+        quick = await emit(con, site="t")
         await until(state_of(con, quick, "delivered", None))
         kept = await emit(con, payload='{"total": 101}')
         await until(state_of(con, kept, "parked", "filter_slow"))
@@ -355,14 +344,14 @@ async def test_a_slow_filter_is_found_out_among_others_that_are_asked_together(
     await sift(SLOW)
     await con.execute("update webhooks.endpoints set filter = '$.total > 100' where site_id = 't'")
     slow = await emit(con, payload=LONG)
-    quick = [await emit(con, "t", payload='{"total": 101}') for _ in range(20)]
+    quick = [await emit(con, site="t", payload='{"total": 101}') for _ in range(20)]
     async with living(database) as life:
         for event_id in quick:
             await until(state_of(con, event_id, "delivered", None))
         await until(state_of(con, slow, "parked", "filter_slow"))
         await life.diary.wait_for("delivery.parked")
         assert {line["endpoint_id"] for line in life.diary.of("delivery.parked")} == {1}
-        later = await emit(con, "t", payload='{"total": 101}')
+        later = await emit(con, site="t", payload='{"total": 101}')
         await until(state_of(con, later, "delivered", None))
     assert not await con.fetchval("select count(*) from webhooks.backlog where site_id = 't'")
 
@@ -448,7 +437,7 @@ class Writers:
             await begun.execute("begin")
             self._open.append(begun)
         elif choice < 0.7:
-            await emit(self._rnd.choice(self._open), dedupe_key=f"'d{self._rnd.randrange(8)}'")
+            await emit(self._rnd.choice(self._open), dedupe_key=f"d{self._rnd.randrange(8)}")
         else:
             await self.end(self._rnd.choice(self._open))
 

@@ -10,12 +10,9 @@ import pytest
 from pghookd.event_log.reading.refill import ASIDE_FOR_S
 from pghookd.scheduling import capacity
 from support.crew import living
+from support.events import emit
 
 ENDPOINTS, FLOOD = 20, 400
-INSERT = (
-    "insert into webhooks.events (site_id, type, payload)"
-    " select $1, 'order_created', json_build_object('n', n) from generate_series(1, $2) n returning event_id"
-)
 UNSETTLED = (
     "select (select count(*) from webhooks.events where site_id = 'flood') * $1"
     " - (select count(*) from webhooks.attempts where site_id = 'flood' and outcome = 'delivered')"
@@ -45,10 +42,6 @@ async def session(database, connect, receiver):
     return session
 
 
-async def insert(session, site_id, count):
-    return [row["event_id"] for row in await session.fetch(INSERT, site_id, count)]
-
-
 def of(receiver, path):
     return [request for request in receiver.requests if request.path.startswith(path)]
 
@@ -64,11 +57,11 @@ async def test_others_overtake_a_flood_and_it_is_delivered_whole(
         capacity, "STUCK_AFTER_S", 60.0
     )  # on a loaded machine lanes are slow, and parking costs order
     async with living(database, delivery={"concurrency": 32}) as life:
-        await insert(session, "flood", 1)
-        await insert(session, "other", 2)
+        await emit(session, site="flood")
+        await emit(session, 2, site="other")
         await until(lambda: len(of(receiver, "/other")) == 2)
-        await insert(session, "flood", FLOOD)
-        others = await insert(session, "other", 50)
+        await emit(session, FLOOD, site="flood")
+        others = await emit(session, 50, site="other")
         await until(lambda: len(of(receiver, "/other")) == 52)
         assert len(of(receiver, "/flood")) < ENDPOINTS * FLOOD / 2
         await until(lambda: settled(session), 60)
@@ -84,11 +77,11 @@ async def test_others_overtake_a_flood_and_it_is_delivered_whole(
 @pytest.mark.slow
 async def test_a_crash_in_the_middle_of_a_flood_loses_nothing(database, session, receiver, until):
     async with living(database, delivery={"concurrency": 32}) as life:
-        await insert(session, "flood", 1)
-        await insert(session, "other", 2)
+        await emit(session, site="flood")
+        await emit(session, 2, site="other")
         await until(lambda: len(of(receiver, "/other")) == 2)
-        await insert(session, "flood", FLOOD)
-        await insert(session, "other", 50)
+        await emit(session, FLOOD, site="flood")
+        await emit(session, 50, site="other")
         await until(lambda: len(of(receiver, "/flood")) > 1500)
         await life.kill()
     before = len(of(receiver, "/flood"))
@@ -111,13 +104,13 @@ async def test_long_waiting_events_are_parked_so_that_the_position_advances(
         return 200
 
     async with living(database, delivery={"timeout_s": 30.0, "grace_s": 31.0}) as life:
-        await insert(session, "flood", 1)
-        await insert(session, "other", 2)
+        await emit(session, site="flood")
+        await emit(session, 2, site="other")
         await until(lambda: len(of(receiver, "/other")) == 2)
         for n in range(1, ENDPOINTS + 1):
             receiver.paths[f"/flood/{n}"] = hang
-        await insert(session, "flood", FLOOD)
-        others = await insert(session, "other", 50)
+        await emit(session, FLOOD, site="flood")
+        others = await emit(session, 50, site="other")
         await until(lambda: {each.event_id for each in of(receiver, "/other")} >= set(others))
         count = "select count(*) from webhooks.backlog where site_id = 'flood'"
         assert await session.fetchval(count) < ENDPOINTS * FLOOD / 2

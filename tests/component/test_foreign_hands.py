@@ -14,6 +14,7 @@ from pghookd.runtime import maintenance
 from pghookd.runtime.liveness import watch_notifications
 from support import crew, producers
 from support.crew import Diary, serving
+from support.events import Sql, emit
 
 HOLD = "select pg_advisory_lock(1885825131, $1)"
 PRETENDS = {"application_name": "pghookd/record"}
@@ -146,10 +147,7 @@ async def test_after_a_long_pause_the_ids_follow_as_soon_as_an_event_agrees(work
 
     assert await step()
     assert await session.fetchval(ID_DAY) == today
-    await session.execute(
-        "insert into webhooks.events (site_id, type, payload, created_at)"
-        " values ('s', 'order_created', '{}', now() + interval '9 days')"
-    )
+    await emit(session, created_at=Sql("now() + interval '9 days'"))
     while not await step():
         pass
     assert await session.fetchval(ID_DAY) == later

@@ -11,8 +11,8 @@ from pghookd.model.outcome import AttemptWrite
 from pghookd.model.verdict import Retry
 from support import crew
 from support.crew import desk, living
+from support.events import emit
 
-EMIT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', '{}') returning event_id"
 ALL = ("events", "attempts", "dead")
 
 
@@ -47,7 +47,7 @@ async def drop(con, day, tables):
 async def goes_on(con, receiver, until, count=5):
     """Deliver and record events of the other site."""
     for _ in range(count):
-        event = await con.fetchval(EMIT, "b")
+        event = await emit(con, site="b")
         await until(lambda event=event: _recorded(con, event))
     assert len({request.event_id for request in receiver.of("/b")}) == len(receiver.of("/b"))
 
@@ -66,7 +66,7 @@ async def _backlog(con, state=None):
 async def test_a_held_delivery_of_a_dropped_day_is_never_sent(tables, database, con, receiver, until):
     await con.execute("update webhooks.endpoints set enabled = false where site_id = 'a'")
     async with living(database) as life:
-        await con.fetchval(EMIT, "a")
+        await emit(con, site="a")
         await until(lambda: _backlog(con, "held"))
         day = await next_day(con, life)
         await drop(con, day, tables)
@@ -98,7 +98,7 @@ async def test_an_attempt_of_a_day_dropped_meanwhile_is_logged_and_forgotten(
     receiver.paths["/a"] = slow
     retry = {"schedule": (0.05, 0.05, 0.05), "jitter": 0.0, "throttle_floor_s": 0}
     async with living(database, retry=retry) as life:
-        event = await con.fetchval(EMIT, "a")
+        event = await emit(con, site="a")
         await until(lambda: len(receiver.of("/a")) == 2)
         day = await next_day(con, life)
         await drop(con, day, ("attempts",))
@@ -114,7 +114,7 @@ async def test_an_attempt_of_a_day_dropped_meanwhile_is_logged_and_forgotten(
 
 async def test_one_batch_with_a_dropped_day_records_the_others(database, con):
     gone = 5 * 2**32 + 1
-    event = await con.fetchval(EMIT, "b")
+    event = await emit(con, site="b")
     async with desk(database) as it:
         for number in (gone, event, gone + 1):
             delivery = Delivery(Event(number, "b", "order_created", 0, b"{}"), 2, 0, 0.0)
@@ -144,11 +144,11 @@ async def test_a_row_that_postgres_rejects_stops_only_its_endpoint(name, databas
     async with living(database, clock=clock) as life:
         await goes_on(con, receiver, until, 1)
         await con.execute(FORBIDDEN[name])
-        event = await con.fetchval(EMIT, "a")
+        event = await emit(con, site="a")
         [line] = await life.diary.wait_for("outcome.refused")
         assert line["event_id"] == event
         sent = len(receiver.of("/a"))
-        later = await con.fetchval(EMIT, "a")
+        later = await emit(con, site="a")
         await goes_on(con, receiver, until)
         clock.ahead_s += 5.5
         await goes_on(con, receiver, until)

@@ -19,6 +19,7 @@ from pghookd.cli.main import cli
 from pghookd.operations.check import check
 from pghookd.postgres import migrate
 from pghookd.settings.schema import Settings
+from support.events import emit
 
 ROLES = ("webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_admin", None)
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
@@ -210,7 +211,7 @@ async def test_nothing_is_erased_for_an_invalid_age(login_as, what, days):
 async def test_the_daemon_can_only_erase_a_site_that_is_forgotten(login_as, database, connect):
     owner = await connect(database)
     await owner.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")
-    await owner.execute("insert into webhooks.events (site_id, type, payload) values ('s', 't', '{}')")
+    await emit(owner)
     daemon = await login_as("webhooks_daemon")
     assert await daemon.fetchval("select webhooks.forget_page('s', 10)") is None
     assert await owner.fetchval("select count(*) from webhooks.events") == 1
@@ -244,9 +245,7 @@ async def test_a_command_that_is_refused_names_the_role_it_needs(login, role, co
 
 async def test_the_daemons_login_can_look_up_events(login, database, connect):
     owner = await connect(database)
-    event_id = await owner.fetchval(
-        "insert into webhooks.events (site_id, type, payload) values ('s', 't', '{}') returning event_id"
-    )
+    event_id = await emit(owner, kind="t")
     url = await login("webhooks_daemon")
     for command, said in (("why", "t of site s"), ("show", "site id: s")):
         run = functools.partial(
@@ -332,9 +331,7 @@ async def test_a_reader_sees_scheme_and_host_of_a_url(endpoints, login_as):
 
 
 async def test_a_reader_sees_no_text_of_a_filter(endpoints, login_as, database):
-    event_id = await endpoints.fetchval(
-        "insert into webhooks.events (site_id, type, payload) values ('s', 't', '{}') returning event_id"
-    )
+    event_id = await emit(endpoints)
     ask = "select distinct detail from webhooks.explain($1) where endpoint_id is not null"
     reader, admin = await login_as("webhooks_reader"), await login_as("webhooks_admin")
     assert await reader.fetchval(ask, event_id) == "the filter of the endpoint leaves it out"

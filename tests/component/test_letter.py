@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pghookd.owner_mail import catalogue, samples, sections
+from pghookd.owner_mail import catalogue, samples
+from pghookd.owner_mail.content import sections
 from pghookd.owner_mail.digest import OF_OPERATOR, SECTIONS_MAX, Cause, Digest, Fate, Kind, arranged
 from pghookd.owner_mail.message import Letters, incident_id, message_id, one_address
 from pghookd.owner_mail.samples import DAY_US, HOUR_US, NOW_US, sample

@@ -13,6 +13,7 @@ import pytest
 
 from support import crew
 from support.crew import living
+from support.events import emit
 
 ROUNDS = 12
 RECORDED_WITHIN_S = (
@@ -22,7 +23,6 @@ LOCK_TIMEOUT = "200ms"  # what a producer may wait for a lock
 RETRY = {"schedule": (0.2, 300.0, 300.0), "jitter": 0.0, "throttle_floor_s": 0}
 LATER = {**RETRY, "schedule": (300.0, 300.0)}
 SILENT = {"share": 0}  # no breaker: it would hide what the locks do
-EMIT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', '{}') returning event_id"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +107,6 @@ class Platform:
             )
         await self.con.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'")
 
-    async def emit(self, site):
-        return await self.con.fetchval(EMIT, site)
-
     async def recorded(self, site):
         return await self.con.fetchval(
             "select count(*) from webhooks.attempts where site_id = $1 and event_id > 0", site
@@ -120,7 +117,7 @@ class Platform:
         before = await self.recorded("b")
         for n in range(1, rounds + 1):
             began = time.monotonic()
-            await self.emit("b")
+            await emit(self.con, site="b")
             await self.until(lambda n=n: self._has(before + n))
             self.worst_s = max(self.worst_s, time.monotonic() - began)
 
@@ -143,17 +140,17 @@ async def test_everybody_else_goes_on_while_something_is_held(name, platform, co
     retry = RETRY if case.failed_before else LATER
     async with living(platform.database, clock=clock, retry=retry, breaker=SILENT) as life:
         await platform.goes_on(1)
-        event = await platform.emit("a") if case.failed_before else 0
+        event = await emit(platform.con, site="a") if case.failed_before else 0
         if event:
             await until(lambda: _has_row(con, event))
         await admin.execute("begin")
         await admin.execute(case.statement.format(a=platform.endpoints["a"], event=event))
         platform.answer = case.answer
-        event = event or await platform.emit("a")
+        event = event or await emit(platform.con, site="a")
         await until(lambda: len(platform.receiver.of("/a")) == 1 + case.failed_before)
         platform.worst_s = 0.0
         await platform.goes_on()
-        failing = await platform.emit("c")
+        failing = await emit(platform.con, site="c")
         if case.all_record:
             await until(lambda: _has_row(con, failing))
         clock.ahead_s += 5.5  # an outcome not recorded by now closes the gate, unless it was set aside
@@ -198,7 +195,7 @@ async def test_an_endpoint_is_sent_nothing_while_its_outcome_is_set_aside(platfo
     """So that a crash repeats only requests in flight."""
     admin, con = await connect(platform.database), platform.con
     async with living(platform.database, retry=RETRY, breaker=SILENT) as life:
-        event = await platform.emit("a")
+        event = await emit(platform.con, site="a")
         await until(lambda: _has_row(con, event))
         await admin.execute("begin")
         await admin.execute("select from webhooks.backlog for update")
@@ -207,7 +204,7 @@ async def test_an_endpoint_is_sent_nothing_while_its_outcome_is_set_aside(platfo
         assert (delayed["endpoint_id"], delayed["reason"]) == (platform.endpoints["a"], "locked")
         sent = len(platform.receiver.of("/a"))
         for _ in range(20):
-            await platform.emit("a")
+            await emit(platform.con, site="a")
         await platform.goes_on()
         assert len(platform.receiver.of("/a")) == sent
         await admin.execute("commit")
@@ -229,7 +226,7 @@ async def test_a_gone_receiver_is_switched_off_though_the_daemon_died_in_between
         await platform.goes_on(1)
         await admin.execute("begin")
         await admin.execute("update webhooks.endpoints set description = 'x' where site_id = 'a'")
-        event = await platform.emit("a")
+        event = await emit(platform.con, site="a")
         await life.diary.wait_for("outcome.delayed")
     assert not await con.fetchval("select count(*) from webhooks.attempts where event_id = $1", event)
     await admin.execute("commit")
@@ -246,7 +243,7 @@ async def _is_held(con, event):
 async def test_the_orderly_end_does_not_wait_for_a_lock(platform, connect, until):
     admin, con = await connect(platform.database), platform.con
     async with living(platform.database, retry=RETRY, breaker=SILENT) as life:
-        event = await platform.emit("a")
+        event = await emit(platform.con, site="a")
         await until(lambda: _has_row(con, event))
         await admin.execute("begin")
         await admin.execute("select from webhooks.backlog for update")

@@ -14,6 +14,7 @@ from pghookd.runtime import maintenance
 from pghookd.runtime.sessions import Sessions
 from support import crew, producers
 from support.crew import Diary, desk, living
+from support.events import Sql, emit
 
 SOON_S = 1.0  # half of the lock's timeout, for which long work waits in these tests
 WAITS = (
@@ -34,11 +35,8 @@ async def test_a_large_payload_does_not_wait_for_long_work(database, session, co
     await other.execute("begin; lock table webhooks.partitions in access exclusive mode")
     async with living(database):
         await until(lambda: session.fetchval(WAITS, "pghookd/tend"))
-        await session.execute(
-            "insert into webhooks.events (site_id, type, payload)"
-            " select $1, 'order_created', to_json(string_agg(md5(n::text), '')) from generate_series(1, 2000) n",
-            producers.SITES[0],
-        )
+        text = Sql("to_json((select string_agg(md5(m::text), '') from generate_series(1, 2000) m))")
+        await emit(session, site=producers.SITES[0], payload=text)
         [request] = await receiver.wait_for(1, seconds=SOON_S)
         assert len(request.body) > 64_000
         assert await session.fetchval(WAITS, "pghookd/tend")

@@ -14,6 +14,7 @@ from pghookd.cli.constraints import RULES, explained
 from pghookd.operations import endpoints
 from pghookd.postgres.client import DatabaseError
 from support.crew import settings_of
+from support.events import emit
 
 DENIED = asyncpg.InsufficientPrivilegeError
 GIVEN = "'shop', 'thing_created', 'thing_updated'"
@@ -90,7 +91,7 @@ async def test_a_disabled_endpoint_is_not_tested(con, endpoint_id):
 @pytest.fixture
 async def waiting(con, endpoint_id):
     """Return an event that two endpoints have not got yet."""
-    event_id = await con.fetchval("select webhooks.emit('s', 'order_updated', '{}')")
+    event_id = await emit(con, kind="order_updated")
     await con.execute(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, attempts, next_attempt_at)"
         " values ($1, $2, 's', 'waiting', 'retry', 3, now()), ($1, $2 + 1, 's', 'held', 'disabled', 0, null)",

@@ -21,6 +21,7 @@ from pghookd.settings.schema import Settings
 from pghookd.webhook import signing
 from pghookd.webhook.prepared import Defaults, Manner
 from support.crew import living, settings_of
+from support.events import emit
 from support.receiver import Response
 
 DEFAULTS = Defaults.of(Settings())
@@ -80,13 +81,6 @@ async def usable(session):
     except ValueError:
         return False
     return True
-
-
-async def emit(con):
-    return await con.fetchval(
-        "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{\"a\" : 1}')"
-        " returning event_id"
-    )
 
 
 # Values that the table accepts --------------------------------------------------------------------------------------

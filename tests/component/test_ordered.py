@@ -20,6 +20,7 @@ from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order
 from support import crew
 from support.crew import living
+from support.events import Sql, emit
 from support.receiver import Response
 
 KEYS = "abcd"
@@ -36,14 +37,9 @@ async def con(database, connect, receiver):
     return con
 
 
-async def emit(con, key, n):
+async def emit_of(con, key, n):
     """Insert event number n of a key (None: without one); return its id."""
-    return await con.fetchval(
-        "insert into webhooks.events (site_id, type, payload, ordering_key) values ('s', 'a', $1, $2)"
-        " returning event_id",
-        json.dumps({"key": key, "n": n}),
-        key,
-    )
+    return await emit(con, payload=json.dumps({"key": key, "n": n}), ordering_key=key)
 
 
 def settled(con, events, state="delivered"):
@@ -92,7 +88,7 @@ async def test_each_key_goes_one_by_one_and_keys_side_by_side(database, con, rec
     async with living(database):
         for n in range(60):
             for key in (*KEYS, None):
-                await emit(con, key, n)
+                await emit_of(con, key, n)
         await until(settled(con, 300))
     assert seen(receiver) == {key: list(range(60)) for key in (*KEYS, None)}
     assert len(receiver.requests) == 300
@@ -101,15 +97,12 @@ async def test_each_key_goes_one_by_one_and_keys_side_by_side(database, con, rec
 
 @pytest.mark.slow
 async def test_more_than_memory_takes_of_a_key_waits_in_rows(database, con, receiver, until):
-    await con.execute(
-        "insert into webhooks.events (site_id, type, payload)"
-        " select 's', 'a', json_build_object('key', null, 'n', n) from generate_series(0, 999) n"
-    )
+    await emit(con, 1000, payload=Sql("json_build_object('key', null, 'n', n - 1)"))
     receiver.script = OneByOne()
     async with living(database):
         await until(settled(con, 1000), 30)
         assert await con.fetchval("select count(*) from webhooks.backlog") == 0
-        first = await emit(con, None, 1000)
+        first = await emit_of(con, None, 1000)
 
         async def arrived():
             return any(request.event_id == first for request in receiver.requests)
@@ -127,7 +120,7 @@ async def test_a_failing_event_holds_up_its_key_and_no_other(database, con, rece
     async with living(database, **QUICK):
         for n in range(5):
             for key in "ab":
-                await emit(con, key, n)
+                await emit_of(con, key, n)
         await until(settled(con, 5))
         rows = await con.fetch(
             "select state, reason, count(*) from webhooks.deliveries where state = 'parked' group by 1, 2"
@@ -142,9 +135,9 @@ async def test_a_failing_event_holds_up_its_key_and_no_other(database, con, rece
 async def test_a_key_goes_on_when_its_first_event_is_dead_or_cancelled(database, con, receiver, until):
     receiver.script = OneByOne(lambda request: 500 if request.data["n"] == 0 else 200)
     async with living(database, retry={"schedule": (0.05, 3600)}, breaker={"share": 0}):
-        first = [await emit(con, key, 0) for key in "ab"]
+        first = [await emit_of(con, key, 0) for key in "ab"]
         for key in "ab":
-            await emit(con, key, 1)
+            await emit_of(con, key, 1)
         await until(settled(con, 2, "parked"))
 
         async def tried_twice():
@@ -170,14 +163,14 @@ async def test_a_key_goes_on_only_when_the_death_of_its_first_event_is_durable(
     diary, other = crew.Diary(), await connect(database)
     async with living(database, diary=diary, retry={"schedule": (0.05,)}, breaker={"share": 0}):
         for key in "ab":
-            await emit(con, key, 0)
+            await emit_of(con, key, 0)
         await until(settled(con, 2))
         async with other.transaction():
             await other.execute("lock table webhooks.dead in exclusive mode")
-            await emit(con, "a", 1)
-            await emit(con, "a", 2)
+            await emit_of(con, "a", 1)
+            await emit_of(con, "a", 2)
             await diary.wait_for("delivery.died")
-            await emit(con, "b", 1)
+            await emit_of(con, "b", 1)
             await until(lambda: seen(receiver)["b"] == [0, 1])
             assert seen(receiver)["a"] == [0, 1]
         await until(settled(con, 4))
@@ -192,11 +185,11 @@ async def test_held_events_go_out_before_later_ones(database, con, receiver, unt
     async with living(database):
         await con.execute(switch.format("false"))
         for n in range(30):
-            await emit(con, "a", n)
+            await emit_of(con, "a", n)
         await until(settled(con, 30, "held"))
         await con.execute(switch.format("true"))
         for n in range(30, 60):
-            await emit(con, "a", n)
+            await emit_of(con, "a", n)
         await until(settled(con, 60), 20)
     assert seen(receiver) == {"a": list(range(60))}
 
@@ -239,7 +232,7 @@ def scheduler():
 
 
 async def test_lines_of_a_disabled_endpoint_are_not_checked_again_and_again(database, con):
-    ids = [await emit(con, key, 0) for key in KEYS]
+    ids = [await emit_of(con, key, 0) for key in KEYS]
     await con.executemany(
         "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, line)"
         " select $1, endpoint_id, 's', 'held', 'disabled', $2 from webhooks.endpoints",
@@ -267,11 +260,11 @@ async def test_an_endpoint_may_become_ordered_with_rows_and_without(database, co
     await con.execute("update webhooks.endpoints set ordered = false")
     async with living(database, retry={"schedule": (3600,) * 5}, breaker={"share": 0}):
         for n in range(20):
-            await emit(con, "a", n)
+            await emit_of(con, "a", n)
         await until(settled(con, 20, "waiting"))
         await con.execute("update webhooks.endpoints set ordered = true")
         for n in range(20, 40):
-            await emit(con, "a", n)
+            await emit_of(con, "a", n)
         await until(settled(con, 20, "parked"))
         receiver.requests.clear()
         receiver.script = OneByOne()
@@ -282,7 +275,7 @@ async def test_an_endpoint_may_become_ordered_with_rows_and_without(database, co
         await con.execute("update webhooks.endpoints set ordered = false")
         receiver.script = OneByOne(delay_s=0.05)
         for n in range(20):
-            await emit(con, "b", n)
+            await emit_of(con, "b", n)
         await until(settled(con, 60))
         assert receiver.script.most > 1
 
@@ -297,7 +290,7 @@ async def test_an_open_breaker_and_its_catching_up_keep_the_order(database, con,
     async with living(database, **patience) as life:
         for n in range(25):
             for key in KEYS:
-                await emit(con, key, n)
+                await emit_of(con, key, n)
         await life.diary.wait_for("breaker.opened")
         up[0] = True
         await until(settled(con, 100), 30)
@@ -317,7 +310,7 @@ async def test_no_order_is_broken_by_failures_kills_and_replays(database, con, r
     async def insert(some):
         for _ in range(some):
             key = rng.choice((*KEYS, None))
-            await emit(con, key, numbers[key])
+            await emit_of(con, key, numbers[key])
             numbers[key] += 1
 
     for life_number in range(9):
@@ -352,7 +345,7 @@ async def test_lines_that_wait_for_the_log_are_checked_a_few_at_a_time(database,
         await con.execute(
             "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, line)"
             " select $1, endpoint_id, 's', 'parked', 'ordering', $2 from webhooks.endpoints",
-            await emit(con, name, 0),
+            await emit_of(con, name, 0),
             name,
         )
     opened = await client.connect(database, name="record")

@@ -13,9 +13,11 @@ from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.runtime.maintenance import Duties, tidy
 from support.crew import living
+from support.events import Sql, emit
 
 ERASED = '{"pghookd":"erased"}'
 MARKER = "a marker that nobody may see"
+PAYLOAD = f'{{"name": "{MARKER}"}}'
 
 
 @pytest.fixture
@@ -39,14 +41,8 @@ async def session(database, con):
     await made.close()
 
 
-async def emit(con, days_ago=0.0, site_id="s", payload=f'{{"name": "{MARKER}"}}'):
-    return await con.fetchval(
-        "insert into webhooks.events (site_id, type, payload, created_at)"
-        " values ($1, 'order_created', $2, now() - make_interval(secs => $3 * 86400)) returning event_id",
-        site_id,
-        payload,
-        days_ago,
-    )
+def of_age(days):
+    return {"payload": PAYLOAD, "created_at": Sql(f"now() - make_interval(secs => {days} * 86400)")}
 
 
 async def endpoint_of(con, site_id="s"):
@@ -103,9 +99,9 @@ async def tidied(session, **duties):
 
 
 async def test_old_payloads_are_erased_and_the_records_stay(con, session):
-    old = [await emit(con, 8) for _ in range(1200)]  # more than a page
+    old = [await emit(con, **of_age(8)) for _ in range(1200)]  # more than a page
     await settle(con, old[0], days_ago=8)
-    young = await emit(con, 6, payload='{"n": 1}')
+    young = await emit(con, **{**of_age(6), "payload": '{"n": 1}'})
     await tidied(session, payload_days=7.0)
     assert await payloads(con) == [ERASED] * 1200 + ['{"n": 1}']
     assert await con.fetchval("select last_outcome from webhooks.deliveries where event_id = $1", old[0])
@@ -119,7 +115,7 @@ async def test_old_payloads_are_erased_and_the_records_stay(con, session):
 
 
 async def test_no_payload_of_an_unsettled_event_is_erased(con, session):
-    waiting, gone, unread = [await emit(con, 8) for _ in range(3)]
+    waiting, gone, unread = [await emit(con, **of_age(8)) for _ in range(3)]
     await queue(con, waiting)
     await con.execute("update webhooks.shards set floor = $1", gone)
     await tidied(session, payload_days=7.0)
@@ -134,7 +130,7 @@ async def test_no_payload_of_an_unsettled_event_is_erased(con, session):
 
 
 async def test_an_erased_event_is_never_replayed(con, session):
-    old, young = await emit(con, 8), await emit(con, 1)
+    old, young = await emit(con, **of_age(8)), await emit(con, **of_age(1))
     for event_id in (old, young):
         await bury(con, event_id)
     await tidied(session, payload_days=7.0)
@@ -148,7 +144,7 @@ async def test_an_erased_event_is_never_replayed(con, session):
 
 async def test_a_page_waits_for_a_replay_that_is_at_work(con, session, connect, database):
     """Between the read of an event and its row in backlog lies a transaction: its payload is not erased meanwhile."""
-    event_id = await emit(con, 8)
+    event_id = await emit(con, **of_age(8))
     await bury(con, event_id)
     replay_id = await con.fetchval("select replay_id from webhooks.replay(site_id => 's', dry_run => false)")
     other = await connect(database)
@@ -166,7 +162,7 @@ async def test_a_page_waits_for_a_replay_that_is_at_work(con, session, connect, 
 
 
 async def test_old_answers_are_erased_and_those_that_come_late_too(con, session):
-    first, second, third = [await emit(con) for _ in range(3)]
+    first, second, third = [await emit(con, payload=PAYLOAD) for _ in range(3)]
     await settle(con, first, days_ago=3)
     await settle(con, second, days_ago=1)
     await queue(con, third)
@@ -221,7 +217,7 @@ async def test_nothing_is_left_of_a_site_and_all_of_the_others(con, session):
     endpoint_id = await endpoint_of(con, "mia")
     for site_id in ("mia", "t"):
         for _ in range(3):
-            event_id = await emit(con, site_id=site_id, payload=f'{{"by": "{site_id}"}}')
+            event_id = await emit(con, site=site_id, payload=f'{{"by": "{site_id}"}}')
             await settle(con, event_id, site_id=site_id)
             await bury(con, event_id, site_id)
             await queue(con, event_id, site_id)
@@ -288,13 +284,13 @@ async def test_an_owner_of_two_sites_stays_until_the_second_is_forgotten(con):
 
 async def test_events_in_flight_are_erased_by_the_second_walk(con, session, connect, database):
     """A producer that has not committed, an attempt that is recorded afterwards, a row in the daemon's hand."""
-    event_id, held = await emit(con, site_id="t"), await emit(con, site_id="t")
+    event_id, held = [await emit(con, site="t", payload=PAYLOAD) for _ in range(2)]
     await queue(con, held, "t")
     endpoint_id = await endpoint_of(con, "t")
     producer, daemon = await connect(database), await connect(database)
     inserting, holding = producer.transaction(), daemon.transaction()
     await inserting.start()
-    await emit(producer, site_id="t")
+    await emit(producer, site="t", payload=PAYLOAD)
     await holding.start()
     await daemon.execute("select from webhooks.backlog for update")
     await con.execute("select webhooks.forget('t')")
@@ -316,16 +312,13 @@ async def test_events_in_flight_are_erased_by_the_second_walk(con, session, conn
 
 
 async def test_a_large_site_is_erased_in_pages_while_producers_insert(con, session, connect, database):
-    await con.execute(
-        "insert into webhooks.events (site_id, type, payload)"
-        " select case when n % 2 = 0 then 's' else 't' end, 'order_created', '{}' from generate_series(1, 12000) n"
-    )
+    await emit(con, 6000, site=["s", "t"])
     producer = await connect(database, server_settings={"lock_timeout": "100ms"})
     forgetting = con.transaction()
     await forgetting.start()
     assert await con.fetchval("select webhooks.forget('s')") > 0
-    await emit(producer, site_id="t")  # nobody waits
-    await emit(producer)
+    await emit(producer, site="t", payload=PAYLOAD)  # nobody waits
+    await emit(producer, payload=PAYLOAD)
     await forgetting.commit()
     await con.execute("update webhooks.forgotten set asked_at = now() - interval '1 hour'")
     await tidied(session)
@@ -337,12 +330,12 @@ async def test_a_daemon_stops_sending_to_a_site_that_is_forgotten(con, database,
     await con.execute("delete from webhooks.shards")
     await con.execute("update webhooks.endpoints set url = $1 where site_id = 's'", receiver.url("/in"))
     async with living(database, retry={"schedule": (0.5,) * 50}) as life:
-        await emit(con)
+        await emit(con, payload=PAYLOAD)
         await until(lambda: receiver.requests)
         await until(lambda: con.fetchval("select count(*) = 1 from webhooks.attempts"))
         await con.execute("select webhooks.forget('s')")
-        await emit(con)
-        await emit(con, site_id="t")
+        await emit(con, payload=PAYLOAD)
+        await emit(con, site="t", payload=PAYLOAD)
         await until(lambda: con.fetchval("select count(*) > 0 from webhooks.attempts where site_id = 't'"))
         assert len(receiver.requests) == 1
         assert not life.diary.of("database.refused")

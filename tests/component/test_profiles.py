@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pghookd.webhook import signing
 from support.crew import living
+from support.events import emit
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(100, 132))).decode()
 OTHER = "whsec_" + base64.b64encode(bytes(range(132, 164))).decode()
@@ -108,21 +109,20 @@ async def deliver(con, database, receiver, until):
             places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
             sql = f"insert into webhooks.endpoints ({', '.join(row)}) values ({places})"
             await con.execute(sql, *row.values())
-        return await emit(**settings)
+        return await send(**settings)
 
-    async def emit(**settings):
+    async def send(**settings):
         receiver.requests.clear()
         count = await con.fetchval("select count(*) from webhooks.endpoints")
         async with living(database, **settings):
-            sql = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', $1)"
-            event_id = await con.fetchval(f"{sql} returning event_id", PAYLOAD)
+            event_id = await emit(con, payload=PAYLOAD)
             recorded = "select count(*) = $2 from webhooks.attempts where event_id = $1"
             await until(lambda: con.fetchval(recorded, event_id, count))
         requests = [request for request in receiver.requests if request.event_id == event_id]
         assert all(request.headers.keys() >= STANDARD for request in requests)
         return {request.path[1:]: request for request in requests}
 
-    run.again = emit
+    run.again = send
     return run
 
 

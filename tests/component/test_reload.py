@@ -10,10 +10,10 @@ import pytest_asyncio
 
 from support import crew
 from support.crew import serving
+from support.events import emit
 from support.mail_server import Mailbox
 from support.receiver import Response
 
-EVENT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', '{}') returning event_id"
 DELIVERED = "select count(*) from webhooks.attempts where outcome = 'delivered'"
 LIMIT_S = 0.2  # what a reload may add to a delivery
 TRIES = 3  # a shared machine may stall for longer by itself: one quiet try of these is enough
@@ -36,10 +36,6 @@ async def db(database, connect, receiver):
     return session
 
 
-async def emit(db, site):
-    return await db.fetchval(EVENT, site)
-
-
 async def is_count(db, count):
     return await db.fetchval(DELIVERED) == count
 
@@ -48,7 +44,7 @@ async def emit_for(db, seconds, sent):
     """Insert an event of site b every 20 ms; note when each was committed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        event_id = await emit(db, "b")
+        event_id = await emit(db, site="b")
         sent[event_id] = time.monotonic()
         await asyncio.sleep(EVERY_S)
 
@@ -70,9 +66,9 @@ async def test_a_reload_under_load_with_a_hanging_request_delays_nobody(database
     receiver.paths["/a"] = hang
     async with serving(database, delivery=PATIENT) as daemon:
         await daemon.diary.wait_for("daemon.ready")
-        await emit(db, "a")
+        await emit(db, site="a")
         await receiver.wait_for(1, path="/a")
-        await emit(db, "b")
+        await emit(db, site="b")
         await receiver.wait_for(1, path="/b")
         worst = []
         for number in range(TRIES):
@@ -106,7 +102,7 @@ async def test_a_request_in_flight_ends_as_it_began(database, db, receiver, unti
     receiver.script = hang
     async with serving(database, delivery=PATIENT) as daemon:
         await daemon.diary.wait_for("daemon.ready")
-        await emit(db, "a")
+        await emit(db, site="a")
         await receiver.wait_for(1)
         for _ in range(3):
             await daemon.reload(
@@ -118,7 +114,7 @@ async def test_a_request_in_flight_ends_as_it_began(database, db, receiver, unti
             )
         answer.set()
         await until(lambda: is_count(db, 1))
-        await emit(db, "a")
+        await emit(db, site="a")
         [line] = await daemon.diary.wait_for("delivery.attempted")
         assert (line["outcome"], line["error"]) == ("timeout", "response")
         assert line["duration_ms"] < 5000
@@ -127,14 +123,14 @@ async def test_a_request_in_flight_ends_as_it_began(database, db, receiver, unti
 async def test_allowed_destinations_change_with_a_reload(database, db, receiver, until):
     async with serving(database) as daemon:
         await daemon.diary.wait_for("daemon.ready")
-        await emit(db, "a")
+        await emit(db, site="a")
         await until(lambda: is_count(db, 1))
         await daemon.reload(crew.settings_of(database, egress={"deny": ("127.0.0.0/8",)}))
-        await emit(db, "a")
+        await emit(db, site="a")
         [line] = await daemon.diary.wait_for("delivery.attempted")
         assert line["outcome"] == "blocked"
         await daemon.reload(crew.settings_of(database))
-        await emit(db, "a")
+        await emit(db, site="a")
         await until(lambda: is_count(db, 2))
     assert len(receiver.requests) == 2
 
@@ -144,15 +140,12 @@ async def test_the_width_of_a_lane_changes_with_a_reload(database, db, receiver,
     async with serving(database) as daemon:
         await daemon.diary.wait_for("daemon.ready")
         for _ in range(60):
-            await emit(db, "a")
+            await emit(db, site="a")
         await until(lambda: is_count(db, 60))
         assert receiver.in_flight_max > 1
         await daemon.reload(crew.settings_of(database, delivery={"endpoint_concurrency": 1}))
         receiver.in_flight_max = 0
-        await db.execute(
-            "insert into webhooks.events (site_id, type, payload)"
-            " select 'a', 'order_created', '{}' from generate_series(1, 30)"
-        )
+        await emit(db, 30, site="a")
         await until(lambda: is_count(db, 90))
         assert receiver.in_flight_max == 1
 
@@ -164,13 +157,13 @@ async def test_a_reload_that_names_a_mail_server_starts_the_mails(database, db, 
         await daemon.diary.wait_for("daemon.ready")
         smtp = {"host": "127.0.0.1", "port": box.port, "tls": "none"}
         await daemon.reload(crew.settings_of(database, mail=told, smtp=smtp))
-        await emit(db, "a")
+        await emit(db, site="a")
         [mail] = await box.wait_for(1)
         assert mail.message["from"].addresses[0].addr_spec == "hooks@example.org"
         await daemon.reload(
             crew.settings_of(database, mail={**told, "sender": "other@example.org"}, smtp=smtp)
         )
-        await emit(db, "b")
+        await emit(db, site="b")
         mail = (await box.wait_for(2))[-1]
         assert mail.message["from"].addresses[0].addr_spec == "other@example.org"
 
@@ -181,11 +174,11 @@ async def test_faulty_settings_change_nothing_and_the_next_reload_counts(databas
         for number in range(3):
             line = await daemon.reload(ValueError("delivery.timeout_s must be a number"))
             assert line["faults"] == "delivery.timeout_s must be a number"
-            await emit(db, "a")
+            await emit(db, site="a")
             *_, request = await receiver.wait_for(2 * number + 1)
             assert request.headers["user-agent"] == (f"agent/{number - 1}" if number else "pghookd/0.1.0")
             await daemon.reload(crew.settings_of(database, delivery={"user_agent": f"agent/{number}"}))
-            await emit(db, "a")
+            await emit(db, site="a")
             *_, request = await receiver.wait_for(2 * number + 2)
             assert request.headers["user-agent"] == f"agent/{number}"
         line = await daemon.reload(
@@ -208,7 +201,7 @@ async def test_a_reload_while_the_database_is_away_holds_for_the_next_epoch(own_
         await daemon.reload(crew.settings_of(url, delivery={"user_agent": "away/1"}))
         await asyncio.to_thread(own_server.start)
         await daemon.diary.wait_for("database.restored")
-        await emit(await connect(url), "a")
+        await emit(await connect(url), site="a")
         [request] = await receiver.wait_for(1)
         assert request.headers["user-agent"] == "away/1"
 
@@ -227,6 +220,6 @@ async def test_a_reload_while_an_epoch_is_set_up_is_not_lost(database, db, recei
             await second.reload(crew.settings_of(database, delivery={"user_agent": "second/1"}))
             await first.stop()
             await second.diary.wait_for("daemon.ready", 2)
-            await emit(db, "a")
+            await emit(db, site="a")
             [request] = await receiver.wait_for(1)
             assert request.headers["user-agent"] == "second/1"

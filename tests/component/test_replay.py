@@ -13,6 +13,7 @@ from pghookd.runtime.sessions import PLANS
 from pghookd.scheduling.lane import LaneTerms
 from pghookd.scheduling.lanes import Lanes
 from support.crew import Diary, living
+from support.events import Sql, emit
 
 DAY = 2**32  # ids
 REPLAY = "select replay_id, deliveries from webhooks.replay({}, dry_run => {})"
@@ -40,15 +41,7 @@ async def endpoint(con, receiver, site, path, types=("*",)):
 
 async def insert(con, count=1, site="a", kind="order_created", only=-1):
     """Insert events; `only` an endpoint that does not exist keeps the daemon from delivering them by itself."""
-    rows = await con.fetch(
-        "insert into webhooks.events (site_id, type, payload, endpoint_id)"
-        " select $1, $2, to_json(n), $3 from generate_series(1, $4::int) n returning event_id",
-        site,
-        kind,
-        only,
-        count,
-    )
-    ids = [row[0] for row in rows]
+    ids = await emit(con, count, site=site, kind=kind, payload=Sql("to_json(n)"), endpoint_id=only)
     await con.execute("update webhooks.events set endpoint_id = null where event_id = any ($1)", ids)
     return ids
 

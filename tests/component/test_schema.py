@@ -14,6 +14,7 @@ import pytest
 
 from pghookd.model.event_type import valid_type
 from pghookd.webhook import envelope, signing
+from support.events import emit
 
 PROMISED = {
     "sites": "site_id text, name text, url text, owner_email text, language text, time_zone text,"
@@ -66,15 +67,6 @@ async def con(database, connect):
 async def endpoint_id(con):
     return await con.fetchval(
         "insert into webhooks.endpoints (site_id, url) values ('s', 'https://example.com/') returning endpoint_id"
-    )
-
-
-async def emit(con, kind="order_created", payload="{}", **more):
-    columns = {"site_id": "s", "type": kind, "payload": payload, **more}
-    places = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
-    return await con.fetchval(
-        f"insert into webhooks.events ({', '.join(columns)}) values ({places}) returning event_id",
-        *columns.values(),
     )
 
 
@@ -674,7 +666,7 @@ async def explain(con, event_id):
 
 async def test_explain_an_event_that_nobody_was_to_get(con):
     assert await explain(con, 5) == {"unknown": "there is no event 5"}
-    event_id = await emit(con, site_id="elsewhere")
+    event_id = await emit(con, site="elsewhere")
     told = await explain(con, event_id)
     assert told["no_site"] == "site elsewhere is not known"
     webhook_id = await con.fetchval("select webhooks.webhook_id(event_id, created_at) from webhooks.events")
@@ -684,7 +676,7 @@ async def test_explain_an_event_that_nobody_was_to_get(con):
 
 async def test_explain_an_event_that_no_endpoint_takes(con, endpoint_id):
     await con.execute("update webhooks.endpoints set event_types = '{product_created,order_created}'")
-    told = await explain(con, await emit(con, "order_creatd"))
+    told = await explain(con, await emit(con, kind="order_creatd"))
     assert (
         told["no_taker"]
         == "no endpoint of site s takes order_creatd; the nearest type that one takes is order_created"
@@ -701,7 +693,7 @@ async def test_explain_an_event_that_is_not_settled(con, endpoint_id):
     assert told["not_read_yet"] == "the daemon has not settled it yet"
     await con.execute("select webhooks.disable_endpoint($1, 'gone')", endpoint_id)
     assert (await explain(con, old))["disabled"] == "the endpoint is disabled (gone): the event will be held"
-    only = await emit(con, "webhook_test", endpoint_id=endpoint_id + 1)
+    only = await emit(con, kind="webhook_test", endpoint_id=endpoint_id + 1)
     assert set(await explain(con, only)) == {"inserted", "not_addressed", "not_read_yet"}
 
 

@@ -12,9 +12,9 @@ from pghookd.event_log.reading.pages import PAGE, PAIRS_A_STEP
 from pghookd.postgres.client import query
 from pghookd.scheduling.hands import UNWRITTEN_MAX
 from support.crew import desk, living
+from support.events import Sql, emit
 
-EMIT = """insert into webhooks.events (site_id, type, payload, ordering_key)
-select $1, 'order_created', '{}', case when $3 then 'k' || n end from generate_series(1, $2) n returning event_id"""
+KEYS = Sql("'k' || n")
 
 
 @pytest.fixture
@@ -35,10 +35,6 @@ async def add(session, site_id, count=1, *, url="http://127.0.0.1:9/", ordered=F
         count,
         ordered,
     )
-
-
-async def emit(session, site_id, count=1, *, keys=False):
-    return [row["event_id"] for row in await session.fetch(EMIT, site_id, count, keys)]
 
 
 def nothing_goes_out(it):
@@ -74,16 +70,16 @@ async def test_a_flood_on_a_quiet_platform_holds_up_nobody(database, session, or
     async with desk(database) as it:
         await it.store()
     if recovering:
-        await emit(session, "flood", 5 * PAGE, keys=True)
-        others = await emit(session, "other")
+        await emit(session, 5 * PAGE, site="flood", ordering_key=KEYS)
+        others = await emit(session, 1, site="other")
     async with desk(database) as it:
         nothing_goes_out(it)
         async with asyncio.timeout(20):
             if recovering:
                 await it.recover_once()
             else:
-                await emit(session, "flood", 5 * PAGE, keys=True)
-                others = await emit(session, "other")
+                await emit(session, 5 * PAGE, site="flood", ordering_key=KEYS)
+                others = await emit(session, 1, site="other")
                 await it.reader.read()
         assert queued_of(it, "other") == others
         assert it.recorder.unrecorded < UNWRITTEN_MAX
@@ -99,12 +95,12 @@ async def test_a_lane_without_room_holds_up_its_own_site_alone(database, session
         it.lanes._slots.in_flight = 512
         async with asyncio.timeout(20):
             for _ in range(4):
-                await emit(session, "flood", PAGE)
+                await emit(session, PAGE, site="flood")
                 await it.reader.read()
                 for _ in range(20):
                     it.reader.refill._look_at = it.reader.refill._patient_until = 0.0
                     await it.reader.refill.take()
-            others = await emit(session, "other")
+            others = await emit(session, 1, site="other")
             await it.reader.read()
         assert queued_of(it, "other") == others
         it.lanes._slots.in_flight = 0
@@ -115,9 +111,9 @@ async def test_a_long_transaction_is_skimmed_up_to_the_first_event_of_others(dat
     async with desk(database) as it:
         nothing_goes_out(it)
         async with session.transaction():
-            flood = await emit(session, "flood", 20 * PAGE)
-            others = await emit(session, "other")
-            flood += await emit(session, "flood", 20 * PAGE)
+            flood = await emit(session, 20 * PAGE, site="flood")
+            others = await emit(session, 1, site="other")
+            flood += await emit(session, 20 * PAGE, site="flood")
         said = spy_on(it.reader._session)
         await it.reader.read()
         assert queued_of(it, "other") == others
@@ -138,7 +134,7 @@ async def test_no_step_makes_more_than_a_few_thousand_deliveries(database, sessi
     async with desk(database) as it:
         await it.store()
     if recovering:
-        await emit(session, "flood", PAGE)
+        await emit(session, PAGE, site="flood")
     async with desk(database, settling=False) as it:
         made, enter = [], it.reader._fan_out.enter
 
@@ -150,7 +146,7 @@ async def test_no_step_makes_more_than_a_few_thousand_deliveries(database, sessi
         if recovering:
             await it.recover()
         else:
-            await emit(session, "flood", PAGE)
+            await emit(session, PAGE, site="flood")
             await it.read()
         assert sum(made) == 300 * PAGE
         assert max(made) < 2 * PAIRS_A_STEP
@@ -165,8 +161,8 @@ async def test_an_event_with_thousands_of_takers_is_parted(database, session):
     async with desk(database, settling=False) as it:
         nothing_goes_out(it)
         said = spy_on(it.read_session)
-        (event_id,) = await emit(session, "flood")
-        others = await emit(session, "other")
+        event_id = await emit(session, site="flood")
+        others = await emit(session, 1, site="other")
         await it.reader.read()
         assert queued_of(it, "other") == others
         before = {number: shard.settled for number, shard in it.log.shards.items()}
@@ -192,7 +188,7 @@ async def test_an_event_with_thousands_of_takers_is_parted(database, session):
 async def test_a_site_with_thousands_of_endpoints_gets_each_event_once(database, session, receiver, until):
     await add(session, "flood", SLICE + 30, url=receiver.url("/"))
     async with living(database):
-        await emit(session, "flood", 2)
+        await emit(session, 2, site="flood")
         count = "select count(*), count(distinct (event_id, endpoint_id)) from webhooks.attempts"
 
         async def all_delivered():
@@ -209,7 +205,7 @@ async def test_recovery_reads_the_settled_deliveries_of_its_own_events_alone(dat
     async with desk(database) as it:
         late = await connect(database)
         await late.execute("begin")
-        (first,) = await emit(late, "other")
+        first = await emit(late, site="other")
         await session.execute(
             """with e as (insert into webhooks.events (site_id, type, payload)
                  select 'flood', 'order_created', '{}' from generate_series(1, 20000) returning event_id)
@@ -218,7 +214,7 @@ async def test_recovery_reads_the_settled_deliveries_of_its_own_events_alone(dat
         )
         await it.read()
         await it.store()
-    (last,) = await emit(session, "other")
+    last = await emit(session, site="other")
     await late.execute("commit")
     async with desk(database) as it:
         said = spy_on(it.read_session)
@@ -240,12 +236,7 @@ async def test_many_sites_in_arrears_are_read_in_whole_chunks(database, session)
     )
     async with desk(database) as it:
         said = spy_on(it.read_session)
-        await session.execute(
-            "insert into webhooks.events (site_id, type, payload)"
-            " select 's' || 1 + n % $1, 'order_created', '{}' from generate_series(1, $1::int * $2::int) n",
-            sites,
-            events,
-        )
+        await emit(session, events, site=[f"s{n}" for n in range(1, sites + 1)])
         await it.read()
         assert len(it.seen) == sites * events
         chunks = [len(args[0]) for sql, args, _ in said if sql == query("read_events")]
@@ -262,7 +253,7 @@ async def test_endpoints_with_work_are_read_again_page_by_page(database, session
     await add(session, "flood", 3 * endpoint_changes.PAGE)
     async with desk(database) as it:
         nothing_goes_out(it)
-        await emit(session, "flood")
+        await emit(session, site="flood")
         await it.reader.read()
         while it.reader.refill.is_behind:
             await it.reader.refill.take()

@@ -26,6 +26,7 @@ from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
 from pghookd.webhook.prepared import Defaults, Manner
 from support.crew import living, settings_of
+from support.events import emit
 
 ONE, TWO = (base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2))
 OLD, NEW = f"old:{ONE}", f"new:{TWO} old:{ONE}"
@@ -290,11 +291,8 @@ async def test_encrypted_secrets_sign_deliveries_and_fail_without_the_key(
 ):
     endpoint_id = await add(con, PLAIN, receiver.url("/in"))
     await wrap_plain(session, vault_of(OLD))
-    insert = (
-        "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{\"n\": 1}')"
-    )
     async with living(database, retry={"schedule": (0.2,) * 50}) as life:
-        await con.execute(insert)
+        await emit(con, payload='{"n": 1}')
         await life.diary.wait_for("delivery.attempted")
         row = await until(
             lambda: con.fetchrow("select outcome, error from webhooks.attempts where attempt = 1")

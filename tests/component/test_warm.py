@@ -10,8 +10,8 @@ import pytest
 
 from support import crew
 from support.crew import living
+from support.events import emit
 
-EVENT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}') returning event_id"
 COLD_MS = 10.0  # what the first events may take longer than nine in ten of those in a steady state
 STARTS = 4  # of which the best counts: a shared machine may stall by itself
 PARSED = re.compile(r"^pghookd/(read|record)\|.* parse __asyncpg_stmt_\w+: (.*)", re.MULTILINE)
@@ -39,7 +39,7 @@ async def test_the_first_deliveries_parse_no_statement(talkative, connect, recei
         log = talkative.log
         before = len(log.read_text())
         for _ in range(2):
-            await session.execute(EVENT)
+            await emit(session)
         await receiver.wait_for(3)  # one delivered, one failed and tried again
         await until(lambda: session.fetchval("select count(*) = 3 from webhooks.attempts"))
         assert await life.stop()
@@ -50,7 +50,7 @@ async def test_the_first_deliveries_parse_no_statement(talkative, connect, recei
 async def arrival_ms(session, receiver):
     """Insert an event and return how long it took from its commit to its receiver."""
     count = len(receiver.requests)
-    await session.execute(EVENT)
+    await emit(session)
     committed = time.monotonic()
     [*_, request] = await receiver.wait_for(count + 1)
     return (request.arrived - committed) * 1e3

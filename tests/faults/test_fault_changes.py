@@ -10,20 +10,8 @@ from pathlib import Path
 import pytest
 
 from support import checker
-
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
-CONCURRENCY = 32
-BATCH_MAX = 50
-SETTINGS = {
-    "database_heartbeat_s": 0.5,
-    "database_lease_s": 4,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
-}
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
-
+from support.daemon import UNRECORDED_MAX, VIGILANT
+from support.events import Sql, emit
 
 # DDL --------------------------------------------------------------------------------------------------------------
 
@@ -53,14 +41,14 @@ DDL = [
 @pytest.mark.short
 async def test_the_schema_is_changed_during_load(database, db, connect, start, receiving, until, delivered):
     """Columns, types, indexes: cached plans are made again, and loops that cannot go on recover."""
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **VIGILANT)
     migrating = await connect(database)
     async with receiving(db, "answers:lively", 2) as running:
         for n, sql in enumerate(DDL):
-            await db.execute(EVENTS, 100)
+            await emit(db, 100)
             await until(lambda n=n: len(running.entries()) > n * 200 + 20, 20)
             await migrating.execute(sql)
-        await db.execute(EVENTS, 100)
+        await emit(db, 100)
         await delivered(db, 200 * (len(DDL) + 1), 60)
         lost = len(daemon.said("database.lost"))
         print(f"{len(DDL)} changes, {lost} times the recovery road")
@@ -71,13 +59,13 @@ async def test_the_schema_is_changed_during_load(database, db, connect, start, r
 async def test_a_view_and_a_function_are_replaced_during_load(
     database, db, connect, start, receiving, until, delivered
 ):
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **VIGILANT)
     migrating = await connect(database)
     definition = await db.fetchval("select pg_get_functiondef('webhooks.takes'::regproc)")
     view = await db.fetchval("select pg_get_viewdef('webhooks.deliveries'::regclass)")
     async with receiving(db, "answers:lively") as running:
         for n in range(10):
-            await db.execute(EVENTS, 100)
+            await emit(db, 100)
             await until(lambda n=n: len(running.entries()) > n * 100 + 20, 20)
             await migrating.execute(definition)
             await migrating.execute(f"create or replace view webhooks.deliveries as {view}")
@@ -96,14 +84,16 @@ async def test_what_it_needs_is_renamed_for_a_while(
     """A migration gone wrong, and taken back: the daemon cannot go on meanwhile, says so, and loses nothing."""
     table, _, name = column.partition(".")
     # Of the usual four attempts at a receiver that refuses one in ten, all fail in one test of ten.
-    daemon = await start(database, retry_schedule="0.3s,0.5s,1s,1s,1s,1s,1s", **SETTINGS)
+    daemon = await start(database, retry_schedule="0.3s,0.5s,1s,1s,1s,1s,1s", **VIGILANT)
     migrating = await connect(database)
     async with receiving(db, "answers:fickle") as running:
-        await db.execute(EVENTS, 1000)
+        await emit(db, 1000)
         await until(lambda: len(running.entries()) > 100)
         await migrating.execute(f"alter table webhooks.{table} rename column {name} to other")
         if table == "events":  # all of it may have been read by now: something new must be there to be read
-            await db.execute(EVENTS.replace("payload", "other"), 1)
+            await db.execute(
+                "insert into webhooks.events (site_id, type, other) values ('s', 'order_created', '{}')"
+            )
         await daemon.wait_for("database.lost" if table in {"endpoints", "events"} else "database.refused")
         await migrating.execute(f"alter table webhooks.{table} rename column other to {name}")
         await delivered(db, 1001 if table == "events" else 1000)
@@ -118,7 +108,7 @@ async def test_what_it_needs_is_renamed_for_a_while(
 
 async def test_the_servers_time_zone_changes(own_server, network, direct, start, receiving, until, delivered):
     """`timezone` of server and role, while it works and for the sessions after: instants are instants."""
-    daemon = await start(network.url, retry_schedule="1s,1s,1s", **SETTINGS)
+    daemon = await start(network.url, retry_schedule="1s,1s,1s", **VIGILANT)
     async with receiving(direct, "answers:lively") as running:
         for n, zone in enumerate(
             ("America/Sao_Paulo", "Pacific/Kiritimati", "Europe/Berlin", "Asia/Kathmandu"), 1
@@ -131,12 +121,7 @@ async def test_the_servers_time_zone_changes(own_server, network, direct, start,
                     link.cut()
                 await daemon.wait_for("database.lost")
                 await daemon.wait_for("database.restored")
-            await direct.execute(
-                EVENTS.replace("payload)", "payload, deliver_after)").replace(
-                    "'{}'", "'{}', now() + interval '2 s'"
-                ),
-                50,
-            )
+            await emit(direct, 50, deliver_after=Sql("now() + interval '2 s'"))
             started = time.monotonic()
             await delivered(direct, 50 * n, 10)
             assert time.monotonic() - started > 1.5, "deliver_after was kept, and by no hours more"
@@ -150,9 +135,9 @@ async def test_the_servers_time_zone_changes(own_server, network, direct, start,
 
 @pytest.mark.parametrize("zone", ["America/Sao_Paulo", "Pacific/Apia", "Europe/Berlin", "Antarctica/Troll"])
 async def test_the_daemons_own_time_zone(database, db, start, receiving, delivered, zone):
-    daemon = await start(database, environ={"TZ": zone}, **SETTINGS)
+    daemon = await start(database, environ={"TZ": zone}, **VIGILANT)
     async with receiving(db, "answers:lively") as running:
-        await db.execute(EVENTS, 300)
+        await emit(db, 300)
         await delivered(db, 300)
         await checker.check(db, running.entries(), repeats_max=0)
         assert all(abs(int(e["webhook-timestamp"]) - e["wall"]) < 60 for e in running.entries())
@@ -167,7 +152,7 @@ async def test_locks_that_cross_those_of_a_batch(
 ):
     """A batch waits for a table for 100 ms (55P03), or is ended by Postgres (40P01), and is written again."""
     daemon = await start(
-        own_server.url(), retry_schedule=",".join(["0.2s"] * 100), retry_jitter=0, **SETTINGS
+        own_server.url(), retry_schedule=",".join(["0.2s"] * 100), retry_jitter=0, **VIGILANT
     )
     crossing = await connect(own_server.url())
     await crossing.execute("set deadlock_timeout = '60s'")  # so that the daemon is the one that finds out
@@ -176,7 +161,7 @@ async def test_locks_that_cross_those_of_a_batch(
         " where a.application_name = 'pghookd/record' and not l.granted)"
     )
     async with receiving(direct, "answers:lively") as running:
-        await direct.execute(EVENTS, 1000)
+        await emit(direct, 1000)
         await until(lambda: len(running.entries()) > 100)
         async with crossing.transaction():
             await crossing.execute("lock webhooks.attempts in share mode")
@@ -209,10 +194,10 @@ def _memory_mb(daemon):
 @pytest.mark.short
 async def test_a_storm_of_notifications(database, db, connect, start, receiving, delivered):
     """400,000 rings from four sessions: folded into few reads, deliveries go on, nothing piles up."""
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **VIGILANT)
     ringers = [await connect(database) for _ in range(RINGERS)]
     async with receiving(db, "answers:lively") as running:
-        await db.execute(EVENTS, 100)
+        await emit(db, 100)
         await delivered(db, 100)
         before = _memory_mb(daemon)
         reads = await _reads(db)
@@ -244,7 +229,7 @@ async def _emit(db, over):
     """Emit events one by one, 50 at most, until it is over; return when each was committed."""
     committed = []
     while len(committed) < 50 and not over():
-        await db.execute(EVENTS, 1)
+        await emit(db)
         committed.append(time.time())
         await asyncio.sleep(0.02)
     return committed

@@ -7,19 +7,10 @@ import asyncio
 import pytest
 
 from support import checker
+from support.daemon import UNRECORDED_MAX, VIGILANT
+from support.events import emit
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
-CONCURRENCY = 32
-BATCH_MAX = 50
-SETTINGS = {
-    "database_heartbeat_s": 0.5,
-    "database_lease_s": 3,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
-}
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX
+SETTINGS = {**VIGILANT, "database_lease_s": 3}
 READING = "reading the log"
 
 
@@ -36,7 +27,7 @@ async def test_four_instances_without_a_fault(database, db, start, receiving, un
     await until(lambda: _owners(daemons), 20)
     async with receiving(db, "answers:lively", 3) as running:
         for n in range(1, 6):
-            await db.execute(EVENTS, 300)
+            await emit(db, 300)
             await delivered(db, 900 * n)
         found = await checker.check(db, running.entries(), repeats_max=0)
         assert found.repeats == 0
@@ -49,7 +40,7 @@ async def test_of_four_instances_the_owner_is_killed_until_one_is_left(
 ):
     daemons = await _start_four(start, database)
     async with receiving(db) as running:
-        await db.execute(EVENTS, 3000)
+        await emit(db, 3000)
         for n in range(1, 4):
             await until(lambda: _owners(daemons), 20)
             await until(lambda n=n: len(running.entries()) > n * 400, 30)
@@ -68,7 +59,7 @@ async def test_a_second_copy_is_started_by_mistake_again_and_again(
     """The same settings, on the same machine, as of a unit that was enabled twice: it stands by, and is ended again."""
     owner = await start(database, **SETTINGS)
     async with receiving(db) as running:
-        await db.execute(EVENTS, 2000)
+        await emit(db, 2000)
         for n in range(1, 4):
             await until(lambda n=n: len(running.entries()) > n * 200)
             copy = await start(database, ready="standing by", **SETTINGS)

@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 
 from support import checker
-
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
-BATCH_MAX = 50
-SETTINGS = {"delivery_concurrency": 32, "recorder_batch_max": BATCH_MAX}
+from support.daemon import BOUNDED
+from support.events import Sql, emit
 
 DROP_CHECKS = """
 do $$ declare c record; begin
@@ -94,20 +90,20 @@ async def _flows(db, until, count):
 async def test_endpoints_with_nonsense_written_past_the_constraints(database, db, start, receiving, until):
     """One after another while it works, then all of them at once while it starts."""
     await db.execute(DROP_CHECKS)
-    daemon = await start(database, retry_schedule="0.2s,0.2s", **SETTINGS)
+    daemon = await start(database, retry_schedule="0.2s,0.2s", **BOUNDED)
     async with receiving(db, "answers:lively") as running:
         for count, (columns, values) in enumerate(NONSENSE, 1):
             more, place = ("", "") if columns == "url" else (", url", f", '{running.url('/nonsense')}'")
             await db.execute(
                 f"insert into webhooks.endpoints (site_id, {columns}{more}) values ('s', {values}{place})"
             )
-            await db.execute(EVENTS, 1)
+            await emit(db)
             await _flows(db, until, count)
         assert not daemon.said("database.lost")
         daemon.stop()
         assert await daemon.ended(30) == 0
-        again = await start(database, retry_schedule="0.2s,0.2s", **SETTINGS)
-        await db.execute(EVENTS, 5)
+        again = await start(database, retry_schedule="0.2s,0.2s", **BOUNDED)
+        await emit(db, 5)
         await _flows(db, until, len(NONSENSE) + 5)
         assert not daemon.said("delivery.broken")
         assert not again.said("delivery.broken")
@@ -123,17 +119,15 @@ async def test_endpoints_with_nonsense_written_past_the_constraints(database, db
 @pytest.mark.parametrize("value", ["infinity", "-infinity", "294276-12-31", "4713-01-01 BC"])
 async def test_events_at_the_ends_of_time(database, db, start, receiving, until, column, value):
     await db.execute(DROP_CHECKS)
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **BOUNDED)
     async with receiving(db):
-        await db.execute(
-            f"insert into webhooks.events (site_id, type, payload, {column}) values ('s', 'a', '{{}}', '{value}')"
-        )
-        await db.execute(EVENTS, 10)
+        await emit(db, **{column: Sql(f"'{value}'")})
+        await emit(db, 10)
         await _flows(db, until, 10)
         daemon.stop()
         assert await daemon.ended(30) == 0
-        again = await start(database, **SETTINGS)
-        await db.execute(EVENTS, 10)
+        again = await start(database, **BOUNDED)
+        await emit(db, 10)
         await _flows(db, until, 20)
         assert not daemon.said("database.lost")
         assert not again.said("database.lost")
@@ -142,7 +136,7 @@ async def test_events_at_the_ends_of_time(database, db, start, receiving, until,
 
 
 @pytest.mark.parametrize(
-    ("columns", "values"),
+    ("column", "value"),
     [
         ("subject", "''"),
         ("type", "''"),
@@ -157,17 +151,13 @@ async def test_events_at_the_ends_of_time(database, db, start, receiving, until,
     ],
 )
 async def test_events_with_nonsense_written_past_the_constraints(
-    database, db, start, receiving, until, columns, values
+    database, db, start, receiving, until, column, value
 ):
     await db.execute(DROP_CHECKS)
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **BOUNDED)
     async with receiving(db) as running:
-        kind = "" if columns == "type" else ", type"
-        more = "" if columns == "type" else ", 'a'"
-        await db.execute(
-            f"insert into webhooks.events (site_id, payload, {columns}{kind}) values ('s', '{{}}', {values}{more})"
-        )
-        await db.execute(EVENTS, 10)
+        await emit(db, **{"kind" if column == "type" else column: Sql(value)})
+        await emit(db, 10)
         await _flows(db, until, 10)
         assert all(entry["status"] == 200 for entry in running.entries())
     assert not daemon.said("database.lost")
@@ -179,10 +169,10 @@ async def test_events_with_nonsense_written_past_the_constraints(
 
 async def test_events_are_deleted_while_they_wait(database, db, start, receiving, until, delivered):
     """As if somebody cleans up by hand: unreadable events are not sent, and nothing else is harmed."""
-    daemon = await start(database, retry_schedule="0.5s,0.5s,0.5s", **SETTINGS)
+    daemon = await start(database, retry_schedule="0.5s,0.5s,0.5s", **BOUNDED)
     async with receiving(db, "answers:fickle", 2) as running:
         for _ in range(5):
-            await db.execute(EVENTS, 200)
+            await emit(db, 200)
             await until(lambda: db.fetchval("select exists (select from webhooks.backlog)"), 10)
             await db.execute(
                 "delete from webhooks.events where event_id in (select event_id from webhooks.backlog)"
@@ -203,12 +193,12 @@ async def test_events_are_deleted_while_they_wait(database, db, start, receiving
 
 async def test_endpoints_change_and_go_ten_times_a_second(database, db, start, receiving, until):
     """Secrets are rotated, URLs change, endpoints are switched and deleted: each request is of one piece."""
-    daemon = await start(database, retry_schedule="0.2s,0.2s,0.2s", **SETTINGS)
+    daemon = await start(database, retry_schedule="0.2s,0.2s,0.2s", **BOUNDED)
     async with receiving(db, "answers:lively", 4) as running:
         ids = [row[0] for row in await db.fetch("select endpoint_id from webhooks.endpoints order by 1")]
         stays, turns, moves, goes = ids
         for n in range(30):
-            await db.execute(EVENTS, 20)
+            await emit(db, 20)
             await db.execute("select webhooks.rotate_secret($1)", turns)
             await db.execute(
                 "update webhooks.endpoints set url = $2 where endpoint_id = $1",
@@ -243,12 +233,10 @@ async def test_endpoints_change_and_go_ten_times_a_second(database, db, start, r
 )
 @pytest.mark.parametrize("profile", ["standard", "plain"])
 async def test_json_that_parsers_stumble_over(database, db, start, receiving, delivered, payload, profile):
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **BOUNDED)
     async with receiving(db) as running:
         await db.execute("update webhooks.endpoints set profile = $1", profile)
-        await db.execute(
-            "insert into webhooks.events (site_id, type, payload) values ('s', 'a', $1::text::json)", payload
-        )
+        await emit(db, payload=payload)
         await delivered(db, 1)
         if profile == "standard":
             await checker.check(db, running.entries(), repeats_max=0)

@@ -9,13 +9,10 @@ import pytest
 
 from pghookd.postgres import migrate
 from support import checker, crew
+from support.daemon import BOUNDED, UNRECORDED_MAX
+from support.events import emit
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
-CONCURRENCY = 32
-BATCH_MAX = 50
-SETTINGS = {"delivery_concurrency": CONCURRENCY, "recorder_batch_max": BATCH_MAX, "database_heartbeat_s": 0.5}
+SETTINGS = {**BOUNDED, "database_heartbeat_s": 0.5}
 CAUGHT_UP = "select count(*) > 0 and bool_and(replay_lsn >= pg_current_wal_lsn()) from pg_stat_replication"
 
 
@@ -28,7 +25,7 @@ async def test_failover_through_a_string_of_several_hosts(own_server, start, rec
         with crew.standby_of(own_server) as standby:
             hosts = f"host={own_server.sockets},{standby.sockets}&port={own_server.port},{standby.port}"
             daemon = await start(f"postgresql://postgres@/postgres?{hosts}", **SETTINGS)
-            await old.execute(EVENTS, 2000)
+            await emit(old, 2000)
             await until(lambda: len(running.entries()) > 300)
             daemon.freeze()  # so that the standby can catch up with all that it did
             await until(lambda: old.fetchval(CAUGHT_UP), 20)
@@ -39,9 +36,9 @@ async def test_failover_through_a_string_of_several_hosts(own_server, start, rec
             await asyncio.to_thread(standby.run, "pg_ctl", "promote", "-w", "-D", standby.data)
             await daemon.wait_for("database.restored")
             new = await asyncpg.connect(standby.url())
-            await new.execute(EVENTS, 100)
+            await emit(new, 100)
             await delivered(new, 2100)
-            await checker.check(new, running.entries(), repeats_max=CONCURRENCY + BATCH_MAX)
+            await checker.check(new, running.entries(), repeats_max=UNRECORDED_MAX)
             await new.close()
             await daemon.kill()
     assert not daemon.noise

@@ -11,19 +11,14 @@ import pytest_asyncio
 
 from pghookd.postgres import migrate
 from support import checker
+from support.daemon import BOUNDED, UNRECORDED_MAX
+from support.events import emit
 from support.mail_server import DROP, Mailbox
 from support.receiver import Receiver, read_log
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload)
-select site_id, 'order_created', '{}' from webhooks.sites, generate_series(1, $1)
-"""
-CONCURRENCY = 32
-BATCH_MAX = 50
 SETTINGS = {
+    **BOUNDED,
     "database_heartbeat_s": 0.5,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
     "retry_schedule": "0.2s,0.4s",
     "retry_jitter": 0,
     "breaker_share": 0,
@@ -40,7 +35,6 @@ SETTINGS = {
     "smtp_tls": "none",
     "smtp_host": "127.0.0.1",
 }
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
 SITES = {"anna": ("/a", "/b"), "bert": ("/c", "/d")}
 FAILING = ("/a", "/b", "/c")
 BURST = 4  # events at once
@@ -104,9 +98,9 @@ async def test_owners_get_reports_of_failures_despite_other_faults(
     daemons = [await start(own_server.url(), **smtp)]
     given_up = "select count(*) >= $1 from webhooks.dead"
 
-    await db.execute(EVENTS, BURST)
+    await emit(db, BURST, site=SITES)
     await until(lambda: len(box.accepted) >= 2, 20)  # both owners
-    await db.execute(EVENTS, BURST)
+    await emit(db, BURST, site=SITES)
     db.terminate()
     await asyncio.to_thread(own_server.stop, "immediate")
     await daemons[0].wait_for("database.lost")
@@ -116,14 +110,14 @@ async def test_owners_get_reports_of_failures_despite_other_faults(
     await until(lambda: db.fetchval(given_up, 2 * BURST * len(FAILING)), 30)
 
     box.script["content"] = [DROP]  # the next mail is taken and its answer lost: in doubt
-    await db.execute(EVENTS, BURST)
+    await emit(db, BURST, site=SITES)
     await daemons[0].wait_for("email.failed", seconds=30)
     await daemons[0].kill()
     daemons.append(await start(own_server.url(), **smtp))
     await until(lambda: db.fetchval(given_up, 3 * BURST * len(FAILING)), 30)
 
     failing.paths.clear()  # all works again
-    await db.execute(EVENTS, 1)
+    await emit(db, site=SITES)
     await until(lambda: _told(db), 60)
     lost = sum(len(each.said("database.lost")) for each in daemons)
     entries = read_log(tmp_path / "received.jsonl")
@@ -142,11 +136,11 @@ async def test_a_flood_of_failures_is_two_mails(database, db, start, failing, bo
     daemon = await start(
         database, smtp_port=box.port, **{**SETTINGS, "mail_reminders": "6h", "retry_schedule": "0.2s"}
     )
-    await db.execute(EVENTS, 2000)
+    await emit(db, 2000, site=SITES)
     dead = "select count(*) = 6000 from webhooks.dead"
     await until(lambda: db.fetchval(dead), 100)
     failing.paths.clear()
-    await db.execute(EVENTS, 1)
+    await emit(db, site=SITES)
     await until(lambda: _told(db), 60)
     entries = read_log(tmp_path / "received.jsonl")
     await checker.check(db, entries, repeats_max=0, states=("delivered", "dead"))

@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 from support import checker
+from support.events import emit
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload)
-select 's', 'order_created', $2::text::json from generate_series(1, $1)
-"""
 LARGE = 9_900_000  # bytes of a payload; the limit is 10 MB
 CONCURRENCY = 100
 BATCH_MAX = 50
@@ -42,8 +39,8 @@ async def test_the_largest_payloads_times_the_concurrency_stay_below_a_cap(
     """40 payloads of 9.9 MB to two endpoints, 100 requests allowed at once: 800 MB, and small ones beside them."""
     daemon = await start(database, **SETTINGS)
     async with receiving(db, "answers:slow", 2) as running:
-        await db.execute(EVENTS, 40, json.dumps("x" * LARGE))
-        await db.execute(EVENTS, 100, "{}")
+        await emit(db, 40, payload=json.dumps("x" * LARGE))
+        await emit(db, 100)
         await delivered(db, 280, 100)
         peak = _memory_mb(daemon)
         print(f"peak of the daemon's memory: {peak:.0f} MB")
@@ -60,7 +57,7 @@ async def test_many_payloads_just_small_enough_to_travel_with_their_page(
     daemon = await start(database, delivery_queue_bytes_max=16_777_216, **SETTINGS)
     before = _memory_mb(daemon)
     async with receiving(db, "answers:slow") as running:
-        await db.execute(EVENTS, 8000, json.dumps("x" * 16_000))
+        await emit(db, 8000, payload=json.dumps("x" * 16_000))
         await delivered(db, 8000, 100)
         peak = _memory_mb(daemon)
         print(f"{before:.0f} MB before, {peak:.0f} MB at the most")
@@ -101,10 +98,10 @@ async def test_killed_for_want_of_memory(database, db, start, receiving, until, 
     """As P1: requests in flight or unrecorded come again, nothing is lost."""
     daemon = await start(database, **SETTINGS)
     async with receiving(db, "answers:slow", 2) as running:
-        await db.execute(EVENTS, 1000, "{}")
+        await emit(db, 1000)
         await until(lambda: len(running.entries()) > 300)
         limited(daemon.pid, int(_memory_mb(daemon, "VmRSS") * 2**20) + 20_000_000)
-        await db.execute(EVENTS, 20, json.dumps("x" * LARGE))
+        await emit(db, 20, payload=json.dumps("x" * LARGE))
         assert await daemon.ended(60) == -signal.SIGKILL
         assert not daemon.noise
         await start(database, **SETTINGS)

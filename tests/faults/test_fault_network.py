@@ -8,19 +8,9 @@ import time
 import pytest
 
 from support import checker
+from support.daemon import UNRECORDED_MAX, VIGILANT
+from support.events import emit
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
-CONCURRENCY = 32
-BATCH_MAX = 50
-SETTINGS = {
-    "database_heartbeat_s": 0.5,
-    "database_lease_s": 4,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
-}
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
 NOTICED_S = 15.0  # a heartbeat, then an answer within 5 s (10 s where a statement runs), and a loaded machine
 # A session in the middle of a statement is not pinged: there the time that the statement itself may take counts.
 SILENT_S = {
@@ -39,17 +29,17 @@ WHEN[WHEN.index(("read", True))] = pytest.param("read", True, marks=pytest.mark.
 
 @pytest.mark.parametrize(("name", "asleep"), WHEN)
 async def test_one_connection_goes_silent(network, direct, start, receiving, until, delivered, name, asleep):
-    daemon = await start(network.url, log_level="debug", **SETTINGS)
+    daemon = await start(network.url, log_level="debug", **VIGILANT)
     async with receiving(direct) as running:
         if asleep:
             await daemon.wait_for("bell.slept")
         else:
-            await direct.execute(EVENTS, 1000)
+            await emit(direct, 1000)
             await until(lambda: len(running.entries()) > 100)
         network.silence(network.of(name))
         await daemon.wait_for("database.lost", seconds=SILENT_S[name])
         await daemon.wait_for("database.restored")
-        await direct.execute(EVENTS, 10)
+        await emit(direct, 10)
         await delivered(direct, 10 if asleep else 1010)
         await checker.check(direct, running.entries(), repeats_max=0 if asleep else UNRECORDED_MAX)
     assert not daemon.noise
@@ -59,7 +49,7 @@ async def test_the_bell_goes_silent_while_it_is_asked_for(
     network, own_server, direct, connect, start, receiving, until, delivered
 ):
     """It may wait for ever, and nobody asks a session that waits: the daemon stays half awake, and reads."""
-    daemon = await start(network.url, **SETTINGS)
+    daemon = await start(network.url, **VIGILANT)
     producer = await connect(own_server.url())
     asked = (
         "select exists (select from pg_locks l join pg_stat_activity a using (pid)"
@@ -67,12 +57,12 @@ async def test_the_bell_goes_silent_while_it_is_asked_for(
     )
     async with receiving(direct) as running:
         async with producer.transaction():
-            await producer.execute(EVENTS, 1)
+            await emit(producer)
             await until(lambda: direct.fetchval(asked))
             network.silence(network.of("bell"))
         for n in range(2, 8):
             started = time.monotonic()
-            await direct.execute(EVENTS, 1)
+            await emit(direct)
             assert time.monotonic() - started < 1, "no producer waits"
             await delivered(direct, n, 5)
             await asyncio.sleep(1)  # beyond the lease, at which the server ends the silent one
@@ -82,9 +72,9 @@ async def test_the_bell_goes_silent_while_it_is_asked_for(
 
 @pytest.mark.parametrize("way", ["up", pytest.param("down", marks=pytest.mark.short)])
 async def test_only_one_way_is_open(network, direct, start, receiving, until, delivered, way):
-    daemon = await start(network.url, **SETTINGS)
+    daemon = await start(network.url, **VIGILANT)
     async with receiving(direct) as running:
-        await direct.execute(EVENTS, 2000)
+        await emit(direct, 2000)
         await until(lambda: len(running.entries()) > 100)
         network.partition(**{way: True})
         await daemon.wait_for("database.lost", seconds=NOTICED_S)
@@ -100,14 +90,14 @@ async def test_a_partition_of_many_leases_is_survived(
     network, direct, start, receiving, until, delivered, seconds
 ):
     """Nothing is sent once the lease of 4 s has run out, and all once the network is whole again."""
-    daemon = await start(network.url, **SETTINGS)
+    daemon = await start(network.url, **VIGILANT)
     async with receiving(direct) as running:
-        await direct.execute(EVENTS, 3000)
+        await emit(direct, 3000)
         await until(lambda: len(running.entries()) > 300)
         network.partition()
-        await asyncio.sleep(SETTINGS["database_lease_s"])
+        await asyncio.sleep(VIGILANT["database_lease_s"])
         sent = len(running.entries())
-        await asyncio.sleep(seconds - SETTINGS["database_lease_s"])
+        await asyncio.sleep(seconds - VIGILANT["database_lease_s"])
         assert len(running.entries()) == sent < 3000
         network.heal()
         healed = time.monotonic()
@@ -119,10 +109,10 @@ async def test_a_partition_of_many_leases_is_survived(
 
 
 async def test_a_slow_database_costs_time_and_nothing_else(network, direct, start, receiving, delivered):
-    daemon = await start(network.url, **SETTINGS)
+    daemon = await start(network.url, **VIGILANT)
     network.delay_s = 0.25
     async with receiving(direct) as running:
-        await direct.execute(EVENTS, 300)
+        await emit(direct, 300)
         await delivered(direct, 300)
         await checker.check(direct, running.entries(), repeats_max=0)
     assert not daemon.said("database.lost")
@@ -132,9 +122,9 @@ async def test_a_slow_database_costs_time_and_nothing_else(network, direct, star
 @pytest.mark.short
 async def test_the_result_of_a_commit_is_never_known(network, direct, start, receiving, until, delivered):
     """The connection is cut once COMMIT has gone through: the outcomes are recorded, and not recorded twice."""
-    daemon = await start(network.url, **SETTINGS)
+    daemon = await start(network.url, **VIGILANT)
     async with receiving(direct, "answers:lively") as running:
-        await direct.execute(EVENTS, 2000)
+        await emit(direct, 2000)
         for n in range(1, 6):
             await until(lambda n=n: len(running.entries()) > n * 50)
             network.of("record").cut_after = b"commit\0"
@@ -146,9 +136,9 @@ async def test_the_result_of_a_commit_is_never_known(network, direct, start, rec
 
 
 async def test_connections_are_reset_again_and_again(network, direct, start, receiving, until, delivered):
-    daemon = await start(network.url, **SETTINGS)
+    daemon = await start(network.url, **VIGILANT)
     async with receiving(direct) as running:
-        await direct.execute(EVENTS, 2000)
+        await emit(direct, 2000)
         for n in range(1, 6):
             await until(lambda n=n: len(running.entries()) > n * 100)
             for link in network.links:

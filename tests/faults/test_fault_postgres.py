@@ -15,19 +15,9 @@ import pytest
 from pghookd.cli.devtools import embedded_postgres
 from pghookd.postgres import migrate
 from support import checker
+from support.daemon import UNRECORDED_MAX, VIGILANT
+from support.events import emit
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
-CONCURRENCY = 32
-BATCH_MAX = 50
-SETTINGS = {
-    "database_heartbeat_s": 0.5,
-    "database_lease_s": 4,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
-}
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
 NAMES = ("read", "record", "work", "tend", "care", "bell", "mail")
 DISK_MB = 96
 
@@ -67,8 +57,8 @@ async def test_too_many_connections_while_running(make_server, start, receiving,
     await migrate.migrate(server.url())
     db = await asyncpg.connect(server.url())
     async with receiving(db) as running:
-        daemon = await start(server.url(), **SETTINGS)
-        await db.execute(EVENTS, 2000)
+        daemon = await start(server.url(), **VIGILANT)
+        await emit(db, 2000)
         await until(lambda: len(running.entries()) > 300)
         async with Greedy(server.url()) as greedy:
             await until(lambda: greedy.refused)
@@ -107,9 +97,9 @@ async def holding(url, table):
 async def test_a_migration_holds_a_lock_while_running(
     own_server, direct, start, receiving, until, delivered, table
 ):
-    daemon = await start(own_server.url(), **SETTINGS)
+    daemon = await start(own_server.url(), **VIGILANT)
     async with receiving(direct, "answers:lively") as running:
-        await direct.execute(EVENTS, 2000)
+        await emit(direct, 2000)
         await until(lambda: len(running.entries()) > 100)
         async with holding(own_server.url(), table):
             await asyncio.sleep(HELD_S)
@@ -122,9 +112,9 @@ async def test_a_migration_holds_a_lock_while_running(
 @pytest.mark.parametrize("table", TABLES)
 async def test_a_migration_holds_a_lock_at_the_start(own_server, direct, start, receiving, delivered, table):
     async with receiving(direct) as running:
-        await direct.execute(EVENTS, 100)
+        await emit(direct, 100)
         async with holding(own_server.url(), table):
-            daemon = await start(own_server.url(), ready="", **SETTINGS)
+            daemon = await start(own_server.url(), ready="", **VIGILANT)
             await daemon.wait_for("daemon.started")
             await asyncio.sleep(HELD_S)
         await delivered(direct, 100)
@@ -135,12 +125,12 @@ async def test_a_migration_holds_a_lock_at_the_start(own_server, direct, start, 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "bell"])
 async def test_statements_are_cancelled(own_server, direct, start, receiving, until, delivered, name):
     """As a timeout of the server's does it (57014), again and again, wherever that connection is."""
-    daemon = await start(own_server.url(), **SETTINGS)
+    daemon = await start(own_server.url(), **VIGILANT)
     sql = (
         "select pg_cancel_backend(pid) from pg_stat_activity where application_name = $1 and state = 'active'"
     )
     async with receiving(direct, "answers:lively") as running:
-        await direct.execute(EVENTS, 3000)
+        await emit(direct, 3000)
         await until(lambda: len(running.entries()) > 100)
         for n in range(2, 12):
             await until(lambda n=n: len(running.entries()) > n * 100, 30)
@@ -157,9 +147,9 @@ async def test_statements_are_cancelled(own_server, direct, start, receiving, un
 
 @pytest.mark.short
 async def test_read_only_for_a_while(own_server, direct, start, receiving, until, delivered):
-    daemon = await start(own_server.url(), **SETTINGS)
+    daemon = await start(own_server.url(), **VIGILANT)
     async with receiving(direct) as running:
-        await direct.execute(EVENTS, 2000)
+        await emit(direct, 2000)
         await until(lambda: len(running.entries()) > 100)
         await direct.execute("alter system set default_transaction_read_only = on")
         await direct.execute("select pg_reload_conf()")
@@ -176,14 +166,14 @@ async def test_read_only_for_a_while(own_server, direct, start, receiving, until
 async def test_read_only_at_the_start(own_server, direct, start, receiving, delivered):
     await direct.execute("alter system set default_transaction_read_only = on")
     await direct.execute("select pg_reload_conf()")
-    daemon = await start(own_server.url(), ready="", **SETTINGS)
+    daemon = await start(own_server.url(), ready="", **VIGILANT)
     await daemon.wait_for("database.lost")
     await direct.execute("set default_transaction_read_only = off")
     await direct.execute("alter system reset default_transaction_read_only")
     await direct.execute("select pg_reload_conf()")
     await daemon.ready()
     async with receiving(direct) as running:
-        await direct.execute(EVENTS, 10)
+        await emit(direct, 10)
         await delivered(direct, 10)
         await checker.check(direct, running.entries(), repeats_max=0)
     assert not daemon.noise
@@ -231,8 +221,8 @@ async def test_the_servers_disk_is_full(server_on_small_disk, small_disk, start,
     await migrate.migrate(server.url())
     db = await asyncpg.connect(server.url())
     async with receiving(db) as running:
-        daemon = await start(server.url(), **SETTINGS)
-        await db.execute(EVENTS, 4000)
+        daemon = await start(server.url(), **VIGILANT)
+        await emit(db, 4000)
         await until(lambda: len(running.entries()) > 200)
         ballast = await asyncio.to_thread(_fill, small_disk)
         await daemon.wait_for("database.refused", error="53100", seconds=60)

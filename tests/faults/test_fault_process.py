@@ -13,20 +13,9 @@ from pathlib import Path
 import pytest
 
 from support import checker
-from support.daemon import Daemon
+from support.daemon import UNRECORDED_MAX, VIGILANT, Daemon
+from support.events import emit
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
-CONCURRENCY = 32
-BATCH_MAX = 50
-SETTINGS = {
-    "database_heartbeat_s": 0.5,
-    "database_lease_s": 4,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
-}
-UNRECORDED_MAX = CONCURRENCY + BATCH_MAX
 # A site may have half of the request slots, and a host five eighths.
 THOUSAND = {"delivery_concurrency": 2000, "delivery_endpoint_concurrency": 100}
 ENDPOINTS = 12  # each takes a hundred at once
@@ -50,7 +39,7 @@ SHORT = pytest.mark.short
 async def test_a_thousand_in_flight(database, db, start, receiving, until, delivered, signal):
     async with receiving(db, "answers:second", ENDPOINTS) as running:
         daemon = await start(database, **THOUSAND)
-        await db.execute(EVENTS, 250)
+        await emit(db, 250)
 
         async def thousand():  # arrived and not answered: the receiver takes a second
             return len(running.entries()) - await _attempts(db) >= 950
@@ -79,15 +68,15 @@ async def test_a_hundred_kills_at_any_moment(database, db, start, receiving, del
     seed = int(os.environ.get("PGHOOKD_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"PGHOOKD_TEST_SEED={seed}")
     chance = random.Random(seed)
-    daemons = [await start(database, ready="", **SETTINGS) for _ in range(2)]
+    daemons = [await start(database, ready="", **VIGILANT) for _ in range(2)]
     async with receiving(db, "answers:lively", 2) as running:
         for _ in range(KILLS):
-            await db.execute(EVENTS, 20)
+            await emit(db, 20)
             await asyncio.sleep(chance.uniform(0, 1.5))
             victim = chance.randrange(2)
             await daemons[victim].kill()
             assert not daemons[victim].noise
-            daemons[victim] = await start(database, ready="", **SETTINGS)
+            daemons[victim] = await start(database, ready="", **VIGILANT)
         await delivered(db, 40 * KILLS, 60)
         found = await checker.check(db, running.entries(), repeats_max=KILLS * UNRECORDED_MAX)
         print(f"{KILLS} kills: {found}")
@@ -102,19 +91,19 @@ async def test_killed_while_it_waits_for_the_bell(database, db, start, receiving
             await daemon.wait_for("bell.slept")
             await daemon.kill()
             started = time.monotonic()
-            await db.execute(EVENTS, 10)
+            await emit(db, 10)
             assert time.monotonic() - started < 1
             daemon = await start(database, log_level="debug")
             await delivered(db, 10 * n)
         await checker.check(db, running.entries(), repeats_max=0)
 
 
-@pytest.mark.parametrize("seconds", [3 * SETTINGS["database_lease_s"], pytest.param(60, id="a minute")])
+@pytest.mark.parametrize("seconds", [3 * VIGILANT["database_lease_s"], pytest.param(60, id="a minute")])
 async def test_frozen_for_longer_than_its_lease(database, db, start, receiving, until, delivered, seconds):
     """Alone: it wakes up without its sessions, sends nothing on their strength, and recovers."""
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **VIGILANT)
     async with receiving(db) as running:
-        await db.execute(EVENTS, 2000)
+        await emit(db, 2000)
         await until(lambda: len(running.entries()) > 300)
         daemon.freeze()
         await asyncio.sleep(seconds)
@@ -127,9 +116,9 @@ async def test_frozen_for_longer_than_its_lease(database, db, start, receiving, 
 
 
 async def test_frozen_for_moments(database, db, start, receiving, until, delivered):
-    daemon = await start(database, **SETTINGS)
+    daemon = await start(database, **VIGILANT)
     async with receiving(db) as running:
-        await db.execute(EVENTS, 2000)
+        await emit(db, 2000)
         for n in range(1, 6):
             await until(lambda n=n: len(running.entries()) > n * 200)
             daemon.freeze()
@@ -153,12 +142,12 @@ async def test_no_descriptor_is_left(database, db, start, receiving, until, deli
     daemon = await start(database, **THOUSAND)
     async with receiving(db, "answers:lively", ENDPOINTS) as running:
         if warm:
-            await db.execute(EVENTS, 40)
+            await emit(db, 40)
             await until(lambda: _settled(db, 40 * ENDPOINTS), 30)
         count = 40 if warm else 0
         _, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (_descriptors(daemon) + 20, hard))
-        await db.execute(EVENTS, 100)
+        await emit(db, 100)
         await until(
             lambda: db.fetchval("select exists (select from webhooks.attempts where outcome = 'failed')"), 20
         )
@@ -169,7 +158,7 @@ async def test_no_descriptor_is_left(database, db, start, receiving, until, deli
         await until(lambda: _settled(db, (count + 100) * ENDPOINTS), 60)
         await checker.check(db, running.entries(), repeats_max=0, states=("delivered", "dead"))
         assert await db.fetchval("select count(*) from webhooks.endpoints where not enabled") == 0
-        await db.execute(EVENTS, 10)
+        await emit(db, 10)
         await until(lambda: _settled(db, (count + 110) * ENDPOINTS), 60)
         outcomes = await db.fetch("select outcome, error, count(*) from webhooks.attempts group by 1, 2")
         assert {row["outcome"] for row in outcomes} <= {"delivered", "failed", "refused"}
@@ -200,15 +189,15 @@ async def test_the_clock_steps(database, db, tmp_path, receiving, until, deliver
         "FAKETIME_NO_CACHE": "1",
         "DONT_FAKE_MONOTONIC": "1",
     }
-    daemon = Daemon(database, environ=environ, **SETTINGS)
+    daemon = Daemon(database, environ=environ, **VIGILANT)
     await daemon.start()
     try:
         await daemon.ready()
         async with receiving(db, "answers:lively") as running:
-            await db.execute(EVENTS, 1000)
+            await emit(db, 1000)
             await until(lambda: len(running.entries()) > 300)
             clock.write_text(step)
-            await db.execute(EVENTS, 1000)
+            await emit(db, 1000)
             await delivered(db, 2000)
             entries = running.entries()
             shift = [int(e["webhook-timestamp"]) - e["wall"] for e in entries if e["webhook-timestamp"]]
@@ -242,14 +231,14 @@ async def test_daylight_saving_begins_or_ends(database, db, receiving, delivered
         "DONT_FAKE_MONOTONIC": "1",
         "TZ": "Europe/Berlin",
     }
-    daemon = Daemon(database, environ=environ, **{**SETTINGS, "retry_schedule": "1s,1s,1s,1s"})
+    daemon = Daemon(database, environ=environ, **{**VIGILANT, "retry_schedule": "1s,1s,1s,1s"})
     await daemon.start()
     try:
         await daemon.ready()
         async with receiving(db, "answers:fickle") as running:
             count = 0
             while time.time() < began + LEAD_S + 5:
-                await db.execute(EVENTS, 10)
+                await emit(db, 10)
                 count += 10
                 await asyncio.sleep(0.2)
             await delivered(db, count, 20)

@@ -16,14 +16,11 @@ from pghookd.egress.sender import Sender
 from pghookd.model.delivery import Fault, Outcome, Reply
 from pghookd.settings.network import EgressPolicy, parse_places
 from support import checker
+from support.events import emit
 from support.fault_server import answering, naming
 from support.fault_server import receiving as listening
 from support.mail_server import Mailbox
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload)
-select 's', 'order_created', $2::text::json from generate_series(1, $1)
-"""
 SETTINGS = {
     "retry_schedule": ",".join(["1s"] * 60),
     "retry_jitter": 0,
@@ -52,9 +49,9 @@ async def test_a_thin_and_long_line(database, db, start, way_out, until, deliver
     line, running = way_out
     daemon = await start(database, delivery_timeout_s=4, delivery_connect_timeout_s=4, **SETTINGS)
     line.bytes_per_s, line.delay_s = MODEM, 0.15
-    await db.execute(EVENTS, 20, "{}")
+    await emit(db, 20)
     await delivered(db, 20)
-    await db.execute(EVENTS, 3, json.dumps("x" * 200_000))
+    await emit(db, 3, payload=json.dumps("x" * 200_000))
     timeouts = "select count(*) from webhooks.attempts where outcome = 'timeout'"
     await until(lambda: db.fetchval(timeouts), 30)
     line.bytes_per_s, line.delay_s = 0, 0.0
@@ -68,7 +65,7 @@ async def test_a_thin_and_long_line(database, db, start, way_out, until, deliver
 async def test_a_line_that_stalls(database, db, start, way_out, until, delivered):
     line, running = way_out
     daemon = await start(database, delivery_timeout_s=2, delivery_connect_timeout_s=2, **SETTINGS)
-    await db.execute(EVENTS, 1000, "{}")
+    await emit(db, 1000)
     await until(lambda: len(running.entries()) > 200)
     line.stall()
     timeouts = "select count(*) from webhooks.attempts where outcome = 'timeout'"
@@ -85,16 +82,13 @@ async def test_a_line_that_stalls(database, db, start, way_out, until, delivered
 
 
 HOSTS = [f"127.0.{n}.2" for n in range(1, 31)]  # a network each, as those of strangers are
+SITES = [f"s{n}" for n in range(1, len(HOSTS) + 1)]
 SITE_EACH = """
 with sites as (
   insert into webhooks.sites (site_id, name, owner_email)
   select 's' || endpoint_id, 'a site', 'anna@shop.example' from webhooks.endpoints)
 update webhooks.endpoints
 set site_id = 's' || endpoint_id, url = 'http://127.0.' || endpoint_id || '.2:' || $1::int || '/' || endpoint_id
-"""
-EVENTS_OF_ALL = """
-insert into webhooks.events (site_id, type, payload)
-select site_id, 'order_created', '{}' from webhooks.endpoints, generate_series(1, $1)
 """
 MAILS = {
     "mail_sender": "hooks@platform.example",
@@ -119,11 +113,11 @@ async def test_the_way_out_is_cut_for_all(database, db, start, receiving, until,
     ):
         await db.execute(SITE_EACH, line.port)
         daemon = await start(database, smtp_port=box.port, **MAILS, **SETTINGS)
-        await db.execute(EVENTS_OF_ALL, 5)
+        await emit(db, 5, site=SITES)
         await delivered(db, 5 * len(HOSTS))
         line.cut = True
         line.reset()
-        await db.execute(EVENTS_OF_ALL, 5)
+        await emit(db, 5, site=SITES)
         await daemon.wait_for("storm.suspected", seconds=30)
         await asyncio.sleep(MAILS["mail_first_wait_s"] + 1)
         line.cut = False

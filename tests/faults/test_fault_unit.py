@@ -24,6 +24,7 @@ import pytest_asyncio
 
 from pghookd.postgres import migrate
 from support import checker
+from support.events import emit
 from support.fault_server import Certificates
 from support.receiver import Response, read_log
 
@@ -54,9 +55,6 @@ allow = "127.0.0.0/8,169.254.169.254"
 [retry]
 schedule = "0.3s,0.5s,1s,1s,1s,1s,1s,1s,1s,1s"
 throttle_floor_s = 0
-"""
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
 """
 WRITABLE = """
 awk '$6 ~ /^rw/ && $5 !~ "^/(proc|sys)(/|$)" {print $5}' /proc/self/mountinfo | while read each; do
@@ -202,7 +200,7 @@ async def inside(system, db, tmp_path):
 async def test_it_delivers_from_inside_its_sandbox(unit, inside, db, delivered):
     unit.start()
     assert unit.shows("ActiveState") == "active"
-    await db.execute(EVENTS, 50)
+    await emit(db, 50)
     await delivered(db, 50)
     found = await checker.check(db, read_log(inside.path), repeats_max=0)  # signatures as well
     assert found.received == 50
@@ -264,7 +262,7 @@ async def test_all_that_needs_more_than_a_socket_works_in_there(unit, system, db
             json.dumps({"client_certificate": authority.client("ours")}),
         )
         unit.start()
-        await db.execute(EVENTS, 1)
+        await emit(db)
         await delivered(db, 1)
         (mail,) = await box.wait_for(1)
         assert mail.recipients == ["anna@shop.example"]
@@ -314,7 +312,7 @@ async def test_it_reads_its_settings_again(unit, inside, db, until, delivered):
     unit.configure('[log]\nlevel = "loud"\n')
     unit.does("reload")
     await until(lambda: unit.said("settings.rejected"))
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await delivered(db, 1)
     assert (unit.shows("MainPID"), unit.shows("ActiveState")) == (pid, "active")
 
@@ -324,7 +322,7 @@ async def test_one_that_hangs_is_killed_and_started_again(unit, system, inside, 
     unit.start()
     pid = unit.shows("MainPID")
     os.kill(system.unit_pid(), signal.SIGSTOP)
-    await db.execute(EVENTS, 5)
+    await emit(db, 5)
     await until(lambda: unit.shows("NRestarts") == "1", 15)
     await until(lambda: unit.shows("ActiveState") == "active", 15)
     assert unit.shows("MainPID") != pid
@@ -351,7 +349,7 @@ async def test_wrong_settings_are_not_tried_again(unit, until):
 async def test_it_ends_in_order(unit, inside, db, until):
     inside.script = lambda _request: Response(delay_s=1.0)
     unit.start()
-    await db.execute(EVENTS, 2)
+    await emit(db, 2)
     await until(lambda: inside.in_flight == 2)
     started = time.monotonic()
     await asyncio.to_thread(
@@ -394,7 +392,7 @@ async def test_the_second_wall_holds_where_the_first_was_opened(walled, system, 
         "insert into webhooks.endpoints (site_id, url, secret) values ('s', $1, webhooks.new_secret())",
         inside.url("/metadata").replace("127.0.0.1", "169.254.169.254"),
     )
-    await db.execute(EVENTS, 1)
+    await emit(db)
     sql = "select count(*) from webhooks.attempts where outcome = 'timeout' and error = 'connect'"
     await until(lambda: db.fetchval(sql))
     await delivered(db, 1)

@@ -9,15 +9,13 @@ import pytest
 from zoo import OK, SAID, Zoo
 
 from support import checker
+from support.events import emit
 from support.fault_server import Certificates, answering
 from support.fault_server import receiving as listening
 
 FIRST = """
 select distinct substring(p.url from '[0-9](/.*)$'), a.outcome, a.status, split_part(coalesce(a.error, ''), ':', 1)
 from webhooks.attempts a join webhooks.endpoints p using (endpoint_id) where attempt = 1
-"""
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
 """
 SETTINGS = {
     "delivery_timeout_s": 2,
@@ -107,7 +105,7 @@ async def test_receivers_that_misbehave_in_every_way(database, db, start, until,
             server = await stack.enter_async_context(listening(answering(OK), tls=context))
             await _open_endpoint(db, f"https://127.0.0.1:{server.port}{_path(name)}")
         daemon = await start(database, egress_ca_file=str(certificates.ca_file), **SETTINGS)
-        await db.execute(EVENTS, 3)
+        await emit(db, 3)
         whole = (
             "select (select count(*) from webhooks.deliveries where state = 'delivered') = $1::int * 3"
             " and (select count(*) from webhooks.dead where reason = 'exhausted') = $2::int * 3"

@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from pghookd.postgres import migrate
+from support.events import emit
 
-EVENTS = "insert into webhooks.events (site_id, type, payload) select 's', 'a', '{}' from generate_series(1, $1::int)"
 DELIVERED = "select count(distinct event_id) from webhooks.attempts where outcome = 'delivered'"
 
 
@@ -28,7 +28,7 @@ async def fill(url, receiver):
 async def test_away_at_the_start(own_server, start, receiver):
     await migrate.migrate(own_server.url())
     db = await fill(own_server.url(), receiver)
-    await db.execute(EVENTS, 5)
+    await emit(db, 5)
     await db.close()
     await asyncio.to_thread(own_server.stop)
     daemon = await start(own_server.url(), ready="")
@@ -44,7 +44,7 @@ async def test_away_for_a_while(own_server, start, receiver, until, mode):
     await migrate.migrate(own_server.url())
     db = await fill(own_server.url(), receiver)
     daemon = await start(own_server.url())
-    await db.execute(EVENTS, 50)
+    await emit(db, 50)
     await receiver.wait_for(20)
     db.terminate()
     await asyncio.to_thread(own_server.stop, mode)
@@ -52,7 +52,7 @@ async def test_away_for_a_while(own_server, start, receiver, until, mode):
     await asyncio.to_thread(own_server.start)
     await daemon.wait_for("database.restored")
     db = await asyncpg.connect(own_server.url())
-    await db.execute(EVENTS, 50)
+    await emit(db, 50)
     await until(lambda: _is(db.fetchval(DELIVERED), 100))
     bodies = {}
     for request in receiver.requests:
@@ -73,7 +73,7 @@ async def test_one_session_ended(database, db, start, receiver, until, name):
     assert await db.fetchval(sql, f"pghookd/{name}")
     await daemon.wait_for("database.lost")
     await daemon.wait_for("database.restored")
-    await db.execute(EVENTS, 20)
+    await emit(db, 20)
     await until(lambda: _is(db.fetchval(DELIVERED), 20))
     assert len(receiver.requests) == 20
     await connection.close()
@@ -120,7 +120,7 @@ async def test_too_many_connections_are_waited_for(make_server, start, receiver,
     for each in others:
         await each.close()
     await daemon.wait_for("database.restored")
-    await db.execute(EVENTS, 3)
+    await emit(db, 3)
     await until(lambda: _is(db.fetchval(DELIVERED), 3))
     await db.close()
 
@@ -139,18 +139,18 @@ async def test_a_reload_takes_new_settings_and_keeps_the_old_if_they_are_faulty(
     agent = tmp_path / "delivery.user_agent"
     agent.write_text("one/1")
     daemon = await start(database, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await receiver.wait_for(1)
     agent.write_text("two/2")
     daemon.signal(signal.SIGHUP)
     await daemon.wait_for("settings.reloaded")
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await receiver.wait_for(2)
     (tmp_path / "delivery.timeout_s").write_text("soon")
     agent.write_text("three/3")
     daemon.signal(signal.SIGHUP)
     assert "timeout_s" in (await daemon.wait_for("settings.rejected"))["faults"]
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await receiver.wait_for(3)
     assert [request.headers["user-agent"] for request in receiver.requests] == ["one/1", "two/2", "two/2"]
     daemon.stop()

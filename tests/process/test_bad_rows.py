@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from support.events import Sql, emit
 from support.receiver import Response
 
 
@@ -17,11 +18,6 @@ async def shop(db, receiver):
         "insert into webhooks.endpoints (site_id, url) values ('s', $1) returning endpoint_id",
         receiver.url("/good"),
     )
-
-
-async def emit(db, site="s", kind="a", payload="{}"):
-    sql = "insert into webhooks.events (site_id, type, payload) values ($1, $2, $3) returning event_id"
-    return await db.fetchval(sql, site, kind, payload)
 
 
 @pytest.fixture
@@ -57,7 +53,7 @@ async def stands(db, event, endpoint):
 async def test_nobody_to_deliver_to(db, database, shop, start, neighbours):
     await db.execute("insert into webhooks.sites (site_id, name) values ('empty', 'E')")
     await start(database)
-    strays = [await emit(db, "nowhere"), await emit(db, "empty")]
+    strays = [await emit(db, site=site) for site in ("nowhere", "empty")]
     await neighbours()
     for table in ("attempts", "backlog", "dead"):
         assert (
@@ -170,9 +166,7 @@ async def test_a_payload_over_the_limit_is_dead(db, database, shop, start, neigh
 @pytest.mark.parametrize("at", ["20000-01-01", "1901-01-01", "0044-03-15 BC"])
 async def test_a_time_from_another_age_is_delivered(db, database, shop, start, receiver, at):
     await start(database)
-    await db.execute(
-        f"insert into webhooks.events (site_id, type, payload, created_at) values ('s', 'a', '{{}}', '{at}')"
-    )
+    await emit(db, created_at=Sql(f"'{at}'"))
     await receiver.wait_for(1)
     sql = "select webhooks.webhook_id(event_id, created_at) from webhooks.events"
     assert receiver.requests[0].webhook_id == await db.fetchval(sql)

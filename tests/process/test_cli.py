@@ -17,6 +17,7 @@ from pghookd import __version__
 from pghookd.cli.main import cli
 from pghookd.postgres import client
 from pghookd.webhook.envelope import webhook_id
+from support.events import emit
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 
@@ -354,10 +355,8 @@ async def test_check_accepts_the_role_made_for_the_daemon(database, session):
 
 @pytest.mark.slow
 async def test_event_why_takes_a_number_and_a_webhook_id(database, session):
-    event_id, created_at_us = await session.fetchrow(
-        "insert into webhooks.events (site_id, type, payload) values ('s1', 'order_created', '{}')"
-        " returning event_id, created_at"
-    )
+    event_id = await emit(session, site="s1")
+    created_at_us = await session.fetchval("select created_at from webhooks.events")
     by_number = pghookd("event", "why", str(event_id), "--json", url=database)
     by_name = pghookd("events", "why", webhook_id(event_id, created_at_us), "--json", url=database)
     assert (by_number.returncode, by_name.returncode) == (0, 0)

@@ -8,6 +8,7 @@ import random
 
 import pytest
 
+from support.events import Sql, emit
 from support.receiver import Response
 from support.shop import Shop
 
@@ -70,11 +71,8 @@ async def test_a_payload_over_the_limit_is_dead_and_its_neighbours_are_not(
 async def test_many_large_payloads_pass_one_small_memory(database, shop, start, receiver, until):
     await shop.open()
     await start(database, delivery_payload_bytes_max=100_000, delivery_queue_bytes_max=200_000)
-    await shop.db.execute(
-        "insert into webhooks.events (site_id, type, payload)"
-        " select 's', 'a', to_json(repeat(md5(n::text), case when n % 3 = 0 then 2000 else 300 end))"
-        " from generate_series(1, 150) n"
-    )
+    payload = Sql("to_json(repeat(md5(n::text), case when n % 3 = 0 then 2000 else 300 end))")
+    await emit(shop.db, 150, payload=payload)
     await until(
         lambda: shop.db.fetchval("select count(*) = 150 from webhooks.deliveries where state = 'delivered'"),
         30,
@@ -166,10 +164,7 @@ async def test_no_event_reaches_an_endpoint_of_another_site(database, db, start,
     for number, shop in enumerate(shops):
         await shop.open(f"/{number}")
     await start(database)
-    await db.execute(
-        "insert into webhooks.events (site_id, type, payload)"
-        " select 'site ' || n % 40, 'a', to_json(n % 40) from generate_series(1, 800) n"
-    )
+    await emit(db, 20, site=[shop.site_id for shop in shops], payload=Sql("to_json(substr(site, 6)::int)"))
     await until(lambda: db.fetchval("select count(*) = 800 from webhooks.attempts"), 20)
     assert len(receiver.requests) == 800
     assert all(request.path == f"/{request.data}" for request in receiver.requests)
@@ -180,11 +175,7 @@ async def test_an_event_for_one_endpoint_goes_to_that_one_only(database, shop, s
     meant = await shop.open("/meant", event_types=["something.else"])
     await shop.open("/other")
     await start(database)
-    event = await shop.db.fetchval(
-        "insert into webhooks.events (site_id, type, payload, endpoint_id)"
-        " values ('s', 'webhook_test', '{}', $1) returning event_id",
-        meant,
-    )
+    event = await emit(shop.db, kind="webhook_test", endpoint_id=meant)
     after = await shop.emit("something.else")
     await reaches(event, meant, "delivered")
     await reaches(after, meant, "delivered")
@@ -223,13 +214,10 @@ async def test_memory_that_a_hanging_endpoint_has_filled_is_given_to_the_others(
         delivery_queue_bytes_max=100_000,
         delivery_payload_bytes_max=50_000,
     )
-    sql = (
-        "insert into webhooks.events (site_id, type, payload)"
-        " select 's', $1, to_json(repeat('x', 1000)) from generate_series(1, $2::int)"
-    )
-    await shop.db.execute(sql, "bad", 600)
+    payload = json.dumps("x" * 1000)
+    await emit(shop.db, 600, kind="bad", payload=payload)
     await receiver.wait_for(1)
-    await shop.db.execute(sql, "good", 200)
+    await emit(shop.db, 200, kind="good", payload=payload)
     done = "select count(*) = $2 from webhooks.attempts where endpoint_id = $1 and outcome = 'delivered'"
     await until(lambda: shop.db.fetchval(done, good, 200), 8.0)
     assert len(receiver.of("/hangs")) <= 4

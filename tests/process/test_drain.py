@@ -13,11 +13,9 @@ import pytest
 from pghookd.postgres import migrate
 from support import checker
 from support.daemon import ReceiverProcess
+from support.events import emit
 from support.receiver import Response
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
 PROMPT_S = 3.0
 
 
@@ -42,7 +40,7 @@ async def test_sigterm_lets_requests_in_flight_end_and_nothing_comes_twice(
         daemon = await start(database, environ=environ)
         ready = await until(lambda: _seen(notify_socket, "READY=1"))
         assert ready[0][1].startswith("STATUS=reading the log")
-        await db.execute(EVENTS, 12)
+        await emit(db, 12)
         # The receiver decides at once and answers after a second, so they are in flight now.
         await until(lambda: len(receiving.entries()) >= 6, 20)
         daemon.stop()
@@ -63,7 +61,7 @@ async def test_sigterm_lets_requests_in_flight_end_and_nothing_comes_twice(
 async def test_many_in_flight_and_a_busy_log_drain_without_a_repeat(db, database, start, tmp_path, until):
     async with ReceiverProcess(tmp_path / "received.jsonl", "answers:lively") as receiving:
         await _endpoint(db, receiving.url("/"), concurrency=100)
-        await db.execute(EVENTS, 4000)
+        await emit(db, 4000)
         for n in range(1, 4):
             daemon = await start(database)
             await until(lambda n=n: len(receiving.entries()) >= n * 700, 30)
@@ -84,7 +82,7 @@ async def test_the_grace_is_bounded_and_what_hangs_is_sent_again(db, database, s
     await _endpoint(db, receiver.url("/"), timeout_s=30)
     settings = {"delivery_timeout_s": 1, "delivery_connect_timeout_s": 1, "delivery_grace_s": 1.5}
     daemon = await start(database, **settings)
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await receiver.wait_for(1)
     daemon.stop()
     asked = time.monotonic()
@@ -111,7 +109,7 @@ async def test_a_second_signal_changes_nothing(db, database, start, receiver):
     receiver.script = when_told
     await _endpoint(db, receiver.url("/"))
     daemon = await start(database)
-    await db.execute(EVENTS, 2)
+    await emit(db, 2)
     await receiver.wait_for(2)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         daemon.signal(number)
@@ -137,7 +135,7 @@ async def test_sigint_drains_as_sigterm_does(database, start):
 async def test_an_idle_daemon_ends_at_once(db, database, start, receiver, until):
     await _endpoint(db, receiver.url("/"))
     daemon = await start(database, log_level="debug")
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await until(lambda: db.fetchval("select count(*) from webhooks.attempts"))
     await daemon.wait_for("bell.slept")
     daemon.stop()
@@ -169,7 +167,7 @@ async def test_the_watchdog_is_fed_while_the_loops_move(db, database, start, not
     for n in range(1, 5):
         await until(lambda n=n: len(_seen(notify_socket, "WATCHDOG=1")) >= n)
         times.append(time.monotonic())
-        await db.execute(EVENTS, 1)
+        await emit(db)
     assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 4.0
     daemon.freeze()
     fed = len(_seen(notify_socket, "WATCHDOG=1"))
@@ -208,7 +206,7 @@ async def test_the_database_goes_away_while_the_daemon_drains(own_server, start,
     db = await connect(own_server.url())
     await _endpoint(db, receiver.url("/"))
     daemon = await start(own_server.url())
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await receiver.wait_for(1)
     daemon.stop()
     await daemon.wait_for("daemon.draining")

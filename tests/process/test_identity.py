@@ -11,14 +11,12 @@ import pytest_asyncio
 from pghookd.postgres import migrate
 from support import crew, elsewhere
 from support.daemon import Daemon
+from support.events import emit
 from support.fault_server import receiving
 from support.proxy_server import pump
 
 pytestmark = pytest.mark.slow
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
 DELIVERED = "select count(*) from webhooks.attempts where outcome = 'delivered'"
 CAUGHT_UP = "select count(*) > 0 and bool_and(replay_lsn >= pg_current_wal_lsn()) from pg_stat_replication"
 SETTINGS = {"database_heartbeat_s": 0.5, "database_lease_s": 3, "poll_fallback_s": 0.5}
@@ -87,11 +85,11 @@ async def test_a_standby_takes_over_when_owner_and_primary_are_lost(
         hosts = f"host={own_server.sockets},{promoted.sockets}&port={own_server.port},{promoted.port}"
         standby = await start_on("zone-b", f"postgresql://postgres@/postgres?{hosts}")
         await standby.ready("standing by")
-        await old.execute(EVENTS, 100)
+        await emit(old, 100)
         await arrive(old)
         await until(lambda: old.fetchval("select count(*) = 2 from webhooks.home"))
         owner.freeze()
-        await old.execute(EVENTS, 50)  # which nobody has read yet
+        await emit(old, 50)  # which nobody has read yet
         await until(lambda: old.fetchval(CAUGHT_UP))
         old.terminate()
         await asyncio.to_thread(own_server.stop, "immediate")
@@ -99,7 +97,7 @@ async def test_a_standby_takes_over_when_owner_and_primary_are_lost(
         await asyncio.to_thread(promoted.run, "pg_ctl", "promote", "-w", "-D", promoted.data)
         await standby.ready("reading the log")
         new = await asyncpg.connect(promoted.url())
-        await new.execute(EVENTS, 50)
+        await emit(new, 50)
         await arrive(new)
         assert not standby.said("database.foreign")
         await new.close()
@@ -126,7 +124,7 @@ async def test_a_pod_without_a_machine_id_restarts_behind_a_local_proxy(
         url = server.tcp_url().replace(f":{server.port}/", f":{proxy.port}/")
         for number in range(1, 4):
             pod = await start_on(f"pod-{number}", url)
-            await shop.execute(EVENTS, 20)
+            await emit(shop, 20)
             await pod.ready()
             await arrive(shop)
             assert not pod.said("database.foreign")
@@ -148,25 +146,25 @@ async def test_a_base_backup_beside_its_living_original_holds_still(
     shop = await make_shop(own_server.url())
     original = await start_on("the machine", own_server.url())
     await original.ready()
-    await shop.execute(EVENTS, 20)
+    await emit(shop, 20)
     await arrive(shop)
     with crew.standby_of(own_server) as copied:
         await asyncio.to_thread(copied.stop)
         (copied.data / "standby.signal").unlink()
         await asyncio.to_thread(copied.start)
         staging = await asyncpg.connect(copied.url())
-        await staging.execute(EVENTS, 5)
+        await emit(staging, 5)
         copy = await start_on("the machine", copied.url())
         await copy.wait_for("database.foreign", reason="the same database still takes events at")
         await copy.ready("holding still")
-        await shop.execute(EVENTS, 20)
+        await emit(shop, 20)
         await arrive(shop)
         shop.terminate()
         await asyncio.to_thread(own_server.stop)
         await copy.wait_for("database.foreign", reason="which is only silent now")
         await asyncio.to_thread(own_server.start)
         shop = await asyncpg.connect(own_server.url())
-        await shop.execute(EVENTS, 20)
+        await emit(shop, 20)
         await arrive(shop)
         assert not original.said("database.foreign")
         assert await staging.fetchval(DELIVERED) <= 20

@@ -12,6 +12,7 @@ import pytest
 from pghookd.postgres import migrate
 from support import checker
 from support.daemon import ReceiverProcess
+from support.events import emit
 
 pytestmark = pytest.mark.slow
 
@@ -175,11 +176,7 @@ async def test_two_instances_are_killed_among_receivers_that_fail(database, db, 
         daemons = [await start(database, ready="", **settings) for _ in range(2)]
         each = EVENTS_EACH // kills
         for _ in range(kills):
-            await db.execute(
-                "insert into webhooks.events (site_id, type, payload)"
-                " select site_id, 'a', '{}' from webhooks.sites, generate_series(1, $1::int)",
-                each,
-            )
+            await emit(db, each, site=MOODS)
             await asyncio.sleep(rng.uniform(0.2, 1.2))  # only the moment is random here
             owner = next((d for d in daemons if len(d.said("shard.taken")) and d.running), daemons[0])
             await owner.kill()

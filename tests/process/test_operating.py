@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from support.events import emit
+
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 SECRET = "whsec_" + "A" * 32
 
@@ -345,7 +347,7 @@ async def test_a_delivery_cancelled_in_flight_is_not_tried_again(database, shop,
 
 @pytest.mark.slow
 async def test_event_show_prints_the_state_and_every_attempt(pghookd, db, endpoint_id):
-    event_id = await db.fetchval("select webhooks.emit('s', 'order_created', '{\"a\":  1}', 'order/1')")
+    event_id = await emit(db, payload='{"a":  1}', subject="order/1")
     await db.execute(
         "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
         " site_id) values ($1, $2, now(), 1.25, 1, 503, 'refused', 's'), ($1, $2, now(), 2, 2, 200, 'delivered', 's')",

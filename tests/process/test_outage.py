@@ -24,6 +24,7 @@ from pghookd.settings.schema import Settings
 from pghookd.webhook import judge
 from support import crew
 from support.crew import living
+from support.events import Sql, emit
 from support.receiver import Response
 
 HOUR = 3600.0
@@ -160,16 +161,11 @@ async def shop_of(connection, receiver):
     )
 
 
-async def emit(connection, count, *, first=0, keys=None):
+async def emit_numbers(connection, count, *, first=0, keys=None):
     """Insert events numbered from `first`; with keys, their ordering keys take turns."""
-    await connection.execute(
-        "insert into webhooks.events (site_id, type, payload, ordering_key)"
-        " select 's', 'a', to_json(n), case when $3 > 0 then 'key ' || n % $3 end"
-        " from generate_series($1::int, $1 + $2 - 1) n",
-        first,
-        count,
-        keys or 0,
-    )
+    number = f"{first} + n - 1"
+    key = {"ordering_key": Sql(f"'key ' || ({number}) % {keys}")} if keys else {}
+    await emit(connection, count, payload=Sql(f"to_json({number})"), **key)
 
 
 def answered(receiver):
@@ -187,7 +183,7 @@ def is_count(connection, sql, wanted):
 async def go_down(life, connection, receiver, until, count, **options):
     """Insert events for an endpoint that answers 503 until its breaker is open and all of them are set aside."""
     receiver.script = lambda _request: Response(503)
-    await emit(connection, count, **options)
+    await emit_numbers(connection, count, **options)
     await life.diary.wait_for("breaker.opened")
     await until(is_count(connection, BACKLOG, count), 30.0)
 
@@ -226,7 +222,7 @@ async def test_events_of_an_endpoint_disabled_in_downtime_are_held(database, db,
     async with living(database, breaker=QUICK, retry=PATIENT) as life:
         await go_down(life, db, receiver, until, count, keys=keys)
         await db.execute("select webhooks.disable_endpoint($1)", endpoint)
-        await emit(db, 50, first=count)  # without a key
+        await emit_numbers(db, 50, first=count)  # without a key
         all_held = f"{BACKLOG} where state = 'held' and reason = 'disabled'"
         await until(is_count(db, all_held, count + 50))
         asked = len(receiver.requests)
@@ -238,7 +234,7 @@ async def test_events_of_an_endpoint_disabled_in_downtime_are_held(database, db,
         }[held]
         said = await db.fetchval("select webhooks.enable_endpoint($1, $2)", endpoint, held)
         assert said == len(going)
-        await emit(db, 5, first=1000)
+        await emit_numbers(db, 5, first=1000)
         going |= set(range(1000, 1005))
         await until(lambda: len(answered(receiver)) >= len(going), 30.0)
         await until(is_count(db, BACKLOG, 0))
@@ -253,11 +249,11 @@ async def test_held_events_go_out_gently_and_live_traffic_at_once(database, db, 
     endpoint = await shop_of(db, receiver)
     await db.execute("select webhooks.disable_endpoint($1)", endpoint)
     async with living(database) as life:
-        await emit(db, 300)
+        await emit_numbers(db, 300)
         await until(is_count(db, f"{BACKLOG} where state = 'held'", 300))
         await db.execute("select webhooks.enable_endpoint($1)", endpoint)
         await receiver.wait_for(1)
-        await emit(db, 100, first=1000)
+        await emit_numbers(db, 100, first=1000)
         await until(lambda: set(range(1000, 1100)) <= answered(receiver).keys())
         assert len(answered(receiver)) < 150
         stands = await db.fetch("select state, reason, count(*) from webhooks.deliveries group by 1, 2")
@@ -276,19 +272,15 @@ async def test_a_restart_asks_each_open_endpoint_one_thing_and_not_at_once(datab
             site,
             receiver.url(f"/{site[5:]}"),
         )
-    insert = (
-        "insert into webhooks.events (site_id, type, payload)"
-        " select s, 'a', '1' from unnest($1::text[]) s, generate_series(1, $2::int)"
-    )
     receiver.script = lambda _request: Response(503)
     patient = {"schedule": (3600.0,) * 5}
     async with living(database, retry=patient) as life:
-        await db.execute(insert, sites, 60)
+        await emit(db, 60, site=sites)
         await life.diary.wait_for("breaker.opened", 12)
         await until(is_count(db, BACKLOG, 12 * 60))
     clock, before = crew.Clock(), len(receiver.requests)
     async with living(database, retry=patient, clock=clock) as life:
-        await db.execute(insert, sites, 50)
+        await emit(db, 50, site=sites)
 
         async def the_rest_is_aside():
             aside = await db.fetchval(f"{BACKLOG} where reason = 'breaker_open' and attempts = 0")
@@ -312,6 +304,6 @@ async def test_the_breaker_can_be_switched_off(database, db, receiver, until):
     await shop_of(db, receiver)
     async with living(database, breaker={"share": 0.0}, retry={"schedule": (60.0,)}) as life:
         receiver.script = lambda _request: Response(503)
-        await emit(db, 100)
+        await emit_numbers(db, 100)
         await until(is_count(db, f"{BACKLOG} where reason = 'retry'", 100))
         assert life.diary.of("breaker.opened") == []

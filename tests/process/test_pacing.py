@@ -23,6 +23,7 @@ from pghookd.scheduling.lane import LaneTerms
 from pghookd.scheduling.lanes import Lanes
 from pghookd.webhook.prepared import Defaults
 from support.crew import context_of, living, settings_of
+from support.events import emit
 from support.receiver import Response
 
 RATE = 50.0
@@ -45,15 +46,6 @@ class Crowd:
         await asyncio.sleep(self.takes_s)
         self.now -= 1
         return 200
-
-
-async def emit(db, site_id, count):
-    await db.execute(
-        "insert into webhooks.events (site_id, type, payload)"
-        " select $1, 'a', to_json(n) from generate_series(1, $2::int) n",
-        site_id,
-        count,
-    )
 
 
 async def open_endpoint(db, site_id, url, **columns):
@@ -86,16 +78,16 @@ async def test_rate_and_concurrency_hold_under_overload_beside_neighbours(databa
     await open_endpoint(db, "other", receiver.url("/other"))
     async with living(database):
         for site_id in ("rated", "narrow"):
-            await emit(db, site_id, 1500)
+            await emit(db, 1500, site=site_id)
         await until(
             lambda: len(receiver.of("/rated")) >= RATE
         )  # now it is known, and so is what it cannot take
         begun, waits = time.monotonic(), []
         while time.monotonic() < begun + SECONDS:
-            await emit(db, "rated", 50)  # five times what it may have
-            await emit(db, "narrow", 50)
+            await emit(db, 50, site="rated")  # five times what it may have
+            await emit(db, 50, site="narrow")
             before = time.monotonic()
-            await emit(db, "other", 1)
+            await emit(db, site="other")
             waits.append((await receiver.wait_for(len(waits) + 1, path="/other"))[-1].arrived - before)
             await asyncio.sleep(0.2)
         assert await db.fetchval(PARKED, "lane_full") > 500
@@ -132,11 +124,11 @@ async def test_after_retry_after_nothing_goes_to_that_endpoint_before_its_time(
     async with living(
         database, retry={"retry_after_max_s": bound_s}, breaker={"attempts": 1, "probe_s": 0.1}
     ):
-        await emit(db, "s", 1)
+        await emit(db)
         (first,) = await receiver.wait_for(1)
         await until(lambda: first.status)
         for _ in range(5):
-            await emit(db, "s", 40)
+            await emit(db, 40)
             await asyncio.sleep(0.05)
         await until(lambda: len({request.event_id for request in receiver.requests}) == 201, 30.0)
         await until(lambda: is_empty(db))
@@ -161,7 +153,7 @@ async def test_a_long_pause_parks_everything_until_the_endpoint_changes(database
     await open_endpoint(db, "s", receiver.url("/hook"))
     await open_endpoint(db, "other", receiver.url("/other"))
     async with living(database) as life:
-        await emit(db, "s", 50)
+        await emit(db, 50)
         in_flight = len(await receiver.wait_for(2))
         arrived.set()
 
@@ -169,10 +161,10 @@ async def test_a_long_pause_parks_everything_until_the_endpoint_changes(database
             return await db.fetchval(BACKLOG) == 70
 
         await life.diary.wait_for("delivery.parked")
-        await emit(db, "s", 20)
+        await emit(db, 20)
         await until(all_aside)
         assert await db.fetchval(PARKED, "paused") == 68
-        await emit(db, "other", 20)
+        await emit(db, 20, site="other")
         await receiver.wait_for(20, path="/other")
         assert len(receiver.of("/hook")) == in_flight == 2
         receiver.paths["/hook"] = lambda _request: 200

@@ -7,15 +7,12 @@ from functools import partial
 import pytest
 
 from support import poison
+from support.events import emit
 
 pytestmark = pytest.mark.slow
 
 ENDS_MAX = 8
 AROUND = 60  # events before and after the one, of several sites
-INSERT = (
-    "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', $2::text::json)"
-    " returning event_id"
-)
 STATE = "select state, reason, attempts from webhooks.deliveries where event_id = $1"
 COUNTS = (
     "select count(*) as settled, count(*) filter (where state = 'held') as held,"
@@ -38,7 +35,7 @@ async def sites(db, receiver_process):
 
 
 async def insert(db, sites, count):
-    return [await db.fetchval(INSERT, sites[n % 6], f'{{"n": {n}}}') for n in range(count)]
+    return [await emit(db, site=sites[n % 6], payload=f'{{"n": {n}}}') for n in range(count)]
 
 
 async def run_until_it_stays(url, db, start, until, left):
@@ -69,7 +66,7 @@ async def test_a_delivery_that_crashes_the_daemon_is_held_and_the_log_moves_on(
     database, db, sites, receiver_process, start, until, retried
 ):
     before = await insert(db, sites, AROUND)
-    culprit = await db.fetchval(INSERT, "s3", f'{{"n": "{poison.POISON.decode()}"}}')
+    culprit = await emit(db, site="s3", payload=f'{{"n": "{poison.POISON.decode()}"}}')
     after = await insert(db, sites, AROUND)
     if retried:
         [endpoint_id] = [

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from support import SUPPORT, checker
+from support.events import emit
 from support.mail_server import Mailbox
 from support.receiver import Receiver, Response, read_log
 from support.saboteurs import SABOTAGES
@@ -81,13 +82,7 @@ class Stage:
         )
 
     async def emit(self, count=1, site="s", db=None):
-        await (db or self.db).execute(
-            "insert into webhooks.events (site_id, type, payload)"
-            " select $1, 'order_created', $2::text::json from generate_series(1, $3)",
-            site,
-            PAYLOAD,
-            count,
-        )
+        await emit(db or self.db, count, site=site, payload=PAYLOAD)
 
     async def come_to_an_end(self, count):
         """Wait until so many deliveries have; of a broken daemon, until it is clear that they do not."""

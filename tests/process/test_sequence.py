@@ -17,6 +17,7 @@ import asyncpg
 import pytest
 
 from support.daemon import ReceiverProcess
+from support.events import emit
 
 KILLS = 8
 PRODUCERS = 4
@@ -45,11 +46,7 @@ async def produce(url, rng, inserted):
         key = rng.choice(KEYS)
         began = time.monotonic()
         async with connection.transaction():
-            event_id = await connection.fetchval(
-                "insert into webhooks.events (site_id, type, payload, ordering_key) values ('s', 'a', '{}', $1)"
-                " returning event_id",
-                key,
-            )
+            event_id = await emit(connection, ordering_key=key)
             await asyncio.sleep(rng.random() * 0.02)
         inserted[event_id] = (key, began, time.monotonic())
         await asyncio.sleep(rng.random() * 0.02)

@@ -8,23 +8,14 @@ import time
 import pytest
 
 from support import checker
-from support.daemon import ReceiverProcess
+from support.daemon import UNRECORDED_MAX, VIGILANT, ReceiverProcess
+from support.events import emit
 
 pytestmark = pytest.mark.slow
 
 LEASE_S = 3
 SLACK_S = 3  # the second looks twice a second, opens its sessions, and the machine may be busy
-CONCURRENCY = 32
-BATCH_MAX = 50
-SETTINGS = {
-    "database_lease_s": LEASE_S,
-    "database_heartbeat_s": 0.5,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
-}
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
+SETTINGS = {**VIGILANT, "database_lease_s": LEASE_S}
 
 
 @pytest.fixture
@@ -62,7 +53,7 @@ def all_delivered(db, count):
 
 async def test_the_second_stands_by_and_takes_over_within_seconds_of_a_kill(db, both, receiving, until):
     first, second = await both()
-    await db.execute(EVENTS, 2000)
+    await emit(db, 2000)
     await until(lambda: len(receiving.entries()) > 300)
     assert not second.said("shard.taken")
     await first.kill()
@@ -71,13 +62,13 @@ async def test_the_second_stands_by_and_takes_over_within_seconds_of_a_kill(db, 
     assert time.monotonic() - killed < SLACK_S
     await until(all_delivered(db, 2000), 30)
     owners = ("first", "second")
-    await checker.check(db, receiving.entries(), repeats_max=CONCURRENCY + BATCH_MAX, owners=owners)
+    await checker.check(db, receiving.entries(), repeats_max=UNRECORDED_MAX, owners=owners)
     assert not second.said("database.lost")
 
 
 async def test_the_second_takes_over_at_once_when_the_first_gets_sigterm(db, both, receiving, until):
     first, second = await both()
-    await db.execute(EVENTS, 1000)
+    await emit(db, 1000)
     await until(lambda: len(receiving.entries()) > 200)
     first.stop()
     assert await first.ended() == 0
@@ -88,7 +79,7 @@ async def test_the_second_takes_over_at_once_when_the_first_gets_sigterm(db, bot
 
 async def test_a_frozen_owner_loses_its_lease_and_never_acts_as_an_owner_again(db, both, receiving, until):
     first, second = await both()
-    await db.execute(EVENTS, 2000)
+    await emit(db, 2000)
     await until(lambda: len(receiving.entries()) > 300)
     first.freeze()
     frozen = time.monotonic()
@@ -106,22 +97,22 @@ async def test_a_frozen_owner_loses_its_lease_and_never_acts_as_an_owner_again(d
     assert sum(entry["user-agent"] == "first" for entry in receiving.entries()) == by_first
     assert rows < 2000
     owners = ("first", "second")
-    await checker.check(db, receiving.entries(), repeats_max=CONCURRENCY + BATCH_MAX, owners=owners)
+    await checker.check(db, receiving.entries(), repeats_max=UNRECORDED_MAX, owners=owners)
     assert len(first.said("shard.taken")) == 1
     # And the other way round: it is a standby like any other.
     await second.kill()
     await first.wait_for("shard.taken", count=2, seconds=SLACK_S)
-    await db.execute(EVENTS, 100)
+    await emit(db, 100)
     await until(all_delivered(db, 2100))
 
 
 async def test_an_idle_owner_that_is_frozen_hands_over_too(db, both, receiving, until):
     first, second = await both()
-    await db.execute(EVENTS, 1)
+    await emit(db)
     await until(all_delivered(db, 1))
     first.freeze()
     await second.ready("reading the log", seconds=LEASE_S + SLACK_S)
-    await db.execute(EVENTS, 200)
+    await emit(db, 200)
     await until(all_delivered(db, 201))
     first.thaw()
     await first.wait_for("daemon.ready", status="standing by")
@@ -134,6 +125,6 @@ async def test_two_that_start_together_agree_on_one_owner(db, database, start, r
     await asyncio.gather(*(daemon.ready("") for daemon in daemons))
     owners = [daemon for daemon in daemons if daemon.said("daemon.ready", status="reading the log")]
     assert len(owners) == 1
-    await db.execute(EVENTS, 300)
+    await emit(db, 300)
     await until(all_delivered(db, 300))
     await checker.check(db, receiving.entries(), repeats_max=0)

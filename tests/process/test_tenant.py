@@ -16,6 +16,7 @@ import pytest_asyncio
 from support import SUPPORT
 from support.attacks import ATTACKS, Tenant, under_attack
 from support.daemon import Daemon
+from support.events import emit
 from support.receiver import Receiver, Response
 
 EVENTS, EVERY_S = 120, 0.05  # of the healthy site, while it is watched
@@ -49,11 +50,7 @@ async def watch(session, receiver):
     written = {}
     for n in range(EVENTS):
         due = time.monotonic() + EVERY_S
-        event_id = await session.fetchval(
-            "insert into webhooks.events (site_id, type, payload)"
-            " values ('good', 'order_created', json_build_object('n', $1::int)) returning event_id",
-            n,
-        )
+        event_id = await emit(session, site="good", payload=f'{{"n": {n}}}')
         written[event_id] = time.monotonic()
         await asyncio.sleep(max(0.0, due - time.monotonic()))
     deadline = time.monotonic() + LATE_S

@@ -9,6 +9,7 @@ import hmac
 
 import pytest
 
+from support.events import emit
 from support.receiver import Response
 
 
@@ -137,9 +138,7 @@ async def test_an_endpoint_disabled_by_its_owner_holds_its_queue(database, shop,
     receiver.script = lambda _request: Response(delay_s=0.2)
     endpoint = await shop.open()
     await start(database)
-    await shop.db.execute(
-        "insert into webhooks.events (site_id, type, payload) select 's', 'a', '{}' from generate_series(1, 400)"
-    )
+    await emit(shop.db, 400)
     await receiver.wait_for(5)
     await shop.db.execute("update webhooks.endpoints set enabled = false")
     await until(
@@ -163,9 +162,7 @@ async def test_queued_work_uses_the_url_and_secret_of_now(database, shop, start,
     receiver.script = lambda _request: Response(delay_s=0.2)
     await shop.open(secret="old secret")
     await start(database)
-    await shop.db.execute(
-        "insert into webhooks.events (site_id, type, payload) select 's', 'a', '{}' from generate_series(1, 300)"
-    )
+    await emit(shop.db, 300)
     await receiver.wait_for(5)
     await shop.db.execute(
         "update webhooks.endpoints set url = $1, secret = 'new secret'", receiver.url("/new")
@@ -198,9 +195,7 @@ async def test_work_of_a_deleted_endpoint_goes_nowhere(database, shop, start, re
     endpoint = await shop.open()
     other = await shop.open("/other")
     await start(database)
-    await shop.db.execute(
-        "insert into webhooks.events (site_id, type, payload) select 's', 'a', '{}' from generate_series(1, 300)"
-    )
+    await emit(shop.db, 300)
     await receiver.wait_for(5)
     await shop.db.execute("delete from webhooks.endpoints where endpoint_id = $1", endpoint)
     done = "select count(*) from webhooks.attempts where endpoint_id = $1 and outcome = 'delivered'"
@@ -224,9 +219,8 @@ async def test_a_hanging_endpoint_keeps_no_other_waiting(database, shop, start, 
     bad = await shop.open("/hangs", event_types=["bad"])
     good = await shop.open("/good", event_types=["good"])
     daemon = await start(database, delivery_endpoint_concurrency=4, delivery_concurrency=16)
-    sql = "insert into webhooks.events (site_id, type, payload) select 's', $1, '{}' from generate_series(1, $2::int)"
-    await shop.db.execute(sql, "bad", 2500)
-    await shop.db.execute(sql, "good", 300)
+    await emit(shop.db, 2500, kind="bad")
+    await emit(shop.db, 300, kind="good")
     done = "select count(*) from webhooks.attempts where endpoint_id = $1 and outcome = 'delivered'"
     await until(lambda: _is(shop.db.fetchval(done, good), 300), 15.0)
     await daemon.wait_for("delivery.parked", endpoint_id=bad)

@@ -17,19 +17,12 @@ import pytest
 
 from pghookd.postgres import migrate
 from support import checker
-from support.daemon import ReceiverProcess
+from support.daemon import UNRECORDED_MAX, VIGILANT, ReceiverProcess
+from support.events import emit
 
-EVENTS = """
-insert into webhooks.events (site_id, type, payload) select 's', 'order_created', '{}' from generate_series(1, $1)
-"""
 DELIVERED = "select count(distinct event_id) from webhooks.attempts where outcome = 'delivered'"
-CONCURRENCY = 32
-BATCH_MAX = 50
 SETTINGS = {
-    "database_heartbeat_s": 0.5,
-    "database_lease_s": 4,
-    "delivery_concurrency": CONCURRENCY,
-    "recorder_batch_max": BATCH_MAX,
+    **VIGILANT,
     "delivery_timeout_s": 2,
     "delivery_connect_timeout_s": 2,
     "delivery_grace_s": 3,
@@ -131,7 +124,7 @@ async def test_a_partition_while_busy_is_noticed_and_healed(
     network, through, direct, start, receiving, until
 ):
     daemon = await start(through, **SETTINGS)
-    await direct.execute(EVENTS, 3000)
+    await emit(direct, 3000)
     await until(lambda: len(receiving.entries()) > 300)
     network.mute()
     await daemon.wait_for("database.lost", seconds=NOTICED_S)
@@ -140,7 +133,7 @@ async def test_a_partition_while_busy_is_noticed_and_healed(
     await daemon.wait_for("database.restored")
     await until(lambda: _delivered(direct, 3000), 40)
     assert sent < 1500
-    await checker.check(direct, receiving.entries(), repeats_max=CONCURRENCY + BATCH_MAX)
+    await checker.check(direct, receiving.entries(), repeats_max=UNRECORDED_MAX)
     assert not daemon.noise
 
 
@@ -152,7 +145,7 @@ async def test_a_partition_while_asleep_is_noticed_and_healed(
     await daemon.wait_for("bell.slept")
     network.mute()
     await daemon.wait_for("database.lost", seconds=NOTICED_S)
-    await direct.execute(EVENTS, 10)
+    await emit(direct, 10)
     network.heal()
     await until(lambda: _delivered(direct, 10), 20)
     await checker.check(direct, receiving.entries(), repeats_max=0)
@@ -164,7 +157,7 @@ async def test_while_cut_off_nothing_is_sent_and_another_instance_takes_over(
 ):
     await start(through, delivery_user_agent="cut off", **SETTINGS)
     second = await start(own_server.url(), ready="standing by", delivery_user_agent="second", **SETTINGS)
-    await direct.execute(EVENTS, 3000)
+    await emit(direct, 3000)
     await until(lambda: len(receiving.entries()) > 300)
     network.mute()
     await second.ready("reading the log", seconds=SETTINGS["database_lease_s"] + 4)
@@ -172,7 +165,7 @@ async def test_while_cut_off_nothing_is_sent_and_another_instance_takes_over(
     await until(lambda: _delivered(direct, 3000), 40)
     late = [e for e in receiving.entries() if e["user-agent"] == "cut off" and e["wall"] > taken]
     assert not late
-    await checker.check(direct, receiving.entries(), repeats_max=CONCURRENCY + BATCH_MAX)
+    await checker.check(direct, receiving.entries(), repeats_max=UNRECORDED_MAX)
 
 
 @pytest.mark.slow
@@ -187,7 +180,7 @@ async def test_a_standby_that_was_cut_off_takes_over_once_the_network_is_back(
     await second.wait_for("database.restored")
     await first.kill()
     await second.ready("reading the log")
-    await direct.execute(EVENTS, 10)
+    await emit(direct, 10)
     await until(lambda: _delivered(direct, 10))
     assert len(receiving.entries()) == 10
 
@@ -198,7 +191,7 @@ async def test_sigterm_while_cut_off_ends_within_the_grace(
     network, through, direct, start, receiving, until, busy
 ):
     daemon = await start(through, **SETTINGS)
-    await direct.execute(EVENTS, 3000 if busy else 1)
+    await emit(direct, 3000 if busy else 1)
     await until(lambda: len(receiving.entries()) > (300 if busy else 0))
     network.mute()
     daemon.stop()
@@ -236,7 +229,7 @@ async def test_one_backend_that_hangs_is_noticed(own_server, direct, network, st
     if name == "bell":
         await daemon.wait_for("bell.slept")
     else:
-        await direct.execute(EVENTS, 2000)
+        await emit(direct, 2000)
         await until(lambda: len(receiving.entries()) > 300)
     pid = await direct.fetchval(
         "select pid from pg_stat_activity where application_name = $1", f"pghookd/{name}"
@@ -248,6 +241,6 @@ async def test_one_backend_that_hangs_is_noticed(own_server, direct, network, st
         os.kill(pid, signal.SIGCONT)
     await daemon.wait_for("database.restored")
     if name == "bell":
-        await direct.execute(EVENTS, 2000)
+        await emit(direct, 2000)
     await until(lambda: _delivered(direct, 2000), 40)
-    await checker.check(direct, receiving.entries(), repeats_max=CONCURRENCY + BATCH_MAX)
+    await checker.check(direct, receiving.entries(), repeats_max=UNRECORDED_MAX)

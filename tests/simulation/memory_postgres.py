@@ -13,6 +13,7 @@ import dataclasses
 import orjson
 
 from pghookd.event_log.position import Snapshot
+from pghookd.model.delivery_states import NOT_LOST
 from pghookd.postgres.client import DatabaseAway, DatabaseError, query
 
 EPOCH_US = 1_700_000_000_000_000
@@ -59,8 +60,8 @@ READS = frozenset(
         "find_superseded",
     }
 )
-NOT_LOST = frozenset({"cancelled", "superseded", "duplicate", "dropped"})  # no replay takes these
 ASKED_TO_THE_END = frozenset({"exhausted", "too_old", "aborted"})  # what died so replaces older ones still
+STATES_FROM = frozenset({"attempts", "backlog", "dead"})
 # The first line of each is its own; the reader puts other numbers further down.
 LOCK = query("lock_shard").partition("\n")[0]
 NAMES = {query(name).partition("\n")[0]: name for name in READS | WRITES}
@@ -168,6 +169,10 @@ class Database:
         self.owner = None  # the session that has the locks of all shards
         self.switched = lambda _endpoint_id: None
         self.superseding = lambda _event_id, _endpoint_id: None  # called when a delivery dies so
+        self.delivered = set()  # deliveries with such an attempt
+        self.moved = lambda _key, _before, _state, _reason: (
+            None
+        )  # called when a delivery has changed its state
 
     def now_us(self):
         return EPOCH_US + int(self.loop.time() * 1e6)
@@ -186,17 +191,40 @@ class Database:
         self.completed = max(self.completed, transaction.xid)
         if commit:
             self.durable = max(self.durable, transaction.xid)
-            for (table, key), row in transaction.rows.items():
-                if row is None:
-                    self.table[table].pop(key, None)
-                elif table == "endpoints":
-                    self.endpoints[key]["enabled"] = row["enabled"]
-                    self.switched(key)
-                elif table == "shards":
-                    self.rows["shards", key] = row
-                else:
-                    self.table[table][key] = row
+            with self._watching({key[:2] for table, key in transaction.rows if table in STATES_FROM}):
+                self._apply(transaction)
         return True
+
+    def _apply(self, transaction):
+        for (table, key), row in transaction.rows.items():
+            if row is None:
+                self.table[table].pop(key, None)
+            elif table == "endpoints":
+                self.endpoints[key]["enabled"] = row["enabled"]
+                self.switched(key)
+            elif table == "shards":
+                self.rows["shards", key] = row
+            else:
+                self.table[table][key] = row
+            if table == "attempts" and row["outcome"] == "delivered":
+                self.delivered.add(key[:2])
+
+    @contextlib.contextmanager
+    def _watching(self, keys):
+        """Report the deliveries whose state or reason the body changes."""
+        before = {key: self._state(key) for key in keys}
+        yield
+        for key, (state, reason) in before.items():
+            if (after := self._state(key)) != (state, reason):
+                self.moved(key, state, *after)
+
+    def _state(self, key):
+        """Return the state and the reason of a delivery, as the view `deliveries` has them; None if it has no row."""
+        if (row := self.table["backlog"].get(key)) is not None:
+            return row["state"], row["reason"]
+        if (row := self.table["dead"].get(key)) is not None:
+            return "dead", row["reason"]
+        return ("delivered" if key in self.delivered else None), None
 
     def commit_events(self, transaction, events):
         if not self.end(transaction, commit=True):
@@ -478,8 +506,9 @@ class Database:
         """Do what webhooks.cancel does with one delivery, unless a transaction has its row: it would wait."""
         if any(("backlog", key) in begun.rows for begun in self.running.values()):
             return
-        if self.table["backlog"].pop(key, None) is not None:
-            self.table["dead"][key] = {"reason": "cancelled"}
+        with self._watching([key]):
+            if self.table["backlog"].pop(key, None) is not None:
+                self.table["dead"][key] = {"reason": "cancelled"}
 
     # Writing
 

@@ -20,6 +20,7 @@ from virtual import VirtualLoop
 
 from pghookd.event_log.reading import endpoints, pages, reader, refill, settled
 from pghookd.scheduling import capacity as memory
+from support.life import is_move
 
 OF_INSTANCES = ("crash", "freeze", "session")
 FAULTS = (*OF_INSTANCES, "restart", "slow", "refuse", "mood", "replay", "cancel", "switch", "switch")
@@ -87,6 +88,7 @@ class World:
         self.database = Database(self.loop, SHARDS)
         self.database.switched = self._notify
         self.database.superseding = self._note_superseded
+        self.database.moved = self._note_move
         self.logger = Quiet()
         self.seen = []
         self.lives = 0
@@ -408,6 +410,10 @@ class World:
             if event.dedupe_key is not None and event.event_id in taken:
                 firsts.setdefault((event.site_id, event.dedupe_key), set()).add(event.event_id)
         self.firsts.append(firsts)
+
+    def _note_move(self, key, before, state, reason):
+        if not is_move(before, state, reason):
+            self.logger.broken.append(f"{key} went from {before} to {state}, {reason}")
 
     def _note_superseded(self, event_id, endpoint_id):
         """Take a delivery that dies superseded: a newer event must be there that can go, or was sent in time.

@@ -28,6 +28,13 @@ BASE = {
     "LOG_FORMAT": "json",
 }
 
+# Settings of stories that count the requests which come again: few at once, and a lost session is noticed soon.
+CONCURRENCY = 32
+BATCH_MAX = 50
+BOUNDED = {"delivery_concurrency": CONCURRENCY, "recorder_batch_max": BATCH_MAX}
+VIGILANT = {**BOUNDED, "database_heartbeat_s": 0.5, "database_lease_s": 4}
+UNRECORDED_MAX = CONCURRENCY + BATCH_MAX  # requests that may come again after the loss of a session
+
 
 class Daemon:
     """One `pghookd run`.

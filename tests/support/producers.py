@@ -13,6 +13,8 @@ import time
 
 import asyncpg
 
+from support import events
+
 INSERT = "insert into webhooks.events (site_id, type, payload) values ($1, 'order_created', $2)"
 SITES = tuple(f"site-{n}" for n in range(12))
 
@@ -38,15 +40,9 @@ async def make_sites(connection, url="http://127.0.0.1:9/", sites=SITES):
 
 
 async def emit(connection, count=1, site=SITES[0], mark="m"):
-    """Insert in one transaction; return the event ids."""
-    rows = await connection.fetch(
-        "insert into webhooks.events (site_id, type, payload) select $1, 'order_created',"
-        " json_build_object('m', $2::text || '-' || g) from generate_series(1, $3::int) g returning event_id",
-        site,
-        mark,
-        count,
-    )
-    return [row[0] for row in rows]
+    """Insert marked events in one transaction; return the event ids."""
+    marked = events.Sql(f"json_build_object('m', '{mark}-' || n)")
+    return await events.emit(connection, count, site=site, payload=marked)
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-INSERT = "insert into webhooks.events (site_id, type, payload) values ($1, $2, $3) returning event_id"
+from support.events import emit
 
 
 class Shop:
@@ -33,7 +33,7 @@ class Shop:
     async def emit(self, kind="order_created", payload=None, site_id=None):
         """Insert an event and return its id."""
         text = json.dumps({"n": 1}) if payload is None else payload
-        return await self.db.fetchval(INSERT, site_id or self.site_id, kind, text)
+        return await emit(self.db, site=site_id or self.site_id, kind=kind, payload=text)
 
     async def stands(self, event_id):
         """Return {endpoint_id: (state, reason, attempts)} of an event."""

@@ -34,6 +34,8 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+from pghookd.model.delivery import State
+from pghookd.model.delivery_states import End
 from pghookd.settings.wrong_values import json_kind, quoted
 
 if TYPE_CHECKING:
@@ -215,7 +217,7 @@ def endpoint_list(site_id: str | None, config: Path | None, *, as_json: bool) ->
             click.echo(json_of({"endpoints": found}))
             return
         for each in found:
-            counts = [f"{each[x]} {x}" for x in ("waiting", "parked", "held", "dead") if each[x]]
+            counts = [f"{each[state]} {state}" for state in (*State, End.DEAD) if each[state]]
             text = "  ".join((str(each["endpoint_id"]), each["site_id"], each["url"], ", ".join(counts)))
             say(text.rstrip(), style=_style(each["health"]), label=each["health"])
 
@@ -316,7 +318,7 @@ def endpoint_test(
 
         limit_s = settings.delivery.timeout_s + TEST_MARGIN_S if wait_s is None else wait_s
         told = asyncio.run(endpoints.test_endpoint(settings, endpoint_id, event_type, limit_s))
-        if told["outcome"] is None and told["state"] != "dead":
+        if told["outcome"] is None and told["state"] != End.DEAD:
             text = _why_not_sent(told, limit_s)
             fail(NO_DATABASE, text, [text], as_json=as_json)
         if as_json:

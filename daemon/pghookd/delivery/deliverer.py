@@ -17,6 +17,7 @@ from pghookd.delivery.payloads import PayloadLoader
 from pghookd.egress.sender import Sender
 from pghookd.model import verdict
 from pghookd.model.delivery import Delivery, Outcome, Reason, State
+from pghookd.model.delivery_states import NOT_LOST
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Session
 from pghookd.process.context import Context
@@ -198,7 +199,7 @@ class Deliverer:
         """Release a delivery that ended without a request; it neither slows the lane nor counts for the endpoint."""
         self._lanes.unsent(lane, write.delivery)
         self._gate.put(write, now)
-        if isinstance(write, DeadWrite) and write.reason is not Reason.SUPERSEDED:  # superseding is intended
+        if isinstance(write, DeadWrite) and write.reason not in NOT_LOST:
             self._log_death(write.delivery, write.reason)
 
     # Log lines --------------------------------------------------------------------------------------------------------

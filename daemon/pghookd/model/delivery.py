@@ -41,7 +41,7 @@ class Outcome(enum.StrEnum):
 
 
 class State(enum.StrEnum):
-    """The state of an undelivered delivery. A closed set (column `backlog.state`, and `dead`)."""
+    """The state of a delivery that has a row in `backlog`. A closed set (column `backlog.state`)."""
 
     WAITING = "waiting"
     PARKED = "parked"
@@ -49,23 +49,20 @@ class State(enum.StrEnum):
 
 
 class Reason(enum.StrEnum):
-    """Why a delivery is in its state (columns `backlog.reason`, `dead.reason`)."""
+    """Why a delivery is in its state (columns `backlog.reason`, `dead.reason`); model/delivery_states says when."""
 
-    # waiting
     RETRY = "retry"
     QUEUED = "queued"
     ADOPTED = "adopted"
     DELIVER_AFTER = "deliver_after"
     REPLAY = "replay"
-    # parked
     LANE_FULL = "lane_full"
     BREAKER_OPEN = "breaker_open"
-    PAUSED = "paused"  # its receiver asked for a pause, or outcomes of its endpoint are delayed
+    PAUSED = "paused"
     FILTER_SLOW = "filter_slow"
-    ORDERING = "ordering"  # an earlier delivery of its ordering_key is unsettled
-    # held
+    ORDERING = "ordering"
     DISABLED = "disabled"
-    # dead
+    QUARANTINED = "quarantined"
     EXHAUSTED = "exhausted"
     EXPIRED = "expired"
     TOO_OLD = "too_old"
@@ -74,6 +71,7 @@ class Reason(enum.StrEnum):
     ABORTED = "aborted"
     INVALID = "invalid"
     NO_ENDPOINT = "no_endpoint"
+    CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
     DUPLICATE = "duplicate"
     DROPPED = "dropped"

@@ -19,6 +19,7 @@ import orjson
 from pghookd.encryption import encrypt_at_rest
 from pghookd.encryption.encrypt_at_rest import Progress
 from pghookd.encryption.keyring import Vault
+from pghookd.model.delivery_states import End
 from pghookd.postgres.client import DatabaseError, Row, Session, connect, query
 from pghookd.settings.schema import Settings
 from pghookd.webhook.envelope import timestamp_text, webhook_id
@@ -153,7 +154,9 @@ async def test_endpoint(settings: Settings, endpoint_id: int, event_type: str, w
         deadline = time.monotonic() + wait_s
         while True:
             row = await session.fetchrow(query("read_test"), event_id, endpoint_id)
-            if row is not None and (row["outcome"] or row["state"] == "dead" or time.monotonic() >= deadline):
+            if row is not None and (
+                row["outcome"] or row["state"] == End.DEAD or time.monotonic() >= deadline
+            ):
                 return _told(row)
             await asyncio.sleep(LOOK_EVERY_S)
 

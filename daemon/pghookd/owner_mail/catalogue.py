@@ -3,7 +3,7 @@
 English is the reference: it defines the allowed keys, and the allowed placeholders of each. An operator's catalogue may
 contain only a few keys, or a new language. A wrong key or placeholder drops only that key, and is reported.
 
-Never here: the content and order of a letter (owner_mail/content.py), markup.
+Never here: the content and order of a letter (owner_mail/content/), markup.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Templates, style and words are files in `letters/`. A file of the same name in the operator's folder overrides one of
 these. A broken file is skipped and reported, because an owner must get the mail even if a template is faulty.
 
-Never here: the content of a letter (owner_mail/content.py, owner_mail/catalogue.py), sending, a clock.
+Never here: the content of a letter (owner_mail/content/, owner_mail/catalogue.py), sending, a clock.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pghookd import __version__
 from pghookd.owner_mail.catalogue import catalogues, language_of, moment_of
-from pghookd.owner_mail.content import ContentWriter, Statement
+from pghookd.owner_mail.content.sections import unsubscribe_url
+from pghookd.owner_mail.content.statement import Statement
+from pghookd.owner_mail.content.writer import ContentWriter
 from pghookd.owner_mail.digest import Digest, clean_line
-from pghookd.owner_mail.sections import unsubscribe_url
 from pghookd.settings.schema import MailSettings
 
 TEXT: Final = "digest.txt.j2"

@@ -21,6 +21,7 @@ from pghookd.event_log.rows import endpoint_of
 from pghookd.event_log.supersede import DEDUPE_DAYS, NEWER_MAX
 from pghookd.model import event_options
 from pghookd.model.delivery import DAY_IDS, Delivery, Endpoint, Event, Reason, State
+from pghookd.model.delivery_states import NOT_LOST
 from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Row, Session, columns, query
@@ -35,9 +36,6 @@ STEP_S: Final = 0.03  # a step of the recorder's chores starts no further work a
 STEP_WRITES_MAX: Final = (
     500  # nor after this many writes: outcomes wait behind them, and while many wait nothing is sent
 )
-_UNMOURNED: Final = frozenset(
-    {Reason.SUPERSEDED, Reason.DROPPED}
-)  # deaths that the producer or the owner intended; not logged
 
 
 class BacklogStep:
@@ -46,7 +44,7 @@ class BacklogStep:
     Attributes:
         session: the recorder's session.
         now: monotonic seconds at which the step began.
-        deaths: number of deliveries given up, by (endpoint_id, site_id, reason).
+        deaths: number of deliveries lost, by (endpoint_id, site_id, reason).
     """
 
     def __init__(self, session: Session, now: float, put: Put, monotonic: Callable[[], float]) -> None:
@@ -61,7 +59,7 @@ class BacklogStep:
     def put(self, write: Write, now: float) -> None:
         """Hand a write to the recorder."""
         self._writes += 1
-        if isinstance(write, DeadWrite) and write.reason not in _UNMOURNED:
+        if isinstance(write, DeadWrite) and write.reason not in NOT_LOST:
             self.deaths[write.delivery.endpoint_id, write.delivery.event.site_id, write.reason] += 1
         self._put(write, now)
 

@@ -1,6 +1,6 @@
 """The content of letters to the operator: storms, and events that cannot be sent because of the platform.
 
-Never here: markup, headers; anything that an owner reads (owner_mail/content.py).
+Never here: markup, headers; anything that an owner reads (owner_mail/content/blocks.py).
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 
-from pghookd.owner_mail.blocks import Block, TextPart
 from pghookd.owner_mail.catalogue import Words
+from pghookd.owner_mail.content.sections import unlinked
+from pghookd.owner_mail.content.statement import Block, TextPart
 from pghookd.owner_mail.digest import Digest, Kind, OperatorLine
-from pghookd.owner_mail.sections import unlinked
 
 
 class OperatorTeller:

@@ -1,4 +1,4 @@
-"""The parts of a letter as values; both its plain text and its HTML are rendered from them.
+"""A letter and its parts as values; both its plain text and its HTML are rendered from them.
 
 Never here: the content of a letter, markup.
 """
@@ -6,8 +6,21 @@ Never here: the content of a letter, markup.
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from pghookd.owner_mail.digest import Kind
+
+TONES: Final = {
+    Kind.DISABLED: "bad",
+    Kind.FAILING: "bad",
+    Kind.WARNING: "bad",
+    Kind.HELD_EXPIRING: "bad",
+    Kind.REMINDER: "bad",
+    Kind.STORM: "bad",
+    Kind.FAULTS: "bad",
+    Kind.FLAPPING: "unsure",
+    Kind.RECOVERED: "good",
+}
 Rows: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -57,3 +70,38 @@ class Block:
     parts: tuple[TextPart, ...] = ()
     answer: str = ""
     technical: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statement:
+    """A whole letter, before it is rendered as text or HTML.
+
+    Attributes:
+        language: for `lang` and Content-Language.
+        kind: the kind of the mail.
+        tone: bad, unsure or good.
+        platform: the platform's name, as the sender.
+        subject: the subject.
+        title: the problem in one short sentence.
+        summary: an overview of the blocks; empty if there is one block.
+        blocks: gravest first.
+        more: a sentence about endpoints that were left out; empty if none were.
+        links: links for the whole letter.
+        foot: sentences at the end.
+        unsubscribe: the link that stops the mails; None if there is none.
+        words: headings, by key.
+    """
+
+    language: str
+    kind: str
+    tone: str
+    platform: str
+    subject: str
+    title: str
+    summary: str
+    blocks: tuple[Block, ...]
+    more: str
+    links: tuple[Link, ...]
+    foot: tuple[str, ...]
+    unsubscribe: Link | None
+    words: dict[str, str]

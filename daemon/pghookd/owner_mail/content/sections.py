@@ -1,6 +1,6 @@
 """Prepares sections for a letter: sanitised and grouped, with their deadlines, links and lines for developers.
 
-Never here: words of any language (owner_mail/content.py), markup.
+Never here: words of any language (catalogue.py), markup.
 """
 
 from __future__ import annotations

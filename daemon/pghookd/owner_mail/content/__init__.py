@@ -1,0 +1,1 @@
+"""The content of a letter in one language: from a digest to a statement, before any markup."""
