@@ -13,8 +13,8 @@ from pghookd.model.delivery import Reason, State
 from pghookd.model.delivery_states import LIFE, NOT_LOST, End
 
 STATEMENTS = {
-    path.stem: re.sub(r"--[^\n]*", "", path.read_text(encoding="utf-8"))
-    for folder in ("migrations", "queries")
+    f"{path.parent.name}/{path.stem}": re.sub(r"--[^\n]*", "", path.read_text(encoding="utf-8"))
+    for folder in ("fragments", "functions", "migrations", "queries")
     for path in sorted((SQL / folder).rglob("*.sql"))
 }
 STATE_OF = {move.reason: move.to for move in LIFE}
@@ -77,7 +77,7 @@ def test_the_guide_has_the_table():
 
 
 def test_a_replay_takes_deliveries_of_each_end():
-    [states] = re.findall(r"allowed constant text\[\] := '\{(.*?)\}'", STATEMENTS["0006_replay"])
+    [states] = re.findall(r"allowed constant text\[\] := '\{(.*?)\}'", STATEMENTS["functions/plan_replay"])
     offered = next(option.help for option in replay.params if option.name == "states")
     assert set(states.split(",")) == {*End, "missed"}
     assert set(states.split(",")) <= set(re.findall(r"\w+", offered))

@@ -6,7 +6,7 @@ from collections import Counter
 
 from pghookd.model.delivery import Reason, State
 from pghookd.model.delivery_states import LIFE, NOT_LOST, End
-from pghookd.scheduling.lanes import PARKED_FOR
+from pghookd.scheduling.intake import PARKED_FOR
 
 
 def test_each_reason_belongs_to_one_state():
