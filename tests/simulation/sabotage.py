@@ -18,6 +18,7 @@ from pghookd.event_log.reading.refill import Refill
 from pghookd.event_log.sieve import Sieve
 from pghookd.event_log.supersede import Keys
 from pghookd.model.delivery import Outcome, Reason, Reply, State
+from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import AttemptWrite, BacklogWrite
 from pghookd.owner_mail.mailer import Mailer
 from pghookd.postgres.client import columns, query
@@ -251,20 +252,21 @@ class NotesWhatCannotGo(Keys):
 class NotesWhatHasToWait(FanOut):
     """Takes an event for the newest of its supersede_key before its time has come."""
 
-    def _instead(self, lane, delivery, now):
-        if delivery.event.options is not None:
-            self._log.keys.note(delivery)
-        return super()._instead(lane, delivery, now)
+    def _offer(self, work, **options):
+        for _, delivery in work:
+            if valid_type(delivery.event.type):
+                self._log.keys.note(delivery)
+        super()._offer(work, **options)
 
 
 class NotesBeforeTheType(FanOut):
     """Takes an event for the newest of its supersede_key whatever its type."""
 
-    def _offer(self, work, *, park):
+    def _offer(self, work, **options):
         for _, delivery in work:
             if delivery.event.options is not None and not delivery.event.options.wait_s:
                 self._log.keys.note(delivery)
-        super()._offer(work, park=park)
+        super()._offer(work, **options)
 
 
 class TakesAnyNewer(Admission):

@@ -666,7 +666,7 @@ def test_nothing_is_shed_while_every_slot_is_taken():
 def test_a_changed_endpoint_keeps_its_lane_and_loses_prepared_requests():
     lanes = make()
     lane = fill(lanes, 1, 5)
-    lane.prepare("prepared")
+    lane.keep("prepared")
     assert lanes.lane(endpoint(1)) is lane
     assert lane.prepared == "prepared"
     assert lanes.lane(endpoint(1, url="https://b.example/", concurrency=1)) is lane

@@ -171,7 +171,7 @@ class Attempts:
             made = self._aim(lane)
             if made is None:
                 return DeadWrite(delivery, Reason.INVALID)
-            lane.prepare(made)
+            lane.keep(made)
             return made
         return aim
 

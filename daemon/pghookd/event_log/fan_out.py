@@ -11,6 +11,7 @@ Never here: reading the log, and deferred events (event_log/reading/reader).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
 from pghookd.event_log.endpoint_changes import EndpointChanges
@@ -26,7 +27,7 @@ from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
 from pghookd.process.context import Context
 from pghookd.process.logs import LogEvent
 from pghookd.scheduling.hands import Hands, Unwritten
-from pghookd.scheduling.intake import PARKED_FOR, Offer
+from pghookd.scheduling.intake import PARKED_FOR, Offer, not_yet
 from pghookd.scheduling.lane import Lane
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order, is_ordered
@@ -77,7 +78,6 @@ class FanOut:
         self._logger = context.logger
         self._monotonic = context.monotonic
         self._has_dedupe_keys = False  # of the events being processed
-        self._unjudged: set[Delivery] = set()  # of ordered endpoints whose filters took too long
         self._unwritten = Unwritten()
         self._hands = Hands()
 
@@ -196,38 +196,23 @@ class FanOut:
         return others
 
     async def _offer_filtered(self, work: list[Pair], filtered: list[Pair], *, park: bool) -> None:
-        """Queue the deliveries without a filter first, so that they do not wait for filters."""
+        """Queue the deliveries without a filter first, so that they do not wait for filters.
+
+        Deliveries that filters exclude are settled without a row. Those not judged in time are parked, those of ordered
+        endpoints when it is their turn.
+        """
         if others := [pair for pair in work if filter_of(pair[0]) is None]:
             self._offer(others, park=park)
-        if kept := await self._sift(filtered):
-            self._offer(kept, park=park)
-        self._unjudged.clear()
-
-    async def _sift(self, work: list[Pair]) -> list[Pair]:
-        """Settle deliveries that filters exclude, without a row; park those that filters did not judge in time."""
-        judged = await self._sieve.judge(work)
+        judged = await self._sieve.judge(filtered)
         now = self._monotonic()
         for delivery in judged.excluded:
             settle(delivery)
         for delivery in judged.late:
             self._put(BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW), now)
-        self._unjudged = judged.unjudged  # parked when their turn comes
-        return judged.kept
+        if judged.kept:
+            self._offer(judged.kept, park=park, unjudged=judged.unjudged)
 
-    def _instead(self, lane: Lane, delivery: Delivery, now: float) -> BacklogWrite | None:
-        """Return the row of a delivery that must not be sent yet; otherwise note its supersede_key and return None."""
-        if not lane.endpoint.enabled:
-            return BacklogWrite(delivery, State.HELD, Reason.DISABLED)
-        options = delivery.event.options
-        if options is not None and (wait_s := options.wait_s - (now - delivery.since)) > 0:
-            return BacklogWrite(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s)
-        if self._unjudged and delivery in self._unjudged:
-            return BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW)
-        if options is not None:
-            self._log.keys.note(delivery)
-        return None
-
-    def _offer(self, work: list[Pair], *, park: bool) -> None:
+    def _offer(self, work: list[Pair], *, park: bool, unjudged: AbstractSet[Delivery] = frozenset()) -> None:
         now = self._monotonic()
         for endpoint, delivery in work:
             lane = self._lanes.lane(endpoint)
@@ -235,12 +220,17 @@ class FanOut:
                 self._order.assign(delivery)
             if not valid_type(delivery.event.type):
                 self.die(delivery, Reason.INVALID, now)
-            elif (write := self._instead(lane, delivery, now)) is not None:
-                self._put(write, now)
-            elif park:
-                self._park(delivery, Reason.LANE_FULL if delivery.line is None else Reason.ORDERING, now)
+            elif (row := not_yet(lane.endpoint, delivery, now)) is not None:
+                self._put(row, now)
+            elif unjudged and delivery in unjudged:
+                self._put(BacklogWrite(delivery, State.PARKED, Reason.FILTER_SLOW), now)
             else:
-                self._hand_over(endpoint, lane, delivery, now)
+                if delivery.event.options is not None:
+                    self._log.keys.note(delivery)
+                if park:
+                    self._park(delivery, Reason.LANE_FULL if delivery.line is None else Reason.ORDERING, now)
+                else:
+                    self._hand_over(endpoint, lane, delivery, now)
         self._kick()
 
     def _hand_over(self, endpoint: Endpoint, lane: Lane, delivery: Delivery, now: float) -> None:
@@ -289,8 +279,8 @@ class FanOut:
 
     def _place(self, endpoint: Endpoint, delivery: Delivery, now: float) -> bool:
         lane = self._lanes.known.by_endpoint.get(delivery.endpoint_id) or self._lanes.lane(endpoint)
-        if not lane.endpoint.enabled:
-            self._put(BacklogWrite(delivery, State.HELD, Reason.DISABLED), now)
+        if (row := not_yet(lane.endpoint, delivery, now)) is not None:
+            self._put(row, now)
             return True
         return self._find_place(lane, delivery, now)
 

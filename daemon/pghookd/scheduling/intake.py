@@ -3,7 +3,7 @@
 A lane that does not keep up must not take the memory of others, so its surplus becomes rows: it is parked. That costs
 as much as a delivery. So it happens only if reading on gives other lanes work; otherwise the log waits.
 
-Never here: rows and why an event must not be sent (event_log/fan_out, delivery/backlog), a clock.
+Never here: writing rows, which deliveries can never be sent (event_log/fan_out, delivery/backlog/admission), a clock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from pghookd.model.delivery import Delivery, Reason
+from pghookd.model.delivery import Delivery, Endpoint, Reason, State
+from pghookd.model.outcome import BacklogWrite
 from pghookd.scheduling.capacity import Capacity
 from pghookd.scheduling.lane import LANE_QUEUE_MAX, PAUSE_PARKS_S, KnownLanes, Lane
 from pghookd.scheduling.slots import Slots
@@ -39,6 +40,16 @@ PARKED_FOR: Final = {
     Offer.BEHIND: Reason.ORDERING,
     Offer.WAIT: Reason.LANE_FULL,  # for a delivery that does not come from the log
 }
+
+
+def not_yet(endpoint: Endpoint, delivery: Delivery, now: float) -> BacklogWrite | None:
+    """Return the row of a delivery whose endpoint is disabled, or whose time has not come; None if it may be sent."""
+    if not endpoint.enabled:
+        return BacklogWrite(delivery, State.HELD, Reason.DISABLED)
+    options = delivery.event.options
+    if options is not None and (wait_s := options.wait_s - (now - delivery.since)) > 0:
+        return BacklogWrite(delivery, State.WAITING, Reason.DELIVER_AFTER, wait_s)
+    return None
 
 
 class Intake:

@@ -205,7 +205,7 @@ class Lane(Member):
         self.breaker.close()
         self.throttle.end_pause()
 
-    def prepare(self, prepared: object) -> None:
+    def keep(self, prepared: object) -> None:
         """Keep the prepared parts of the endpoint's requests until the endpoint changes."""
         self.prepared = prepared
 

@@ -26,7 +26,7 @@ from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
 from pghookd.postgres.client import Row, Session, columns, query
 from pghookd.process.logs import LogEvent
-from pghookd.scheduling.intake import PARKED_FOR, Offer
+from pghookd.scheduling.intake import PARKED_FOR, Offer, not_yet
 from pghookd.scheduling.lanes import Lanes
 from pghookd.scheduling.ordering import Order, is_ordered
 
@@ -216,14 +216,11 @@ class Admission:
         if not row["exists"]:
             self._log_gone(row["event_id"] // DAY_IDS)
             return DeadWrite(delivery, Reason.EXPIRED)
-        if not endpoint.enabled:
-            return BacklogWrite(delivery, State.HELD, Reason.DISABLED)
-        if (reason := self._why_unsendable(delivery.event)) is not None:
+        if endpoint.enabled and (reason := self._why_unsendable(delivery.event)) is not None:
             return DeadWrite(delivery, reason)
-        options = delivery.event.options
-        if options is not None and options.wait_s > 0:  # adopted, or held until its endpoint was enabled
-            return BacklogWrite(delivery, State.WAITING, Reason.DELIVER_AFTER, options.wait_s)
-        if options is not None and row["reason"] != Reason.REPLAY.value:
+        if (write := not_yet(endpoint, delivery, now)) is not None:
+            return write
+        if delivery.event.options is not None and row["reason"] != Reason.REPLAY.value:
             self.log.keys.note(delivery)
         reason = self._offer(row, delivery, endpoint, now)
         stays = row["state"] != State.WAITING.value  # its row already has the right state
