@@ -336,6 +336,26 @@ async def test_endpoints_by_id_are_found_by_their_key(session):
     assert plan.run_pages < 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("read_endpoints", ([1], 16)),
+        ("read_endpoints_of_sites", (["s1"], 16, [0], [9], 9)),
+        ("read_events_page", ((1, 1, []), (9, 9, []), 0, 9, 9, [1], 16, ["s1"])),
+        ("skim_events", ((1, 1, []), (9, 9, []), 0, 9, 9, [1], 16)),
+        ("find_parked_endpoints", (0, 9, 16)),
+        ("adopt_unsettled", ()),
+    ],
+)
+async def test_the_shard_of_a_site_costs_no_call(session, name, arguments):
+    await session.execute(f"prepare of_shard as {query(name)}")
+    call = f"({', '.join(literal(each) for each in arguments)})" if arguments else ""
+    rows = await session.fetch(f"explain (verbose, costs off) execute of_shard{call}")
+    plan = "\n".join(row[0] for row in rows)
+    assert "hashtextextended(" in plan
+    assert "shard_of" not in plan
+
+
 async def test_plans_made_on_empty_tables_serve_many_endpoints_of_one_site(database):
     """A generic plan is made once, right after the start: on a new database, of a table without rows."""
     session = await client.connect(database, name="plans", settings=PLANS)
