@@ -8,11 +8,12 @@ from collections import deque
 import hypothesis
 import pytest
 
-from pghookd.model.delivery import Delivery, Endpoint, Event
+from pghookd.model.delivery import Delivery, Endpoint, Event, State
 from pghookd.model.endpoint_options import EndpointOptions
+from pghookd.model.event_options import EventOptions
 from pghookd.scheduling.breaker import BreakerPolicy
 from pghookd.scheduling.capacity import RESERVE, SITE_LEAST, SITE_PAGE_MAX
-from pghookd.scheduling.intake import SHED_MAX, STUCK_QUEUE_MAX, Offer
+from pghookd.scheduling.intake import SHED_MAX, STUCK_QUEUE_MAX, Offer, not_yet
 from pghookd.scheduling.lane import (
     EASE_EVERY_S,
     HANGS_MAX,
@@ -292,7 +293,7 @@ def balance(rnd):
                 opened = lanes.failed(lane, each, now, rnd.random(), counts=rnd.random() < 0.9)
                 inside -= len(opened or ())
         elif what == 9 and rnd.random() < 0.1:
-            inside -= len(lanes.empty(lane))
+            inside -= len(lanes.turns.withdraw(lane))
         elif what == 9:
             rnd.choice((lanes.backlog_index.parked.add, lanes.caught_up))(number)
             lane.catch_up(now)
@@ -522,6 +523,22 @@ def test_slow_answers_halve_a_lane_down_to_a_quarter_of_its_limit():
     assert lane.allowed == 5
 
 
+# Not yet ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("enabled", "wait_s", "state"),
+    [(False, 9.0, State.HELD), (True, 9.0, State.WAITING), (True, 2.0, None), (True, 0.0, None)],
+)
+def test_a_delivery_waits_for_its_endpoint_and_then_for_its_time(enabled, wait_s, state):
+    """It came into memory at 1.0; now it is 3.0."""
+    event = Event(1, "s1", "order_created", 0, b"{}", options=EventOptions(wait_s=wait_s))
+    row = not_yet(endpoint(enabled=enabled), Delivery(event, 1, 0, 1.0), 3.0)
+    assert (row and row.state) == state
+    if state is State.WAITING:
+        assert row.wait_s == 7.0
+
+
 # Full -------------------------------------------------------------------------------------------------------
 
 
@@ -678,7 +695,7 @@ def test_emptying_returns_everything_in_order_and_leaves_what_flies():
     lanes = make()
     lane = fill(lanes, 1, 10)
     start(lanes)
-    assert [each.event.event_id for each in lanes.empty(lane)] == list(range(2, 10))
+    assert [each.event.event_id for each in lanes.turns.withdraw(lane)] == list(range(2, 10))
     assert (lanes.capacity.queued, lanes.capacity.queued_bytes, lane.in_flight) == (0, 0, 2)
     assert lanes.turns.next(0.0) is None
     fail(lanes, lane)
@@ -713,6 +730,19 @@ def test_a_lane_evicted_between_lookup_and_work_is_known_again():
     [(lane, _)] = start(lanes)
     answer(lanes, lane)
     assert list(lanes.known.busy()) == []
+
+
+def test_a_lane_with_work_outlives_an_idle_one_of_its_endpoint():
+    lanes = make()
+    first = lanes.lane(endpoint(1))
+    for number in range(2, IDLE + 3):
+        lanes.lane(endpoint(number))
+    assert lanes.lane(endpoint(1)) is not first  # it was evicted before it got work
+    lanes.intake.offer(first, delivery(1), 0.0)
+    for number in range(IDLE + 3, 2 * IDLE + 5):
+        lanes.lane(endpoint(number))
+    assert lanes.known.by_endpoint[1] is first
+    assert list(lanes.known.busy()) == [first]
 
 
 def test_traffic_is_the_sites_that_had_some_lately():
@@ -799,7 +829,7 @@ def test_a_probe_that_is_taken_out_or_proves_nothing_does_not_count():
     lanes = make(policy=SOON)
     lane, _ = opened(lanes)
     lanes.intake.offer(lane, delivery(), 10.0)
-    assert len(lanes.empty(lane)) == 1
+    assert len(lanes.turns.withdraw(lane)) == 1
     probe = delivery()
     assert lanes.intake.offer(lane, probe, 10.0) is Offer.QUEUED
     start(lanes, 10.0)
@@ -843,7 +873,7 @@ def test_an_open_breaker_is_kept_and_probes_at_once_after_a_change():
     assert lanes.known.by_endpoint[1] is lane
     lanes.lane(endpoint(1, url="https://b.example/"))
     assert lanes.intake.offer(lane, delivery(), 0.1) is Offer.QUEUED
-    assert lanes.empty(lane)
+    assert lanes.turns.withdraw(lane)
     lanes.forget(lane)  # deleted: as any other lane from now on
     assert not lane.breaker.is_open
     assert lane in lanes.known._idle

@@ -156,7 +156,7 @@ def test_a_lane_that_was_emptied_while_it_waits_holds_up_no_other():
     flights = started(lanes)
     waiting = [lane for lane in lanes.known.busy() if lane.waits_for is not None]
     for lane in waiting[:-1]:
-        lanes.empty(lane)
+        lanes.turns.withdraw(lane)
     ended(lanes, flights[:1])
     assert [lane for lane, _ in started(lanes)] == [waiting[-1]]
 
@@ -224,7 +224,7 @@ def test_shares_hold_and_all_work_ends(seed, slots):
             else:
                 lanes.succeeded(lane, delivery, now)
         elif rng.random() < 0.1:
-            left -= len(lanes.empty(rng.choice(list(lanes.known.by_endpoint.values()))))
+            left -= len(lanes.turns.withdraw(rng.choice(list(lanes.known.by_endpoint.values()))))
         else:
             lanes.measure(now)
     assert left == 0
@@ -305,7 +305,7 @@ def test_payloads_of_an_emptied_lane_give_their_bytes_back():
     lane = lane_of(lanes, 1, count=3, payload=None)
     started(lanes)
     load(lanes, 100)
-    assert len(lanes.empty(lane)) == 3
+    assert len(lanes.turns.withdraw(lane)) == 3
     assert lane.site.loaded_bytes == 0
     assert lane.unloaded == 0
 
@@ -315,7 +315,7 @@ def test_a_payload_that_comes_too_late_is_dropped():
     lane = lane_of(lanes, 1, count=1, payload=None)
     started(lanes)
     _, delivery, _ = lanes.turns.loads.next()
-    lanes.empty(lane)
+    lanes.turns.withdraw(lane)
     lanes.turns.loads.put(lane, delivery, Loaded(b"x", None, 100))
     assert delivery.loaded is None
     assert lane.site.loaded_bytes == 0

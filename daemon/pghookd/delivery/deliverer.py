@@ -189,8 +189,7 @@ class Deliverer:
             park(self._lanes, self._gate, opened, Reason.BREAKER_OPEN, now)
         self._log(write)
         if isinstance(write.verdict, verdict.Disable):
-            lane.disable()
-            for queued in self._lanes.empty(lane):
+            for queued in self._lanes.disable(lane):
                 self._gate.put(BacklogWrite(queued, State.HELD, Reason.DISABLED), now)
         if isinstance(write.verdict, verdict.Dead):
             self._log_death(write.delivery, write.verdict.reason)

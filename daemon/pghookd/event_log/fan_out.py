@@ -324,7 +324,7 @@ class FanOut:
             if endpoint is not None and endpoint.site_id == lane.key.site_id:
                 self._lanes.lane(endpoint)
                 if not endpoint.enabled:
-                    for delivery in self._lanes.empty(lane):
+                    for delivery in self._lanes.disable(lane):
                         self._outbox.put(BacklogWrite(delivery, State.HELD, Reason.DISABLED), now)
             else:
                 self._forget(lane, now)

@@ -58,7 +58,6 @@ class Intake:
     def __init__(self, known: KnownLanes, capacity: Capacity, slots: Slots, turns: Turns) -> None:
         self._known = known
         self._capacity = capacity
-        self._enter = capacity.enter
         self._slots = slots
         self._turns = turns
 
@@ -74,7 +73,7 @@ class Intake:
                 return Offer.PARK if self._parking_buys_something(lane, now) else Offer.WAIT
             if lane.waits_longer(self._capacity.patience_s, now) and self._parking_buys_something(lane, now):
                 return Offer.PARK
-        if not self._enter(lane.site, delivery):
+        if not self._capacity.enter(lane.site, delivery):
             return Offer.WAIT
         self._turns.push(lane, delivery)
         return Offer.QUEUED
@@ -82,7 +81,7 @@ class Intake:
     def _offer_probe(self, lane: Lane, delivery: Delivery, now: float) -> Offer:
         if not lane.accept_probe(delivery, now):
             return Offer.OPEN
-        self._enter(lane.site, delivery, must=True)
+        self._capacity.enter(lane.site, delivery, must=True)
         self._turns.push(lane, delivery)
         return Offer.QUEUED
 

@@ -126,6 +126,8 @@ def _counted_as(scheme: str, authority: str) -> str:
 class Lane(Member):
     """One endpoint's deliveries in memory.
 
+    The turns keep `queue`, `late`, `unloaded`, `in_turn` and `rests_at` (scheduling/turns).
+
     Attributes:
         key: its site and endpoint.
         site: its site.
@@ -196,11 +198,12 @@ class Lane(Member):
         self.throttle.set_rate(None if options is None else options.rate)
 
     def disable(self) -> None:
-        """Disable the endpoint before its row is read again."""
-        self.endpoint = dataclasses.replace(self.endpoint, enabled=False)
+        """Take the endpoint for disabled, before its row is read again."""
+        if self.endpoint.enabled:
+            self.endpoint = dataclasses.replace(self.endpoint, enabled=False)
 
     def forget(self) -> None:
-        """Disable an endpoint that was deleted, and drop its breaker's state and its pause."""
+        """Take the endpoint for deleted: it is disabled, its breaker is closed and its pause has ended."""
         self.disable()
         self.breaker.close()
         self.throttle.end_pause()

@@ -75,7 +75,7 @@ class Lanes:
         if lane is None:
             lane = self._make(key, endpoint)
             self.known.enter(lane)
-            self.known.leave(lane)
+            self.known.leave(lane)  # until it gets work
         elif lane.endpoint != endpoint:
             lane.change(endpoint, self._host(endpoint), self._limit(endpoint))
             self.backlog_index.parked.look(endpoint.endpoint_id, FIRST)
@@ -100,8 +100,9 @@ class Lanes:
     def _host(self, endpoint: Endpoint) -> Host:
         return self._hosts.setdefault(host_and_port(endpoint.url), Host())
 
-    def empty(self, lane: Lane) -> list[Delivery]:
-        """Remove and return all queued deliveries of a lane whose endpoint was disabled."""
+    def disable(self, lane: Lane) -> list[Delivery]:
+        """Remove and return all queued deliveries of a lane whose endpoint is disabled."""
+        lane.disable()
         return self.turns.withdraw(lane)
 
     def forget(self, lane: Lane) -> list[Delivery]:

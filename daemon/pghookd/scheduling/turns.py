@@ -62,7 +62,7 @@ class Turns:
 
     def __init__(self, known: KnownLanes, capacity: Capacity, slots: Slots, payload_bytes_max: int) -> None:
         self._known = known
-        self._leave = capacity.leave
+        self._capacity = capacity
         self._slots = slots
         self._sites: deque[Site] = deque()
         self._rests: list[tuple[float, int, Lane]] = []  # a heap: time, sequence number, lane
@@ -102,7 +102,7 @@ class Turns:
         taken: list[Delivery] = []
         while lane.queued > keep:
             delivery = (lane.late or lane.queue).pop()
-            self._leave(lane.site, delivery)
+            self._capacity.leave(lane.site, delivery)
             if delivery.event.payload is None and delivery.loaded is None:
                 lane.unloaded -= 1
             self.loads.drop(lane, delivery)
@@ -135,7 +135,7 @@ class Turns:
             queue = self._queue_of(lane, now) if lane.late or lane.throttle.active else lane.queue
             if queue is not None:
                 delivery = queue.popleft()
-                self._leave(site, delivery)
+                self._capacity.leave(site, delivery)
                 delivery.flight = slots.start(lane, now)
                 if site.period != self.traffic.period:
                     self.traffic.note(lane)
