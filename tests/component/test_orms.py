@@ -13,11 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import django
 import psycopg
 import pytest
 import sqlalchemy as sa
-from django.conf import settings
 from django.db import connections, models, transaction
 from django.db.models import functions
 from sqlalchemy.dialects import postgresql
@@ -106,12 +104,8 @@ async def test_psycopg(url, events):
 
 
 @pytest.fixture(scope="session")
-def event_model():
+def event_model(configured_django):
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "1"  # the test has its thread, and the loop, for itself
-    settings.configure(
-        DATABASES={"default": {"ENGINE": "django.db.backends.postgresql"}}, INSTALLED_APPS=[], USE_TZ=True
-    )
-    django.setup()
 
     class Event(models.Model):
         event_id = models.BigAutoField(primary_key=True)

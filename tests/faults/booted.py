@@ -1,7 +1,7 @@
-"""A systemd of the test's own, booted as PID 1 in namespaces of its own, with pghookd installed as an operator would.
+"""A systemd of the test's own, booted as PID 1 in namespaces of its own; `installation` installs pghookd there.
 
 Its /etc is a copy, its /opt, /run and /tmp are its own, and its network has a loopback and nothing else: every packet,
-to a cloud's metadata address too, is lost. Postgres is reached through a socket in /run/postgresql.
+to a cloud's metadata address too, is lost. The tests' Postgres is reached through a socket in TESTS_POSTGRES.
 When the last process has been killed nothing is left but a folder of the test's and an empty control group, which
 `close` removes. Never here: a change to the machine that the tests run on.
 """
@@ -29,10 +29,10 @@ from support.mail_server import Mailbox
 from support.receiver import Receiver, _Protocol
 
 ROOT = Path(__file__).parent.parent.parent
-UNIT = ROOT / "systemd" / "pghookd.service"
 SYSTEMD = Path("/lib/systemd/systemd")
-PROGRAMS = ("unshare", "nsenter", "setpriv", "systemctl", "systemd-sysusers")
-UNITS = "/etc/pghookd-units"  # all the units there are: nothing of the machine's own is started
+PROGRAMS = ("unshare", "nsenter", "setpriv", "setsid", "ldconfig", "systemctl", "systemd-sysusers")
+UNITS = "/etc/systemd/system"  # all the units there are: nothing of the machine's own is started
+TESTS_POSTGRES = "/run/tests-postgresql"
 GROUP = "pghookd-test-"
 CALL_S = 60.0
 
@@ -46,6 +46,7 @@ _BARE = {
     "sysinit.target": "[Unit]\n",
     "basic.target": "[Unit]\n",
     "shutdown.target": "[Unit]\nDefaultDependencies=no\nRefuseManualStart=yes\n",
+    "multi-user.target": "[Unit]\n",
     "network-online.target": "[Unit]\n",
 }
 
@@ -53,14 +54,13 @@ _BARE = {
 _BOOT = f"""
 set -e
 mount --make-rprivate /
-opt="$1/opt/pghookd"
-mount --bind "$4" "$opt/python"
-mount --bind "$5" "$opt/packages"
-mount --bind "$6/daemon" "$opt/daemon"
-mount --bind "$6/sql" "$opt/sql"
+lend() {{ mount --bind "$1" "$2"; mount -o remount,bind,ro "$2"; }}
+lend "$4" "$1/opt/python"
+lend "$5" "$1/opt/packages"
+lend "$6" "$1/opt/checkout"
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir /run/postgresql
-mount --bind "$3" /run/postgresql
+mkdir {TESTS_POSTGRES}
+mount --bind "$3" {TESTS_POSTGRES}
 mount --bind "$2" /dev/console
 mount --rbind "$1/opt" /opt
 mount --bind "$1/etc" /etc
@@ -68,10 +68,11 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount --bind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
 for each in /tmp /var/tmp; do mount -t tmpfs -o mode=1777 tmpfs "$each"; done
-for each in /var/lib/private /var/lib/systemd; do
+for each in /var/lib/private /var/lib/systemd /var/cache/ldconfig; do
   [ ! -d "$each" ] || mount -t tmpfs -o mode=700 tmpfs "$each"
 done
 mount --make-rshared /
+ldconfig
 exec env -i container=probe PATH="$PATH" SYSTEMD_UNIT_PATH={UNITS} SYSTEMD_LOG_COLOR=0 \
   {SYSTEMD} --system --unit=start.target --log-target=console --show-status=no
 """
@@ -81,11 +82,7 @@ def refusal():
     """Return why no systemd can be booted here; an empty text where one can."""
     if os.geteuid() != 0:
         return "only root may boot a systemd"
-    closed = [
-        str(path)
-        for path in (*_SOURCES, ROOT / "daemon", ROOT / "sql")
-        if path.stat().st_mode & 0o005 != 0o005
-    ]
+    closed = [str(path) for path in _SOURCES if path.stat().st_mode & 0o005 != 0o005]
     if closed:
         return f"the unit's user could not read {', '.join(closed)}"
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -132,36 +129,29 @@ class Booted:
         self._process = self._listening = None
         self._terminal, self._slave = pty.openpty()
         self._console = bytearray()
-        self._install()
+        self._lay_out()
 
     # Files ------------------------------------------------------------------------------------------------------------
 
-    def _install(self):
-        """As systemd/README.md says: a virtual environment in /opt/pghookd, settings in /etc, a user by sysusers.d."""
-        opt = self._folder / "opt" / "pghookd"
-        for name in ("bin", "python", "packages", "daemon", "sql"):
+    def _lay_out(self):
+        """An /etc without units, and an /opt where others can read this test's Python, whatever hides its home."""
+        opt = self._folder / "opt"
+        for name in ("python", "packages", "checkout", "libraries"):
             (opt / name).mkdir(parents=True)
-        site = opt / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-        site.mkdir(parents=True)
-        (site / "checkout.pth").write_text("/opt/pghookd/daemon\n/opt/pghookd/packages\n")
-        (opt / "pyvenv.cfg").write_text("home = /opt/pghookd/python/bin\n")
-        python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-        (opt / "bin" / "python").symlink_to(f"/opt/pghookd/python/bin/{python.name}")
-        program = opt / "bin" / "pghookd"
-        program.write_text("#!/opt/pghookd/bin/python\nfrom pghookd.__main__ import main\nmain()\n")
-        program.chmod(0o755)
+        library = sysconfig.get_config_var("INSTSONAME")
+        (opt / "libraries" / library).symlink_to(f"/opt/python/lib/{library}")
         shutil.copytree("/etc", self._folder / "etc", symlinks=True)
-        for each in (self._folder / "opt", self._folder / "etc"):
+        shutil.rmtree(self._folder / UNITS.lstrip("/"))
+        for each in (opt, self._folder / "etc"):
             each.chmod(0o755)
+        self.write("/etc/ld.so.conf.d/python.conf", "/opt/libraries\n")
         self.write("/etc/resolv.conf", "nameserver 127.0.0.1\n")
         self.write("/etc/nsswitch.conf", "hosts: files dns\n")
-        self.write("/etc/sysusers.d/pghookd.conf", (UNIT.parent / "sysusers.d" / "pghookd.conf").read_text())
         for name, text in _BARE.items():
             self.write(f"{UNITS}/{name}", text)
-        self.write(f"{UNITS}/pghookd.service", UNIT.read_text())
 
     def write(self, path, text, mode=0o644):
-        """Write a file below its /etc."""
+        """Write a file below its /etc or its /opt."""
         file = self._folder / path.lstrip("/")
         if file.is_symlink():  # it may lead out of the copy
             file.unlink()
@@ -214,12 +204,12 @@ class Booted:
         """Return the output of systemd so far."""
         return self._console.decode("utf-8", "replace")
 
-    def call(self, *words, check=True):
-        """Run a program inside; return the ended process."""
+    def call(self, *words, given="", check=True):
+        """Run a program inside, with a text as its standard input; return the ended process."""
         done = subprocess.run(
             ["nsenter", "-t", str(self.pid), "-m", "-p", "-n", "-u", "-i", "-C", *words],
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             timeout=CALL_S,

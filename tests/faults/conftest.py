@@ -5,7 +5,11 @@ These tests take minutes and break what they run on, so a plain `pytest` leaves 
 
 from __future__ import annotations
 
+import time
+
 import asyncpg
+import booted
+import installation
 import pytest
 import pytest_asyncio
 from network import Network
@@ -77,3 +81,28 @@ def delivered(until):
         await until(there, seconds)
 
     return wait
+
+
+@pytest.fixture(scope="module")
+def boot(tmp_path_factory):
+    """Return `boot(sockets)`: boots a systemd that is ready for the guide, with the socket of the tests' Postgres."""
+    made = []
+
+    def start(sockets):
+        made.append(booted.Booted(tmp_path_factory.mktemp("booted"), sockets))
+        made[-1].boot()
+        _wait(lambda: made[-1].state() == "running")
+        installation.prepare(made[-1])
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+        _wait(each.gone)
+
+
+def _wait(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "not within the time"
+        time.sleep(0.01)

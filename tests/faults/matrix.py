@@ -197,6 +197,16 @@ MATRIX = (
         ),
     ),
     Row(
+        "P15",
+        "an operator follows the guide as it is written: Install, and later Uninstall",
+        "the daemon is active and delivers, `pghookd check` finds no fault; afterwards nothing is left",
+        "a start",
+        (
+            "test_fault_install::test_the_guide_installs_a_daemon_that_delivers",
+            "test_fault_install::test_the_guide_leaves_nothing_behind",
+        ),
+    ),
+    Row(
         "D1",
         "Postgres crashes, or is restarted",
         "memory is dropped, all sessions are opened again, nothing lost",

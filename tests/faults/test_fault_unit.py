@@ -1,7 +1,7 @@
 """The unit is run: systemd/pghookd.service unchanged, by a systemd of the test's own, in all of its sandbox.
 
-Changed by drop-ins are only where it logs to, how long systemd waits, where this test's Python has its libraries, and
-the values that the guide asks an operator to change so.
+Changed by drop-ins are only where it logs to, how long systemd waits, and the values that the guide asks an operator to
+change so.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import booted
+import installation
 import pytest
 import pytest_asyncio
 
@@ -36,7 +37,6 @@ PASSWORD = "quite-unlikely-password"
 DROP_IN = f"""
 [Service]
 StandardOutput=append:{LOG}
-Environment=LD_LIBRARY_PATH=/opt/pghookd/python/lib
 RestartSec=100ms
 """
 SETTINGS = """
@@ -79,24 +79,19 @@ METADATA6 = (
 )
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def system(server, server_url, tmp_path_factory):
-    """Return the running systemd; what it comes with is taken away again."""
+@pytest.fixture(scope="module")
+def system(server, server_url, boot):
+    """Return a booted systemd where pghookd is installed, and stopped."""
     sockets = Path(parse_qs(urlsplit(server_url).query).get("host", ["-"])[0])
     if not sockets.is_absolute():
         pytest.skip("Postgres has no Unix socket here, and the unit's network has no other way out")
     if server is not None:
         _open(server, sockets)
-    made = booted.Booted(tmp_path_factory.mktemp("booted"), sockets)
-    try:
-        made.boot()
-        _wait(lambda: made.state() == "running")
-        made.call("systemd-sysusers", "pghookd.conf")
-        made.drop_in("test", DROP_IN)
-        yield made
-    finally:
-        made.close()
-        _wait(made.gone)
+    made = boot(sockets)
+    installation.install(made)
+    made.call("systemctl", "stop", "pghookd.service")
+    made.drop_in("test", DROP_IN)
+    return made
 
 
 def _open(server, sockets):
@@ -106,13 +101,6 @@ def _open(server, sockets):
         each.chmod(0o777)
     access = server.data / "pg_hba.conf"
     access.write_text(f"local all +webhooks_daemon scram-sha-256\n{access.read_text()}")
-
-
-def _wait(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "not within the time"
-        time.sleep(0.01)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -134,7 +122,7 @@ def _url(database, role):
     """Return the URL as it is good inside."""
     parts = urlsplit(database)
     port = parse_qs(parts.query).get("port", ["5432"])[0]
-    return f"postgresql://{role}:{PASSWORD}@{parts.path}?host=/run/postgresql&port={port}"
+    return f"postgresql://{role}:{PASSWORD}@{parts.path}?host={booted.TESTS_POSTGRES}&port={port}"
 
 
 class Unit:
