@@ -1,4 +1,4 @@
--- The next deliveries of a replay of dead ones alone, as replay_any returns them.
+-- As replay_any, for a replay of dead deliveries alone.
 -- needs: is_erased, takes
 create or replace function webhooks.replay_dead(
   event_ids bigint[], endpoint_id bigint, site_id text, types text[], since timestamptz, until timestamptz, made_at timestamptz,

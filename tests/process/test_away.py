@@ -87,6 +87,22 @@ async def test_no_schema_is_exit_3(database_url, start):
     assert not daemon.noise
 
 
+@pytest.mark.slow
+async def test_functions_out_of_date_are_waited_for(database, db, start, receiver, until):
+    await (await fill(database, receiver)).close()
+    await db.execute("update webhooks.functions set sha256 = 'of an earlier one' where name = 'takes'")
+    daemon = await start(database, ready="")
+    looking = (
+        "select exists (select from pg_stat_activity where datname = current_database()"
+        " and application_name = 'pghookd/look' and state = 'idle')"
+    )
+    await until(lambda: db.fetchval(looking))
+    assert [each.name for each in (await migrate.migrate(database)).functions] == ["takes"]
+    await daemon.wait_for("daemon.ready")
+    await emit(db)
+    await receiver.wait_for(1)
+
+
 async def test_wrong_settings_are_reported_all_at_once(database, start):
     daemon = await start(
         database, ready="", delivery_timeout_s="soon", retry_schedule="5 minutes", delivry_concurrency=3

@@ -293,6 +293,22 @@ async def test_check_without_a_schema_exits_3(database_url):
 
 
 @pytest.mark.slow
+async def test_check_names_functions_that_are_out_of_date(database, session):
+    await session.execute("delete from webhooks.functions where name = 'emit'")
+    await session.execute("update webhooks.functions set sha256 = 'other' where name = 'takes'")
+    done = pghookd("check", "--json", url=database)
+    assert done.returncode == 1
+    told = findings_of(done)["fault", "schema"]
+    assert "with functions missing or out of date (emit, takes): run pghookd migrate" in told
+    assert "applied functions and views: emit, takes" in pghookd("migrate", url=database).stdout
+    await session.execute(
+        "update webhooks.functions set sha256 = 'x', applied_by = '99.0' where name = 'takes'"
+    )
+    found = findings_of(pghookd("check", "--json", url=database))
+    assert found["ok", "schema"].endswith("of a later version and compatible: takes")
+
+
+@pytest.mark.slow
 async def test_check_reports_all_faults_of_a_database_at_once(database, session):
     await session.execute("update webhooks.migrations set sha256 = 'other' where version = 1")
     await session.execute(

@@ -290,10 +290,15 @@ async def _schema(session: Session, _settings: Settings) -> AsyncIterator[Findin
     found = await migrate.look(session, migrate.load())
     for fault in found.plan.faults:
         yield Finding(Grade.BLOCKED, "schema", fault)
-    missing = [f"{each.version:04}_{each.name}" for each in found.plan.pending]
-    missing += [f"function {each.name}" for each in found.functions.pending]
-    if missing:
-        text = f"it is older than this program, without {', '.join(missing)}: run pghookd migrate"
+    older = []
+    if found.plan.pending:
+        missing = ", ".join(f"{each.version:04}_{each.name}" for each in found.plan.pending)
+        older.append(f"without {missing}")
+    if found.functions.pending:
+        names = ", ".join(each.name for each in found.functions.pending)
+        older.append(f"with functions missing or out of date ({names})")
+    if older:
+        text = f"it is older than this program, {', '.join(older)}: run pghookd migrate"
         yield Finding(Grade.FAULT, "schema", text)
     if found.is_usable:
         newer = ", newer than this program and compatible" if found.plan.newer else ""

@@ -114,12 +114,13 @@ def plan(
             those of a later program, which may have dropped some.
     """
     ours = {each.name: each.sha256 for each in available}
-    others = [each for each in applied if ours.get(each.name) != each.sha256]
+    same = {each.name for each in applied if ours.get(each.name) == each.sha256}
     newer = {
-        each.name for each in others if schema_is_newer or not is_at_least(daemon_version, each.applied_by)
+        each.name
+        for each in applied
+        if each.name not in same and (schema_is_newer or not is_at_least(daemon_version, each.applied_by))
     }
-    wanted = ours.keys() - newer - ({each.name for each in applied} - {each.name for each in others})
-    pending = () if schema_is_newer else tuple(each for each in available if each.name in wanted)
+    pending = () if schema_is_newer else tuple(each for each in available if each.name not in same | newer)
     return FunctionPlan(pending, tuple(sorted(newer)))
 
 

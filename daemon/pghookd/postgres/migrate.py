@@ -197,7 +197,7 @@ async def migrate(
 
     Args:
         url: of the database; if empty, libpq's PG* variables apply.
-        dry_run: True to report only.
+        dry_run: True to report only; it does not foresee which functions a pending migration drops.
         roles: True to create the roles and their grants as well; may be repeated.
         folder: of the SQL; None for the program's own.
         say: called with a message when it has to wait.
