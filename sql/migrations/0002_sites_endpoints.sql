@@ -198,7 +198,7 @@ comment on column webhooks.endpoints.enabled is
 comment on column webhooks.endpoints.from_event_id is
   'Set when the row is made: only events with a greater id are delivered';
 comment on column webhooks.endpoints.concurrency is
-  'Requests in flight at the most; null: as the setting delivery.endpoint_concurrency says';
+  'Maximum of requests in flight; null: as the setting delivery.endpoint_concurrency says';
 comment on column webhooks.endpoints.rate_per_s is
   'Requests that may start in a second, live, late and replayed together; null: as fast as it answers';
 comment on column webhooks.endpoints.ordered is

@@ -53,7 +53,7 @@ create table webhooks.emails (
 create index emails_queued on webhooks.emails (next_attempt_at) where state = 'queued';
 create index emails_of_owner on webhooks.emails (owner_email, created_at);
 create index emails_of_mailbox on webhooks.emails (mailbox, created_at);
-comment on table webhooks.emails is 'Mails to owners: what was told, to whom, and whether it went out';
+comment on table webhooks.emails is 'Emails to owners: content, recipient, and whether each was sent';
 comment on column webhooks.emails.digest is 'What the mail says, as values; rendered when it is sent';
 comment on column webhooks.emails.before is
   'The incidents as they were before this mail was made: it is folded into the next one if it never goes out';

@@ -135,7 +135,7 @@ class Lane(Member):
         endpoint: the endpoint, as last read.
         limit: maximum of requests in flight, from the endpoint or the settings.
         breaker: the endpoint's breaker.
-        throttle: its rate, its pause, and the pace of late work.
+        throttle: its rate, its pause, and its pace of catch-up.
         with_rows: all endpoints that may have parked rows, or held rows that may go out.
         width: how many requests may be in flight, as a float that grows and is halved.
         queue: live traffic and retries.

@@ -81,7 +81,7 @@ class Rate:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Throttle:
-    """When the requests of one endpoint may start: its rate, a pause, and the pace of late work.
+    """When the requests of one endpoint may start: the rate, a pause, and the pace of catch-up.
 
     Attributes:
         rate: limits how often requests may start; None if the endpoint has none.
@@ -140,7 +140,7 @@ class Throttle:
             self.pace = Pace(now, grow_s=grow_s)
 
     def grow(self) -> None:
-        """Count a success of late work; a pace that is no longer needed ends."""
+        """Count a success during catch-up, and end the pace once it limits nothing."""
         if self.pace is not None and self.pace.grow():
             self.pace = None
 

@@ -14,7 +14,7 @@ from pghookd.owner_mail.content.statement import Block, TextPart
 from pghookd.owner_mail.digest import Digest, Kind, OperatorLine
 
 
-class OperatorTeller:
+class OperatorWriter:
     """Writes the operator's digests in one language.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Final
 
 from pghookd.owner_mail.catalogue import Words
 from pghookd.owner_mail.content.blocks import BlockWriter
-from pghookd.owner_mail.content.operator_mail import OperatorTeller
+from pghookd.owner_mail.content.operator_mail import OperatorWriter
 from pghookd.owner_mail.content.sections import JOINER, groups, harmless, is_partly, unsubscribe_url
 from pghookd.owner_mail.content.statement import TONES, Link, Statement
 from pghookd.owner_mail.content.subject import SubjectWriter
@@ -48,7 +48,7 @@ class ContentWriter:
         self._platform = clean_line(mail.platform_name) or words.say("other.platform")
         self._subject = SubjectWriter(words, self._platform)
         self._blocks = BlockWriter(words, mail, self._platform, user_agent)
-        self._operator = OperatorTeller(words, self._platform)
+        self._operator = OperatorWriter(words, self._platform)
 
     def subject(self, digest: Digest) -> str:
         """Return the subject with the problem, the site and the consequence; at most SUBJECT_MAX characters."""
