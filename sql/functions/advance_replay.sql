@@ -38,4 +38,4 @@ begin
   return next;
 end $$;
 comment on function webhooks.advance_replay is
-  'Puts the next deliveries of a replay on their way; the daemon''s own, between two batches of its recorder';
+  'Queues the next deliveries of a replay; the daemon''s own, between two batches of its recorder';

@@ -33,5 +33,5 @@ begin
   return moved;
 end $$;
 comment on function webhooks.cancel is
-  'Gives up what is left of an event''s deliveries (all, or one endpoint''s): from the backlog to dead, cancelled. '
-  'Returns how many. A request that is on its way already is not called back, but is not tried again';
+  'Gives up the unfinished deliveries of an event (all, or one endpoint''s): from the backlog to dead, cancelled. '
+  'Returns how many. A request in flight is not called back, but is not tried again';

@@ -29,4 +29,4 @@ left join lateral (
   select t.attempted_at, t.outcome, t.status, t.error from webhooks.attempts t
   where t.event_id = s.event_id and t.endpoint_id = s.endpoint_id order by t.attempt desc limit 1) l on true;
 comment on view webhooks.deliveries is
-  'One row per event and endpoint that was settled: where it stands and its last attempt';
+  'One row per event and endpoint that was settled: its state and its last attempt';

@@ -57,5 +57,5 @@ comment on function webhooks.emit_changes is
 'Turns the rows that a statement inserts or updates into events, one each, in one INSERT. webhooks.watch_table makes the
 triggers. Arguments: the column with the site_id, the type of new rows, the type of changed rows, then the columns to leave
 out. The payload is the row as to_json writes it. A row whose site is null makes no event, nor does an update that changes
-only columns left out. The application''s statement never fails by it: what is wrong is a WARNING, and no event. Whoever
-changes the table needs the role webhooks_producer.';
+only columns left out. The application''s statement never fails by it: an error is a WARNING, and makes no event. Roles
+that change the table need to be members of webhooks_producer.';

@@ -40,4 +40,4 @@ begin
   return kept;
 end $$;
 comment on function webhooks.enable_endpoint is
-  'Switches an endpoint on and says what becomes of its held events; returns how many go out';
+  'Switches an endpoint on, and releases or drops its held events; returns how many go out';

@@ -21,5 +21,5 @@ cross join lateral (
   where b.endpoint_id = p.endpoint_id) b
 cross join lateral (select count(*) as dead from webhooks.dead where endpoint_id = p.endpoint_id) d;
 comment on view webhooks.endpoint_health is
-  'One row per endpoint: whether it works, since when not, and what waits for it. Of the url, scheme and host unless '
-  'the caller may read endpoints.url: path and query can be credentials';
+  'One row per endpoint: whether it works, since when not, and its waiting deliveries. Of the url, scheme and host '
+  'unless the caller may read endpoints.url: path and query can be credentials';

@@ -49,5 +49,5 @@ begin
   return next;
 end $$;
 comment on function webhooks.erase_payloads is
-  'Erases the payloads of the next events that are older and have nothing on its way; the daemon''s own. Looks at so '
+  'Erases the payloads of the next events that are older and have no unfinished delivery; the daemon''s own. Reads so '
   'many events, and not again for a while once it has come to the end';

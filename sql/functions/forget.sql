@@ -42,5 +42,5 @@ begin
 end $$;
 comment on function webhooks.forget is
   'Erases a site: itself, its endpoints, their events, deliveries, attempts and mails, and its owner where they have '
-  'no other. Sending stops at once; of the log as much goes as a second allows, the daemon erases the rest and looks '
-  'once more after two minutes. Returns how many rows are gone already';
+  'no other. Sending stops at once; of the log as much goes as a second allows, the daemon erases the rest and '
+  'checks again after two minutes. Returns how many rows are gone already';

@@ -7,4 +7,5 @@ begin
 exception when others then
   return null;
 end $$;
-comment on function webhooks.matches is 'What a filter says of a payload; null: it cannot say';
+comment on function webhooks.matches is
+  'The result of a filter for a payload; null if it is neither true nor false, or cannot be evaluated';

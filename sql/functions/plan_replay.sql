@@ -75,5 +75,4 @@ begin
   return r;
 end $$;
 comment on function webhooks.plan_replay is
-  'What webhooks.replay would do, as the row that it would make: total and endpoints are what it found. Changes '
-  'nothing';
+  'The row that webhooks.replay would make, with the total and the endpoints that it would find. Changes nothing';

@@ -25,4 +25,4 @@ begin
   return released;
 end $$;
 comment on function webhooks.release is
-  'Sends an event''s quarantined deliveries (all, or one endpoint''s) on their way again. Returns how many';
+  'Releases an event''s quarantined deliveries (all, or one endpoint''s) for new attempts. Returns how many';

@@ -22,5 +22,5 @@ begin
   return next;
 end $$;
 comment on function webhooks.replay is
-  'Delivers once more what is dead or delivered, or for the first time what an endpoint missed (states dead, '
-  'delivered, missed); at rate_per_s, 100 where it is null. Counts only, unless dry_run is false';
+  'Delivers dead and delivered events once more, and missed ones for the first time (states dead, delivered, '
+  'missed); at rate_per_s, 100 where it is null. Counts only, unless dry_run is false';

@@ -12,4 +12,4 @@ begin
   insert into webhooks.operations (what, detail) values ('unsubscribe', jsonb_build_object('owner_email', whose));
 end $$;
 comment on function webhooks.unsubscribe is
-  'What the link in a mail does: no more mails to the owner whose token it is';
+  'Ends the mails to the owner whose token it is, as the link in each mail does';

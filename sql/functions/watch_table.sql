@@ -25,5 +25,5 @@ end $$;
 comment on function webhooks.watch_table is
 'Makes events of a table''s new and changed rows: webhooks.watch_table(''orders'', ''shop_id'', ''order'', ''{card_token}'')
 sends order_created and order_updated for the site in shop_id, without card_token. Called again it replaces its triggers,
-webhooks_created and webhooks_updated; drop these to end it. Its caller owns the table, and is a member of
-webhooks_producer as is whoever changes the table.';
+webhooks_created and webhooks_updated; drop these to end it. Its caller owns the table; the caller
+and the roles that change the table are members of webhooks_producer.';

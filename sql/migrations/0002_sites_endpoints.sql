@@ -213,8 +213,8 @@ comment on column webhooks.endpoints.retry_schedule is
   'The wait after failure 1, 2, ..., such as 5s,5m,2h,1d, each of 1s or more; none: one attempt and no other; null: '
   'as the setting retry.schedule says. retry.age_max_s bounds it still';
 comment on column webhooks.endpoints.headers is
-  'Further header lines of every request, {"name": "value"}; none of them decides where a request ends or who it is '
-  'from';
+  'Further header lines of every request, {"name": "value"}; none of them decides where a request ends or names '
+  'its sender';
 comment on column webhooks.endpoints.success_statuses is
   'The 2xx that count as success, such as 200,202-204; another 2xx is refused and tried again; null: any 2xx';
 comment on column webhooks.endpoints.profile is
@@ -231,7 +231,7 @@ comment on column webhooks.endpoints.previous_secret is
   'Signs beside secret until previous_secret_until; set by rotate_secret';
 comment on column webhooks.endpoints.previous_secret_until is 'From then on previous_secret is of no use';
 comment on column webhooks.endpoints.secret_kind is
-  'What an encrypted secret is: whsec_, whsk_, or any other text. Set with it';
+  'The kind of an encrypted secret: whsec_, whsk_, or any other text. Set with it';
 
 -- The catalogue of types --------------------------------------------------------------------------------------------
 

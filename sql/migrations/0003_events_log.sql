@@ -38,13 +38,13 @@ comment on table webhooks.events is
   'The log. Producers INSERT site_id, type, payload; rows never change, but that payloads are erased where '
   'retention.payload_days says so';
 comment on column webhooks.events.event_id is 'Day-coded: (days since 2020-01-01) x 2^32 + a running number';
-comment on column webhooks.events.subject is 'What the event speaks of, such as order/1234';
+comment on column webhooks.events.subject is 'The subject of the event, such as order/1234';
 comment on column webhooks.events.ordering_key is
   'Endpoints that are ordered get the events of a site with the same key one by one, in order. enable_endpoint(.., '
   'latest_per_key) keeps the newest of each';
 comment on column webhooks.events.dedupe_key is
-  'Of the events of a site with the same key the first is delivered, whatever becomes of it; the others are stored, '
-  'their deliveries dead, duplicate. A key is free again when no event has had it for seven days';
+  'Of the events of a site with the same key only the first is delivered, whether or not its delivery succeeds; the '
+  'others are stored, their deliveries dead, duplicate. A key is free again when no event has had it for seven days';
 comment on column webhooks.events.supersede_key is
   'A newer event (by event_id) of the same site and key replaces this one at each endpoint that takes both, where it '
   'is undelivered: dead, superseded. A newer event that cannot be delivered replaces nothing, nor does one whose '

@@ -64,7 +64,7 @@ comment on column webhooks.backlog.released_at is 'When it last left parked or h
 comment on column webhooks.backlog.attempts_before is
   'Of the attempts, those before the latest replay: the schedule counts failures from there';
 comment on column webhooks.backlog.line is
-  'Of an ordered endpoint: which line the delivery stands in, its ordering_key (empty: it has none). Null: none was '
+  'Of an ordered endpoint: the line of the delivery, its ordering_key (empty if it has none). Null if none was '
   'given yet';
 
 -- lz4 is much faster than the default, where the server has it.

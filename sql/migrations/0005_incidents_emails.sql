@@ -28,7 +28,7 @@ comment on column webhooks.incidents.recovering_at is 'The first 2xx after the l
 comment on column webhooks.incidents.window_at is 'The first failure that no window has closed over';
 comment on column webhooks.incidents.successes is 'Deliveries since it began';
 comment on column webhooks.incidents.disable_at is 'When the endpoint will be switched off if nothing changes';
-comment on column webhooks.incidents.next_look_at is 'When something may have to be told or done at the earliest';
+comment on column webhooks.incidents.next_look_at is 'The earliest time at which a mail or another action may be due';
 
 create table webhooks.emails (
   email_id        bigint generated always as identity primary key,
@@ -54,7 +54,7 @@ create index emails_queued on webhooks.emails (next_attempt_at) where state = 'q
 create index emails_of_owner on webhooks.emails (owner_email, created_at);
 create index emails_of_mailbox on webhooks.emails (mailbox, created_at);
 comment on table webhooks.emails is 'Emails to owners: content, recipient, and whether each was sent';
-comment on column webhooks.emails.digest is 'What the mail says, as values; rendered when it is sent';
+comment on column webhooks.emails.digest is 'The content of the mail, as values; rendered when it is sent';
 comment on column webhooks.emails.before is
   'The incidents as they were before this mail was made: it is folded into the next one if it never goes out';
 comment on column webhooks.emails.mailbox is

@@ -8,7 +8,8 @@ create table webhooks.operations (
   detail jsonb not null default '{}'
 );
 create index operations_by_time on webhooks.operations (at);
-comment on table webhooks.operations is 'Who enabled, disabled, replayed, rotated, adopted, and when';
+comment on table webhooks.operations is
+  'One row per action, such as enable, replay, rotate or adopt: its actor, time and details';
 
 create table webhooks.replays (
   replay_id        bigint generated always as identity primary key,
@@ -30,14 +31,14 @@ create table webhooks.replays (
 );
 create index replays_running on webhooks.replays (replay_id) where state = 'running';
 comment on table webhooks.replays is 'Replays and how far they are; see webhooks.replay';
-comment on column webhooks.replays.spec is 'What webhooks.replay was asked for';
+comment on column webhooks.replays.spec is 'The arguments of webhooks.replay';
 comment on column webhooks.replays.total is 'Deliveries that it found when it was asked for';
-comment on column webhooks.replays.done is 'Deliveries put on their way so far';
+comment on column webhooks.replays.done is 'Deliveries queued so far';
 comment on column webhooks.replays.endpoints is 'To how many endpoints they go';
 comment on column webhooks.replays.last_event_id is 'No event after this one is replayed';
 comment on column webhooks.replays.settled_event_id is
-  'Up to here the daemon has settled everything: what has no row was missed';
-comment on column webhooks.replays.after_event_id is 'With after_endpoint_id: how far it has looked';
+  'Up to here the daemon has settled everything: an event without a row was missed';
+comment on column webhooks.replays.after_event_id is 'With after_endpoint_id: how far it has read';
 
 create table webhooks.upkeep (
   what           text primary key constraint "what is a known one" check (what in ('payloads', 'responses')),
@@ -47,7 +48,7 @@ create table webhooks.upkeep (
   ended_at       timestamptz
 );
 comment on table webhooks.upkeep is
-  'How far payloads and answers were looked through that may have to be erased; the daemon''s own';
+  'How far the log was read for payloads and answers that have to be erased; the daemon''s own';
 comment on column webhooks.upkeep.again_from is
   'The first event that could not be erased yet: the next walk begins there';
 

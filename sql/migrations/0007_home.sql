@@ -18,7 +18,7 @@ create table webhooks.home (
 comment on table webhooks.home is
   'Where instances own the shards or stand by. The daemon decides by it whether this is the same database or a copy';
 comment on column webhooks.home.unclean_ends is 'Ends without a word in a row';
-comment on column webhooks.home.suspects is 'Deliveries that were on their way at such an end, and at how many';
+comment on column webhooks.home.suspects is 'Deliveries that were in flight at such an end, and at how many';
 comment on column webhooks.home.run is 'The run that lives here, or ended without a word; null after an orderly end';
 comment on column webhooks.home.name is 'The setting database.home of the instance; empty if it is not set';
 comment on column webhooks.home.started_at is

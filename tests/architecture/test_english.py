@@ -107,6 +107,8 @@ GUIDES = {
 ROOMS = sorted(path.name for path in (DAEMON / "pghookd").iterdir() if (path / "__init__.py").exists())
 FOLDERS = sorted({path.parent.name for path in (ROOT / "tests").glob("*/*.py")})
 TEXTS = ("cli", "settings")
+COMMENT_ON = re.compile(r"^comment on [^']+ is\s+'((?:[^']|''|'\s+')*)';", re.MULTILINE)
+JOINT = re.compile(r"'\s+'")  # between the parts of one text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +186,13 @@ def of_names(path: Path) -> Iterator[Passage]:
 
 
 def of_sql(path: Path) -> Iterator[Passage]:
-    """Yield the comments of a file of SQL."""
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    """Yield the comments of a file of SQL, and the texts of its `comment on ... is '...'`."""
+    text = path.read_text(encoding="utf-8")
+    lines = enumerate(text.splitlines(), 1)
     comments = {number: found[1] for number, line in lines if (found := re.search(r"--\s*(.*)", line))}
     yield from of_comments(path, comments)
+    for found in COMMENT_ON.finditer(text):
+        yield Passage(where(path, text.count("\n", 0, found.start()) + 1), one_line(JOINT.sub("", found[1])))
 
 
 def files_of(folder: Path, pattern: str = "*.py") -> list[Path]:
@@ -234,6 +239,11 @@ def test_forbidden_turns_only_become_fewer(area):
     assert len(found) == ALLOWED[area], (
         f"{area}: only {len(found)} forbidden turns are left: lower its number in ALLOWED from {ALLOWED[area]}"
     )
+
+
+def test_every_text_of_a_comment_on_is_read():
+    for text in (path.read_text(encoding="utf-8") for path in AREAS["sql"][0]):
+        assert len(COMMENT_ON.findall(text)) == len(re.findall(r"\bcomment on\b.+\bis\b", text))
 
 
 # The table itself is tested --------------------------------------------------------------------------------

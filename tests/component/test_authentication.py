@@ -23,7 +23,7 @@ from pghookd.runtime import app
 from pghookd.runtime.maintenance import Duties, tidy
 from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
-from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 from support.crew import Clock, Diary, Life, living, settings_of
 from support.events import emit
 from support.fault_server import Certificates, receiving
@@ -121,7 +121,7 @@ async def usable(session, endpoint_id):
     endpoint = endpoint_of(row)
     assert endpoint.options.auth is not None
     try:
-        Manner.of(endpoint, Defaults.of(Settings()))
+        PreparedEndpoint.of(endpoint, Defaults.of(Settings()))
     except ValueError:
         return False
     return True

@@ -47,7 +47,7 @@ def sending(authority, **changes):
 
 
 async def post(sender, url, certificate=None):
-    target = sender.aim(url, certificate)
+    target = sender.target_of(url, certificate)
     return target if isinstance(target, Fault) else await sender.post(target, HEAD, b"{}", 10.0)
 
 
@@ -151,7 +151,7 @@ async def test_one_that_openssl_does_not_take_is_told_apart(authority):
 async def test_a_diverted_request_shows_no_certificate(authority, shown):
     sender = sending(authority)
     sender.diverted_to = 7
-    assert sender.aim("https://a.example.com/", shown["a"]).request.certificate is None
+    assert sender.target_of("https://a.example.com/", shown["a"]).request.certificate is None
 
 
 def open_files():

@@ -56,7 +56,7 @@ class Watched(Sender):
 
 
 async def post(sender, url, timeout_s=5.0):
-    target = sender.aim(url)
+    target = sender.target_of(url)
     return target if isinstance(target, Fault) else await sender.post(target, HEAD, b"{}", timeout_s)
 
 
@@ -447,7 +447,7 @@ async def test_the_memory_of_one_answer_is_bounded():
 
     taken, chosen = {}, []
     async with receiving(handler) as receiver, Watched(LOOPBACK) as sender:
-        target = sender.aim(f"http://127.0.0.1:{receiver.port}/")
+        target = sender.target_of(f"http://127.0.0.1:{receiver.port}/")
         tracemalloc.start()
         try:
             for name, chosen in pieces.items():  # noqa: B007 -- the handler sends it

@@ -45,7 +45,7 @@ async def sending(
 
 
 async def post(sender, url, timeout_s=5.0):
-    target = sender.aim(url)
+    target = sender.target_of(url)
     return target if isinstance(target, Fault) else await sender.post(target, HEAD, BODY, timeout_s)
 
 
@@ -317,4 +317,4 @@ def test_names_opened_for_customers_are_not_opened_by_being_the_proxy():
         response_bytes_max=1,
         proxy=Proxy("proxy.corp", 3128),
     )
-    assert sender.aim("http://proxy.corp:3128/") == Fault(Outcome.BLOCKED, "name")
+    assert sender.target_of("http://proxy.corp:3128/") == Fault(Outcome.BLOCKED, "name")

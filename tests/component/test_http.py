@@ -42,7 +42,7 @@ def sender(**changes):
 
 
 async def post_to(sending, url, *, body=BODY, timeout_s=5.0):
-    target = sending.aim(url)
+    target = sending.target_of(url)
     if isinstance(target, Fault):
         return target
     head = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
@@ -556,7 +556,7 @@ async def test_a_kept_connection_is_taken_without_giving_up_the_loop():
         url = f"http://127.0.0.1:{receiver.port}/"
         await post_to(sending, url)
         with pytest.raises(StopIteration) as got:
-            sending._connect(sending.aim(url), 5.0).send(None)
+            sending._connect(sending.target_of(url), 5.0).send(None)
         got.value.value.close()
 
 
@@ -624,11 +624,11 @@ def mutilated(random, data):
     ],
 )
 def test_a_url_that_is_refused(url, name):
-    assert sender().aim(url) == Fault(Outcome.BLOCKED, name)
+    assert sender().target_of(url) == Fault(Outcome.BLOCKED, name)
 
 
 def test_a_target_hides_the_path():
-    assert "token" not in repr(sender().aim("https://example.com/token"))
+    assert "token" not in repr(sender().target_of("https://example.com/token"))
 
 
 @pytest.mark.parametrize(
@@ -646,7 +646,7 @@ async def test_a_name_opened_by_the_operator_passes_all_gates():
     policy = EgressPolicy(allow=parse_places(["localhost"]))
     async with receiving(answering(OK)) as receiver, sender(policy=policy) as sending:
         assert await post_to(sending, f"http://localhost:{receiver.port}/") == Reply(200, b"ok")
-        assert sending.aim(f"http://127.0.0.1:{receiver.port}/") == Fault(Outcome.BLOCKED, "literal")
+        assert sending.target_of(f"http://127.0.0.1:{receiver.port}/") == Fault(Outcome.BLOCKED, "literal")
 
 
 async def test_a_mixed_answer_is_refused_although_one_address_is_good():

@@ -19,7 +19,7 @@ from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.settings.schema import Settings
 from pghookd.webhook import signing
-from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 from support.crew import living, settings_of
 from support.events import emit
 from support.receiver import Response
@@ -77,7 +77,7 @@ async def read(session):
 async def usable(session):
     """Return True if the daemon can use the endpoint as it is now."""
     try:
-        Manner.of(await read(session), DEFAULTS)
+        PreparedEndpoint.of(await read(session), DEFAULTS)
     except ValueError:
         return False
     return True

@@ -38,7 +38,7 @@ def made(kind=Watched):
 
 
 def post(sender, receiver):
-    return asyncio.create_task(sender.post(sender.aim(receiver.url("/")), HEAD, b"{}", 10.0))
+    return asyncio.create_task(sender.post(sender.target_of(receiver.url("/")), HEAD, b"{}", 10.0))
 
 
 async def test_each_of_several_ends_with_its_own_last_request(receiver, until):

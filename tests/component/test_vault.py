@@ -24,7 +24,7 @@ from pghookd.postgres import client
 from pghookd.runtime.maintenance import Duties, tidy
 from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
-from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 from support.crew import living, settings_of
 from support.events import emit
 
@@ -116,8 +116,8 @@ def endpoint(**columns):
 def test_a_manner_signs_with_what_the_vault_opens():
     vault = vault_of(OLD)
     sealed, defaults = vault.seal(PLAIN, 7, SECRET), Defaults.of(Settings(), vault.reveal)
-    plain = Manner.of(endpoint(secret=PLAIN), defaults)
-    opened = Manner.of(endpoint(secret=sealed), defaults)
+    plain = PreparedEndpoint.of(endpoint(secret=PLAIN), defaults)
+    opened = PreparedEndpoint.of(endpoint(secret=sealed), defaults)
     assert opened.sign("evt_1", 5, b"{}") == plain.sign("evt_1", 5, b"{}")
     assert opened.fault is None
 
@@ -125,10 +125,10 @@ def test_a_manner_signs_with_what_the_vault_opens():
 def test_a_secret_that_cannot_be_opened_is_our_fault_and_signs_nothing():
     sealed = vault_of(OLD).seal(PLAIN, 7, SECRET)
     for reveal in (revealing(None), vault_of(f"other:{TWO}").reveal):
-        manner = Manner.of(endpoint(secret=sealed), Defaults.of(Settings(), reveal))
-        assert manner.fault == Fault(Outcome.FAILED, "secret")
+        prepared = PreparedEndpoint.of(endpoint(secret=sealed), Defaults.of(Settings(), reveal))
+        assert prepared.fault == Fault(Outcome.FAILED, "secret")
         with pytest.raises(Unopened):
-            manner.sign("evt_1", 5, b"{}")
+            prepared.sign("evt_1", 5, b"{}")
 
 
 # In the database ----------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ async def send(receiver, *, secret=SECRET, source="https://shop.example", attemp
     policy = EgressPolicy(allow=parse_places(["127.0.0.0/8"]))
     settings = {"connections_max": 4, "connect_timeout_s": 2.0, "response_bytes_max": 4096}
     async with Sender(policy=policy, **settings) as sender:
-        target = sender.aim(receiver.url(path))
+        target = sender.target_of(receiver.url(path))
         answer = await sender.post(target, head, body, 5.0)
     assert isinstance(answer, Reply), answer
     return receiver.requests[-1]

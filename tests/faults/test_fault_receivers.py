@@ -187,7 +187,7 @@ async def test_one_family_of_addresses_is_broken(broken, breaks):
                 resolver=GuardedResolver(policy, nameservers=[server]),
             ) as sender:
                 started = time.monotonic()
-                target = sender.aim(f"http://shop.example.com:{fine.port}/")
+                target = sender.target_of(f"http://shop.example.com:{fine.port}/")
                 answer = await sender.post(target, HEAD, b"{}", 10.0)
                 assert time.monotonic() - started < 1.0
         assert answer == Reply(200, b"ok")
@@ -213,7 +213,7 @@ async def test_dead_zones_keep_no_other_name_waiting():
         ) as sender:
 
             async def post(name):
-                target = sender.aim(f"http://{name}:{fine.port}/")
+                target = sender.target_of(f"http://{name}:{fine.port}/")
                 return await sender.post(target, HEAD, b"{}", 10.0)
 
             waiting = [asyncio.ensure_future(post(name)) for name in dead]

@@ -72,7 +72,7 @@ class FollowsRedirects(Sender):
     async def post(self, target, head, body, timeout_s):
         answer = await super().post(target, head, body, timeout_s)
         if isinstance(answer, Reply) and answer.location:
-            return await super().post(self.aim(answer.location), head, body, timeout_s)
+            return await super().post(self.target_of(answer.location), head, body, timeout_s)
         return answer
 
 
@@ -81,8 +81,8 @@ class AimsAtOthers(Sender):
 
     first = None
 
-    def aim(self, url):
-        self.first = self.first or super().aim(url)
+    def target_of(self, url):
+        self.first = self.first or super().target_of(url)
         return self.first
 
 
@@ -185,17 +185,17 @@ class LivesYesterday(Deliverer):
 class SignsForOthers(Attempts):
     """Signs with a secret that is not the endpoint's."""
 
-    def _head(self, manner, delivery, body, *more):
-        other = dataclasses.replace(manner, sign=signer_of(OTHER_SECRET))
+    def _head(self, prepared, delivery, body, *more):
+        other = dataclasses.replace(prepared, sign=signer_of(OTHER_SECRET))
         return super()._head(other, delivery, body, *more)
 
 
 class LogsSecrets(Attempts):
     """Says with what it signs."""
 
-    def _aim(self, lane):
-        self._logger.info("delivery.aimed", endpoint=dataclasses.asdict(lane.endpoint))
-        return super()._aim(lane)
+    def _prepare(self, lane):
+        self._logger.info("delivery.prepared", endpoint=dataclasses.asdict(lane.endpoint))
+        return super()._prepare(lane)
 
 
 class MailsTwice(SmtpClient):

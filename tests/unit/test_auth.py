@@ -19,7 +19,7 @@ from pghookd.settings.schema import Settings
 from pghookd.webhook import auth, judge, oauth
 from pghookd.webhook.auth import Basic, Bearer, ClientCredentials
 from pghookd.webhook.oauth import Granted
-from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 
 DEFAULTS = Defaults.of(Settings())
 CREDENTIALS = {"token_url": "https://id.example/t?k=canary", "client_id": "me", "client_secret": "canary"}
@@ -44,12 +44,12 @@ PAIR = pair()
 SHOWN = {"client_certificate": PAIR}
 
 
-def manner(asked, url="https://a.example/", secret=None, **options):
+def prepared(asked, url="https://a.example/", secret=None, **options):
     endpoint = Endpoint(
         7, "s", 0, url, ("*",), enabled=True, from_event_id=0, secret=secret,
         options=EndpointOptions(auth=asked if isinstance(asked, str) else json.dumps(asked), **options),
     )  # fmt: skip
-    return Manner.of(endpoint, DEFAULTS)
+    return PreparedEndpoint.of(endpoint, DEFAULTS)
 
 
 def test_each_kind_is_read_and_shows_nothing():
@@ -75,7 +75,7 @@ def test_static_lines_are_in_the_head_once_and_for_all():
         (SHOWN, ""),
     ]
     for asked, line in told:
-        made = manner(asked)
+        made = prepared(asked)
         assert made.head.later == line.encode()
         assert "canary" not in repr(made)
         assert encoded not in repr(made)
@@ -83,11 +83,11 @@ def test_static_lines_are_in_the_head_once_and_for_all():
 
 def test_auth_replaces_the_own_header_and_shares_none_with_a_profile():
     own = '{"Authorization": "Bearer own", "x-key": "1"}'
-    assert manner(BEARER, headers=own).head.later == b"x-key: 1\r\nauthorization: Bearer canary\r\n"
-    assert manner(OAUTH2, headers=own).head.later == b"x-key: 1\r\n"
-    assert manner(SHOWN, headers=own).head.later == b"Authorization: Bearer own\r\nx-key: 1\r\n"
+    assert prepared(BEARER, headers=own).head.later == b"x-key: 1\r\nauthorization: Bearer canary\r\n"
+    assert prepared(OAUTH2, headers=own).head.later == b"x-key: 1\r\n"
+    assert prepared(SHOWN, headers=own).head.later == b"Authorization: Bearer own\r\nx-key: 1\r\n"
     with pytest.raises(ValueError, match="both send the header authorization"):
-        manner(BEARER, profile="custom", profile_spec='{"headers": {"Authorization": "x"}}')
+        prepared(BEARER, profile="custom", profile_spec='{"headers": {"Authorization": "x"}}')
 
 
 BROKEN = [
@@ -113,7 +113,7 @@ BROKEN = [
 @pytest.mark.parametrize("number", range(len(BROKEN)))
 def test_unusable_values_are_reported_without_quoting_them(number):
     with pytest.raises(ValueError, match="auth") as caught:
-        manner(BROKEN[number])
+        prepared(BROKEN[number])
     assert "canary" not in str(caught.value)
     assert "BEGIN" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -121,14 +121,14 @@ def test_unusable_values_are_reported_without_quoting_them(number):
 
 def test_a_certificate_is_for_https():
     with pytest.raises(ValueError, match="https"):
-        manner(SHOWN, url="http://a.example/")
-    assert manner(SHOWN, url="HTTPS://a.example/").auth.certificate is not None
+        prepared(SHOWN, url="http://a.example/")
+    assert prepared(SHOWN, url="HTTPS://a.example/").auth.certificate is not None
 
 
 def test_what_no_key_opens_sends_nothing():
-    made = manner("enc:v1:gone:AAAA", secret="s")
+    made = prepared("enc:v1:gone:AAAA", secret="s")
     assert (made.fault, made.auth) == (Fault(Outcome.FAILED, "auth"), None)
-    assert manner("enc:v1:gone:AAAA", secret="enc:v1:gone:AAAA").fault == Fault(Outcome.FAILED, "secret")
+    assert prepared("enc:v1:gone:AAAA", secret="enc:v1:gone:AAAA").fault == Fault(Outcome.FAILED, "secret")
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------

@@ -13,27 +13,27 @@ from pghookd.model import endpoint_options
 from pghookd.model.delivery import Endpoint
 from pghookd.model.endpoint_options import EndpointOptions, parse_headers, parse_statuses
 from pghookd.settings.schema import Settings
-from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 
 DEFAULTS = Defaults.of(Settings())
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 PRIVATE = "whsk_" + base64.b64encode(bytes(range(32))).decode()
 
 
-def manner(platform="standard", secret=SECRET, timeout_s=None, **asked):
+def prepared(platform="standard", secret=SECRET, timeout_s=None, **asked):
     endpoint = Endpoint(
         7, "s", 0, "https://a.example/", ("*",), enabled=True, from_event_id=0, secret=secret, timeout_s=timeout_s,
         options=EndpointOptions(**asked) if asked else None,
     )  # fmt: skip
-    return Manner.of(endpoint, dataclasses.replace(DEFAULTS, profile=platform))
+    return PreparedEndpoint.of(endpoint, dataclasses.replace(DEFAULTS, profile=platform))
 
 
 def test_an_endpoint_that_asks_for_nothing_has_the_settings_own():
-    made = manner()
+    made = prepared()
     assert made.policy is DEFAULTS.retry
     assert (made.timeout_s, made.profile) == (15, None)
     assert isinstance(made.sign, functools.partial), "the hot path goes straight to the HMAC"
-    assert manner(secret=None).sign is None
+    assert prepared(secret=None).sign is None
 
 
 def test_options_are_read_once_for_each_text():
@@ -46,7 +46,7 @@ def test_options_are_read_once_for_each_text():
 
 
 def test_each_option_has_its_effect():
-    made = manner(
+    made = prepared(
         timeout_s=3.0, retry_schedule="1s, 2m", success_statuses="200,202-204", headers='{"x-key": "abc"}'
     )
     assert made.policy.schedule == (1.0, 120.0)
@@ -57,20 +57,20 @@ def test_each_option_has_its_effect():
 
 
 def test_profiles_are_the_endpoints_or_the_platforms():
-    assert manner("simvoly").profile.profile.header == "x-webhook-signature"
-    assert manner("simvoly", profile="github").profile.profile.header == "x-hub-signature-256"
-    assert manner("simvoly", profile="plain").profile is None
+    assert prepared("simvoly").profile.profile.header == "x-webhook-signature"
+    assert prepared("simvoly", profile="github").profile.profile.header == "x-hub-signature-256"
+    assert prepared("simvoly", profile="plain").profile is None
     spec = '{"header": "x-sig"}'
-    assert manner(profile="custom", profile_spec=spec).profile.profile.header == "x-sig"
+    assert prepared(profile="custom", profile_spec=spec).profile.profile.header == "x-sig"
 
 
 def test_a_profiles_header_wins_over_the_endpoints_own():
-    made = manner("github", headers='{"X-GitHub-Event": "forged", "x-key": "1"}')
+    made = prepared("github", headers='{"X-GitHub-Event": "forged", "x-key": "1"}')
     assert made.head.later == b"x-key: 1\r\n"
 
 
 def test_rotation_signs_with_both_until_its_end():
-    made = manner(previous_secret=PRIVATE, previous_until_s=100.0)
+    made = prepared(previous_secret=PRIVATE, previous_until_s=100.0)
     both = made.sign("evt_1", 99, b"{}").split(b" ")
     assert [one.split(b",")[0] for one in both] == [b"v1", b"v1a"]
     assert made.sign("evt_1", 100, b"{}").startswith(b"v1,")
@@ -89,7 +89,7 @@ UNUSABLE = [
 def test_unusable_options_are_reported_without_a_secret():
     for asked in UNUSABLE:
         with pytest.raises(ValueError, match=r".") as caught:
-            manner(**asked)
+            prepared(**asked)
         assert "canary" not in str(caught.value)
 
 
@@ -130,10 +130,10 @@ def test_a_rate_that_none_can_keep_ends_deliveries_and_nothing_else(asked):
     """The column has a constraint; without it the value is handled as any other nonsense."""
     assert EndpointOptions(rate_per_s=asked).rate is None
     with pytest.raises(ValueError, match="rate_per_s"):
-        manner(rate_per_s=asked)
+        prepared(rate_per_s=asked)
 
 
 @pytest.mark.parametrize("asked", [-1.0, float("nan"), float("inf")])
 def test_an_invalid_timeout(asked):
     with pytest.raises(ValueError, match="timeout_s"):
-        manner(timeout_s=asked)
+        prepared(timeout_s=asked)

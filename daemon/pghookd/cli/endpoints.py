@@ -163,8 +163,8 @@ def _why_blocked(settings: Settings, url: str) -> str | None:
     """Return why requests to a URL will be blocked, or None if nothing blocks them before DNS."""
     from pghookd.egress.destination import Refusal, parse
 
-    aim = parse(url, settings.egress.policy())
-    return f"{aim.name}: {aim.why}" if isinstance(aim, Refusal) else None
+    destination = parse(url, settings.egress.policy())
+    return f"{destination.name}: {destination.why}" if isinstance(destination, Refusal) else None
 
 
 def _types(text: str) -> list[str]:

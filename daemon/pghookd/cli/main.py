@@ -253,13 +253,13 @@ async def _judge(settings: Settings, url: str, addresses: tuple[str, ...]) -> di
     from pghookd.egress.destination import Refusal, judge_address, parse, why_closed
 
     policy = settings.egress.policy()
-    aim = parse(url, policy)
-    if isinstance(aim, Refusal):
-        return _blocked(aim)
+    destination = parse(url, policy)
+    if isinstance(destination, Refusal):
+        return _blocked(destination)
     if not addresses:
-        return await _resolve(settings, aim)
+        return await _resolve(settings, destination)
     for address in addresses:
-        refusal = judge_address(address, policy, named=aim.named)
+        refusal = judge_address(address, policy, named=destination.named)
         if refusal is not None:
             return {**_blocked(refusal), "why": why_closed(address, policy), "address": address}
     return {"verdict": "allowed", "addresses": list(addresses)}
@@ -269,14 +269,14 @@ def _blocked(refusal: Refusal) -> dict[str, Any]:
     return {"verdict": "blocked", "reason": refusal.name, "why": refusal.why}
 
 
-async def _resolve(settings: Settings, aim: Destination) -> dict[str, Any]:
-    if aim.address is not None:
-        return {"verdict": "allowed", "addresses": [aim.address]}
+async def _resolve(settings: Settings, destination: Destination) -> dict[str, Any]:
+    if destination.address is not None:
+        return {"verdict": "allowed", "addresses": [destination.address]}
     from pghookd.egress.resolver import AddressRefused, GuardedResolver, NameUnknown
 
     resolver = GuardedResolver(settings.egress.policy())
     try:
-        answers = await resolver.resolve(aim.host, aim.port)
+        answers = await resolver.resolve(destination.host, destination.port)
     except AddressRefused as error:
         return _blocked(error.refusal)
     except NameUnknown as error:

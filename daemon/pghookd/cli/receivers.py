@@ -120,9 +120,9 @@ def send(
 def _tell_blocked(url: str, policy: EgressPolicy) -> None:
     from pghookd.egress.destination import Refusal, parse
 
-    aim = parse(url, policy)
-    if isinstance(aim, Refusal):
-        say(f"this URL is blocked: {aim.why}")
+    destination = parse(url, policy)
+    if isinstance(destination, Refusal):
+        say(f"this URL is blocked: {destination.why}")
 
 
 def _way(*, twice: bool, tamper: bool, stale: bool, retry: bool) -> Way:

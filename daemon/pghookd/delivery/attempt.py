@@ -26,7 +26,7 @@ from pghookd.scheduling.lanes import Lanes
 from pghookd.webhook import envelope, judge
 from pghookd.webhook.auth import ClientCredentials
 from pghookd.webhook.oauth import Granted
-from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 from pghookd.webhook.profile import ProfileHead
 
 HELD_BACK_S: Final = 0.05  # how often a delivery that may not start yet checks again
@@ -70,12 +70,12 @@ class DeliveryTerms:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Aim:
-    """The prepared request data of an endpoint; kept on its lane until the endpoint or the terms change."""
+class PreparedRequest:
+    """All that the requests to an endpoint have in common; kept on its lane until the endpoint or the terms change."""
 
     terms: DeliveryTerms  # the terms it was prepared with
     target: Target | Fault
-    manner: Manner
+    prepared: PreparedEndpoint
     tokens: Tokens | None = None  # None unless the endpoint uses OAuth2
 
 
@@ -129,51 +129,51 @@ class Attempts:
             return self._attempted(delivery, fault, self._monotonic(), self.terms.defaults.retry)
 
     async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
-        aim = self._ready(lane, delivery, payload)
-        if not isinstance(aim, Aim):
-            return aim
-        event, manner, target = delivery.event, aim.manner, aim.target
+        request = self._ready(lane, delivery, payload)
+        if not isinstance(request, PreparedRequest):
+            return request
+        event, prepared, target = delivery.event, request.prepared, request.target
         token: Granted | None = None
         if isinstance(target, Fault):
-            return self._attempted(delivery, target, self._monotonic(), manner.policy)
-        if aim.tokens is not None:
+            return self._attempted(delivery, target, self._monotonic(), prepared.policy)
+        if request.tokens is not None:
             started = self._monotonic()
-            found = await aim.tokens.token()
+            found = await request.tokens.token()
             if isinstance(found, Fault):
-                return self._attempted(delivery, found, started, manner.policy)
+                return self._attempted(delivery, found, started, prepared.policy)
             token = found
         if self._gate.closed(self._monotonic()):  # checked just before sending: the lease may have expired
             await self._held_back()
-        if aim.terms is not self.terms:  # a reload came in between: its sender may be closed
+        if request.terms is not self.terms:  # a reload came in between: its sender may be closed
             return await self._attempt(lane, delivery, payload)
-        body = _body(event, payload, manner.profile)
-        head = self._head(manner, delivery, body, token)
+        body = _body(event, payload, prepared.profile)
+        head = self._head(prepared, delivery, body, token)
         started = self._monotonic()
         if lane.throttle.paused_until > started:  # paused since the delivery was taken
             self._lanes.backlog_index.parked.add(delivery.endpoint_id)
             return BacklogWrite(delivery, State.PARKED, Reason.PAUSED)
-        answer = await self._sender.post(target, head, body, manner.timeout_s)
+        answer = await self._sender.post(target, head, body, prepared.timeout_s)
         if isinstance(answer, Reply) and answer.retry_after is not None:
-            self._heed(lane, answer, manner.policy)
-        if token is not None and aim.tokens is not None:
-            aim.tokens.heed(token, answer)
-        return self._attempted(delivery, answer, started, manner.policy)
+            self._heed(lane, answer, prepared.policy)
+        if token is not None and request.tokens is not None:
+            request.tokens.heed(token, answer)
+        return self._attempted(delivery, answer, started, prepared.policy)
 
-    def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> Aim | DeadWrite:
-        """Return the prepared request data of the endpoint, or the death of a delivery that must not be attempted."""
+    def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> PreparedRequest | DeadWrite:
+        """Return the endpoint's prepared request, or the death of a delivery that must not be attempted."""
         event = delivery.event
         if event.options is not None and (reason := self._unwanted(delivery, event.options)) is not None:
             return DeadWrite(delivery, reason)
         if len(payload) > self.terms.payload_bytes_max:
             return DeadWrite(delivery, Reason.TOO_LARGE)
-        aim = lane.prepared
-        if not isinstance(aim, Aim) or aim.terms is not self.terms:
-            made = self._aim(lane)
+        request = lane.prepared
+        if not isinstance(request, PreparedRequest) or request.terms is not self.terms:
+            made = self._prepare(lane)
             if made is None:
                 return DeadWrite(delivery, Reason.INVALID)
             lane.keep(made)
             return made
-        return aim
+        return request
 
     def _unwanted(self, delivery: Delivery, options: EventOptions) -> Reason | None:
         """Return why a delivery must not be attempted any more; None if it may be."""
@@ -189,28 +189,33 @@ class Attempts:
         while self._gate.closed(self._monotonic()):  # noqa: ASYNC110 - it opens with time as well as by events
             await asyncio.sleep(HELD_BACK_S)
 
-    def _aim(self, lane: Lane) -> Aim | None:
+    def _prepare(self, lane: Lane) -> PreparedRequest | None:
         terms = self.terms
         try:
-            manner = Manner.of(lane.endpoint, terms.defaults)
+            prepared = PreparedEndpoint.of(lane.endpoint, terms.defaults)
         except ValueError:
             return None
-        if manner.auth is None or manner.fault is not None:
-            return Aim(terms, manner.fault or self._sender.aim(lane.endpoint.url), manner)
-        asked, tokens = manner.auth.scheme, None
+        url = lane.endpoint.url
+        if prepared.auth is None or prepared.fault is not None:
+            return PreparedRequest(terms, prepared.fault or self._sender.target_of(url), prepared)
+        asked, tokens = prepared.auth.scheme, None
         if isinstance(asked, ClientCredentials) and self._sender.diverted_to is None:
             tokens = Tokens(self._sender, asked, terms.defaults.user_agent, self._monotonic)
-        return Aim(terms, self._sender.aim(lane.endpoint.url, manner.auth.certificate), manner, tokens)
+        return PreparedRequest(
+            terms, self._sender.target_of(url, prepared.auth.certificate), prepared, tokens
+        )
 
-    def _head(self, manner: Manner, delivery: Delivery, body: bytes, token: Granted | None) -> bytes:
+    def _head(
+        self, prepared: PreparedEndpoint, delivery: Delivery, body: bytes, token: Granted | None
+    ) -> bytes:
         event = delivery.event
         webhook_id = event.webhook_id
         timestamp_s = self._wall_us() // 1_000_000
-        more = _more_lines(manner, delivery, timestamp_s, body)
-        return manner.head.head(
+        more = _more_lines(prepared, delivery, timestamp_s, body)
+        return prepared.head.head(
             webhook_id=webhook_id,
             timestamp_s=timestamp_s,
-            signature=None if manner.sign is None else manner.sign(webhook_id, timestamp_s, body),
+            signature=None if prepared.sign is None else prepared.sign(webhook_id, timestamp_s, body),
             event_type=event.type,
             attempt=delivery.attempts + 1,
             triggered_at=event.triggered_at,
@@ -286,11 +291,11 @@ def park(lanes: Lanes, gate: Gate, deliveries: list[Delivery], reason: Reason, n
         gate.put(BacklogWrite(delivery, State.PARKED, reason), now)
 
 
-def _more_lines(manner: Manner, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:
+def _more_lines(prepared: PreparedEndpoint, delivery: Delivery, timestamp_s: int, body: bytes) -> bytes:
     """Return the header lines of a profile and of the event's trace; an endpoint's own `traceparent` wins."""
-    profile, options = manner.profile, delivery.event.options
+    profile, options = prepared.profile, delivery.event.options
     lines = b"" if profile is None else _profile_lines(profile, delivery, timestamp_s, body)
-    if options is not None and options.trace_line and not _TRACED.search(manner.head.later + lines):
+    if options is not None and options.trace_line and not _TRACED.search(prepared.head.later + lines):
         lines += options.trace_line
     return lines
 

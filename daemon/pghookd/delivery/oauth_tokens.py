@@ -42,7 +42,7 @@ class Tokens:
         monotonic: Callable[[], float],
     ) -> None:
         self._sender = sender
-        self._target = sender.aim(credentials.token_url)
+        self._target = sender.target_of(credentials.token_url)
         self._head, self._body = oauth.question(credentials, user_agent)
         self._monotonic = monotonic
         self._kept: Granted | None = None

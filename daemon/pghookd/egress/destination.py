@@ -199,7 +199,7 @@ def judge_origin(scheme: str, authority: str, policy: EgressPolicy) -> Destinati
     host, port = where
     if port not in policy.ports:
         return Refusal("port", f"port {port} is not in egress.ports")
-    return _aim(scheme, host, port, policy)
+    return _destination(scheme, host, port, policy)
 
 
 def judge_address(address: str, policy: EgressPolicy, *, named: bool = False) -> Refusal | None:
@@ -324,7 +324,7 @@ def _target(rest: str) -> str:
     return "".join(c if c.isascii() else "".join(f"%{b:02X}" for b in c.encode()) for c in path)
 
 
-def _aim(  # noqa: PLR0911 -- guards, one after another
+def _destination(  # noqa: PLR0911 -- guards, one after another
     scheme: str, host: str, port: int, policy: EgressPolicy
 ) -> Destination | Refusal:
     shown_port = "" if port == (443 if scheme == "https" else 80) else f":{port}"

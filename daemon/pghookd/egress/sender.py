@@ -330,7 +330,7 @@ class Sender:
 
     Attributes:
         diverted_to: a port of 127.0.0.1 that gets every request instead of its destination, unencrypted and otherwise
-            unchanged; then nothing else is resolved or connected to. Set it before `aim`. None if off.
+            unchanged; then nothing else is resolved or connected to. Set it before `target_of`. None if off.
         in_flight: requests that have begun and not ended.
     """
 
@@ -379,33 +379,33 @@ class Sender:
         if self._given_resolver is None:
             await self._resolver.close()
 
-    def aim(self, url: str, certificate: ClientCertificate | None = None) -> Target | Fault:
+    def target_of(self, url: str, certificate: ClientCertificate | None = None) -> Target | Fault:
         """Judge a URL and prepare it for requests. No I/O; a Fault is always BLOCKED.
 
         Args:
             url: the endpoint's URL.
             certificate: presented in the TLS handshake; only targets with the same certificate share connections.
         """
-        aimed = parse_by(self._judge, url)
-        if isinstance(aimed, Refusal):
-            return Fault(Outcome.BLOCKED, aimed.name)
-        prefix = f"POST {aimed.target} HTTP/1.1\r\nhost: {aimed.host_header}\r\n".encode("ascii")
+        destination = parse_by(self._judge, url)
+        if isinstance(destination, Refusal):
+            return Fault(Outcome.BLOCKED, destination.name)
+        prefix = f"POST {destination.target} HTTP/1.1\r\nhost: {destination.host_header}\r\n".encode("ascii")
         if self.diverted_to is not None:
             certificate = None
-            aimed = dataclasses.replace(
-                aimed, scheme="http", host=_HERE, port=self.diverted_to, address=_HERE, named=False
+            destination = dataclasses.replace(
+                destination, scheme="http", host=_HERE, port=self.diverted_to, address=_HERE, named=False
             )
         key = ConnectionKey(
-            host=aimed.host,
-            port=aimed.port,
-            is_ssl=aimed.scheme == "https",
+            host=destination.host,
+            port=destination.port,
+            is_ssl=destination.scheme == "https",
             ssl=True,
             proxy=None,
             proxy_auth=None,
             proxy_headers_hash=None if certificate is None else identity_of(certificate),
         )
-        request = _Request(_Host(aimed.host), aimed.port, key, certificate=certificate)
-        return Target(prefix, request, aimed.named)
+        request = _Request(_Host(destination.host), destination.port, key, certificate=certificate)
+        return Target(prefix, request, destination.named)
 
     async def post(
         self, target: Target, head: bytes, body: bytes, timeout_s: float, *, kept_bytes: int | None = None
@@ -413,7 +413,7 @@ class Sender:
         """Send one request and read its response.
 
         Args:
-            target: the result of `aim` for the endpoint's URL.
+            target: the result of `target_of` for the endpoint's URL.
             head: all header lines after `host`, including `content-length` and the final empty line.
             body: exactly `content-length` bytes.
             timeout_s: seconds from now to the response's last byte, including connecting; exact to 0.3 s.

@@ -27,7 +27,7 @@ from pghookd.postgres.client import POOLER, DatabaseAway, DatabaseError, Session
 from pghookd.process.host_id import host_id
 from pghookd.settings.schema import Settings
 from pghookd.webhook.envelope import timestamp_text
-from pghookd.webhook.prepared import Defaults, Manner
+from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
 EXPIRES_SOON_S: Final = 14 * 86400.0  # before the end of a client certificate
@@ -382,17 +382,17 @@ async def _endpoints(session: Session, settings: Settings, *, now_s: float) -> A
     found = [endpoint_of(row) for row in await session.fetch(query("read_endpoints"), ids, 1)]
     for endpoint in sorted(found, key=lambda each: each.endpoint_id):
         try:
-            manner = Manner.of(endpoint, defaults)
+            prepared = PreparedEndpoint.of(endpoint, defaults)
         except ValueError as error:
             text = f"deliveries to endpoint {endpoint.endpoint_id} end dead, as invalid: {error}"
             yield Finding(Grade.FAULT, "endpoints", text)
         else:
-            if manner.fault is not None:
-                text = f"secrets.key does not open its {manner.fault.error}"
+            if prepared.fault is not None:
+                text = f"secrets.key does not open its {prepared.fault.error}"
                 text = f"deliveries to endpoint {endpoint.endpoint_id} fail: {text}"
                 yield Finding(Grade.FAULT, "endpoints", text)
-            elif manner.auth is not None and manner.auth.certificate is not None:
-                ends_at_s = manner.auth.certificate.ends_at_s
+            elif prepared.auth is not None and prepared.auth.certificate is not None:
+                ends_at_s = prepared.auth.certificate.ends_at_s
                 if ends_at_s - now_s < EXPIRES_SOON_S:
                     when = timestamp_text(int(ends_at_s) * 1_000_000)
                     text = f"the client certificate of endpoint {endpoint.endpoint_id} expires at {when}"

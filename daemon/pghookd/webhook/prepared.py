@@ -59,7 +59,7 @@ class Defaults:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Manner:
+class PreparedEndpoint:
     """Everything prepared once for an endpoint.
 
     Attributes:
@@ -82,7 +82,7 @@ class Manner:
     auth: Auth | None = None
 
     @classmethod
-    def of(cls, endpoint: Endpoint, defaults: Defaults) -> Manner:
+    def of(cls, endpoint: Endpoint, defaults: Defaults) -> PreparedEndpoint:
         """Prepare an endpoint.
 
         Raises:

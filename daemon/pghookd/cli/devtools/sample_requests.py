@@ -184,7 +184,7 @@ async def _send_one(
 ) -> Judged:
     event_id, created_at_us = event
     webhook_id = envelope.webhook_id(event_id, created_at_us)
-    target = sender.aim(url)
+    target = sender.target_of(url)
     started = time.monotonic()
     if isinstance(target, Fault):
         answer: Answer = target
