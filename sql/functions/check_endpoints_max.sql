@@ -19,6 +19,3 @@ begin
   end loop;
   return null;
 end $$;
-
-create or replace trigger endpoints_max_added after insert on webhooks.endpoints
-  referencing new table as changed for each statement execute function webhooks.check_endpoints_max();

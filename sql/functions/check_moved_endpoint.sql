@@ -11,6 +11,3 @@ begin
   end if;
   return null;
 end $$;
-
-create or replace trigger endpoints_max_moved after update of site_id on webhooks.endpoints
-  for each row when (old.site_id is distinct from new.site_id) execute function webhooks.check_moved_endpoint();

@@ -16,6 +16,3 @@ begin
   end if;
   return new;
 end $$;
-
-create or replace trigger endpoint_changes before insert or update on webhooks.endpoints
-  for each row execute function webhooks.endpoint_changes();

@@ -15,8 +15,3 @@ begin
   end if;
   return null;
 end $$;
-
-create or replace trigger endpoints_updated after update on webhooks.endpoints
-  referencing new table as changed for each statement execute function webhooks.endpoints_changed();
-create or replace trigger endpoints_deleted after delete on webhooks.endpoints
-  referencing old table as changed for each statement execute function webhooks.endpoints_changed();

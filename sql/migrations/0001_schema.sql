@@ -21,5 +21,5 @@ create table webhooks.functions (
   applied_at timestamptz not null default now()
 );
 comment on table webhooks.functions is
-  'Which functions and views this schema has, with the checksum of each file as it was applied';
+  'Which functions, views and triggers this schema has, with the checksum of each file as it was applied';
 comment on column webhooks.functions.applied_by is 'The version of pghookd; earlier versions leave the function alone';

@@ -1,4 +1,4 @@
-"""Each query is a statement in one file, each function and view has a file of its own, migrations hold the tables."""
+"""Each query is a statement in one file, each function, view and trigger has a file, migrations hold the tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pghookd.postgres.client import queries, texts
 from pghookd.postgres.includes import expand
 
 QUERIES = sorted((SQL / "queries").glob("*/*.sql"))
-FUNCTIONS = sorted((SQL / "functions").glob("*.sql"))
+FUNCTIONS = sorted(path for folder in ("functions", "triggers") for path in (SQL / folder).glob("*.sql"))
 FRAGMENTS = sorted((SQL / "fragments").glob("*.sql"))
 MIGRATIONS = sorted((SQL / "migrations").glob("*.sql"))
 FILES = [*QUERIES, *FUNCTIONS, *FRAGMENTS, *MIGRATIONS]
@@ -21,6 +21,7 @@ WIDTH = 120
 WIDE_LINES_MAX = {
     "queries": 45,
     "functions": 78,
+    "triggers": 0,
     "fragments": 0,
     "migrations": 28,
 }  # wider ones; these may only fall
@@ -148,8 +149,9 @@ def test_a_function_names_those_it_needs(path):
 
 @pytest.mark.parametrize("path", FUNCTIONS, ids=lambda path: path.stem)
 def test_a_file_of_functions_creates_nothing_else(path):
-    own = rf"(?:function|view) webhooks\.{path.stem}\b"
-    allowed = re.compile(rf"create or replace {own}|create or replace trigger \w+ |comment on {own}|$")
+    kinds = {"functions": r"(?:function|view) webhooks\.", "triggers": "trigger "}
+    own = rf"{kinds[path.parent.name]}{path.stem}\b"
+    allowed = re.compile(rf"create or replace {own}|comment on {own}|$")
     statements = [each.strip() for each in bare(read(path)).split(";")]
     assert not [each for each in statements if not allowed.match(each)]
 

@@ -27,17 +27,25 @@ $$ insert into webhooks.prepared select 1 where not exists (select from webhooks
 TWICE = """-- needs: half
 create or replace view webhooks.doubled as select n, webhooks.half(n) as half from webhooks.prepared;
 """
+TELL = """create or replace function webhooks.tell() returns trigger language plpgsql as
+$$ begin notify told; return null; end $$;
+"""
+TOLD = """-- needs: tell
+create or replace trigger told after insert on webhooks.prepared for each statement execute function webhooks.tell();
+"""
 HALF = "create or replace function webhooks.half(n int) returns int language sql as $$ select n / 2 $$;\n"
 
 
-def make_folder(root, functions=(), **files):
-    """Write migrations, and functions by their names; what an earlier call wrote stays."""
-    for name in ("migrations", "functions"):
+def make_folder(root, functions=(), triggers=(), **files):
+    """Write migrations, and functions and triggers by their names; what an earlier call wrote stays."""
+    for name in ("migrations", "functions", "triggers"):
         (root / name).mkdir(exist_ok=True)
     for name, text in {"0001_first": FIRST, **files}.items():
         (root / "migrations" / f"{name.removeprefix('m')}.sql").write_text(text)
     for name, text in {"prepare_days": PREPARE, **dict(functions)}.items():
         (root / "functions" / f"{name}.sql").write_text(text)
+    for name, text in dict(triggers).items():
+        (root / "triggers" / f"{name}.sql").write_text(text)
     (root / "roles.sql").write_text(ROLES)
     return root
 
@@ -292,6 +300,71 @@ async def test_a_function_is_expanded_by_its_fragments(database_url, session, wi
     (with_view / "fragments" / "answer.sql").write_text("43\n")
     await migrate.migrate(database_url, folder=with_view)
     assert await session.fetchval("select half from webhooks.doubled") == 43
+
+
+# Triggers and tables in use -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def in_use(database_url, session, tmp_path):
+    """A schema with a trigger, and a producer whose transaction has written to the trigger's table."""
+    folder = make_folder(tmp_path, {"tell": TELL}, {"told": TOLD})
+    await migrate.migrate(database_url, folder=folder)
+    assert (
+        await session.fetchval("select tgname from pg_trigger where tgrelid = 'webhooks.prepared'::regclass")
+        == "told"
+    )
+    producer = await client.connect(database_url, name="producer")
+    await producer.execute("begin")
+    await producer.execute("insert into webhooks.prepared values (7)")
+    yield folder, producer
+    await producer.close()
+
+
+async def test_a_changed_function_of_a_trigger_waits_for_no_producer(database_url, in_use):
+    folder, _ = in_use
+    make_folder(folder, {"tell": TELL.replace("notify told", "notify otherwise")})
+    report = await migrate.migrate(database_url, folder=folder, table_wait_s=0)
+    assert [each.name for each in report.functions] == ["tell"]
+
+
+async def test_a_changed_trigger_keeps_no_producer_waiting(database_url, session, in_use):
+    """It is tried again until the open transaction has ended; others write meanwhile."""
+    folder, producer = in_use
+    make_folder(
+        folder, triggers={"told": TOLD.replace("for each statement", "for each row")}, m0002_second=SECOND
+    )
+    said = asyncio.Queue()
+    under_way = asyncio.create_task(migrate.migrate(database_url, folder=folder, say=said.put_nowait))
+    assert "keep a table in use" in await said.get()
+    await session.execute("set statement_timeout = '1s'")
+    await session.execute("insert into webhooks.prepared values (8)")
+    assert await session.fetchval("select to_regclass('webhooks.second')") is None
+    await producer.execute("commit")
+    report = await under_way
+    assert [each.name for each in report.functions] == ["told"]
+    assert await session.fetchval("select count(*) from webhooks.second") == 0
+    assert (await migrate.migrate(database_url, folder=folder)).functions == ()
+
+
+async def test_a_table_in_use_for_too_long_is_reported(database_url, session, in_use):
+    folder, _ = in_use
+    make_folder(
+        folder, triggers={"told": TOLD.replace("for each statement", "for each row")}, m0002_second=SECOND
+    )
+    with pytest.raises(migrate.SchemaFault, match="open transactions have kept a table in use for 0 s"):
+        await migrate.migrate(database_url, folder=folder, table_wait_s=0)
+    assert await session.fetchval("select to_regclass('webhooks.second')") is None
+
+
+async def test_a_trigger_that_goes_with_its_table_is_made_again(database_url, session, tmp_path):
+    folder = make_folder(tmp_path, {"tell": TELL}, {"told": TOLD})
+    await migrate.migrate(database_url, folder=folder)
+    make_folder(
+        folder, m0002_again="drop table webhooks.prepared; create table webhooks.prepared (n int, at int);\n"
+    )
+    report = await migrate.migrate(database_url, folder=folder)
+    assert [each.name for each in report.functions] == ["told"]
 
 
 # The shipped schema -------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""Decides which functions and views a schema needs, and their order.
+"""Decides which functions, views and triggers a schema needs, and their order.
 
-Each file of `sql/functions` creates the function or view that it is named after, `create or replace`, with the triggers
-that call it. The schema stores the checksum of each file as it was applied, and the version of pghookd that applied it.
-A file is applied again if its text has changed. A later version's text is left alone, so that an earlier program never
+Each file of `sql/functions` and `sql/triggers` creates the function, view or trigger that it is named after, `create or
+replace`. The schema stores the checksum of each file as it was applied, and the version of pghookd that applied it. A
+file is applied again if its text has changed. A later version's text is left alone, so that an earlier program never
 undoes an upgrade.
+
+A trigger has a file of its own because creating it locks its table: a change of its function alone locks nothing.
 
 Never here: running SQL, files.
 """
@@ -27,14 +29,14 @@ _NEEDS: Final = re.compile(r"^-- needs:(.*)$", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SchemaFunction:
-    """One file of `sql/functions`: a function with all its signatures, or a view.
+    """One file: a function with all its signatures, a view, or a trigger.
 
     Attributes:
-        name: of the file, and of the function or view.
+        name: of the file, and of what it creates.
         sql: the text to run.
         sha256: its checksum.
-        needs: functions and views that must exist before it.
-        signatures: number of functions that it creates; 0 for a view.
+        needs: names of those that must exist before it.
+        signatures: number of functions that it creates; 0 for a view or a trigger.
     """
 
     name: str
@@ -46,7 +48,7 @@ class SchemaFunction:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AppliedFunction:
-    """One row of `webhooks.functions`, of a function or view that exists."""
+    """One row of `webhooks.functions`, of a function, view or trigger that exists."""
 
     name: str
     sha256: str
@@ -55,7 +57,7 @@ class AppliedFunction:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FunctionPlan:
-    """The functions and views that a schema needs.
+    """The functions, views and triggers that a schema needs.
 
     Attributes:
         pending: to apply, in this order: new ones, changed ones, and those that a migration dropped.
@@ -67,7 +69,7 @@ class FunctionPlan:
 
 
 def parse(texts: Mapping[str, str]) -> tuple[SchemaFunction, ...]:
-    """Parse the files of a folder, given as text by name; return them in an order that respects their needs.
+    """Parse files, given as text by name; return them in an order that respects their needs.
 
     Raises:
         ValueError: a file does not create what its name says, or the needs have no order.
@@ -76,7 +78,7 @@ def parse(texts: Mapping[str, str]) -> tuple[SchemaFunction, ...]:
     for each in found.values():
         for need in each.needs:
             if need not in found:
-                raise ValueError(f"functions/{each.name}.sql needs {need}, which has no file")
+                raise ValueError(f"{each.name}.sql needs {need}, which has no file")
     sorter = graphlib.TopologicalSorter({name: each.needs for name, each in found.items()})
     try:
         return tuple(found[name] for name in sorter.static_order())
@@ -86,14 +88,20 @@ def parse(texts: Mapping[str, str]) -> tuple[SchemaFunction, ...]:
 
 def _function(name: str, text: str) -> SchemaFunction:
     created = re.findall(
-        rf"^create or replace (function|view) webhooks\.{re.escape(name)}\b", text, re.MULTILINE
+        rf"^create or replace (?:(function|view) webhooks\.|(trigger) ){re.escape(name)}\b",
+        text,
+        re.MULTILINE,
     )
     if not created:
-        raise ValueError(f"functions/{name}.sql does not create or replace webhooks.{name}")
+        raise ValueError(f"{name}.sql does not create or replace webhooks.{name}, nor a trigger {name}")
     needs = _NEEDS.search(text)
     names = tuple(need.strip() for need in needs[1].split(",")) if needs else ()
     return SchemaFunction(
-        name, text, hashlib.sha256(text.encode()).hexdigest(), names, created.count("function")
+        name,
+        text,
+        hashlib.sha256(text.encode()).hexdigest(),
+        names,
+        sum(1 for kind, _ in created if kind == "function"),
     )
 
 
@@ -108,7 +116,7 @@ def plan(
 
     Args:
         available: the program's functions, from `parse`.
-        applied: the rows of `webhooks.functions` whose function or view exists.
+        applied: the rows of `webhooks.functions` whose function, view or trigger exists.
         daemon_version: this program's version.
         schema_is_newer: True if the schema has migrations that this program does not know: then all its functions are
             those of a later program, which may have dropped some.

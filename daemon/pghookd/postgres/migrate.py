@@ -1,11 +1,12 @@
 """Brings the schema `webhooks` up to date, and reports its state.
 
 One session holds the migrations' advisory lock and applies the pending migrations, then the pending functions, in one
-transaction: nobody sees a function missing, or one that does not fit the tables. A schema of that name that is
-not pghookd's, or was altered, is not touched.
+transaction: nobody sees a function missing, or one that does not fit the tables. The transaction waits only briefly for
+a table that is in use, since producers queue behind it; then it is rolled back and tried again. A schema of that name
+that is not pghookd's, or was altered, is not touched.
 
 Never here: the decision what to apply (postgres/migration_plan.py, postgres/function_plan.py), DDL (sql/migrations,
-sql/functions).
+sql/functions, sql/triggers).
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from pghookd.postgres.migration_plan import Applied, Migration, MigrationPlan
 
 LOCK_WAIT_S: Final = 60.0
 _LOCK_PAUSE_S: Final = 0.25
+TABLE_WAIT_S: Final = 60.0
+_TABLE_PAUSE_S: Final = 1.0  # producers queue behind each try for lock_timeout
 _MARKER: Final = "pghookd:"  # prefix of the comment on pghookd's schema
 _SETTINGS: Final = {
-    # DDL that waits for an open transaction makes producers queue behind it: better to give up and report it.
-    "lock_timeout": "10s",
+    "lock_timeout": "200ms",  # DDL that waits for an open transaction makes producers queue behind it
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "60s",
     # No function in a schema before pg_catalog may run with the rights of a migration.
@@ -109,7 +111,7 @@ def load(folder: Traversable | None = None) -> SchemaFiles:
         {file.name: file.read_bytes() for file in files if file.name.endswith(".sql")}
     )
     fragments = client.texts(sql.joinpath("fragments"))
-    functions = client.texts(sql.joinpath("functions"))
+    functions = client.texts(sql.joinpath("functions")) | client.texts(sql.joinpath("triggers"))
     return SchemaFiles(
         migrations, function_plan.parse({name: expand(text, fragments) for name, text in functions.items()})
     )
@@ -192,6 +194,7 @@ async def migrate(
     folder: Traversable | None = None,
     say: Callable[[str], None] = lambda _text: None,
     lock_wait_s: float = LOCK_WAIT_S,
+    table_wait_s: float = TABLE_WAIT_S,
 ) -> Report:
     """Apply the pending migrations and functions in one transaction.
 
@@ -202,12 +205,13 @@ async def migrate(
         folder: of the SQL; None for the program's own.
         say: called with a message when it has to wait.
         lock_wait_s: maximum wait for another `migrate`, seconds.
+        table_wait_s: how long to try while a table is in use, seconds.
 
     Raises:
         DatabaseAway: the database cannot be reached or was lost.
         DatabaseError: Postgres rejected a statement; nothing was applied.
-        SchemaFault: the schema must not be touched, a function has another signature than before, or another
-            `migrate` did not end in time.
+        SchemaFault: the schema must not be touched, a function has another signature than before, a table was in
+            use all the time, or another `migrate` did not end in time.
     """
     available = load(folder)
     session = await client.connect(url, name="migrate", settings=_SETTINGS)
@@ -217,8 +221,7 @@ async def migrate(
             return _report(found, found.functions.pending, roles=roles)
         async with _locked(session, say, lock_wait_s):
             found = await _looked_at(session, available)
-            async with session.transaction():
-                functions = await _apply_all(session, available, found)
+            functions = await _apply_patiently(session, available, found, say, table_wait_s)
             await session.execute(
                 query("prepare_days")
             )  # by itself: it waits for transactions with locks on events
@@ -242,6 +245,33 @@ def _report(found: Found, functions: tuple[SchemaFunction, ...], *, roles: bool)
     return Report(pending, functions, version, found.plan.newer, roles)
 
 
+async def _apply_patiently(
+    session: Session, available: SchemaFiles, found: Found, say: Callable[[str], None], wait_s: float
+) -> tuple[SchemaFunction, ...]:
+    """Apply all that is pending in one transaction; begin again while a table is in use.
+
+    Raises:
+        SchemaFault: a table was in use all the time.
+    """
+    deadline = time.monotonic() + wait_s
+    told = False
+    while True:
+        try:
+            async with session.transaction():
+                return await _apply_all(session, available, found)
+        except DatabaseError as error:
+            if not error.is_about_a_lock:
+                raise
+            if time.monotonic() >= deadline:
+                raise SchemaFault(
+                    f"open transactions have kept a table in use for {wait_s:g} s; end them and try again"
+                ) from error
+        if not told:
+            say(f"open transactions keep a table in use: trying again for up to {wait_s:g} s")
+            told = True
+        await asyncio.sleep(_TABLE_PAUSE_S)
+
+
 async def _apply_all(session: Session, available: SchemaFiles, found: Found) -> tuple[SchemaFunction, ...]:
     """Apply the pending migrations, then the pending functions; return the functions."""
     for migration in found.plan.pending:
@@ -259,7 +289,7 @@ async def _apply_all(session: Session, available: SchemaFiles, found: Found) -> 
 
 
 async def _replace(session: Session, function: SchemaFunction) -> None:
-    """Create a function or view, or replace it; its grants and the objects that depend on it stay.
+    """Create a function, view or trigger, or replace it; grants and the objects that depend on it stay.
 
     Raises:
         SchemaFault: the one in the database has another signature.
