@@ -73,7 +73,7 @@ grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon
 
 -- The functions that the daemon calls, and nothing else: it cannot emit, add or alter an endpoint, or forget a site.
 -- This is the only list. A new function that sql/queries call has its name here, as have those that it calls in turn
--- unless it is SECURITY DEFINER. `pghookd check` reads the list, tests/component/test_grants.py tries all others.
+-- unless it is SECURITY DEFINER. `pghookd check` reads the list, tests/component/sql/test_grants.py tries all others.
 revoke execute on all functions in schema webhooks from webhooks_daemon;
 grant execute on function
   webhooks.day_of, webhooks.attach_day, webhooks.note_day, webhooks.enter_day,  -- days

@@ -105,7 +105,7 @@ GUIDES = {
     "guide: others": "[CS]*.md",
 }
 ROOMS = sorted(path.name for path in (DAEMON / "pghookd").iterdir() if (path / "__init__.py").exists())
-FOLDERS = sorted({path.parent.name for path in (ROOT / "tests").glob("*/*.py")})
+FOLDERS = sorted({path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").glob("*/**/*.py")})
 TEXTS = ("cli", "settings")
 COMMENT_ON = re.compile(r"^comment on [^']+ is\s+'((?:[^']|''|'\s+')*)';", re.MULTILINE)
 JOINT = re.compile(r"'\s+'")  # between the parts of one text

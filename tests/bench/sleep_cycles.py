@@ -1,6 +1,6 @@
 """Figure 5, second half: 5,000 sleep cycles under hostile producers, the fallback poll off: none lost, none read late.
 
-usage: sleep_cycles.py [--quick]      runs tests/component/test_doorbell.py's own attack for that many cycles
+usage: sleep_cycles.py [--quick]      runs tests/component/event_log/test_doorbell.py's own attack for that many cycles
 
 Four daemons on four servers share them: a cycle is mostly a wait, and one after the other they take half an hour.
 """
@@ -14,7 +14,7 @@ import sys
 
 from common import HERE, keep
 
-TEST = "component/test_doorbell.py::test_hostile_producers_are_never_slept_through"
+TEST = "component/event_log/test_doorbell.py::test_hostile_producers_are_never_slept_through"
 FOUND = re.compile(r"(\d+) cycles, (\d+) events, ms p50 ([\d.]+) p99 ([\d.]+) max (\d+)")
 
 

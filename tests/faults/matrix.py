@@ -89,7 +89,7 @@ MATRIX = (
         "at once",
         (
             "test_fault_process::test_frozen_for_moments",
-            "test_moving::test_a_stalled_loop_is_logged",
+            "test_database_copies::test_a_stalled_loop_is_logged",
             "test_drain::test_the_watchdog_is_fed_while_the_loops_move",
         ),
     ),
@@ -109,7 +109,7 @@ MATRIX = (
         "at once; a start",
         (
             "test_egress::test_the_memory_of_one_answer_is_bounded",
-            "test_http::test_an_endless_body_is_cut",
+            "test_sender::test_an_endless_body_is_cut",
             "test_fault_memory::test_the_largest_payloads_times_the_concurrency_stay_below_a_cap",
             "test_fault_memory::test_many_payloads_just_small_enough_to_travel_with_their_page",
             "test_fault_memory::test_killed_for_want_of_memory",
@@ -154,8 +154,8 @@ MATRIX = (
         "lines are dropped and counted, delivery goes on",
         "at once",
         (
-            "test_journal::test_a_reader_that_stopped_costs_lines_and_no_time",
-            "test_journal::test_a_full_disk_and_a_closed_pipe_cost_lines_and_nothing_else",
+            "test_logs::test_a_reader_that_stopped_costs_lines_and_no_time",
+            "test_logs::test_a_full_disk_and_a_closed_pipe_cost_lines_and_nothing_else",
         ),
     ),
     Row(
@@ -369,7 +369,7 @@ MATRIX = (
         "as wrong as the clock is",
         "at once",
         (
-            "test_moving::test_a_wrong_clock_is_logged",
+            "test_database_copies::test_a_wrong_clock_is_logged",
             "test_fault_process::test_the_clock_steps",
             "test_fault_process::test_daylight_saving_begins_or_ends",
             "test_fault_changes::test_the_servers_time_zone_changes",
@@ -402,8 +402,8 @@ MATRIX = (
         "it holds still until it is adopted, the original goes on",
         "`pghookd adopt`",
         (
-            "test_moving::test_a_copy_of_production_holds_still_until_it_is_adopted",
-            "test_moving::test_the_original_goes_on_meanwhile",
+            "test_database_copies::test_a_copy_of_production_holds_still_until_it_is_adopted",
+            "test_database_copies::test_the_original_goes_on_meanwhile",
         ),
     ),
     Row(
@@ -413,7 +413,7 @@ MATRIX = (
         "the next retry",
         (
             "test_egress::test_a_connection_that_drops_at_any_byte",
-            "test_http::test_a_connection_that_ends_before_the_head_is_complete",
+            "test_sender::test_a_connection_that_ends_before_the_head_is_complete",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
     ),
@@ -423,8 +423,8 @@ MATRIX = (
         "a timeout; others do not wait",
         "the endpoint's timeout",
         (
-            "test_http::test_a_receiver_that_never_answers",
-            "test_http::test_one_that_trickles_its_head_is_timed_out",
+            "test_sender::test_a_receiver_that_never_answers",
+            "test_sender::test_one_that_trickles_its_head_is_timed_out",
             "test_verdicts::test_a_hanging_endpoint_keeps_no_other_waiting",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
@@ -435,8 +435,8 @@ MATRIX = (
         "delivered: the head decides",
         "at once",
         (
-            "test_http::test_a_body_that_stalls_leaves_the_answer",
-            "test_http::test_a_body_that_breaks_off_leaves_the_answer",
+            "test_sender::test_a_body_that_stalls_leaves_the_answer",
+            "test_sender::test_a_body_that_breaks_off_leaves_the_answer",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
     ),
@@ -446,9 +446,9 @@ MATRIX = (
         "cut at a bound",
         "at once",
         (
-            "test_http::test_an_endless_body_is_cut",
-            "test_http::test_tiny_chunks_are_bounded_too",
-            "test_http::test_broken_framing_after_the_head_leaves_the_answer",
+            "test_sender::test_an_endless_body_is_cut",
+            "test_sender::test_tiny_chunks_are_bounded_too",
+            "test_sender::test_broken_framing_after_the_head_leaves_the_answer",
             "test_egress::test_the_memory_of_one_answer_is_bounded",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
@@ -459,8 +459,8 @@ MATRIX = (
         "unreachable, with a name; recorded whatever it says",
         "the next retry",
         (
-            "test_http::test_a_flood_of_informational_responses_is_stopped",
-            "test_http::test_mutilated_responses_never_surprise",
+            "test_sender::test_a_flood_of_informational_responses_is_stopped",
+            "test_sender::test_mutilated_responses_never_surprise",
             "test_bad_rows::test_whatever_a_receiver_says_can_be_recorded",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
@@ -483,8 +483,8 @@ MATRIX = (
         "read within bounds, never raises",
         "the bound",
         (
-            "test_retry::test_retry_after",
-            "test_retry::test_no_text_raises",
+            "test_retry_schedule::test_retry_after",
+            "test_retry_schedule::test_no_text_raises",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
     ),
@@ -494,8 +494,8 @@ MATRIX = (
         "stale_connection, an attempt of its own",
         "the next retry",
         (
-            "test_http::test_a_kept_connection_that_dies_at_the_next_request_is_stale",
-            "test_http::test_a_connection_closed_while_idle_is_not_used",
+            "test_sender::test_a_kept_connection_that_dies_at_the_next_request_is_stale",
+            "test_sender::test_a_connection_closed_while_idle_is_not_used",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
     ),
@@ -507,7 +507,7 @@ MATRIX = (
         (
             "test_egress::test_what_is_wrong_with_a_certificate_is_told_apart",
             "test_egress::test_tls_before_1_2_is_not_spoken",
-            "test_http::test_a_handshake_that_stalls",
+            "test_sender::test_a_handshake_that_stalls",
             "test_fault_zoo::test_receivers_that_misbehave_in_every_way",
         ),
     ),
@@ -549,7 +549,7 @@ MATRIX = (
         "owner gets a mail",
         "the next retry",
         (
-            "test_care::test_a_storm_holds_first_mails_and_clocks_and_notifies_the_operator",
+            "test_monitor::test_a_storm_holds_first_mails_and_clocks_and_notifies_the_operator",
             "test_week::test_a_storm_mails_nobody_but_the_operator",
             "test_fault_receivers::test_the_way_out_is_cut_for_all",
         ),
@@ -628,7 +628,7 @@ MATRIX = (
         "unreadable events are not sent, and harm nothing else; sending to the site ends",
         "at once",
         (
-            "test_privacy::test_a_daemon_stops_sending_to_a_site_that_is_forgotten",
+            "test_erasure::test_a_daemon_stops_sending_to_a_site_that_is_forgotten",
             "test_fault_data::test_events_are_deleted_while_they_wait",
         ),
     ),

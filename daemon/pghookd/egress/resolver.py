@@ -114,7 +114,7 @@ class GuardedResolver(AbstractResolver):
             return
         self._forget_at = now + self._forget_s
         with contextlib.suppress(pycares.AresError):  # an old cache is better than no lookup
-            self._dns._channel.reinit()  # noqa: SLF001 -- no public method empties the cache; tests/component/test_resolver.py pins it
+            self._dns._channel.reinit()  # noqa: SLF001 -- no public method empties the cache; tests/component/egress/test_resolver.py pins it
 
     async def close(self) -> None:
         """Cancel pending lookups and close the sockets."""

@@ -3,8 +3,8 @@
 It uses aiohttp's connector and response parser directly, without the client session. At that level there are no
 cookies, redirects, proxies from the environment, decompression or header merging, and a request costs a third.
 
-The sender relies on the following, which aiohttp does not guarantee (hence `aiohttp < 4`; tests/component/test_http.py
-pins it):
+The sender relies on the following, which aiohttp does not guarantee (hence `aiohttp < 4`;
+tests/component/egress/test_sender.py pins it):
 
 - `TCPConnector.connect(req, traces, timeout)` reads only the attributes that `_Request` has, and takes a connection
   from its pool without yielding to the event loop;

@@ -32,7 +32,7 @@ from pghookd.cli.devtools.sample_requests import Sample, Way
 from pghookd.settings.schema import Settings
 from pghookd.webhook import signing
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 LEGACY = "correct horse battery staple"
 PAYLOAD = '{"name": "Núñez ☕", "items": [1 , 2]}'.encode()

@@ -839,7 +839,7 @@ def test_all_of_this_holds_without_the_c_extension():
             __file__,
         ],
         env={**os.environ, PURE_PYTHON: "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,

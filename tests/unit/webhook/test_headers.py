@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pghookd.webhook import headers
 from pghookd.webhook.envelope import StaticHead
 
-# tests/component/test_options.py holds the table against the sender: both refuse the same.
+# tests/component/webhook/test_options_of_endpoints.py holds the table against the sender: both refuse the same.
 FIT = [
     "Authorization",
     "x-api-key",

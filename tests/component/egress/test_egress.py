@@ -463,7 +463,9 @@ async def test_the_memory_of_one_answer_is_bounded():
 # The command
 
 
-ORDINARY = (Path(__file__).parents[1] / "unit" / "ordinary_urls.txt").read_text("utf-8").splitlines()
+ORDINARY = (
+    (Path(__file__).parents[2] / "unit" / "egress" / "ordinary_urls.txt").read_text("utf-8").splitlines()
+)
 
 
 def check(*args, **variables):
