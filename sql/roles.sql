@@ -47,11 +47,10 @@ grant execute on function webhooks.webhook_id, webhooks.event_id, webhooks.expla
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
 grant execute on function webhooks.add_endpoint, webhooks.send_test, webhooks.cancel, webhooks.emit_changes, webhooks.watch_table to webhooks_admin;
 grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
-grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.release to webhooks_admin;
+grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.release, webhooks.why_kept to webhooks_admin;
 
 -- The daemon reads the log and writes the outcomes, and nothing else by its own rights: it changes events only through
--- functions. Rights on the parents are enough: partitions get none. If the tables' owner is not a superuser, the daemon is
--- a member of its role, since DETACH CONCURRENTLY and ANALYZE need ownership; it could then do what the owner can.
+-- functions. Rights on the parents are enough: partitions get none. What needs the tables' owner is at the end.
 revoke all on all tables in schema webhooks from webhooks_daemon;
 grant select on all tables in schema webhooks to webhooks_daemon;
 do $$
@@ -76,23 +75,59 @@ grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon
 -- unless it is SECURITY DEFINER. `pghookd check` reads the list, tests/component/sql/test_grants.py tries all others.
 revoke execute on all functions in schema webhooks from webhooks_daemon;
 grant execute on function
-  webhooks.day_of, webhooks.attach_day, webhooks.note_day, webhooks.enter_day,  -- days
+  webhooks.day_of, webhooks.attach_day, webhooks.note_day, webhooks.enter_day, webhooks.leave_day, webhooks.why_kept,  -- days
   webhooks.takes, webhooks.matches, webhooks.shard_of,  -- the endpoints and the shard of an event
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
   webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.forget_page,  -- privacy
   webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
   to webhooks_daemon;
 
+-- DETACH CONCURRENTLY, DROP and ANALYZE need the tables' owner, and no role is made a member of a superuser. So what a
+-- superuser made goes to a role of its own, webhooks_owner. `pghookd migrate` acts as the owner from then on.
 do $$
 declare
-  owner name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');
+  owner constant name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');
+  each text;
 begin
-  if not (select rolsuper from pg_roles where rolname = owner) and not pg_has_role('webhooks_daemon', owner, 'member') then
+  if not (select rolsuper from pg_roles where rolname = owner) then
+    return;
+  end if;
+  if not exists (select from pg_roles where rolname = 'webhooks_owner') then
     begin
-      execute format('grant %I to webhooks_daemon', owner);
+      create role webhooks_owner nologin;
+    exception when duplicate_object or unique_violation then
+      null;  -- another database of this cluster made it in this moment
+    end;
+  end if;
+  for each in
+    select format('schema %I', nspname) from pg_namespace where nspname in ('webhooks', 'webhooks_archive')
+    union all
+    select format('%s %s', case relkind when 'v' then 'view' else 'table' end, oid::regclass) from pg_class
+    where relnamespace in ('webhooks'::regnamespace, 'webhooks_archive'::regnamespace) and relkind in ('r', 'p', 'v')
+    union all
+    select format('function %s', oid::regprocedure) from pg_proc where pronamespace = 'webhooks'::regnamespace
+  loop
+    execute format('alter %s owner to webhooks_owner', each);
+  end loop;
+end $$;
+
+-- The daemon's role is a member of the owner and inherits nothing from it: only what keeps the days in order acts as the
+-- owner, by SET ROLE. Before 16 that is a matter of the member role as a whole.
+do $$
+declare
+  owner constant name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');
+  statement constant text := format(case when current_setting('server_version_num')::int >= 160000
+    then 'grant %I to webhooks_daemon with inherit false' else 'grant %I to webhooks_daemon' end, owner);
+begin
+  if current_setting('server_version_num')::int < 160000 then
+    alter role webhooks_daemon noinherit;
+  end if;
+  if not pg_has_role('webhooks_daemon', owner, 'member') then
+    begin
+      execute statement;
     exception when insufficient_privilege or invalid_grant_operation then  -- from 16 on no role may grant itself
       raise warning 'webhooks_daemon is not a member of %: %', owner, sqlerrm
-        using hint = format('A superuser should run: GRANT %I TO webhooks_daemon', owner);
+        using hint = format('A superuser should run: %s', statement);
     end;
   end if;
 end $$;

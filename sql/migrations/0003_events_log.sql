@@ -60,8 +60,11 @@ comment on column webhooks.events.endpoint_id is 'Only to this endpoint; not for
 create table webhooks.partitions (
   day         int primary key,
   attached_at timestamptz not null default now(),
-  holders     text[] not null
+  holders     text[] not null,
+  leaving_at  timestamptz
 );
+comment on column webhooks.partitions.leaving_at is
+  'Since when retention removes the day; no replay reaches it any more';
 comment on table webhooks.partitions is
   'Days whose partitions are attached, and the transactions that were open then and may not know them; the daemon''s '
   'own';

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import os
-import sys
-from dataclasses import dataclass
 
 import pytest
 
+from support.command import command
 from support.events import emit
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 SECRET = "whsec_" + "A" * 32
 
 
-@dataclass
-class Done:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def told(self):
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def pghookd(database):
-    """Return `await pghookd(*words)`: a command as a process of its own, on the test's database."""
-
-    async def call(*words, url=database, stdin=b"", **variables):
-        environ = {key: value for key, value in os.environ.items() if not key.startswith(("PGHOOKD_", "PG"))}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "pghookd", *map(str, words),
-            env=environ | {"PGHOOKD_DATABASE_URL": url} | variables,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(stdin), 60)
-        assert b"Traceback" not in err, err.decode()
-        return Done(process.returncode, out.decode(), err.decode())
-
-    return call
+    """Return `await pghookd(*words)`: a command on the test's database."""
+    return functools.partial(command, url=database)
 
 
 @pytest.fixture

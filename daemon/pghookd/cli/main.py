@@ -24,6 +24,7 @@ from pghookd.cli.endpoints import endpoint, secret
 from pghookd.cli.events import event
 from pghookd.cli.receivers import receive, send, show_received
 from pghookd.cli.replays import replay
+from pghookd.cli.storage import archive, storage
 from pghookd.cli.terminal import (
     DONE,
     NO,
@@ -52,7 +53,7 @@ def cli() -> None:
     """Deliver webhooks from a Postgres table: signed, retried, recorded."""
 
 
-for _command in (endpoint, secret, event, replay, send, receive):
+for _command in (endpoint, secret, event, replay, storage, archive, send, receive):
     cli.add_command(_command)
 
 

@@ -21,9 +21,9 @@ from pghookd.process.logs import LogEvent
 from pghookd.runtime.assembly import Engine, EngineTerms, Listeners, Start
 from pghookd.runtime.liveness import Beats, watch, watch_clock, watch_notifications
 from pghookd.runtime.mailing import Mailing
-from pghookd.runtime.maintenance import Duties, maintain
 from pghookd.runtime.notifications import NotificationRouter
 from pghookd.runtime.sessions import Sessions
+from pghookd.runtime.upkeep.maintenance import Duties, maintain
 from pghookd.settings.schema import Settings
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care", "mail")

@@ -10,7 +10,7 @@ import pytest
 from pghookd.event_log.doorbell import Bell
 from pghookd.postgres import client
 from pghookd.process import beating
-from pghookd.runtime import maintenance
+from pghookd.runtime.upkeep import maintenance
 from pghookd.runtime.sessions import Sessions
 from support import crew, producers
 from support.crew import Diary, desk, living

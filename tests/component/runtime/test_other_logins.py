@@ -10,7 +10,7 @@ import pytest
 
 from pghookd.operations import check
 from pghookd.postgres import client
-from pghookd.runtime import maintenance
+from pghookd.runtime.upkeep import maintenance
 from pghookd.runtime.liveness import watch_notifications
 from support import crew, producers
 from support.crew import Diary, serving

@@ -11,7 +11,7 @@ import structlog
 
 from pghookd.postgres import client
 from pghookd.postgres.client import query
-from pghookd.runtime.maintenance import Duties, tidy
+from pghookd.runtime.upkeep.maintenance import Duties, tidy
 from support.crew import living
 from support.events import Sql, emit
 
