@@ -258,6 +258,31 @@ async def test_a_prepared_transaction_holds_no_producer_up(log, open_producer, c
     assert await log.tables() == []
 
 
+# Records ------------------------------------------------------------------------------------------------------------
+
+RECORDS = {
+    "emails": "insert into webhooks.emails (owner_email, kind, window_start, digest, state, created_at)"
+    " values ('a@b', '{state}', '{at}', '{{}}', '{state}', '{at}')",
+    "operations": "insert into webhooks.operations (what, at) values ('enable', '{at}')",
+    "replays": "insert into webhooks.replays (spec, state, created_at) values ('{{}}', '{state}', '{at}')",
+}
+OPEN = {"emails": "queued", "replays": "paused"}
+ENDED = {"emails": "sent", "replays": "done"}
+
+
+@pytest.mark.parametrize("table", RECORDS)
+async def test_old_records_are_deleted_and_those_still_open_stay(log, table):
+    days = [await log.session.fetchval("select (now() - make_interval(days => $1))::text", n) for n in (401, 399)]
+    made = [(days[0], ENDED), (days[1], ENDED)] + [(days[0], OPEN)] * (table in OPEN)
+    for at, states in made:
+        await log.session.execute(RECORDS[table].format(at=at, state=states.get(table)))
+    count = f"select count(*) from webhooks.{table}"
+    await log.step(Policy(days=0))
+    assert await log.session.fetchval(count) == len(made)
+    await log.step(Policy(days=0, records_days=400))
+    assert await log.session.fetchval(count) == len(made) - 1
+
+
 # Crashes ------------------------------------------------------------------------------------------------------------
 
 

@@ -485,6 +485,7 @@ def parameters(day, event_id):
         "find_old_days": (0, 10),
         "leave_day": (0,),
         "read_day_tables": (day,),
+        "why_kept": (0,),
         "expire_day": (0, 10),
         "read_storage": ("webhooks",),
         "read_archive": (0,),
@@ -524,6 +525,9 @@ def parameters(day, event_id):
         "pause_replay": (1,),
         "resume_replay": (1,),
         "cancel_replay": (1,),
+        "prune_emails": (400, 10),
+        "prune_operations": (400, 10),
+        "prune_replays": (400, 10),
         "note_left_day": (0, "dropped"),
         "note_archive_dropped": (0,),
         "note_migration": (99, "later", "x", None),
@@ -540,6 +544,8 @@ NOT_THE_DAEMONS = {
     # Run by commands, as a member of webhooks_admin.
     "plan_replay", "start_replay", "pause_replay", "resume_replay", "cancel_replay", "add_endpoint", "enable_endpoint",
     "disable_endpoint", "rotate_secret", "send_test",
+    # By retention, as the owner.
+    "prune_emails", "prune_operations", "prune_replays",
     # By `migrate` and the demo, as the owner.
     "note_migration", "note_function", "prepare_days", "insert_event", "put_sites", "move_endpoint", "insert_endpoint",
 }  # fmt: skip

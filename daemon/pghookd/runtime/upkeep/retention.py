@@ -1,4 +1,6 @@
-"""Removes whole days that are old enough: each table's partition is detached, then dropped or moved to the archive.
+"""Removes whole days that are old enough, and old records.
+
+Each table's partition of a day is detached, then dropped or moved to the archive.
 
 A day goes only if everything of it is settled; otherwise it is kept, and a warning gives the reasons. No producer
 waits: a detachment waits for transactions without a lock that inserts need, and for 200 ms at most; then the next step
@@ -23,7 +25,8 @@ from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import RetentionSettings
 
 DAYS_A_STEP: Final = 50  # old days looked at in one step
-EXPIRE_PAGE: Final = 1000  # deliveries
+PAGE: Final = 1000  # deliveries given up, or records deleted, by one statement
+RECORDS: Final = ("prune_emails", "prune_operations", "prune_replays")
 PAUSE_S: Final = 0.02  # after each page and each day
 WAIT_MS: Final = 200  # for transactions that use a partition
 DELAYED_S: Final = 3600.0  # a table may be in use for so long before a warning
@@ -38,16 +41,18 @@ class Policy:
         days: whole days that are kept, today not counted; 0 keeps all.
         action: drop, or detach: the tables of the day move to the schema webhooks_archive.
         unsettled_days: days after which what is still unsettled is given up.
+        records_days: days after which records are deleted; 0 keeps them.
     """
 
     days: int = 0
     action: Literal["drop", "detach"] = "drop"
     unsettled_days: int = 30
+    records_days: int = 0
 
     @classmethod
     def of(cls, settings: RetentionSettings) -> Policy:
         """Make it from the settings."""
-        return cls(settings.days, settings.action, settings.unsettled_days)
+        return cls(settings.days, settings.action, settings.unsettled_days, settings.records_days)
 
 
 KEEP_ALL: Final = Policy()
@@ -81,14 +86,15 @@ class Retention:
         A table that is in use, or that Postgres refuses to detach, ends the step; the next one goes on from there.
         """
         try:
-            await self._step(policy, today)
+            await self._remove_days(policy, today)
+            await self._prune(policy.records_days)
         except DatabaseError as error:
             if self._delayed.is_due(self._monotonic(), lasts=True):
                 self._logger.warning(LogEvent.DAY_DELAYED, error=str(error))
         else:
             self._delayed.is_due(self._monotonic(), lasts=False)
 
-    async def _step(self, policy: Policy, today: int) -> None:
+    async def _remove_days(self, policy: Policy, today: int) -> None:
         first_kept = today - policy.days if policy.days else 0  # those that have begun to leave go on
         kept: dict[str, list[str]] = {}
         for row in await self._session.fetch(query("find_old_days"), first_kept, DAYS_A_STEP):
@@ -107,7 +113,7 @@ class Retention:
     async def _expire(self, day: int) -> None:
         """Give up what is left of a day in backlog; ordered endpoints are notified, whose next events may go now."""
         count = 0
-        while rows := await self._session.fetch(query("expire_day"), day, EXPIRE_PAGE):
+        while rows := await self._session.fetch(query("expire_day"), day, PAGE):
             count += sum(row["deliveries"] for row in rows)
             await self._session.execute("select pg_notify('pghookd', 'endpoints')")
             await asyncio.sleep(PAUSE_S)
@@ -135,6 +141,16 @@ class Retention:
             if not session.closed:
                 await session.execute("reset lock_timeout")
         self._logger.info(LogEvent.DAY_DROPPED if is_dropped else LogEvent.DAY_ARCHIVED, day=date_of(day))
+
+
+    async def _prune(self, days: int) -> None:
+        """Delete records that are older; as the owner, since the daemon's own role may not change history."""
+        if not days:
+            return
+        async with as_owner(self._session):
+            for name in RECORDS:
+                while await self._session.fetchval(query(name), days, PAGE):
+                    await asyncio.sleep(PAUSE_S)
 
 
 def _ddl(name: str, table: str, day: int) -> str:
