@@ -1,11 +1,11 @@
--- The four roles of a pghookd schema, each with the least it needs. Repeatable; roles belong to the whole cluster,
+-- The roles of a pghookd schema, each with the least it needs. Repeatable; roles belong to the whole cluster,
 -- so a role that exists already is used as it is. Run by `pghookd migrate --roles`, as a role that may create roles.
 
 do $$
 declare
   r text;
 begin
-  foreach r in array array['webhooks_producer', 'webhooks_admin', 'webhooks_reader', 'webhooks_daemon'] loop
+  foreach r in array array['webhooks_producer', 'webhooks_admin', 'webhooks_reader', 'webhooks_site', 'webhooks_daemon'] loop
     if not exists (select from pg_roles where rolname = r) then
       begin
         execute format('create role %I nologin', r);
@@ -16,7 +16,7 @@ begin
   end loop;
 end $$;
 
-grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_reader, webhooks_daemon;
+grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_reader, webhooks_site, webhooks_daemon;
 
 -- Producers insert events. They may read back what Postgres filled in, since Django, SQLAlchemy and others add RETURNING.
 grant insert (site_id, type, payload, subject, traceparent, ordering_key, dedupe_key, supersede_key, deliver_after, deliver_before),
@@ -37,6 +37,9 @@ grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_ty
 grant select (at, actor, what) on webhooks.operations to webhooks_reader;
 grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
+
+-- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.
+grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_reader, webhooks_admin;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
@@ -102,8 +105,8 @@ begin
   for each in
     select format('schema %I', nspname) from pg_namespace where nspname in ('webhooks', 'webhooks_archive')
     union all
-    select format('%s %s', case relkind when 'v' then 'view' else 'table' end, oid::regclass) from pg_class
-    where relnamespace in ('webhooks'::regnamespace, 'webhooks_archive'::regnamespace) and relkind in ('r', 'p', 'v')
+    select format('%s %s', case relkind when 'v' then 'view' when 'c' then 'type' else 'table' end, oid::regclass) from pg_class
+    where relnamespace in ('webhooks'::regnamespace, 'webhooks_archive'::regnamespace) and relkind in ('r', 'p', 'v', 'c')
     union all
     select format('function %s', oid::regprocedure) from pg_proc where pronamespace = 'webhooks'::regnamespace
   loop

@@ -16,7 +16,7 @@ create table webhooks.attempts (
   site_id      text collate "C" not null
 ) partition by range (event_id);
 create unique index attempts_once on webhooks.attempts (event_id, endpoint_id, attempt);
-create index attempts_failed on webhooks.attempts (endpoint_id, event_id) where outcome <> 'delivered';
+create index attempts_of_endpoint on webhooks.attempts (endpoint_id, event_id);
 comment on table webhooks.attempts is 'One row per request made; a delivered one settles its delivery';
 comment on column webhooks.attempts.attempted_at is 'Start of the request';
 comment on column webhooks.attempts.error is 'A constant name, or name: detail';
@@ -75,3 +75,22 @@ begin
     alter table webhooks.attempts alter column response set compression lz4;
   end if;
 end $$;
+
+-- What webhooks.site_deliveries returns; its parameters have some of these names, which columns of its own could not.
+create type webhooks.site_delivery as (
+  cursor          text,
+  event_id        bigint,
+  webhook_id      text,
+  endpoint_id     bigint,
+  type            text,
+  subject         text,
+  state           text,
+  detail          text,
+  attempts        int,
+  created_at      timestamptz,
+  last_attempt_at timestamptz,
+  last_status     smallint,
+  last_error      text,
+  next_attempt_at timestamptz
+);
+comment on type webhooks.site_delivery is 'A row of the log of a site, as webhooks.site_deliveries returns it';

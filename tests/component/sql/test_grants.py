@@ -21,20 +21,22 @@ from pghookd.postgres import migrate
 from pghookd.settings.schema import Settings
 from support.events import emit
 
-ROLES = ("webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_admin", None)
+ROLES = ("webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_site", "webhooks_admin", None)
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
 LOOKUPS = {"webhook_id", "event_id", "explain"}
+SITE_LOG = {"site_deliveries"}
 FUNCTIONS = {
     None: set(),
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
-    "webhooks_reader": LOOKUPS,
+    "webhooks_reader": LOOKUPS | SITE_LOG,
+    "webhooks_site": SITE_LOG,
     "webhooks_daemon": LOOKUPS | {
         "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
         "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
         "wrap_secrets", "erase_payloads", "erase_responses", "forget_page",
     },
-    "webhooks_admin": LOOKUPS | {
+    "webhooks_admin": LOOKUPS | SITE_LOG | {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",
         "enable_endpoint", "disable_endpoint", "snooze_endpoint", "mute_owner", "unsubscribe", "send_test", "cancel",
         "release", "why_kept", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "forget",
@@ -46,6 +48,7 @@ ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome 
 TABLES = {
     None: {},
     "webhooks_producer": {},
+    "webhooks_site": {},
     "webhooks_reader": dict.fromkeys(("deliveries", "endpoint_health", "event_types", "audit"), "s"),
     "webhooks_daemon": {
         "attempts": "i", "dead": "id", "partitions": "id", "emails": "iu", "owners": "iu", "replays": "u",

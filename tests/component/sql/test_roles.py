@@ -98,7 +98,7 @@ async def test_roles_are_made_once_for_a_cluster_and_granted_in_each_database(
             "select rolname, rolcanlogin, rolsuper from pg_roles where rolname like 'webhooks\\_%'"
         )
         assert {row["rolname"] for row in roles} == {
-            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_daemon", "webhooks_owner",
+            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_site", "webhooks_daemon", "webhooks_owner",
         }  # fmt: skip
         assert not any(row["rolcanlogin"] or row["rolsuper"] for row in roles)
     finally:
@@ -714,6 +714,34 @@ async def test_an_owner_that_made_the_roles_itself_is_told_and_not_stopped(own_s
     day = await owner.fetchval("select max(day) + 1 from webhooks.partitions")
     assert await maintenance.step(daemon, logger=structlog.get_logger(), days=1, today=day)
     await daemon.close()
+
+
+# The pages of a site ------------------------------------------------------------------------------------------------
+
+
+async def test_a_site_sees_its_own_deliveries_and_nothing_else(con, login, connect):
+    await con.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
+    await con.execute("insert into webhooks.endpoints (site_id, url) values ('t', 'http://x')")
+    mine = await con.fetchval(f"{INSERT} returning event_id")
+    theirs = await con.fetchval(f"{INSERT.replace(chr(39) + 's' + chr(39), chr(39) + 't' + chr(39))} returning event_id")
+    site = await connect(await login("webhooks_site"))
+    ask = "select array_agg(event_id) from webhooks.site_deliveries($1)"
+    assert [await site.fetchval(ask, each) for each in ("s", "t")] == [None, None]
+    await site.execute("set webhooks.site_id = 's'")
+    assert [await site.fetchval(ask, each) for each in ("s", "t", None)] == [[mine], None, None]
+    await site.execute("set webhooks.site_id = ''")
+    assert [await site.fetchval(ask, each) for each in ("s", "t", "")] == [None, None, None]
+    await refused(
+        site,
+        "select * from webhooks.deliveries",
+        "select * from webhooks.events",
+        "select * from webhooks.sites",
+        "select * from webhooks.recent_deliveries('s', null, '{delivered}', 0, 9, 9, 9)",
+        "select last_value from webhooks.events_event_id_seq",
+        f"select webhooks.explain({mine})",
+    )
+    both = await connect(await login("webhooks_reader"))
+    assert [await both.fetchval(ask, each) for each in ("s", "t")] == [[mine], [theirs]]
 
 
 # Operations by hand -------------------------------------------------------------------------------------------------
