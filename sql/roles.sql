@@ -50,7 +50,7 @@ grant execute on function webhooks.webhook_id, webhooks.event_id, webhooks.expla
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
 grant execute on function webhooks.add_endpoint, webhooks.send_test, webhooks.cancel, webhooks.emit_changes, webhooks.watch_table to webhooks_admin;
 grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay to webhooks_admin;
-grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.release, webhooks.why_kept to webhooks_admin;
+grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.erase, webhooks.release, webhooks.why_kept to webhooks_admin;
 
 -- The daemon reads the log and writes the outcomes, and nothing else by its own rights: it changes events only through
 -- functions. Rights on the parents are enough: partitions get none. What needs the tables' owner is at the end.
@@ -81,7 +81,7 @@ grant execute on function
   webhooks.day_of, webhooks.attach_day, webhooks.note_day, webhooks.enter_day, webhooks.leave_day, webhooks.why_kept,  -- days
   webhooks.takes, webhooks.matches, webhooks.shard_of,  -- the endpoints and the shard of an event
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
-  webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.forget_page,  -- privacy
+  webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.erase_subject, webhooks.forget_page,  -- privacy
   webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
   to webhooks_daemon;
 

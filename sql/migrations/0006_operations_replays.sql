@@ -62,3 +62,19 @@ create table webhooks.forgotten (
   erased         bigint not null default 0
 );
 comment on table webhooks.forgotten is 'Sites that are being erased, until nothing is left of them; the daemon''s own';
+
+create table webhooks.erasures (
+  site_id     text collate "C" not null,
+  subject     text not null,
+  pending     text not null constraint "pending is deliver or cancel" check (pending in ('deliver', 'cancel')),
+  asked_at    timestamptz not null default now(),
+  asked_xid   xid8 not null default pg_current_xact_id(),
+  actor       text not null default session_user,
+  to_event_id bigint not null,
+  events      bigint not null default 0,
+  answers     bigint not null default 0,
+  primary key (site_id, subject)
+);
+comment on table webhooks.erasures is
+  'Subjects whose payloads and answers are being erased, until nothing is left of them; the daemon''s own';
+comment on column webhooks.erasures.to_event_id is 'Events that are inserted later are not erased';

@@ -34,12 +34,13 @@ FUNCTIONS = {
     "webhooks_daemon": LOOKUPS | {
         "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
         "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
-        "wrap_secrets", "erase_payloads", "erase_responses", "forget_page",
+        "wrap_secrets", "erase_payloads", "erase_responses", "erase_subject", "forget_page",
     },
     "webhooks_admin": LOOKUPS | SITE_LOG | {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",
         "enable_endpoint", "disable_endpoint", "snooze_endpoint", "mute_owner", "unsubscribe", "send_test", "cancel",
         "release", "why_kept", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "forget",
+        "erase",
     },
 }  # fmt: skip
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"

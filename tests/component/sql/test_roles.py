@@ -480,6 +480,7 @@ def parameters(day, event_id):
         "erase_payloads": (30.0, 10),
         "erase_responses": (30.0, 10),
         "forget_sites": (10,),
+        "erase_subjects": (),
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
         "find_today": (),
         "find_old_days": (0, 10),

@@ -110,6 +110,8 @@ async def _pages(session: Session, duties: Duties) -> AsyncIterator[None]:
             yield
     while any(row["erased"] is not None for row in await session.fetch(query("forget_sites"), PAGE)):
         yield
+    await session.fetch(query("erase_subjects"))
+    yield
     for name, kept_days in (
         ("erase_payloads", duties.payload_days),
         ("erase_responses", duties.response_days),
