@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pghookd import __version__
+from pghookd.cli.deliveries import delivery
 from pghookd.cli.endpoints import endpoint, secret
 from pghookd.cli.events import event
 from pghookd.cli.receivers import receive, send, show_received
@@ -53,7 +54,7 @@ def cli() -> None:
     """Deliver webhooks from a Postgres table: signed, retried, recorded."""
 
 
-for _command in (endpoint, secret, event, replay, storage, archive, send, receive):
+for _command in (endpoint, secret, event, delivery, replay, storage, archive, send, receive):
     cli.add_command(_command)
 
 

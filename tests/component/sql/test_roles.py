@@ -490,6 +490,8 @@ def parameters(day, event_id):
         "expire_day": (0, 10),
         "read_storage": ("webhooks",),
         "read_archive": (0,),
+        "list_deliveries": ("s", None, None, None, None, None, None, None, 10),
+        "why_no_deliveries": ("s", None, None),
         "measure_database": (),
         "analyze_events": (),
         "analyze_attempts": (),
@@ -542,6 +544,8 @@ def parameters(day, event_id):
 
 
 NOT_THE_DAEMONS = {
+    # Run by commands, as a member of webhooks_reader.
+    "list_deliveries", "why_no_deliveries",
     # Run by commands, as a member of webhooks_admin.
     "plan_replay", "start_replay", "pause_replay", "resume_replay", "cancel_replay", "add_endpoint", "enable_endpoint",
     "disable_endpoint", "rotate_secret", "send_test",

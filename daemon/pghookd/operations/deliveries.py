@@ -1,0 +1,99 @@
+"""The database calls of `delivery list`: the deliveries of a site, and why there are none.
+
+Never here: the output (cli/deliveries.py), what a state means (sql/functions/site_deliveries.sql).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+from typing import Any, Final
+
+from pghookd.operations.endpoints import READER, needing
+from pghookd.postgres.client import connect, query
+from pghookd.settings.schema import Settings
+
+_BOUNDS: Final = {"statement_timeout": "30s"}
+_TIMES: Final = ("created_at", "last_attempt_at", "next_attempt_at", "newest_at")
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which deliveries of a site; a filter that is None matches any.
+
+    Attributes:
+        site_id: the site.
+        endpoint_id: to this endpoint.
+        state: delivered, pending or failed.
+        type: of this type.
+        subject: of this subject.
+        since: of events from this time on.
+        before: the cursor of the last delivery seen; None for the newest ones.
+        most: how many, 1 to 1,000.
+    """
+
+    site_id: str
+    endpoint_id: int | None = None
+    state: str | None = None
+    type: str | None = None
+    subject: str | None = None
+    since: dt.datetime | None = None
+    before: str | None = None
+    most: int = 20
+
+
+async def list_deliveries(settings: Settings, wanted: Wanted) -> tuple[list[dict[str, Any]], str | None]:
+    """Return deliveries, newest first, with times as datetimes in UTC; if there are none, also a sentence that says why.
+
+    Raises:
+        DatabaseAway: the database cannot be reached.
+        DatabaseError: the cursor is none (class 22), or the role lacks a privilege.
+    """
+    since_us = None if wanted.since is None else (wanted.since - _EPOCH) // _MICROSECOND
+    filters = (wanted.site_id, wanted.endpoint_id, wanted.state, wanted.type, wanted.subject)
+    with needing(READER):
+        session = await connect(
+            settings.database.url.get_secret_value(), name="delivery", settings=_BOUNDS, writable=False
+        )
+        try:
+            rows = await session.fetch(
+                query("list_deliveries"), *filters, since_us, None, wanted.before, wanted.most
+            )
+            if rows:
+                return [_told(dict(row)) for row in rows], None
+            about = (wanted.site_id, wanted.endpoint_id, wanted.subject)
+            row = await session.fetchrow(query("why_no_deliveries"), *about)
+        finally:
+            await session.close()
+    if row is None:
+        raise AssertionError("a statement without FROM returns a row")
+    return [], _why_none(_told(dict(row)), wanted)
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    times = {
+        name: _EPOCH + row[name] * _MICROSECOND
+        for name in _TIMES
+        if row.get(name) is not None
+    }
+    return row | times
+
+
+def _why_none(row: dict[str, Any], wanted: Wanted) -> str:
+    if not row["has_site"]:
+        return f"there is no site {wanted.site_id}"
+    if not row["endpoints"]:
+        return f"site {wanted.site_id} has no endpoint"
+    if wanted.endpoint_id is not None and not row["has_endpoint"]:
+        return f"site {wanted.site_id} has no endpoint {wanted.endpoint_id}"
+    if wanted.subject is not None and not row["has_subject"]:
+        return f"site {wanted.site_id} has no event with the subject {wanted.subject}"
+    if wanted.since is not None and row["newest_at"] is not None:
+        last = row["newest_at"].astimezone(wanted.since.tzinfo)
+        return f"nothing since {wanted.since:%Y-%m-%d %H:%M}; the last one before is of {last:%Y-%m-%d %H:%M}"
+    if wanted.before is not None:
+        return "there are no older ones"
+    filtered = any(each is not None for each in (wanted.state, wanted.type, wanted.subject, wanted.endpoint_id))
+    return f"site {wanted.site_id} has no such delivery" if filtered else f"site {wanted.site_id} has no delivery"
