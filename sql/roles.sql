@@ -33,7 +33,8 @@ end $$;
 
 -- Readers see what happened, but no secret, no payload, no owner's address, and of URLs scheme and host.
 revoke all on webhooks.operations from webhooks_reader;
-grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit to webhooks_reader;
+grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit, webhooks.unclaimed to webhooks_reader;
+grant execute on function webhooks.nearest_name to webhooks_reader, webhooks_admin;
 grant select (at, actor, what) on webhooks.operations to webhooks_reader;
 grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
@@ -44,7 +45,7 @@ grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_re
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
-  webhooks.emails, webhooks.replays, webhooks.audit to webhooks_admin;
+  webhooks.emails, webhooks.replays, webhooks.audit, webhooks.unclaimed to webhooks_admin;
 grant execute on function webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
@@ -71,6 +72,7 @@ grant update (enabled, disabled_reason) on webhooks.endpoints to webhooks_daemon
 grant insert, update on webhooks.emails, webhooks.owners to webhooks_daemon;
 grant update on webhooks.replays to webhooks_daemon;
 grant insert, update, delete on webhooks.backlog, webhooks.shards, webhooks.incidents, webhooks.home to webhooks_daemon;
+grant insert, update on webhooks.unclaimed_events to webhooks_daemon;
 grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon;
 
 -- The functions that the daemon calls, and nothing else: it cannot emit, add or alter an endpoint, or forget a site.
@@ -79,7 +81,7 @@ grant select, update on sequence webhooks.events_event_id_seq to webhooks_daemon
 revoke execute on all functions in schema webhooks from webhooks_daemon;
 grant execute on function
   webhooks.day_of, webhooks.attach_day, webhooks.note_day, webhooks.enter_day, webhooks.leave_day, webhooks.why_kept,  -- days
-  webhooks.takes, webhooks.matches, webhooks.shard_of,  -- the endpoints and the shard of an event
+  webhooks.takes, webhooks.matches, webhooks.shard_of, webhooks.nearest_name,  -- the endpoints and the shard of an event
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
   webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.erase_subject, webhooks.forget_page,  -- privacy
   webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows

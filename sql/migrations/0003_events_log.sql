@@ -93,3 +93,16 @@ comment on column webhooks.shards.upto is
 comment on column webhooks.shards.floor is 'No event that is not visible in snapshot has an id at or below this';
 comment on column webhooks.shards.front is
   'No event whose xid is at or above the xmax of snapshot has an id at or below this';
+
+create table webhooks.unclaimed_events (
+  day      date not null,
+  what     text not null constraint "what is site or type" check (what in ('site', 'type')),
+  name     text not null,
+  events   bigint not null,
+  first_at timestamptz not null default now(),
+  last_at  timestamptz not null default now(),
+  primary key (day, what, name)
+);
+comment on table webhooks.unclaimed_events is
+  'Events that nobody took, since their site or type is not known, counted by day; see the view unclaimed. The '
+  'daemon''s own';

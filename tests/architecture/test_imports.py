@@ -149,6 +149,7 @@ SHELL = {
     "runtime.mailing": "tasks, sessions, the clock",
     "runtime.upkeep.maintenance": "tasks, sessions, the clock",
     "runtime.upkeep.retention": "the database, the clock",
+    "runtime.upkeep.unclaimed_reports": "the database, the clock",
     "runtime.notifications": "events",
     "runtime.ownership": "tasks, sessions, the clock",
     "runtime.sessions": "tasks, sessions, the clock",

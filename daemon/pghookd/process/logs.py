@@ -54,6 +54,7 @@ class LogEvent(enum.StrEnum):
     DAY_KEPT = "day.kept"  # older than retention.days, but not settled: `days` and why; logged once a day
     DAY_DELAYED = "day.delayed"  # transactions have kept a table in use for an hour: the day goes later
     DAY_EXPIRED = "day.expired"  # what a day had unsettled after retention.unsettled_days was given up
+    EVENT_UNCLAIMED = "event.unclaimed"  # of an unknown site or type: `name`, and the `nearest` known one
     DAY_GONE = "day.gone"  # deliveries of a dropped day are neither recorded nor sent again
     DELIVERY_ATTEMPTED = "delivery.attempted"
     DELIVERY_PARKED = "delivery.parked"

@@ -197,6 +197,7 @@ class Loops:
                     beat=world.beats.of("maintain"),
                     wall_us=world.context.wall_us,
                     monotonic=world.context.monotonic,
+                    unclaimed=self._engine.fan_out.unclaimed,
                 )
             ),
             group.create_task(self._monitor.run()),

@@ -24,7 +24,7 @@ from support.events import emit
 ROLES = ("webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_site", "webhooks_admin", None)
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
-LOOKUPS = {"webhook_id", "event_id", "explain"}
+LOOKUPS = {"webhook_id", "event_id", "explain", "nearest_name"}
 SITE_LOG = {"site_deliveries"}
 FUNCTIONS = {
     None: set(),
@@ -32,7 +32,7 @@ FUNCTIONS = {
     "webhooks_reader": LOOKUPS | SITE_LOG,
     "webhooks_site": SITE_LOG,
     "webhooks_daemon": LOOKUPS | {
-        "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
+        "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of", "nearest_name",
         "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
         "wrap_secrets", "erase_payloads", "erase_responses", "erase_subject", "forget_page",
     },
@@ -50,15 +50,15 @@ TABLES = {
     None: {},
     "webhooks_producer": {},
     "webhooks_site": {},
-    "webhooks_reader": dict.fromkeys(("deliveries", "endpoint_health", "event_types", "audit"), "s"),
+    "webhooks_reader": dict.fromkeys(("deliveries", "endpoint_health", "event_types", "audit", "unclaimed"), "s"),
     "webhooks_daemon": {
         "attempts": "i", "dead": "id", "partitions": "id", "emails": "iu", "owners": "iu", "replays": "u",
-        "backlog": "iud", "shards": "iud", "incidents": "iud", "home": "iud",
+        "backlog": "iud", "shards": "iud", "incidents": "iud", "home": "iud", "unclaimed_events": "iu",
     },
     "webhooks_admin": {
         **dict.fromkeys(
             ("deliveries", "endpoint_health", "attempts", "backlog", "dead", "events", "operations", "audit", "emails",
-             "replays"), "s"),
+             "replays", "unclaimed"), "s"),
         **dict.fromkeys(("sites", "endpoints", "owners", "event_types"), "siud"),
     },
 }  # fmt: skip

@@ -484,6 +484,8 @@ def parameters(day, event_id):
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
         "find_today": (),
         "find_old_days": (0, 10),
+        "note_unclaimed": (["site", "type"], ["x", "order_creatd"], [1, 2]),
+        "list_unclaimed": (7, 10),
         "leave_day": (0,),
         "read_day_tables": (day,),
         "why_kept": (0,),

@@ -19,6 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from pghookd.encryption.encrypt_at_rest import wrap_plain
 from pghookd.encryption.keyring import Vault
+from pghookd.event_log.reading.unclaimed import Unclaimed
 from pghookd.event_log.rows import holder_of
 from pghookd.model import day
 from pghookd.model.day import Reminder
@@ -27,6 +28,7 @@ from pghookd.postgres.client import DatabaseError, Session, query
 from pghookd.postgres.owner import as_owner
 from pghookd.process import beating
 from pghookd.process.logs import LogEvent
+from pghookd.runtime.upkeep.unclaimed_reports import UnclaimedReports
 from pghookd.runtime.upkeep.retention import KEEP_ALL, Policy, Retention
 from pghookd.settings.schema import Settings
 
@@ -70,9 +72,11 @@ async def maintain(
     beat: Callable[[], None],
     wall_us: Callable[[], int],
     monotonic: Callable[[], float],
+    unclaimed: Unclaimed,
     days: int = DAYS_AHEAD,
 ) -> None:
     """Keep the partitions ahead and the rest in order until cancelled; `duties` returns the current ones."""
+    reports = UnclaimedReports(session, logger, monotonic)
     warnings = Warnings(logger, monotonic)
     retention = Retention(session, logger, monotonic)
     left_s = 0.0
@@ -85,6 +89,7 @@ async def maintain(
             )
             left_s = LOOK_EVERY_S if await beating.while_working(stepping, beat) else LOOK_AGAIN_S
         await tidy(session, duties(), logger=logger, beat=beat)
+        await reports.write(unclaimed)
         wait_s = min(left_s, TIDY_EVERY_S)
         left_s -= wait_s
         for _ in range(int(wait_s)):
