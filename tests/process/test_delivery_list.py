@@ -90,3 +90,19 @@ async def test_what_is_no_time_and_no_cursor_is_refused(listed, orders):
     assert done.status == 2
     assert "is not a time such as 9:00" in done.err
     assert (await listed("--site", "s", "--before", "x")).status == 1
+
+
+async def test_unclaimed_events_are_listed_with_the_nearest_name(database, db, orders):
+    done = await command("event", "unclaimed", url=database)
+    assert (done.status, done.out) == (0, "no event of an unknown site or type\n")
+    await db.execute(
+        "insert into webhooks.unclaimed_events (day, what, name, events) values (current_date, 'type', 'order_creatd', 3),"
+        " (current_date, 'site', 'x', 1), (current_date - 7, 'site', 'y', 1)"
+    )
+    done = await command("event", "unclaimed", url=database)
+    today = await db.fetchval("select current_date::text")
+    assert done.out.splitlines() == [
+        f"{today}  type order_creatd: 3 events, the nearest known is order_created",
+        f"{today}  site x: 1 events",
+    ]
+    assert len((await command("event", "unclaimed", "--days", "8", "--json", url=database)).told["unclaimed"]) == 3

@@ -1,4 +1,4 @@
-"""The commands about events: `event why` and `event show`.
+"""The commands about events: `event why`, `event show` and `event unclaimed`.
 
 Never here: work. A command loads the settings, calls one function of operations/endpoints.py and prints its result.
 """
@@ -76,6 +76,28 @@ def event_show(identity: str, config: Path | None, *, payload: bool, as_json: bo
             click.echo(json_of(told))
         else:
             _tell(told)
+
+
+@event.command("unclaimed")
+@click.option("--days", type=click.IntRange(1, 400), default=7, show_default=True, help="Of so many days, with today.")
+@click.option("-n", "most", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many names.")
+@with_config
+@with_json
+def event_unclaimed(days: int, most: int, config: Path | None, *, as_json: bool) -> None:
+    """List unknown sites and types of events that nobody took, with the nearest known name."""
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd.operations import deliveries
+
+        rows = asyncio.run(deliveries.list_unclaimed(settings, days, most))
+        if as_json:
+            click.echo(json_of({"unclaimed": rows}))
+            return
+        for row in rows:
+            nearest = f", the nearest known is {row['nearest']}" if row["nearest"] else ""
+            say(f"{row['day']}  {row['what']} {row['name']}: {row['events']} events{nearest}")
+        if not rows:
+            say("no event of an unknown site or type")
 
 
 def _tell(told: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The database calls of `delivery list`: the deliveries of a site, and why there are none.
+"""The database calls of `delivery list` and `event unclaimed`: the deliveries of a site, and events that made none.
 
 Never here: the output (cli/deliveries.py), what a state means (sql/functions/site_deliveries.sql).
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from pghookd.operations.endpoints import READER, needing
-from pghookd.postgres.client import connect, query
+from pghookd.postgres.client import Session, connect, query
 from pghookd.settings.schema import Settings
 
 _BOUNDS: Final = {"statement_timeout": "30s"}
@@ -53,32 +55,53 @@ async def list_deliveries(settings: Settings, wanted: Wanted) -> tuple[list[dict
     """
     since_us = None if wanted.since is None else (wanted.since - _EPOCH) // _MICROSECOND
     filters = (wanted.site_id, wanted.endpoint_id, wanted.state, wanted.type, wanted.subject)
-    with needing(READER):
-        session = await connect(
-            settings.database.url.get_secret_value(), name="delivery", settings=_BOUNDS, writable=False
+    async with _session(settings) as session:
+        rows = await session.fetch(
+            query("list_deliveries"), *filters, since_us, None, wanted.before, wanted.most
         )
-        try:
-            rows = await session.fetch(
-                query("list_deliveries"), *filters, since_us, None, wanted.before, wanted.most
-            )
-            if rows:
-                return [_told(dict(row)) for row in rows], None
-            about = (wanted.site_id, wanted.endpoint_id, wanted.subject)
-            row = await session.fetchrow(query("why_no_deliveries"), *about)
-        finally:
-            await session.close()
+        if rows:
+            return [_told(dict(row)) for row in rows], None
+        about = (wanted.site_id, wanted.endpoint_id, wanted.subject)
+        row = await session.fetchrow(query("why_no_deliveries"), *about)
     if row is None:
         raise AssertionError("a statement without FROM returns a row")
     return [], _why_none(_told(dict(row)), wanted)
 
 
+async def list_unclaimed(settings: Settings, days: int, most: int) -> list[dict[str, Any]]:
+    """Return the counts of events that nobody took, newest day first, with days and times as text.
+
+    Args:
+        settings: for `database.url`.
+        days: how many days, today included.
+        most: rows.
+    """
+    async with _session(settings) as session:
+        rows = await session.fetch(query("list_unclaimed"), days, most)
+    return [
+        {**row, "day": row["day"].isoformat(), **{name: _time(row[name]).isoformat() for name in ("first_at", "last_at")}}
+        for row in map(dict, rows)
+    ]
+
+
+@asynccontextmanager
+async def _session(settings: Settings) -> AsyncIterator[Session]:
+    with needing(READER):
+        session = await connect(
+            settings.database.url.get_secret_value(), name="delivery", settings=_BOUNDS, writable=False
+        )
+        try:
+            yield session
+        finally:
+            await session.close()
+
+
+def _time(us: int) -> dt.datetime:
+    return _EPOCH + us * _MICROSECOND
+
+
 def _told(row: dict[str, Any]) -> dict[str, Any]:
-    times = {
-        name: _EPOCH + row[name] * _MICROSECOND
-        for name in _TIMES
-        if row.get(name) is not None
-    }
-    return row | times
+    return row | {name: _time(row[name]) for name in _TIMES if row.get(name) is not None}
 
 
 def _why_none(row: dict[str, Any], wanted: Wanted) -> str:
