@@ -54,7 +54,7 @@ grant execute on function webhooks.plan_replay, webhooks.replay, webhooks.pause_
 grant execute on function webhooks.wrap_secrets, webhooks.forget, webhooks.erase, webhooks.release, webhooks.why_kept to webhooks_admin;
 
 -- The daemon reads the log and writes the outcomes, and nothing else by its own rights: it changes events only through
--- functions. Rights on the parents are enough: partitions get none. What needs the tables' owner is at the end.
+-- functions. Rights on the parents are enough: partitions get none. Statements that need the tables' owner: see the end.
 revoke all on all tables in schema webhooks from webhooks_daemon;
 grant select on all tables in schema webhooks to webhooks_daemon;
 do $$
@@ -87,8 +87,8 @@ grant execute on function
   webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
   to webhooks_daemon;
 
--- DETACH CONCURRENTLY, DROP and ANALYZE need the tables' owner, and no role is made a member of a superuser. So what a
--- superuser made goes to a role of its own, webhooks_owner. `pghookd migrate` acts as the owner from then on.
+-- DETACH CONCURRENTLY, DROP and ANALYZE need the tables' owner, and no role is made a member of a superuser. So the
+-- tables of a superuser go to a role of their own, webhooks_owner. `pghookd migrate` acts as the owner from then on.
 do $$
 declare
   owner constant name := (select tableowner from pg_tables where schemaname = 'webhooks' and tablename = 'events');

@@ -1,4 +1,5 @@
--- The events of a site with one subject, each with every endpoint of the site: newest first. Lives on events_by_subject.
+-- The events of a site with one subject, each with every endpoint of the site: newest first. Lives on
+-- events_by_subject.
 create or replace function webhooks.deliveries_of_subject(
   site_id text, endpoint_id bigint, subject text, low bigint, top_event bigint, top_endpoint bigint, lim int)
 returns table (event bigint, endpoint bigint)
@@ -18,4 +19,4 @@ begin
     limit lim;
 end $$;
 comment on function webhooks.deliveries_of_subject is
-  'What a site may have delivered of one subject, newest first. A part of site_deliveries';
+  'Deliveries that a site may have of one subject, newest first. A part of site_deliveries';

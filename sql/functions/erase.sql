@@ -1,6 +1,6 @@
--- Erases what the log holds of a person, for operators: payloads and answers of the events of one subject. What is settled
--- goes at once, archived days included. The daemon erases the rest as it is settled, and looks again after two minutes, for
--- events that were in flight.
+-- Erases the data of a person in the log, for operators: payloads and answers of the events of one subject. Settled
+-- events go at once, archived days included. The daemon erases the others as they are settled, and checks once more
+-- after two minutes, for events that were in flight.
 -- needs: erase_archived, erase_subject, newest_event_id
 create or replace function webhooks.erase(site_id text, subject text, pending text default 'deliver') returns bigint
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$

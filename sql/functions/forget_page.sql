@@ -16,12 +16,14 @@ begin
   elsif f.walk = 3 then
     page := webhooks.forget_archived_day(f.site_id, f.after_event_id::int);
     if page.day is not null then
-      update webhooks.forgotten g set erased = g.erased + page.gone, after_event_id = page.day where g.site_id = f.site_id;
+      update webhooks.forgotten g set erased = g.erased + page.gone, after_event_id = page.day
+      where g.site_id = f.site_id;
       return page.gone;
     end if;
     delete from webhooks.forgotten g where g.site_id = f.site_id;
     insert into webhooks.operations (what, detail)
-    values ('forgotten', jsonb_build_object('site_sha256', encode(sha256(convert_to(f.site_id, 'UTF8')), 'hex'), 'rows', f.erased));
+    values ('forgotten', jsonb_build_object(
+      'site_sha256', encode(sha256(convert_to(f.site_id, 'UTF8')), 'hex'), 'rows', f.erased));
     return 0;
   elsif f.walk = 2 and f.after_event_id = 0 then
     -- Requests have ended by then, and so have transactions that may have inserted for it.

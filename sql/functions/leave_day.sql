@@ -1,5 +1,5 @@
--- Marks a day as leaving, if nothing keeps it: a replay that starts afterwards leaves it alone. Returns what keeps it.
--- The daemon's own.
+-- Marks a day as leaving, if nothing keeps it: a replay that starts afterwards leaves it alone. Returns the reasons
+-- that keep it. The daemon's own.
 -- needs: why_kept
 create or replace function webhooks.leave_day(day int) returns text[]
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp set lock_timeout = '200ms' as $$
@@ -14,4 +14,4 @@ begin
   return reasons;
 end $$;
 comment on function webhooks.leave_day is
-  'Marks a day as leaving unless something keeps it, and returns what does (why_kept). The daemon''s own';
+  'Marks a day as leaving, and returns the reasons (why_kept) if it has to stay instead. The daemon''s own';

@@ -3,9 +3,11 @@
 create or replace function webhooks.nearest_name(what text, name text) returns text
 language sql stable security definer set search_path = pg_catalog, webhooks, pg_temp as $$
   select k.name from (
-    (select s.site_id as name from webhooks.sites s where what = 'site' and s.site_id >= nearest_name.name order by s.site_id limit 1)
+    (select s.site_id as name from webhooks.sites s
+     where what = 'site' and s.site_id >= nearest_name.name order by s.site_id limit 1)
     union all
-    (select s.site_id from webhooks.sites s where what = 'site' and s.site_id < nearest_name.name order by s.site_id desc limit 1)
+    (select s.site_id from webhooks.sites s
+     where what = 'site' and s.site_id < nearest_name.name order by s.site_id desc limit 1)
     union all
     (select t.name from webhooks.event_types t where what = 'type')) k
   cross join lateral (

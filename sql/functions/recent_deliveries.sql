@@ -1,5 +1,6 @@
--- The deliveries of a site that have rows in some of the tables, newest first: for each endpoint the newest events of each
--- table. Lives on attempts_of_endpoint, backlog_of_endpoint and dead_of_endpoint, each read from its end, day by day.
+-- The deliveries of a site that have rows in some of the tables, newest first: for each endpoint the newest events of
+-- each table. Lives on attempts_of_endpoint, backlog_of_endpoint and dead_of_endpoint, each read from its end, day by
+-- day.
 create or replace function webhooks.recent_deliveries(
   site_id text, endpoint_id bigint, states text[], low bigint, top_event bigint, top_endpoint bigint, lim int)
 returns table (event bigint, endpoint bigint)
@@ -18,7 +19,8 @@ begin
     cross join lateral (
       select u.event_id from (
         (select a.event_id from webhooks.attempts a
-         where 'delivered' = any (states) and a.endpoint_id = p.endpoint_id and a.event_id >= low and a.event_id <= p.top
+         where 'delivered' = any (states) and a.endpoint_id = p.endpoint_id
+           and a.event_id >= low and a.event_id <= p.top
          group by a.event_id order by a.event_id desc limit lim)
         union all
         (select b.event_id from webhooks.backlog b

@@ -1,5 +1,5 @@
--- View for operators: events that nobody took because their site or their type is not known, by day, with the nearest known
--- name: a mistyped one shows here.
+-- View for operators: events that nobody took because their site or their type is not known, by day, with the nearest
+-- known name: a mistyped one shows here.
 -- needs: nearest_name
 create or replace view webhooks.unclaimed as
 select u.day, u.what, u.name, webhooks.nearest_name(u.what, u.name) as nearest, u.events, u.first_at, u.last_at

@@ -9,8 +9,9 @@ set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bit
 #variable_conflict use_column
 declare
   shards constant bigint := (select greatest(count(*), 1) from webhooks.shards);
-  position constant pg_snapshot := coalesce(
-    (select s.snapshot from webhooks.shards s where s.shard = webhooks.shard_of(unread_deliveries.site_id, shards)), '1:1:');
+  position constant pg_snapshot := coalesce((
+    select s.snapshot from webhooks.shards s
+    where s.shard = webhooks.shard_of(unread_deliveries.site_id, shards)), '1:1:');
 begin
   return query
     select e.event_id, p.endpoint_id

@@ -76,7 +76,8 @@ begin
   end if;
 end $$;
 
--- What webhooks.site_deliveries returns; its parameters have some of these names, which columns of its own could not.
+-- The rows of webhooks.site_deliveries. Its parameters have some of these names, which the columns of `returns table`
+-- could not have.
 create type webhooks.site_delivery as (
   cursor          text,
   event_id        bigint,

@@ -15,7 +15,14 @@ REFUSAL = booted.refusal()
 pytestmark = [pytest.mark.short, pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL or "-")]
 
 PUBLIC = "192.31.196.1"  # of AS112 (RFC 7535): a public address, given to the loopback in there
-ROLES = ("pghookd", "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_daemon", "webhooks_owner")
+ROLES = (
+    "pghookd",
+    "webhooks_producer",
+    "webhooks_admin",
+    "webhooks_reader",
+    "webhooks_daemon",
+    "webhooks_owner",
+)
 EVENT = """
 insert into webhooks.sites (site_id, name) values ('s', 'a site');
 insert into webhooks.endpoints (site_id, url, secret) values ('s', '{url}', webhooks.new_secret());

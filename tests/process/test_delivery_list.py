@@ -28,7 +28,8 @@ async def orders(db):
         for n in range(3)
     ]
     await db.execute(
-        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, site_id)"
+        "insert into webhooks.attempts"
+        " (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, site_id)"
         f" values ({ids[0]}, {endpoint_id}, now(), 1, 1, 200, 'delivered', 's'),"
         f" ({ids[1]}, {endpoint_id}, now(), 1, 1, 503, 'refused', 's')"
     )
@@ -56,8 +57,12 @@ async def test_deliveries_are_listed_newest_first_in_the_operators_time(listed, 
 
 
 async def test_filters_and_pages(listed, orders):
-    assert (await listed("--site", "s", "--subject", "order/1", "--json")).told["deliveries"][0]["event_id"] == orders[1]
-    assert (await listed("--site", "s", "--state", "failed", "--json")).told["deliveries"][0]["event_id"] == orders[2]
+    assert (await listed("--site", "s", "--subject", "order/1", "--json")).told["deliveries"][0][
+        "event_id"
+    ] == orders[1]
+    assert (await listed("--site", "s", "--state", "failed", "--json")).told["deliveries"][0][
+        "event_id"
+    ] == orders[2]
     done = await listed("--site", "s", "--since", "2026-01-02 09:01", "--json")
     assert [each["event_id"] for each in done.told["deliveries"]] == [orders[2], orders[1]]
     first = await listed("--site", "s", "-n", "2")
@@ -85,7 +90,7 @@ async def test_an_empty_list_says_why(listed, orders, words, why):
     assert (done.status, done.out) == (1, f"{why}\n")
 
 
-async def test_what_is_no_time_and_no_cursor_is_refused(listed, orders):
+async def test_an_invalid_time_or_cursor_is_refused(listed, orders):
     done = await listed("--site", "s", "--since", "soon")
     assert done.status == 2
     assert "is not a time such as 9:00" in done.err
@@ -96,8 +101,8 @@ async def test_unclaimed_events_are_listed_with_the_nearest_name(database, db, o
     done = await command("event", "unclaimed", url=database)
     assert (done.status, done.out) == (0, "no event of an unknown site or type\n")
     await db.execute(
-        "insert into webhooks.unclaimed_events (day, what, name, events) values (current_date, 'type', 'order_creatd', 3),"
-        " (current_date, 'site', 'x', 1), (current_date - 7, 'site', 'y', 1)"
+        "insert into webhooks.unclaimed_events (day, what, name, events)"
+        " values (current_date, 'type', 'order_creatd', 3), (current_date, 'site', 'x', 1), (current_date - 7, 'site', 'y', 1)"
     )
     done = await command("event", "unclaimed", url=database)
     today = await db.fetchval("select current_date::text")
@@ -105,4 +110,7 @@ async def test_unclaimed_events_are_listed_with_the_nearest_name(database, db, o
         f"{today}  type order_creatd: 3 events, the nearest known is order_created",
         f"{today}  site x: 1 events",
     ]
-    assert len((await command("event", "unclaimed", "--days", "8", "--json", url=database)).told["unclaimed"]) == 3
+    assert (
+        len((await command("event", "unclaimed", "--days", "8", "--json", url=database)).told["unclaimed"])
+        == 3
+    )

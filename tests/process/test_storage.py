@@ -36,12 +36,14 @@ async def archived(database, db, today):
     await db.execute("delete from webhooks.partitions where day <> $1", today + 1)
     session = await client.connect(database, name="tend")
     await session.execute("update webhooks.partitions set leaving_at = now()")
-    await Retention(session, Diary().logger, monotonic=lambda: 0.0).step(Policy(days=0, action="detach"), today)
+    await Retention(session, Diary().logger, monotonic=lambda: 0.0).step(
+        Policy(days=0, action="detach"), today
+    )
     await session.close()
     return str(await db.fetchval("select date '2020-01-01' + $1::int", today + 1))
 
 
-async def test_storage_tells_of_each_day_until_today(pghookd, db, today):
+async def test_storage_lists_each_day_until_today(pghookd, db, today):
     done = await pghookd("storage", "--size", "1TB", "--json")
     assert done.status == 0
     (day,) = done.told["days"]
@@ -76,11 +78,11 @@ async def test_the_archive_is_listed_and_dropped(pghookd, db, archived):
     done = await pghookd("archive", "drop", archived)
     assert (done.status, done.out) == (0, f"dropped {archived}\n")
     assert (await pghookd("archive", "list")).out == "the archive is empty\n"
-    whats = [row["what"] for row in await db.fetch("select what from webhooks.operations order by at")]
-    assert whats == ["day_archived", "archive_dropped"]
+    acts = [row["what"] for row in await db.fetch("select what from webhooks.operations order by at")]
+    assert acts == ["day_archived", "archive_dropped"]
 
 
-async def test_what_is_not_archived_is_not_dropped(pghookd, archived, db):
+async def test_a_day_outside_the_archive_is_not_dropped(pghookd, archived, db):
     done = await pghookd("archive", "drop", "2020-01-05")
     assert (done.status, done.err) == (1, "2020-01-05 is not in the archive\n")
     assert (await pghookd("archive", "drop", "yesterday")).status == 2

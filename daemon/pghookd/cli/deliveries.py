@@ -20,7 +20,7 @@ from pghookd.cli.terminal import DONE, NO, Group, expected_faults, json_of, load
 _STYLES: Final = {"delivered": "green", "pending": "yellow", "failed": "red"}
 
 
-class _Time(click.ParamType):
+class _Time(click.ParamType[dt.datetime]):
     """A time as operators type it."""
 
     name = "time"
@@ -47,13 +47,16 @@ def delivery() -> None:
 @click.option("--type", "event_type", metavar="T", help="Only of this type.")
 @click.option("--state", type=click.Choice(list(_STYLES)), help="Only in this state.")
 @click.option(
-    "--since", type=_Time(), metavar="TIME", help="Only from this time on: 9:00, yesterday 17:30, 2h, 3d or a date."
+    "--since",
+    type=_Time(),
+    metavar="TIME",
+    help="Only from this time on: 9:00, yesterday 17:30, 2h, 3d or a date.",
 )
 @click.option("--before", metavar="CURSOR", help="Only those after the last one of the page before.")
 @click.option("-n", "most", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many.")
 @with_config
 @with_json
-def delivery_list(  # noqa: PLR0913 - one argument for each option
+def delivery_list(
     *,
     site_id: str,
     endpoint_id: int | None,

@@ -79,8 +79,12 @@ def event_show(identity: str, config: Path | None, *, payload: bool, as_json: bo
 
 
 @event.command("unclaimed")
-@click.option("--days", type=click.IntRange(1, 400), default=7, show_default=True, help="Of so many days, with today.")
-@click.option("-n", "most", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many names.")
+@click.option(
+    "--days", type=click.IntRange(1, 400), default=7, show_default=True, help="Of so many days, with today."
+)
+@click.option(
+    "-n", "most", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many names."
+)
 @with_config
 @with_json
 def event_unclaimed(days: int, most: int, config: Path | None, *, as_json: bool) -> None:

@@ -17,13 +17,24 @@ from typing import Any, Final
 
 import click
 
-from pghookd.cli.terminal import DONE, NO, Group, expected_faults, fail, json_of, load, say, with_config, with_json
+from pghookd.cli.terminal import (
+    DONE,
+    NO,
+    Group,
+    expected_faults,
+    fail,
+    json_of,
+    load,
+    say,
+    with_config,
+    with_json,
+)
 
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)B?", re.IGNORECASE)
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[int]):
     """A size in bytes, as in 500GB."""
 
     name = "size"
@@ -38,7 +49,10 @@ class _Size(click.ParamType):
 
 @click.command()
 @click.option(
-    "--size", type=_Size(), metavar="SIZE", help="Tell when the database reaches this size. Default: its disk's."
+    "--size",
+    type=_Size(),
+    metavar="SIZE",
+    help="Forecast when the database reaches this size. Default: its disk's.",
 )
 @with_config
 @with_json
@@ -64,7 +78,7 @@ def storage(size: int | None, config: Path | None, *, as_json: bool) -> None:
 
 @click.group(cls=Group)
 def archive() -> None:
-    """Look at days that were moved to the archive, and drop them."""
+    """List the days in the archive, and drop them."""
 
 
 @archive.command("list")

@@ -324,7 +324,9 @@ async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Fi
     # No role is made a member of a superuser: deliveries work without it, but old days cannot be removed.
     owner = await session.fetchval(query("find_superuser_owner"))
     if owner is not None:
-        text = f"the tables belong to the superuser {owner}, and old days cannot be removed: run pghookd migrate --roles"
+        text = (
+            f"the tables belong to the superuser {owner}, so that old days stay: run pghookd migrate --roles"
+        )
         yield Finding(Grade.WARNING, "privileges", text)
 
 

@@ -47,11 +47,11 @@ class Wanted:
 
 
 async def list_deliveries(settings: Settings, wanted: Wanted) -> tuple[list[dict[str, Any]], str | None]:
-    """Return deliveries, newest first, with times as datetimes in UTC; if there are none, also a sentence that says why.
+    """Return deliveries, newest first, with times as datetimes in UTC; an empty list comes with a sentence that says why.
 
     Raises:
         DatabaseAway: the database cannot be reached.
-        DatabaseError: the cursor is none (class 22), or the role lacks a privilege.
+        DatabaseError: the cursor is invalid (class 22), or the role lacks a privilege.
     """
     since_us = None if wanted.since is None else (wanted.since - _EPOCH) // _MICROSECOND
     filters = (wanted.site_id, wanted.endpoint_id, wanted.state, wanted.type, wanted.subject)
@@ -79,7 +79,11 @@ async def list_unclaimed(settings: Settings, days: int, most: int) -> list[dict[
     async with _session(settings) as session:
         rows = await session.fetch(query("list_unclaimed"), days, most)
     return [
-        {**row, "day": row["day"].isoformat(), **{name: _time(row[name]).isoformat() for name in ("first_at", "last_at")}}
+        {
+            **row,
+            "day": row["day"].isoformat(),
+            **{name: _time(row[name]).isoformat() for name in ("first_at", "last_at")},
+        }
         for row in map(dict, rows)
     ]
 
@@ -105,18 +109,23 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _why_none(row: dict[str, Any], wanted: Wanted) -> str:
-    if not row["has_site"]:
-        return f"there is no site {wanted.site_id}"
-    if not row["endpoints"]:
-        return f"site {wanted.site_id} has no endpoint"
-    if wanted.endpoint_id is not None and not row["has_endpoint"]:
-        return f"site {wanted.site_id} has no endpoint {wanted.endpoint_id}"
-    if wanted.subject is not None and not row["has_subject"]:
-        return f"site {wanted.site_id} has no event with the subject {wanted.subject}"
-    if wanted.since is not None and row["newest_at"] is not None:
-        last = row["newest_at"].astimezone(wanted.since.tzinfo)
-        return f"nothing since {wanted.since:%Y-%m-%d %H:%M}; the last one before is of {last:%Y-%m-%d %H:%M}"
-    if wanted.before is not None:
-        return "there are no older ones"
-    filtered = any(each is not None for each in (wanted.state, wanted.type, wanted.subject, wanted.endpoint_id))
-    return f"site {wanted.site_id} has no such delivery" if filtered else f"site {wanted.site_id} has no delivery"
+    site = f"site {wanted.site_id}"
+    reasons = {
+        f"there is no {site}": not row["has_site"],
+        f"{site} has no endpoint": not row["endpoints"],
+        f"{site} has no endpoint {wanted.endpoint_id}": wanted.endpoint_id is not None
+        and not row["has_endpoint"],
+        f"{site} has no event with the subject {wanted.subject}": wanted.subject is not None
+        and not row["has_subject"],
+        _nothing_since(row, wanted): wanted.since is not None and row["newest_at"] is not None,
+        "there are no older ones": wanted.before is not None,
+        f"{site} has no such delivery": any((wanted.state, wanted.type, wanted.subject, wanted.endpoint_id)),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), f"{site} has no delivery")
+
+
+def _nothing_since(row: dict[str, Any], wanted: Wanted) -> str:
+    if wanted.since is None or row["newest_at"] is None:
+        return ""
+    last = row["newest_at"].astimezone(wanted.since.tzinfo)
+    return f"nothing since {wanted.since:%Y-%m-%d %H:%M}; the last one before is of {last:%Y-%m-%d %H:%M}"

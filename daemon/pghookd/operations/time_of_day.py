@@ -34,7 +34,9 @@ def parse_time(text: str, now: dt.datetime) -> dt.datetime:
     try:
         found = dt.datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a time such as 9:00, yesterday 17:30, 2h, 3d or 2026-11-30 09:00") from None
+        raise ValueError(
+            f"{text!r} is not a time such as 9:00, yesterday 17:30, 2h, 3d or 2026-11-30 09:00"
+        ) from None
     return found if found.tzinfo else found.replace(tzinfo=now.tzinfo)
 
 

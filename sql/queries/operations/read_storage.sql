@@ -1,5 +1,5 @@
--- What each day of a schema takes: rows as Postgres estimates them, bytes of its tables and of all indexes, and what keeps
--- the day. $1 text: webhooks, or webhooks_archive, where nothing keeps a day. Reads the catalogue.
+-- The size of each day of a schema: rows as Postgres estimates them, bytes of its tables and of all indexes, and the
+-- reasons that keep it. $1 text: webhooks, or webhooks_archive, where nothing keeps a day. Reads the catalogue.
 select d.day,
   coalesce(sum(d.rows) filter (where d.name = 'events'), 0)::bigint as events,
   coalesce(sum(d.rows) filter (where d.name = 'attempts'), 0)::bigint as attempts,

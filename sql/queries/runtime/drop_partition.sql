@@ -1,2 +1,2 @@
--- Drops what was the partition of a day: {table} and {day} are written into the text.
+-- Drops the detached table of a day: {table} and {day} are written into the text.
 drop table webhooks.{table}_{day}

@@ -1,5 +1,5 @@
--- Gives up a page of the deliveries of a day that are still in backlog, so that the day can be removed. $1 int: the day;
--- $2 int: rows. Returns how many, by endpoint. Lives on the primary key of backlog.
+-- Gives up a page of the deliveries of a day that are still in backlog, so that the day can be removed. $1 int: the
+-- day; $2 int: rows. Returns how many, by endpoint. Lives on the primary key of backlog.
 with page as materialized (
   select b.event_id, b.endpoint_id from webhooks.backlog b
   where b.event_id >= $1::int * 4294967296 and b.event_id < ($1::int + 1) * 4294967296

@@ -1,5 +1,6 @@
--- Days that retention may remove, oldest first, with those whose removal has begun. $1 int: the first day that stays, as
--- webhooks.day_of() counts days; $2 int: how many. Reads the catalogue: tables that are detached already count as well.
+-- Days that retention may remove, oldest first, with those whose removal has begun. $1 int: the first day that stays,
+-- as webhooks.day_of() counts days; $2 int: how many. Reads the catalogue: tables that are detached already count as
+-- well.
 select d.day
 from (
   select distinct substring(relname from '\d+$')::int as day from pg_class

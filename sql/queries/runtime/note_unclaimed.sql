@@ -1,5 +1,5 @@
--- Adds to the counts of today's events that nobody took, and returns those of unknown sites and types with the nearest known
--- name. A known site and a type of the catalogue are left out: many sites have no endpoint, and that is no mistake. At most
+-- Adds to the counts of today's events that nobody took, and returns those of unknown sites and types with the nearest
+-- known name. A known site and a type of the catalogue are left out: it is normal that a site has no endpoint. At most
 -- 10,000 rows a day. $1 text[]: site or type; $2 text[]: names; $3 bigint[]: numbers of events.
 with noted as (
   insert into webhooks.unclaimed_events as t (day, what, name, events)
@@ -9,7 +9,8 @@ with noted as (
       when 'site' then not exists (select from webhooks.sites s where s.site_id = u.name)
       else not exists (select from webhooks.event_types k where k.name = u.name) end
     and ((select count(*) from webhooks.unclaimed_events where day = current_date) < 10000
-      or exists (select from webhooks.unclaimed_events o where (o.day, o.what, o.name) = (current_date, u.what, u.name)))
+      or exists (
+        select from webhooks.unclaimed_events o where (o.day, o.what, o.name) = (current_date, u.what, u.name)))
   on conflict (day, what, name) do update set events = t.events + excluded.events, last_at = now()
   returning t.what, t.name, t.events
 )

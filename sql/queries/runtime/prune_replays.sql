@@ -1,4 +1,4 @@
--- Deletes old replays that have ended, of the oldest ones. $1 int: days; $2 int: rows to look at. Returns how many.
+-- Deletes old replays that have ended, of the oldest ones. $1 int: days; $2 int: rows to read. Returns how many.
 with gone as (
   delete from webhooks.replays r using (
     select replay_id, created_at, state from webhooks.replays order by replay_id limit $2) oldest

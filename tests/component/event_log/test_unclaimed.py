@@ -35,7 +35,9 @@ class Reports:
         await self._reports.write(self.counted)
 
     async def rows(self):
-        found = await self.session.fetch("select what, name, nearest, events from webhooks.unclaimed order by what, name")
+        found = await self.session.fetch(
+            "select what, name, nearest, events from webhooks.unclaimed order by what, name"
+        )
         return [tuple(row) for row in found]
 
 

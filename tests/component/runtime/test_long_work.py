@@ -8,11 +8,11 @@ import time
 import pytest
 
 from pghookd.event_log.doorbell import Bell
+from pghookd.event_log.reading.unclaimed import Unclaimed
 from pghookd.postgres import client
 from pghookd.process import beating
-from pghookd.event_log.reading.unclaimed import Unclaimed
-from pghookd.runtime.upkeep import maintenance
 from pghookd.runtime.sessions import Sessions
+from pghookd.runtime.upkeep import maintenance
 from support import crew, producers
 from support.crew import Diary, desk, living
 from support.events import Sql, emit

@@ -348,7 +348,9 @@ async def test_archived_days_forget_a_site_as_well(con, session):
         await bury(con, each, site)
     day = event_id // 2**32
     for table in ("events", "attempts", "dead"):
-        await con.execute(f"alter table webhooks.{table} detach partition webhooks.{table}_{day} concurrently")
+        await con.execute(
+            f"alter table webhooks.{table} detach partition webhooks.{table}_{day} concurrently"
+        )
         await con.execute(f"alter table webhooks.{table}_{day} set schema webhooks_archive")
     await con.execute("select webhooks.forget('s')")
     await con.execute("update webhooks.forgotten set asked_at = now() - interval '1 hour'")
@@ -356,7 +358,10 @@ async def test_archived_days_forget_a_site_as_well(con, session):
     for table in ("events", "attempts", "dead"):
         left = await con.fetch(f"select event_id from webhooks_archive.{table}_{day}")
         assert [row["event_id"] for row in left] == [other]
-    assert await con.fetchval("select detail ->> 'rows' from webhooks.operations where what = 'forgotten'") == "3"
+    assert (
+        await con.fetchval("select detail ->> 'rows' from webhooks.operations where what = 'forgotten'")
+        == "3"
+    )
 
 
 # A subject ----------------------------------------------------------------------------------------------------------
@@ -374,7 +379,7 @@ async def receipts(con):
 
 
 async def is_over(con):
-    """Let the two minutes pass after which the daemon looks again."""
+    """Pretend that the two minutes are over after which the daemon checks once more."""
     await con.execute("update webhooks.erasures set asked_at = now() - interval '1 hour'")
 
 
@@ -398,7 +403,7 @@ async def test_a_subjects_payloads_and_answers_are_erased_and_nobody_elses(con, 
     assert await con.fetchval("select count(*) from webhooks.erasures") == 0
 
 
-async def test_what_is_pending_is_delivered_before_it_is_erased(con, session):
+async def test_a_pending_event_is_delivered_before_it_is_erased(con, session):
     waiting, unread = await of_ada(con), await of_ada(con)
     await queue(con, waiting)
     await con.execute("update webhooks.shards set floor = $1", waiting)
@@ -417,7 +422,7 @@ async def test_what_is_pending_is_delivered_before_it_is_erased(con, session):
     assert [each["events"] for each in await receipts(con)] == [2]
 
 
-async def test_what_is_pending_is_given_up_where_that_is_asked_for(con):
+async def test_a_pending_event_is_given_up_if_the_caller_wants_that(con):
     event_id = await of_ada(con)
     await queue(con, event_id)
     assert await con.fetchval("select webhooks.erase('s', $1, 'cancel')", ADA) == 1
@@ -453,7 +458,9 @@ async def test_archived_days_are_erased_as_well(con):
     await settle(con, event_id)
     day = event_id // 2**32
     for table in ("events", "attempts", "dead"):
-        await con.execute(f"alter table webhooks.{table} detach partition webhooks.{table}_{day} concurrently")
+        await con.execute(
+            f"alter table webhooks.{table} detach partition webhooks.{table}_{day} concurrently"
+        )
         await con.execute(f"alter table webhooks.{table}_{day} set schema webhooks_archive")
     assert await con.fetchval("select webhooks.erase('s', $1)", ADA) == 1
     assert await con.fetchval(f"select payload from webhooks_archive.events_{day}") == ERASED

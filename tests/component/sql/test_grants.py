@@ -32,7 +32,8 @@ FUNCTIONS = {
     "webhooks_reader": LOOKUPS | SITE_LOG,
     "webhooks_site": SITE_LOG,
     "webhooks_daemon": LOOKUPS | {
-        "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of", "nearest_name",
+        "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
+        "nearest_name",
         "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
         "wrap_secrets", "erase_payloads", "erase_responses", "erase_subject", "forget_page",
     },

@@ -22,7 +22,8 @@ from support.seasoned_producer import IN_PLPGSQL, NO_WAITING, SeasonedProducer
 DAY = 2**32
 TABLES = ("events", "attempts", "dead")
 POLICY = Policy(days=10, unsettled_days=30)
-ALL_SETTLED = "insert into webhooks.shards (shard, floor) values (0, 9e15) on conflict (shard) do update set floor = 9e15"
+ALL_SETTLED = """insert into webhooks.shards (shard, floor) values (0, 9e15)
+on conflict (shard) do update set floor = 9e15"""
 
 
 class Log:
@@ -111,7 +112,10 @@ async def test_a_settled_day_goes_with_all_its_tables(log):
     assert await log.is_there()
     await log.step()
     assert await log.tables() == []
-    assert await log.session.fetchval("select count(*) from webhooks.events where event_id = $1", log.event_id) == 0
+    assert (
+        await log.session.fetchval("select count(*) from webhooks.events where event_id = $1", log.event_id)
+        == 0
+    )
     assert await log.session.fetchval("select min(day) from webhooks.partitions") == log.today
     assert await log.session.fetchval("select what from webhooks.operations") == "day_dropped"
     assert len(log.diary.of("day.dropped")) == 8
@@ -139,7 +143,7 @@ async def test_a_day_moves_to_the_archive(log):
     assert await log.session.fetchval("select what from webhooks.operations limit 1") == "day_archived"
 
 
-# What keeps a day ---------------------------------------------------------------------------------------------------
+# Days that are kept -------------------------------------------------------------------------------------------------
 
 REPLAY = (
     "insert into webhooks.replays (spec, state, last_event_id, settled_event_id)"
@@ -184,13 +188,15 @@ async def test_a_replay_that_starts_later_leaves_a_leaving_day_alone(log):
     assert await log.session.fetchval(total, [log.event_id]) == 0
 
 
-# What is unsettled for too long -------------------------------------------------------------------------------------
+# Unsettled for too long ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "columns", [{}, {"state": "'held'", "reason": "'disabled'", "next_attempt_at": "null"}], ids=["waiting", "held"]
+    "columns",
+    [{}, {"state": "'held'", "reason": "'disabled'", "next_attempt_at": "null"}],
+    ids=["waiting", "held"],
 )
-async def test_what_is_unsettled_for_too_long_is_given_up_and_counted(log, columns):
+async def test_deliveries_unsettled_for_too_long_are_given_up_and_counted(log, columns):
     await log.backlog(**columns)
     await log.step(Policy(days=10, action="detach", unsettled_days=20))
     assert await log.is_there()
@@ -202,7 +208,7 @@ async def test_what_is_unsettled_for_too_long_is_given_up_and_counted(log, colum
     assert await log.session.fetchval("select count(*) from webhooks.backlog") == 0
 
 
-async def test_what_nobody_has_read_is_never_given_up(log):
+async def test_unread_events_are_never_given_up(log):
     await log.session.execute("update webhooks.shards set floor = 0")
     await log.step(Policy(days=2, unsettled_days=0), later=1000)
     assert await log.is_there()
@@ -232,11 +238,15 @@ async def test_no_producer_waits_or_fails_while_days_leave(log, open_producer):
 async def test_a_transaction_that_has_read_the_day_is_waited_for(log, database, connect):
     reader = await connect(database)
     await reader.execute("begin isolation level repeatable read")
-    assert await reader.fetchval("select count(*) from webhooks.events where event_id = $1", log.event_id) == 1
+    assert (
+        await reader.fetchval("select count(*) from webhooks.events where event_id = $1", log.event_id) == 1
+    )
     for _ in range(3):
         await log.step()
     assert f"webhooks.dead_{log.old}" not in await log.tables()
-    assert await reader.fetchval("select count(*) from webhooks.events where event_id = $1", log.event_id) == 1
+    assert (
+        await reader.fetchval("select count(*) from webhooks.events where event_id = $1", log.event_id) == 1
+    )
     assert "lock timeout" in log.diary.of("day.delayed")[0]["error"]
     await reader.execute("commit")
     await log.step()
@@ -272,7 +282,9 @@ ENDED = {"emails": "sent", "replays": "done"}
 
 @pytest.mark.parametrize("table", RECORDS)
 async def test_old_records_are_deleted_and_those_still_open_stay(log, table):
-    days = [await log.session.fetchval("select (now() - make_interval(days => $1))::text", n) for n in (401, 399)]
+    days = [
+        await log.session.fetchval("select (now() - make_interval(days => $1))::text", n) for n in (401, 399)
+    ]
     made = [(days[0], ENDED), (days[1], ENDED)] + [(days[0], OPEN)] * (table in OPEN)
     for at, states in made:
         await log.session.execute(RECORDS[table].format(at=at, state=states.get(table)))
@@ -305,7 +317,7 @@ class Dying:
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["drop", "detach"])
 async def test_a_removal_goes_on_after_a_crash_at_each_statement(log, database, action):
-    """The first day's statements, one after another; what was begun is ended even if its time is longer now."""
+    """Before each statement of the first day, one after another."""
     policy = Policy(days=10, action=action)
     for statements in itertools.count():
         dying = Dying(await client.connect(database, name="tend"), statements)

@@ -98,7 +98,8 @@ async def test_roles_are_made_once_for_a_cluster_and_granted_in_each_database(
             "select rolname, rolcanlogin, rolsuper from pg_roles where rolname like 'webhooks\\_%'"
         )
         assert {row["rolname"] for row in roles} == {
-            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_site", "webhooks_daemon", "webhooks_owner",
+            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_site", "webhooks_daemon",
+            "webhooks_owner",
         }  # fmt: skip
         assert not any(row["rolcanlogin"] or row["rolsuper"] for row in roles)
     finally:
@@ -594,7 +595,9 @@ async def test_the_daemons_role_can_run_every_query(con, daemon):
 async def test_the_daemons_role_removes_a_day_only_as_the_owner(con, daemon):
     """It inherits nothing from the owner: what the daemon runs by mistake or by injection is refused."""
     day = await con.fetchval("select min(day) from webhooks.partitions")
-    detach, drop = (query(name).format(table="dead", day=day) for name in ("detach_partition", "drop_partition"))
+    detach, drop = (
+        query(name).format(table="dead", day=day) for name in ("detach_partition", "drop_partition")
+    )
     for sql in (detach, drop):
         with pytest.raises(client.DatabaseError, match="must be owner"):
             await daemon.execute(sql)
@@ -730,7 +733,9 @@ async def test_a_site_sees_its_own_deliveries_and_nothing_else(con, login, conne
     await con.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
     await con.execute("insert into webhooks.endpoints (site_id, url) values ('t', 'http://x')")
     mine = await con.fetchval(f"{INSERT} returning event_id")
-    theirs = await con.fetchval(f"{INSERT.replace(chr(39) + 's' + chr(39), chr(39) + 't' + chr(39))} returning event_id")
+    theirs = await con.fetchval(
+        f"{INSERT.replace(chr(39) + 's' + chr(39), chr(39) + 't' + chr(39))} returning event_id"
+    )
     site = await connect(await login("webhooks_site"))
     ask = "select array_agg(event_id) from webhooks.site_deliveries($1)"
     assert [await site.fetchval(ask, each) for each in ("s", "t")] == [None, None]

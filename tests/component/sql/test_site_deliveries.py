@@ -1,12 +1,11 @@
 """The log of a site: each page holds what the tables say, newest first, and nobody sees another site's.
 
-A few hundred events at random, over three days and two sites: what the function returns is compared with a list that the
-test makes of the same rows.
+A few hundred events at random, over three days and two sites: the rows of the function are compared with a list that the
+test makes of the same events.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import pytest
@@ -18,7 +17,7 @@ COLUMNS = ("event_id", "endpoint_id", "state", "detail", "attempts", "last_statu
 
 
 class SiteLog:
-    """Two sites with two endpoints each, and what must be seen of the first one."""
+    """Two sites with two endpoints each, and the rows that the first one must see."""
 
     def __init__(self, con, endpoints):
         self.con, self.endpoints = con, endpoints
@@ -50,9 +49,11 @@ def seen(rows):
 
 
 async def settle(con, rng, event_id, endpoint_id, site):
-    """Settle a delivery at random; return what is seen of it."""
+    """Settle a delivery at random; return its visible state."""
     kind = rng.choice(["delivered", "delivered", "waiting", "parked", "dead", "unread"])
-    attempts = {"delivered": rng.randint(1, 3), "waiting": rng.randint(1, 3), "dead": rng.randint(0, 2)}.get(kind, 0)
+    attempts = {"delivered": rng.randint(1, 3), "waiting": rng.randint(1, 3), "dead": rng.randint(0, 2)}.get(
+        kind, 0
+    )
     status = None
     for attempt in range(1, attempts + 1):
         delivered = kind == "delivered" and attempt == attempts
@@ -95,7 +96,8 @@ async def log(con):
     endpoints = {
         site: [
             await con.fetchval(
-                "insert into webhooks.endpoints (site_id, url) values ($1, 'http://x') returning endpoint_id", site
+                "insert into webhooks.endpoints (site_id, url) values ($1, 'http://x') returning endpoint_id",
+                site,
             )
             for _ in range(2)
         ]
@@ -109,13 +111,22 @@ async def log(con):
                 " from webhooks.events_event_id_seq"
             )
         site = rng.choice("sst")
-        subject, kind = rng.choice([None, "order/1", "order/2"]), rng.choice(["order_created", "order_updated"])
+        subject, kind = (
+            rng.choice([None, "order/1", "order/2"]),
+            rng.choice(["order_created", "order_updated"]),
+        )
         event_id = await emit(con, site=site, kind=kind, subject=subject)
         for endpoint_id in endpoints[site]:
             told = await settle(con, rng, event_id, endpoint_id, site)
             if site == "s":
                 made.rows.append(
-                    {"event_id": event_id, "endpoint_id": endpoint_id, "type": kind, "subject": subject, **told}
+                    {
+                        "event_id": event_id,
+                        "endpoint_id": endpoint_id,
+                        "type": kind,
+                        "subject": subject,
+                        **told,
+                    }
                 )
     made.rows.sort(key=lambda row: (row["event_id"], row["endpoint_id"]), reverse=True)
     return made
@@ -154,7 +165,9 @@ async def test_one_endpoint(log):
 
 
 async def test_a_time(log):
-    first, last = await log.con.fetchrow("select min(created_at), max(created_at) from webhooks.events where site_id = 's'")
+    first, last = await log.con.fetchrow(
+        "select min(created_at), max(created_at) from webhooks.events where site_id = 's'"
+    )
     assert len(await log.all(50, since=first)) == len(log.rows)
     assert await log.page(until=first) == []
     middle = await log.con.fetchval(
@@ -165,7 +178,7 @@ async def test_a_time(log):
     assert first < middle < last
 
 
-async def test_what_the_daemon_has_read_and_nobody_took_is_no_delivery(log):
+async def test_an_event_that_was_read_and_not_taken_makes_no_delivery(log):
     """Filtered, for example: read to the end, and no row."""
     await log.con.execute(
         "insert into webhooks.shards (shard, snapshot) select 0, pg_current_snapshot() from generate_series(1, 1)"
@@ -194,6 +207,6 @@ async def test_events_that_were_committed_later_are_unread(log, database, connec
         ({"before": "yesterday"}, "before is the cursor of a row, not 'yesterday'"),
     ],
 )
-async def test_what_makes_no_sense_is_refused(log, asked, message):
+async def test_wrong_arguments_are_refused(log, asked, message):
     with pytest.raises(Exception, match=message):
         await log.page(**asked)

@@ -7,7 +7,7 @@ import pytest
 from pghookd.operations.forecast import day_reached, growth
 
 TODAY = 1000
-YEAR = {day: 10 for day in range(TODAY - 365, TODAY)} | {TODAY: 3}
+YEAR = dict.fromkeys(range(TODAY - 365, TODAY), 10) | {TODAY: 3}
 
 
 def test_growth_is_the_mean_of_the_complete_days_of_a_week():
@@ -21,14 +21,15 @@ def test_growth_on_the_first_day_is_that_of_the_day_so_far():
 
 
 @pytest.mark.parametrize(
-    ("limit", "day"), [(3659, TODAY), (3660, TODAY + 1), (3669, TODAY + 1), (3670, TODAY + 2), (4660, TODAY + 101)]
+    ("limit", "day"),
+    [(3659, TODAY), (3660, TODAY + 1), (3669, TODAY + 1), (3670, TODAY + 2), (4660, TODAY + 101)],
 )
 def test_without_an_end_it_grows_by_a_day_a_day(limit, day):
     assert day_reached(YEAR, TODAY, total=3653, limit=limit, keep_days=0) == day
 
 
 def test_with_an_end_it_stays_as_large_as_the_days_that_are_kept():
-    days = {day: 10 for day in range(TODAY - 90, TODAY + 1)}
+    days = dict.fromkeys(range(TODAY - 90, TODAY + 1), 10)
     assert day_reached(days, TODAY, total=910, limit=920, keep_days=90) is None
     assert day_reached(days, TODAY, total=910, limit=905, keep_days=90) == TODAY
 
@@ -40,7 +41,7 @@ def test_a_young_log_grows_until_its_first_day_leaves():
 
 
 def test_small_days_leave_while_large_ones_come():
-    days = {day: 1 for day in range(TODAY - 30, TODAY - 7)} | {day: 100 for day in range(TODAY - 7, TODAY + 1)}
+    days = dict.fromkeys(range(TODAY - 30, TODAY - 7), 1) | dict.fromkeys(range(TODAY - 7, TODAY + 1), 100)
     assert day_reached(days, TODAY, total=823, limit=1500, keep_days=30) == TODAY + 7
 
 

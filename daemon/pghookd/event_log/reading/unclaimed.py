@@ -1,4 +1,4 @@
-"""Counts the events that nobody takes, in bounded memory: of sites without endpoints, and of types that no endpoint takes.
+"""Counts the events that nobody takes, of sites without endpoints and of types that no endpoint takes, in bounded memory.
 
 Never here: SQL, a clock, which sites and types are unknown (sql/queries/runtime/note_unclaimed.sql).
 """
@@ -36,7 +36,7 @@ class Unclaimed:
             self.types[event_type] += 1
 
     def take(self) -> list[tuple[str, str, int]]:
-        """Return what was counted, as `site` or `type`, name and number, and begin anew."""
+        """Return the counts, each as `site` or `type`, name and number, and start from zero."""
         taken = [("site", name, count) for name, count in self.sites.items()]
         taken += [("type", name, count) for name, count in self.types.items()]
         self.sites.clear()

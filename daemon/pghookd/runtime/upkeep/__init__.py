@@ -1,1 +1,1 @@
-"""Keeps the log's days in order: made ahead, and removed when they are old; encrypts and erases what should be."""
+"""Keeps the log's days in order: made ahead, and removed when they are old. Encrypts secrets, and erases data."""

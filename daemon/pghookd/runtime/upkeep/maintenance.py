@@ -28,8 +28,8 @@ from pghookd.postgres.client import DatabaseError, Session, query
 from pghookd.postgres.owner import as_owner
 from pghookd.process import beating
 from pghookd.process.logs import LogEvent
-from pghookd.runtime.upkeep.unclaimed_reports import UnclaimedReports
 from pghookd.runtime.upkeep.retention import KEEP_ALL, Policy, Retention
+from pghookd.runtime.upkeep.unclaimed_reports import UnclaimedReports
 from pghookd.settings.schema import Settings
 
 LOOK_EVERY_S: Final = 60.0

@@ -24,7 +24,7 @@ from pghookd.postgres.owner import as_owner
 from pghookd.process.logs import LogEvent
 from pghookd.settings.schema import RetentionSettings
 
-DAYS_A_STEP: Final = 50  # old days looked at in one step
+DAYS_A_STEP: Final = 50  # old days processed in one step
 PAGE: Final = 1000  # deliveries given up, or records deleted, by one statement
 RECORDS: Final = ("prune_emails", "prune_operations", "prune_replays")
 PAUSE_S: Final = 0.02  # after each page and each day
@@ -40,7 +40,7 @@ class Policy:
     Attributes:
         days: whole days that are kept, today not counted; 0 keeps all.
         action: drop, or detach: the tables of the day move to the schema webhooks_archive.
-        unsettled_days: days after which what is still unsettled is given up.
+        unsettled_days: days after which unsettled deliveries are given up.
         records_days: days after which records are deleted; 0 keeps them.
     """
 
@@ -111,7 +111,7 @@ class Retention:
             self._logger.warning(LogEvent.DAY_KEPT, days=kept)
 
     async def _expire(self, day: int) -> None:
-        """Give up what is left of a day in backlog; ordered endpoints are notified, whose next events may go now."""
+        """Give up the deliveries of a day in backlog, and notify: the next ones of ordered endpoints may go."""
         count = 0
         while rows := await self._session.fetch(query("expire_day"), day, PAGE):
             count += sum(row["deliveries"] for row in rows)
@@ -136,12 +136,13 @@ class Retention:
                     for table in tables:
                         name = "drop_partition" if is_dropped else "archive_partition"
                         await session.execute(_ddl(name, table["name"], day))
-                    await session.execute(query("note_left_day"), day, "dropped" if is_dropped else "archived")
+                    await session.execute(
+                        query("note_left_day"), day, "dropped" if is_dropped else "archived"
+                    )
         finally:
             if not session.closed:
                 await session.execute("reset lock_timeout")
         self._logger.info(LogEvent.DAY_DROPPED if is_dropped else LogEvent.DAY_ARCHIVED, day=date_of(day))
-
 
     async def _prune(self, days: int) -> None:
         """Delete records that are older; as the owner, since the daemon's own role may not change history."""
@@ -149,7 +150,7 @@ class Retention:
             return
         async with as_owner(self._session):
             for name in RECORDS:
-                while await self._session.fetchval(query(name), days, PAGE):
+                while await self._session.fetchval(query(name), days, PAGE):  # noqa: ASYNC110 - a pause, no wait
                     await asyncio.sleep(PAUSE_S)
 
 

@@ -33,7 +33,7 @@ class UnclaimedReports:
         self._logged: dict[tuple[str, str], float] = {}  # name, and when it may be logged again
 
     async def write(self, unclaimed: Unclaimed) -> None:
-        """Write what was counted since the last call; what Postgres refuses is lost, and logged."""
+        """Write the counts since the last call; if Postgres refuses them, they are lost and the error is logged."""
         counted = unclaimed.take()
         if not counted:
             return
@@ -48,4 +48,9 @@ class UnclaimedReports:
             name = (row["what"], row["name"])
             if name not in self._logged and len(self._logged) < REMEMBERED_MAX:
                 self._logged[name] = now + REMIND_S
-                self._logger.warning(LogEvent.EVENT_UNCLAIMED, **{name[0]: name[1]}, nearest=row["nearest"], events=row["events"])
+                self._logger.warning(
+                    LogEvent.EVENT_UNCLAIMED,
+                    **{name[0]: name[1]},
+                    nearest=row["nearest"],
+                    events=row["events"],
+                )
