@@ -5,7 +5,8 @@ do $$
 declare
   r text;
 begin
-  foreach r in array array['webhooks_producer', 'webhooks_admin', 'webhooks_reader', 'webhooks_site', 'webhooks_daemon'] loop
+  foreach r in array array['webhooks_producer', 'webhooks_admin', 'webhooks_reader', 'webhooks_support', 'webhooks_site', 'webhooks_daemon']
+  loop
     if not exists (select from pg_roles where rolname = r) then
       begin
         execute format('create role %I nologin', r);
@@ -16,7 +17,8 @@ begin
   end loop;
 end $$;
 
-grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_reader, webhooks_site, webhooks_daemon;
+grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_reader, webhooks_support, webhooks_site,
+  webhooks_daemon;
 
 -- Producers insert events. They may read back what Postgres filled in, since Django, SQLAlchemy and others add RETURNING.
 grant insert (site_id, type, payload, subject, traceparent, ordering_key, dedupe_key, supersede_key, deliver_after, deliver_before),
@@ -38,6 +40,16 @@ grant execute on function webhooks.nearest_name to webhooks_reader, webhooks_adm
 grant select (at, actor, what) on webhooks.operations to webhooks_reader;
 grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
+
+-- Support staff help an owner: answers, emails and causes, and what makes deliveries go out again; no payload, no secret, no
+-- header, no token, and of URLs scheme and host.
+grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit, webhooks.unclaimed to webhooks_support;
+grant select on webhooks.attempts to webhooks_support;
+grant select (email_id, owner_email, kind, window_start, message_id, subject, state, attempts, next_attempt_at, created_at, sent_at, error)
+  on webhooks.emails to webhooks_support;
+grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id, webhooks.nearest_name, webhooks.site_deliveries,
+  webhooks.enable_endpoint, webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay
+  to webhooks_support;
 
 -- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.
 grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_reader, webhooks_admin;

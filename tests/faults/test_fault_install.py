@@ -16,13 +16,9 @@ pytestmark = [pytest.mark.short, pytest.mark.skipif(bool(REFUSAL), reason=REFUSA
 
 PUBLIC = "192.31.196.1"  # of AS112 (RFC 7535): a public address, given to the loopback in there
 ROLES = (
-    "pghookd",
-    "webhooks_producer",
-    "webhooks_admin",
-    "webhooks_reader",
-    "webhooks_daemon",
-    "webhooks_owner",
-)
+    "pghookd", "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_support", "webhooks_site",
+    "webhooks_daemon", "webhooks_owner",
+)  # fmt: skip
 EVENT = """
 insert into webhooks.sites (site_id, name) values ('s', 'a site');
 insert into webhooks.endpoints (site_id, url, secret) values ('s', '{url}', webhooks.new_secret());

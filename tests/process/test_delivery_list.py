@@ -102,7 +102,8 @@ async def test_unclaimed_events_are_listed_with_the_nearest_name(database, db, o
     assert (done.status, done.out) == (0, "no event of an unknown site or type\n")
     await db.execute(
         "insert into webhooks.unclaimed_events (day, what, name, events)"
-        " values (current_date, 'type', 'order_creatd', 3), (current_date, 'site', 'x', 1), (current_date - 7, 'site', 'y', 1)"
+        " values (current_date, 'type', 'order_creatd', 3), (current_date, 'site', 'x', 1),"
+        " (current_date - 7, 'site', 'y', 1)"
     )
     done = await command("event", "unclaimed", url=database)
     today = await db.fetchval("select current_date::text")

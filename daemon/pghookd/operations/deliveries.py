@@ -47,7 +47,7 @@ class Wanted:
 
 
 async def list_deliveries(settings: Settings, wanted: Wanted) -> tuple[list[dict[str, Any]], str | None]:
-    """Return deliveries, newest first, with times as datetimes in UTC; an empty list comes with a sentence that says why.
+    """Return deliveries, newest first, with times as datetimes in UTC, and for an empty list the reason as a sentence.
 
     Raises:
         DatabaseAway: the database cannot be reached.

@@ -21,7 +21,9 @@ from pghookd.postgres import migrate
 from pghookd.settings.schema import Settings
 from support.events import emit
 
-ROLES = ("webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_site", "webhooks_admin", None)
+ROLES = (
+    "webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_support", "webhooks_site", "webhooks_admin", None,
+)  # fmt: skip
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
 LOOKUPS = {"webhook_id", "event_id", "explain", "nearest_name"}
@@ -30,6 +32,9 @@ FUNCTIONS = {
     None: set(),
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
     "webhooks_reader": LOOKUPS | SITE_LOG,
+    "webhooks_support": LOOKUPS | SITE_LOG | {
+        "enable_endpoint", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay",
+    },
     "webhooks_site": SITE_LOG,
     "webhooks_daemon": LOOKUPS | {
         "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
@@ -45,11 +50,16 @@ FUNCTIONS = {
     },
 }  # fmt: skip
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"
+EMAIL = (
+    "email_id owner_email kind window_start message_id subject state attempts next_attempt_at created_at sent_at error"
+)
 ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id"
 # Of whole tables; the daemon reads all of them. A letter each: select, insert, update, delete.
 TABLES = {
     None: {},
     "webhooks_producer": {},
+    "webhooks_support": dict.fromkeys(
+        ("deliveries", "endpoint_health", "event_types", "audit", "unclaimed", "attempts"), "s"),
     "webhooks_site": {},
     "webhooks_reader": dict.fromkeys(("deliveries", "endpoint_health", "event_types", "audit", "unclaimed"), "s"),
     "webhooks_daemon": {
@@ -67,6 +77,7 @@ COLUMNS = {
     ("webhooks_producer", "events", "insert"): EVENT,
     ("webhooks_producer", "events", "select"): "event_id created_at xid",
     ("webhooks_reader", "attempts", "select"): ATTEMPT,
+    ("webhooks_support", "emails", "select"): EMAIL,
     ("webhooks_reader", "operations", "select"): "at actor what",
     ("webhooks_daemon", "operations", "insert"): "what detail",
     ("webhooks_daemon", "endpoints", "update"): "enabled disabled_reason",

@@ -98,8 +98,8 @@ async def test_roles_are_made_once_for_a_cluster_and_granted_in_each_database(
             "select rolname, rolcanlogin, rolsuper from pg_roles where rolname like 'webhooks\\_%'"
         )
         assert {row["rolname"] for row in roles} == {
-            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_site", "webhooks_daemon",
-            "webhooks_owner",
+            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_support", "webhooks_site",
+            "webhooks_daemon", "webhooks_owner",
         }  # fmt: skip
         assert not any(row["rolcanlogin"] or row["rolsuper"] for row in roles)
     finally:

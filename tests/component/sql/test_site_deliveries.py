@@ -1,7 +1,7 @@
 """The log of a site: each page holds what the tables say, newest first, and nobody sees another site's.
 
-A few hundred events at random, over three days and two sites: the rows of the function are compared with a list that the
-test makes of the same events.
+A few hundred events at random, over three days and two sites: the rows of the function are compared with a list that
+the test makes of the same events.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Counts the events that nobody takes, of sites without endpoints and of types that no endpoint takes, in bounded memory.
+"""Counts the events that nobody takes, in bounded memory: by site if it has no endpoint, by type if none takes it.
 
 Never here: SQL, a clock, which sites and types are unknown (sql/queries/runtime/note_unclaimed.sql).
 """
