@@ -53,6 +53,7 @@ grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_
 
 -- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.
 grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_reader, webhooks_admin;
+grant execute on function webhooks.send_again to webhooks_site, webhooks_support, webhooks_admin;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;

@@ -33,9 +33,9 @@ FUNCTIONS = {
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
     "webhooks_reader": LOOKUPS | SITE_LOG,
     "webhooks_support": LOOKUPS | SITE_LOG | {
-        "enable_endpoint", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay",
+        "enable_endpoint", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "send_again",
     },
-    "webhooks_site": SITE_LOG,
+    "webhooks_site": SITE_LOG | {"send_again"},
     "webhooks_daemon": LOOKUPS | {
         "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
         "nearest_name",
@@ -46,13 +46,11 @@ FUNCTIONS = {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",
         "enable_endpoint", "disable_endpoint", "snooze_endpoint", "mute_owner", "unsubscribe", "send_test", "cancel",
         "release", "why_kept", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "forget",
-        "erase",
+        "erase", "send_again",
     },
 }  # fmt: skip
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"
-EMAIL = (
-    "email_id owner_email kind window_start message_id subject state attempts next_attempt_at created_at sent_at error"
-)
+EMAIL = "email_id owner_email kind window_start message_id subject state attempts next_attempt_at created_at sent_at error"
 ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id"
 # Of whole tables; the daemon reads all of them. A letter each: select, insert, update, delete.
 TABLES = {

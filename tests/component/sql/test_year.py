@@ -48,7 +48,9 @@ class Year:
         async with asyncio.timeout(60):
             while not await maintenance.step(self.session, logger=self.diary.logger, days=3, today=today):
                 await asyncio.sleep(0)
-        floor = min([await self.session.fetchval("select webhooks.newest_event_id()"), *(i - 1 for i in self.unread)])
+        floor = min(
+            [await self.session.fetchval("select webhooks.newest_event_id()"), *(i - 1 for i in self.unread)]
+        )
         await self.session.execute("update webhooks.shards set floor = $1", floor)
         await self.retention.step(Policy(days=KEPT, unsettled_days=1000), today)
 
@@ -112,7 +114,9 @@ async def test_days_turn_over_while_producers_insert(year, database, connect):
             year.unread.remove(prepared_id)
         for made, end in UNSETTLED.items():
             if n == end:
-                assert await session.fetchval("select count(*) from webhooks.events where event_id = $1", waiting[made])
+                assert await session.fetchval(
+                    "select count(*) from webhooks.events where event_id = $1", waiting[made]
+                )
                 await session.execute("delete from webhooks.backlog where event_id = $1", waiting[made])
     await year.next_day(first + DAYS)
     done.set()
