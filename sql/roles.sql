@@ -41,7 +41,7 @@ grant select (at, actor, what) on webhooks.operations to webhooks_reader;
 grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
 
--- Support staff help an owner: answers, emails and causes, and what makes deliveries go out again; no payload, no secret, no
+-- Support staff help an owner: they see answers, emails and causes, enable endpoints and replay; no payload, no secret, no
 -- header, no token, and of URLs scheme and host.
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit, webhooks.unclaimed to webhooks_support;
 grant select on webhooks.attempts to webhooks_support;

@@ -11,7 +11,8 @@ language sql stable security definer set search_path = pg_catalog, webhooks, pg_
       where r.rolname = 'webhooks_site' and pg_has_role(c.name::name, r.oid, 'member'))
     or exists (
       select from pg_roles r, caller c
-      where r.rolname in ('webhooks_reader', 'webhooks_support', 'webhooks_admin') and pg_has_role(c.name::name, r.oid, 'member'))
+      where r.rolname in ('webhooks_reader', 'webhooks_support', 'webhooks_admin')
+        and pg_has_role(c.name::name, r.oid, 'member'))
 $$;
 comment on function webhooks.sees_site is
   'True if the caller may see a site: a member of webhooks_site sees only the one that webhooks.site_id names';

@@ -18,5 +18,5 @@ begin
   return found_deliveries > 0;
 end $$;
 comment on function webhooks.send_again is
-  'Sends a delivery that is dead or delivered once more. False: there is none that the caller may see, or it is pending, '
-  'or its payload is erased';
+  'Sends a delivery that is dead or delivered once more. False: the caller may not see it, or it is pending, or its '
+  'payload is erased';

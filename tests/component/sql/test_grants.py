@@ -22,7 +22,8 @@ from pghookd.settings.schema import Settings
 from support.events import emit
 
 ROLES = (
-    "webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_support", "webhooks_site", "webhooks_admin", None,
+    "webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_support", "webhooks_site", "webhooks_admin",
+    None,
 )  # fmt: skip
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
@@ -50,7 +51,8 @@ FUNCTIONS = {
     },
 }  # fmt: skip
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"
-EMAIL = "email_id owner_email kind window_start message_id subject state attempts next_attempt_at created_at sent_at error"
+EMAIL = "email_id owner_email kind window_start message_id subject state attempts next_attempt_at created_at sent_at"
+EMAIL += " error"
 ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id"
 # Of whole tables; the daemon reads all of them. A letter each: select, insert, update, delete.
 TABLES = {

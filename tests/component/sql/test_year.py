@@ -47,7 +47,7 @@ class Year:
     async def next_day(self, today):
         async with asyncio.timeout(60):
             while not await maintenance.step(self.session, logger=self.diary.logger, days=3, today=today):
-                await asyncio.sleep(0)
+                pass
         floor = min(
             [await self.session.fetchval("select webhooks.newest_event_id()"), *(i - 1 for i in self.unread)]
         )
