@@ -81,7 +81,7 @@ end $$;
 grant insert on webhooks.attempts to webhooks_daemon;
 grant insert (what, detail) on webhooks.operations to webhooks_daemon;  -- the actor is the session's login
 grant insert, delete on webhooks.dead, webhooks.partitions to webhooks_daemon;
-grant update (enabled, disabled_reason) on webhooks.endpoints to webhooks_daemon;
+grant update (enabled, disabled_reason, ready, why, judged_at) on webhooks.endpoints to webhooks_daemon;
 grant insert, update on webhooks.emails, webhooks.owners to webhooks_daemon;
 grant update on webhooks.replays to webhooks_daemon;
 grant insert, update, delete on webhooks.backlog, webhooks.shards, webhooks.incidents, webhooks.home to webhooks_daemon;

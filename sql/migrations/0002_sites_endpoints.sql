@@ -65,6 +65,9 @@ create table webhooks.endpoints (
   previous_secret       text,
   previous_secret_until timestamptz,
   secret_kind           text constraint "secret_kind is a known one" check (secret_kind in ('standard', 'ed25519', 'legacy')),
+  ready                 bool,
+  why                   text,
+  judged_at             timestamptz,
 
   -- Each page of the log reads the lists of its sites' endpoints, and compares them with its types.
   constraint "event_types has at most 200 entries of at most 129 characters" check (
@@ -185,6 +188,7 @@ create table webhooks.endpoints (
 -- The endpoints that the daemon has still to encrypt; every endpoint with a secret, if there is no key.
 create index endpoints_plain on webhooks.endpoints (endpoint_id)
   where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:' or jsonb_typeof(auth) = 'object';
+create index endpoints_unjudged on webhooks.endpoints (endpoint_id) where judged_at is null;
 create index endpoints_of_site on webhooks.endpoints (site_id, endpoint_id);
 comment on column webhooks.endpoints.event_types is
   'Types this endpoint takes; order_* is every type that begins so, * every type. Those that begin with webhook_ are '
@@ -230,6 +234,11 @@ comment on column webhooks.endpoints.auth is
 comment on column webhooks.endpoints.previous_secret is
   'Signs beside secret until previous_secret_until; set by rotate_secret';
 comment on column webhooks.endpoints.previous_secret_until is 'From then on previous_secret is of no use';
+comment on column webhooks.endpoints.ready is
+  'Whether requests could be made when the daemon last judged the endpoint, from its options, its URL and DNS; null: not '
+  'judged yet';
+comment on column webhooks.endpoints.why is 'Why not';
+comment on column webhooks.endpoints.judged_at is 'When it was judged; set back when the endpoint changes';
 comment on column webhooks.endpoints.secret_kind is
   'The kind of an encrypted secret: whsec_, whsk_, or any other text. Set with it';
 

@@ -157,6 +157,7 @@ SHELL = {
     "runtime.loops": "tasks, sessions, the clock",
     "runtime.mailing": "tasks, sessions, the clock",
     "runtime.upkeep.maintenance": "tasks, sessions, the clock",
+    "runtime.upkeep.readiness": "the database, DNS",
     "runtime.upkeep.retention": "the database, the clock",
     "runtime.upkeep.unclaimed_reports": "the database, the clock",
     "runtime.notifications": "events",

@@ -80,7 +80,7 @@ COLUMNS = {
     ("webhooks_support", "emails", "select"): EMAIL,
     ("webhooks_reader", "operations", "select"): "at actor what",
     ("webhooks_daemon", "operations", "insert"): "what detail",
-    ("webhooks_daemon", "endpoints", "update"): "enabled disabled_reason",
+    ("webhooks_daemon", "endpoints", "update"): "enabled disabled_reason ready why judged_at",
 }
 RELATIONS = """
 select c.oid, c.relname as name, c.relispartition and c.relkind = 'r' as is_partition, c.relkind::text as kind,

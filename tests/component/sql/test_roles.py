@@ -485,6 +485,8 @@ def parameters(day, event_id):
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
         "find_today": (),
         "find_old_days": (0, 10),
+        "find_unjudged": (10, 16),
+        "note_readiness": ([1], ["0"], [None]),
         "note_unclaimed": (["site", "type"], ["x", "order_creatd"], [1, 2]),
         "list_unclaimed": (7, 10),
         "leave_day": (0,),
