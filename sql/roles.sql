@@ -39,7 +39,7 @@ grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status,
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
 
 -- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.
-grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_reader, webhooks_admin;
+grant execute on function webhooks.site_deliveries, webhooks.missed_since, webhooks.endpoint_activity to webhooks_site, webhooks_reader, webhooks_admin;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
@@ -82,6 +82,7 @@ grant execute on function
   webhooks.takes, webhooks.matches, webhooks.shard_of,  -- the endpoints and the shard of an event
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
   webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.forget_page,  -- privacy
+  webhooks.roll_up_hour,  -- activity
   webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
   to webhooks_daemon;
 

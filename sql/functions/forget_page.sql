@@ -1,5 +1,5 @@
 -- A part of forget: erases the rows that the next events of the log have of a site. Called by the daemon as well.
--- needs: newest_event_id
+-- needs: forget_hours, newest_event_id
 create or replace function webhooks.forget_page(site_id text, looks int) returns bigint
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp set plan_cache_mode = force_custom_plan
 set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
@@ -18,6 +18,8 @@ begin
       return null;
     end if;
     f.to_event_id := webhooks.newest_event_id();
+  elsif f.walk = 3 then
+    return webhooks.forget_hours(f.site_id, looks);
   end if;
   select count(*) as seen, max(t.event_id) as last into page from (
     select e.event_id from webhooks.events e
@@ -43,13 +45,8 @@ begin
   if page.seen = looks then
     update webhooks.forgotten g set after_event_id = page.last, to_event_id = f.to_event_id, erased = g.erased + total
     where g.site_id = f.site_id;
-    return total;
-  elsif f.walk = 1 then
-    update webhooks.forgotten g set walk = 2, after_event_id = 0, erased = g.erased + total where g.site_id = f.site_id;
   else
-    delete from webhooks.forgotten g where g.site_id = f.site_id;
-    insert into webhooks.operations (what, detail)
-    values ('forgotten', jsonb_build_object('site_sha256', encode(sha256(convert_to(f.site_id, 'UTF8')), 'hex'), 'rows', f.erased + total));
+    update webhooks.forgotten g set walk = f.walk + 1, after_event_id = 0, erased = g.erased + total where g.site_id = f.site_id;
   end if;
   return total;
 end $$;
