@@ -1,6 +1,5 @@
--- What endpoints did, hour by hour, from the attempts themselves: those of a time, of all endpoints or of one. An
--- attempt may lie in the partition of any day, that of its event. Lives on attempts_by_time, which leaves out pages of
--- other times.
+-- Counts the attempts of a time, of all endpoints or of one, by endpoint and hour. A retry lies in the partition of its
+-- event's day, so all days are searched. Lives on attempts_by_time, which leaves out pages of other times.
 create or replace function webhooks.count_attempts(low timestamptz, high timestamptz, endpoint_id bigint default null)
 returns setof webhooks.endpoint_hours
 language plpgsql stable set search_path = pg_catalog, webhooks, pg_temp
@@ -20,4 +19,4 @@ begin
     group by s.hour, s.endpoint_id, s.site_id;
 end $$;
 comment on function webhooks.count_attempts is
-  'What endpoints did in each hour of a time, from the attempts. A part of roll_up_hour and endpoint_activity';
+  'Counts the attempts of a time by endpoint and hour. A part of roll_up_hour and endpoint_activity';

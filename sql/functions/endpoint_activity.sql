@@ -1,6 +1,6 @@
--- What an endpoint did, by hour or by day (UTC), for charts: the buckets of `since` and of `until` and those between,
--- each as a whole. Finished hours come from endpoint_hours, and from the attempts those that are not counted yet. A
--- percentile is interpolated within the slot that holds it: it is at most 26 % off, or 1.3 ms.
+-- Counts and durations of an endpoint's attempts by hour or by day (UTC), for charts: the buckets of `since` and `until`
+-- and those between, each as a whole. Hours that the daemon has counted come from endpoint_hours, the others from the
+-- attempts. A percentile is interpolated within its slot of durations: it is at most 26 % off, or 1.3 ms.
 -- needs: count_attempts, sees_site
 create or replace function webhooks.endpoint_activity(
   endpoint_id bigint, since timestamptz, until timestamptz, bucket text default 'hour')
@@ -59,5 +59,5 @@ begin
     order by s.bucket;
 end $$;
 comment on function webhooks.endpoint_activity is
-  'What an endpoint did by hour or by day (UTC): attempts, how many were delivered and how many failed, and the median '
-  'and the 95th percentile of how long they took. One row for each bucket with attempts';
+  'Attempts of an endpoint by hour or by day (UTC): how many there were, how many were delivered and how many failed, '
+  'and the median and the 95th percentile of their durations. One row for each bucket with attempts';

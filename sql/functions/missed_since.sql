@@ -1,5 +1,5 @@
--- What an endpoint has not confirmed of the events since a time: its pending and failed deliveries, newest first, in
--- keyset pages. A delivery is in one state, and a cursor is a place among all of them: so the two pages make one.
+-- The deliveries of an endpoint that are pending or failed, of events since a time, newest first, in keyset pages. A
+-- cursor is a place among the deliveries of all states, so the first rows of both states are the page.
 -- needs: site_deliveries
 create or replace function webhooks.missed_since(
   endpoint_id bigint, since timestamptz, before text default null, lim int default 50)
@@ -16,5 +16,5 @@ language sql stable security definer set search_path = pg_catalog, webhooks, pg_
   limit missed_since.lim
 $$;
 comment on function webhooks.missed_since is
-  'The deliveries of an endpoint that it has not confirmed, pending or failed, of events since a time, newest first. '
+  'The deliveries that an endpoint has not confirmed, pending or failed, of events since a time, newest first. '
   'The cursor of the last row is `before` of the next page';

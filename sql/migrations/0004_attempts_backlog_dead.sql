@@ -96,8 +96,8 @@ create type webhooks.site_delivery as (
 );
 comment on type webhooks.site_delivery is 'A row of the log of a site, as webhooks.site_deliveries returns it';
 
--- Activity: what each endpoint did in an hour. Nothing changes a row, and all rows of an hour are written together, so
--- that the table and its key grow at their ends. There may be as many rows as attempts, and they are kept for longer.
+-- Counts of attempts by hour. Nothing changes a row, and all rows of an hour are written together, so that the table
+-- and its key grow at their ends. There may be as many rows as attempts, and they are kept for longer.
 
 create table webhooks.endpoint_hours (
   hour        timestamptz not null,
@@ -116,7 +116,7 @@ comment on column webhooks.endpoint_hours.slots is
   'Slots of durations, ten in each power of ten: slot n is from 10^(n/10) to 10^((n+1)/10) ms, slot 0 from 0';
 comment on column webhooks.endpoint_hours.counts is 'How many attempts are in each of the slots';
 
--- What webhooks.endpoint_activity returns.
+-- A row of webhooks.endpoint_activity, which has a parameter of the same name as a column.
 create type webhooks.activity as (
   bucket    timestamptz,
   attempts  bigint,

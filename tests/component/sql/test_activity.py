@@ -1,4 +1,4 @@
-"""What endpoints did, by hour and by day: compared with a list that the test makes of the attempts.
+"""Counts and durations of attempts by hour and by day are compared with a list that the test makes of the attempts.
 
 Hours are counted by the daemon's own step, whose grace the test chooses. Attempts are made up over a few days, some of
 them of events of earlier days, as retries are.
@@ -41,14 +41,14 @@ class Attempts:
         """Insert one, of an event of so many days before today."""
         self.made.append((endpoint_id, at, duration_ms, outcome))
         await self.con.execute(
-            "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)"
-            " values ((webhooks.day_of() - $6::int) * 4294967296 + $1, $2, $3, $4, 1, $5,"
+            "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome,"
+            " site_id) values ((webhooks.day_of() - $6::int) * 4294967296 + $1, $2, $3, $4, 1, $5,"
             " (select site_id from webhooks.endpoints where endpoint_id = $2))",
             next(self._numbers), endpoint_id, at, duration_ms, outcome, days_before,
         )  # fmt: skip
 
     def expected(self, endpoint_id, unit):
-        """Return what endpoint_activity must say of all of them, by bucket: counts, and the percentiles themselves."""
+        """Return the rows expected of endpoint_activity by bucket: counts, and the exact percentiles."""
         buckets = collections.defaultdict(list)
         for which, at, duration_ms, outcome in self.made:
             if which == endpoint_id:
@@ -67,7 +67,7 @@ class Attempts:
         return await (con or self.con).fetch(ASK, endpoint_id, since, until, unit)
 
     async def check(self, unit="hour"):
-        """Compare what is shown of each endpoint with the list."""
+        """Compare the rows of each endpoint with the list."""
         for endpoint_id in self.endpoints:
             expected = self.expected(endpoint_id, unit)
             shown = await self.shown(endpoint_id, unit=unit)
@@ -113,7 +113,9 @@ async def scattered(attempts, now):
         at = now + HOUR - dt.timedelta(seconds=rng.random() ** 2 * 73 * 3600)
         outcome = rng.choice(["delivered", "delivered", "refused", "timeout"])
         duration_ms = rng.choice([0.2, 1.0, 10 ** rng.uniform(0, 4.5)])
-        await attempts.add(rng.choice(attempts.endpoints), at, duration_ms, outcome, days_before=rng.randrange(3))
+        await attempts.add(
+            rng.choice(attempts.endpoints), at, duration_ms, outcome, days_before=rng.randrange(3)
+        )
     await attempts.con.execute(
         "select setval('webhooks.events_event_id_seq', (select max(event_id) from webhooks.attempts))"
     )
@@ -128,7 +130,7 @@ async def roll_up(con, grace="10 minutes", hours=1000):
     return counted
 
 
-# What is shown -------------------------------------------------------------------------------------------------------
+# Rows of charts -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("unit", ["hour", "day"])
@@ -184,7 +186,7 @@ async def test_hours_and_days_are_those_of_utc_whatever_the_session_says(scatter
 
 
 async def test_durations_at_the_ends_of_the_scale(attempts, now):
-    """A duration that is no number stops no counting."""
+    """A duration that is not a number does not stop the counting."""
     for n, duration_ms in enumerate((0.0, -1.0, 1e9, math.inf, math.nan)):
         await attempts.add(attempts.endpoints[0], now - (10 - n) * HOUR, duration_ms)
     await roll_up(attempts.con)
@@ -276,7 +278,9 @@ async def test_the_daemon_counts_a_day_in_a_step(scattered, session, now):
     first = now - dt.timedelta(days=3)
     for step in (1, 2):
         await activity.count_hours(session, Diary().logger)
-        next_hour = await scattered.con.fetchval("select next_hour from webhooks.upkeep where what = 'activity'")
+        next_hour = await scattered.con.fetchval(
+            "select next_hour from webhooks.upkeep where what = 'activity'"
+        )
         assert next_hour == first + step * 24 * HOUR
     await scattered.check()
 
@@ -313,7 +317,9 @@ async def test_nothing_is_left_of_a_site_that_is_forgotten(scattered, session, n
     await tidy(session, Duties(), logger=structlog.get_logger(), beat=lambda: None)
     await roll_up(con)
     assert await con.fetchval("select count(*) from webhooks.forgotten") == 0
-    assert [row[0] for row in await con.fetch("select distinct site_id from webhooks.endpoint_hours")] == ["t"]
+    assert [row[0] for row in await con.fetch("select distinct site_id from webhooks.endpoint_hours")] == [
+        "t"
+    ]
     scattered.endpoints = scattered.endpoints[2:]
     await scattered.check()
 
@@ -342,12 +348,12 @@ async def test_an_endpoint_that_moved_shows_what_it_did_for_its_site(attempts, n
     assert [row["attempts"] for row in await attempts.shown(endpoint_id)] == [1]
 
 
-# What an endpoint has missed -----------------------------------------------------------------------------------------
+# Missed deliveries --------------------------------------------------------------------------------------------------
 
 MISSED = "select * from webhooks.missed_since($1, $2, $3, $4)"
 
 
-async def test_what_an_endpoint_has_missed_comes_in_pages(attempts):
+async def test_missed_deliveries_come_in_pages(attempts):
     """Of sixty events at random: all that are not delivered, newest first, each once."""
     con, endpoint_id = attempts.con, attempts.endpoints[0]
     rng = random.Random(20)
@@ -380,7 +386,7 @@ async def test_what_an_endpoint_has_missed_comes_in_pages(attempts):
         assert found == missed[::-1]
 
 
-async def test_what_was_missed_earlier_is_left_out(attempts):
+async def test_events_before_the_time_are_left_out(attempts):
     con, endpoint_id = attempts.con, attempts.endpoints[0]
     ids = [await emit(con) for _ in range(4)]
     since = await con.fetchval("select created_at from webhooks.events where event_id = $1", ids[2])

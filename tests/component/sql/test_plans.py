@@ -777,7 +777,9 @@ async def test_a_filter_is_asked_for_by_a_step_into_each_events_own_day(session,
 
 # Activity -------------------------------------------------------------------------------------------------------
 
-COUNT = "select count(*) from webhooks.count_attempts($1::text::timestamptz, $2::text::timestamptz, $3::bigint)"
+COUNT = (
+    "select count(*) from webhooks.count_attempts($1::text::timestamptz, $2::text::timestamptz, $3::bigint)"
+)
 
 
 async def test_the_attempts_of_an_hour_are_found_by_their_pages(session, today):
@@ -788,10 +790,15 @@ async def test_the_attempts_of_an_hour_are_found_by_their_pages(session, today):
           date_trunc('hour', now()) + interval '3 hours' + n * interval '0.1 s', 12, 1, 'delivered', 's7'
         from generate_series(0, 19999) n"""
     )
-    summarize = "select brin_summarize_new_values(inhrelid) from pg_inherits where inhparent = $1::text::regclass"
+    summarize = (
+        "select brin_summarize_new_values(inhrelid) from pg_inherits where inhparent = $1::text::regclass"
+    )
     await session.fetch(summarize, "webhooks.attempts_by_time")
     pages_of_them = 20_000 // 80
-    hours = [await session.fetchval(f"select (date_trunc('hour', now()) + interval '{n} hours')::text") for n in (3, 4)]
+    hours = [
+        await session.fetchval(f"select (date_trunc('hour', now()) + interval '{n} hours')::text")
+        for n in (3, 4)
+    ]
     for low, high, which, most in (
         (*hours, None, pages_of_them),
         (*hours, 7, pages_of_them),
@@ -812,7 +819,8 @@ async def test_an_endpoint_shows_its_hours_at_one_index_step_each(session):
           generate_series(date_trunc('hour', now()) - interval '30 days', now() - interval '2 hours', '1 hour') hour
         order by 1, 2"""
     )
-    ask = "select count(*) from webhooks.endpoint_activity(7, now() - interval '10 days', now() - interval '2 hours', $1)"
+    since, until = "now() - interval '10 days'", "now() - interval '2 hours'"
+    ask = f"select count(*) from webhooks.endpoint_activity(7, {since}, {until}, $1)"
     await session.execute("update webhooks.upkeep set next_hour = now() where what = 'activity'")
     for unit, rows in (("hour", 10 * 24 - 1), ("day", 11)):
         assert await session.fetchval(ask, unit) in {rows, rows + 1}

@@ -590,7 +590,9 @@ async def test_the_daemons_role_can_run_every_query(con, daemon):
 async def test_the_daemons_role_removes_a_day_only_as_the_owner(con, daemon):
     """It inherits nothing from the owner: what the daemon runs by mistake or by injection is refused."""
     day = await con.fetchval("select min(day) from webhooks.partitions")
-    detach, drop = (query(name).format(table="dead", day=day) for name in ("detach_partition", "drop_partition"))
+    detach, drop = (
+        query(name).format(table="dead", day=day) for name in ("detach_partition", "drop_partition")
+    )
     for sql in (detach, drop):
         with pytest.raises(client.DatabaseError, match="must be owner"):
             await daemon.execute(sql)
@@ -670,8 +672,12 @@ async def test_the_daemons_role_counts_hours_and_summarizes_their_pages(con, dae
     )
     await count_hours(daemon, structlog.get_logger())
     assert await con.fetchval("select attempts from webhooks.endpoint_hours") == 1
-    left = "select brin_summarize_new_values(inhrelid) from pg_inherits where inhparent = 'webhooks.attempts_by_time'::regclass"
-    assert {row[0] for row in await con.fetch(left)} == {0}
+    summarize = (
+        "select brin_summarize_new_values(inhrelid) from pg_inherits where inhparent = $1::text::regclass"
+    )
+    assert {row[0] for row in await con.fetch(summarize, "webhooks.attempts_by_time")} == {
+        0
+    }  # nothing is left
 
 
 async def test_the_daemons_role_reads_the_log_it_did_not_make(daemon, login, connect):
@@ -739,7 +745,9 @@ async def test_a_site_sees_its_own_deliveries_and_nothing_else(con, login, conne
     await con.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
     await con.execute("insert into webhooks.endpoints (site_id, url) values ('t', 'http://x')")
     mine = await con.fetchval(f"{INSERT} returning event_id")
-    theirs = await con.fetchval(f"{INSERT.replace(chr(39) + 's' + chr(39), chr(39) + 't' + chr(39))} returning event_id")
+    theirs = await con.fetchval(
+        f"{INSERT.replace(chr(39) + 's' + chr(39), chr(39) + 't' + chr(39))} returning event_id"
+    )
     site = await connect(await login("webhooks_site"))
     ask = "select array_agg(event_id) from webhooks.site_deliveries($1)"
     assert [await site.fetchval(ask, each) for each in ("s", "t")] == [None, None]

@@ -14,7 +14,9 @@ from structlog.typing import FilteringBoundLogger
 from pghookd.postgres.client import DatabaseError, Session, query
 from pghookd.process.logs import LogEvent
 
-GRACE_S: Final = 600.0  # after an hour: outcomes that Postgres could not take at once are recorded within minutes
+GRACE_S: Final = (
+    600.0  # after an hour: outcomes that Postgres could not take at once are recorded within minutes
+)
 HOURS_A_STEP: Final = 24  # counted in one step, after a time without a daemon
 PAUSE_S: Final = 0.02  # after each hour
 
