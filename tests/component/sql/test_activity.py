@@ -6,10 +6,12 @@ them of events of earlier days, as retries are.
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import datetime as dt
 import math
 import random
+import time
 
 import asyncpg
 import pytest
@@ -18,7 +20,7 @@ import structlog
 from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.runtime.upkeep import activity
-from pghookd.runtime.upkeep.maintenance import Duties, tidy
+from pghookd.runtime.upkeep.maintenance import Duties, maintain, tidy
 from pghookd.runtime.upkeep.retention import Policy, Retention
 from support.crew import Diary
 from support.events import emit
@@ -283,6 +285,24 @@ async def test_the_daemon_counts_a_day_in_a_step(scattered, session, now):
         )
         assert next_hour == first + step * 24 * HOUR
     await scattered.check()
+
+
+async def test_a_running_daemon_counts_by_itself(scattered, session, until):
+    upkeep = asyncio.create_task(
+        maintain(
+            session,
+            Duties,
+            logger=Diary().logger,
+            beat=lambda: None,
+            wall_us=lambda: time.time_ns() // 1000,
+            monotonic=time.monotonic,
+        )
+    )
+    await until(
+        lambda: scattered.con.fetchval("select count(distinct hour) > 10 from webhooks.endpoint_hours")
+    )
+    upkeep.cancel()
+    await asyncio.wait([upkeep])
 
 
 async def test_a_refused_statement_is_logged_and_tried_again(scattered, session, database, connect):
