@@ -47,12 +47,13 @@ grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_ty
 grant select on webhooks.attempts to webhooks_support;
 grant select (email_id, owner_email, kind, window_start, message_id, subject, state, attempts, next_attempt_at, created_at, sent_at, error)
   on webhooks.emails to webhooks_support;
-grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id, webhooks.nearest_name, webhooks.site_deliveries,
+grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id, webhooks.nearest_name,
   webhooks.enable_endpoint, webhooks.plan_replay, webhooks.replay, webhooks.pause_replay, webhooks.resume_replay, webhooks.cancel_replay
   to webhooks_support;
 
 -- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.
-grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_reader, webhooks_admin;
+grant execute on function webhooks.site_deliveries, webhooks.missed_since, webhooks.endpoint_activity
+  to webhooks_site, webhooks_reader, webhooks_support, webhooks_admin;
 grant execute on function webhooks.send_again to webhooks_site, webhooks_support, webhooks_admin;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
@@ -97,6 +98,7 @@ grant execute on function
   webhooks.takes, webhooks.matches, webhooks.shard_of, webhooks.nearest_name,  -- the endpoints and the shard of an event
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
   webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.erase_subject, webhooks.forget_page,  -- privacy
+  webhooks.roll_up_hour,  -- activity
   webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
   to webhooks_daemon;
 

@@ -17,6 +17,7 @@ create table webhooks.attempts (
 ) partition by range (event_id);
 create unique index attempts_once on webhooks.attempts (event_id, endpoint_id, attempt);
 create index attempts_of_endpoint on webhooks.attempts (endpoint_id, event_id);
+create index attempts_by_time on webhooks.attempts using brin (attempted_at) with (pages_per_range = 16);
 comment on table webhooks.attempts is 'One row per request made; a delivered one settles its delivery';
 comment on column webhooks.attempts.attempted_at is 'Start of the request';
 comment on column webhooks.attempts.error is 'A constant name, or name: detail';
@@ -95,3 +96,34 @@ create type webhooks.site_delivery as (
   next_attempt_at timestamptz
 );
 comment on type webhooks.site_delivery is 'A row of the log of a site, as webhooks.site_deliveries returns it';
+
+-- Counts of attempts by hour. Nothing changes a row, and all rows of an hour are written together, so that the table
+-- and its key grow at their ends. There may be as many rows as attempts, and they are kept for longer.
+
+create table webhooks.endpoint_hours (
+  hour        timestamptz not null,
+  endpoint_id bigint not null,
+  attempts    int not null,
+  delivered   int not null,
+  slots       smallint[] not null,
+  counts      int[] not null,
+  site_id     text collate "C" not null,
+  primary key (hour, endpoint_id, site_id)
+) with (autovacuum_freeze_min_age = 0, autovacuum_vacuum_insert_scale_factor = 0.02,
+  autovacuum_vacuum_scale_factor = 0.02);
+comment on table webhooks.endpoint_hours is
+  'Attempts of finished hours, counted by the daemon: one row for each endpoint and hour with attempts';
+comment on column webhooks.endpoint_hours.slots is
+  'Slots of durations, ten in each power of ten: slot n is from 10^(n/10) to 10^((n+1)/10) ms, slot 0 from 0';
+comment on column webhooks.endpoint_hours.counts is 'How many attempts are in each of the slots';
+
+-- A row of webhooks.endpoint_activity, which has a parameter of the same name as a column.
+create type webhooks.activity as (
+  bucket    timestamptz,
+  attempts  bigint,
+  delivered bigint,
+  failed    bigint,
+  p50_ms    real,
+  p95_ms    real
+);
+comment on type webhooks.activity is 'An hour or a day of an endpoint, as webhooks.endpoint_activity returns it';

@@ -41,16 +41,20 @@ comment on column webhooks.replays.settled_event_id is
 comment on column webhooks.replays.after_event_id is 'With after_endpoint_id: how far it has read';
 
 create table webhooks.upkeep (
-  what           text primary key constraint "what is a known one" check (what in ('payloads', 'responses')),
+  what           text primary key constraint "what is a known one"
+                 check (what in ('payloads', 'responses', 'activity')),
   after_event_id bigint not null default 0,
   again_from     bigint,
   began_at       timestamptz,
-  ended_at       timestamptz
+  ended_at       timestamptz,
+  next_hour      timestamptz
 );
+insert into webhooks.upkeep (what, next_hour) values ('activity', date_trunc('hour', now(), 'UTC'));
 comment on table webhooks.upkeep is
-  'How far the log was read for payloads and answers that have to be erased; the daemon''s own';
+  'How far the log was read for payloads and answers that have to be erased, and for endpoint_hours; the daemon''s own';
 comment on column webhooks.upkeep.again_from is
   'The first event that could not be erased yet: the next walk begins there';
+comment on column webhooks.upkeep.next_hour is 'Of activity: the first hour that is not in endpoint_hours yet';
 
 create table webhooks.forgotten (
   site_id        text collate "C" primary key,
@@ -59,7 +63,8 @@ create table webhooks.forgotten (
   walk           smallint not null default 1,
   after_event_id bigint not null default 0,
   to_event_id    bigint not null,
-  erased         bigint not null default 0
+  erased         bigint not null default 0,
+  after_hour     timestamptz not null default '-infinity'
 );
 comment on table webhooks.forgotten is 'Sites that are being erased, until nothing is left of them; the daemon''s own';
 

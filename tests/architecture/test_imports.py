@@ -156,6 +156,7 @@ SHELL = {
     "runtime.liveness": "tasks, sessions, the clock",
     "runtime.loops": "tasks, sessions, the clock",
     "runtime.mailing": "tasks, sessions, the clock",
+    "runtime.upkeep.activity": "the database, the clock",
     "runtime.upkeep.maintenance": "tasks, sessions, the clock",
     "runtime.upkeep.readiness": "the database, DNS",
     "runtime.upkeep.retention": "the database, the clock",

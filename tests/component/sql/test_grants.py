@@ -28,7 +28,7 @@ ROLES = (
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
 LOOKUPS = {"webhook_id", "event_id", "explain", "nearest_name"}
-SITE_LOG = {"site_deliveries"}
+SITE_LOG = {"site_deliveries", "missed_since", "endpoint_activity"}
 FUNCTIONS = {
     None: set(),
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
@@ -41,7 +41,7 @@ FUNCTIONS = {
         "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
         "nearest_name",
         "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
-        "wrap_secrets", "erase_payloads", "erase_responses", "erase_subject", "forget_page",
+        "wrap_secrets", "erase_payloads", "erase_responses", "erase_subject", "forget_page", "roll_up_hour",
     },
     "webhooks_admin": LOOKUPS | SITE_LOG | {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",

@@ -18,6 +18,7 @@ from pghookd.postgres import client, migrate
 from pghookd.postgres.client import columns, number_literal, query
 from pghookd.postgres.owner import as_owner
 from pghookd.runtime.upkeep import maintenance
+from pghookd.runtime.upkeep.activity import count_hours
 
 INSERT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
 DENIED = asyncpg.InsufficientPrivilegeError
@@ -490,6 +491,7 @@ def parameters(day, event_id):
         "note_unclaimed": (["site", "type"], ["x", "order_creatd"], [1, 2]),
         "list_unclaimed": (7, 10),
         "leave_day": (0,),
+        "roll_up_hour": (600.0,),
         "read_day_tables": (day,),
         "why_kept": (0,),
         "expire_day": (0, 10),
@@ -534,6 +536,7 @@ def parameters(day, event_id):
         "resume_replay": (1,),
         "cancel_replay": (1,),
         "prune_emails": (400, 10),
+        "prune_activity": (400, 10),
         "prune_operations": (400, 10),
         "prune_replays": (400, 10),
         "note_left_day": (0, "dropped"),
@@ -555,7 +558,7 @@ NOT_THE_DAEMONS = {
     "plan_replay", "start_replay", "pause_replay", "resume_replay", "cancel_replay", "add_endpoint", "enable_endpoint",
     "disable_endpoint", "rotate_secret", "send_test",
     # By retention, as the owner.
-    "prune_emails", "prune_operations", "prune_replays",
+    "prune_activity", "prune_emails", "prune_operations", "prune_replays",
     # By `migrate` and the demo, as the owner.
     "note_migration", "note_function", "prepare_days", "insert_event", "put_sites", "move_endpoint", "insert_endpoint",
 }  # fmt: skip
@@ -670,6 +673,23 @@ async def test_the_daemons_role_makes_days_and_enters_them(con, daemon):
     await daemon.execute("select pg_notify('pghookd', 'echo'); listen pghookd")
 
 
+async def test_the_daemons_role_counts_hours_and_summarizes_their_pages(con, daemon):
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    await con.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)"
+        f" values ({event_id}, 1, now() - interval '2 hours', 1, 1, 'refused', 's');"
+        "update webhooks.upkeep set next_hour = date_trunc('hour', now() - interval '2 hours') where what = 'activity'"
+    )
+    await count_hours(daemon, structlog.get_logger())
+    assert await con.fetchval("select attempts from webhooks.endpoint_hours") == 1
+    summarize = (
+        "select brin_summarize_new_values(inhrelid) from pg_inherits where inhparent = $1::text::regclass"
+    )
+    assert {row[0] for row in await con.fetch(summarize, "webhooks.attempts_by_time")} == {
+        0
+    }  # nothing is left
+
+
 async def test_the_daemons_role_reads_the_log_it_did_not_make(daemon, login, connect):
     producer = await connect(await login("webhooks_producer"))
     await producer.execute(INSERT)
@@ -756,6 +776,43 @@ async def test_a_site_sees_its_own_deliveries_and_nothing_else(con, login, conne
     )
     both = await connect(await login("webhooks_reader"))
     assert [await both.fetchval(ask, each) for each in ("s", "t")] == [[mine], [theirs]]
+
+
+async def test_a_site_sees_what_its_own_endpoints_did_and_missed(con, login, connect):
+    await con.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
+    mine = await con.fetchval("select endpoint_id from webhooks.endpoints")
+    theirs = await con.fetchval(
+        "insert into webhooks.endpoints (site_id, url) values ('t', 'http://x') returning endpoint_id"
+    )
+    both = "insert into webhooks.events (site_id, type, payload) values ('s', 't', '1'), ('t', 't', '1')"
+    await con.execute(both)
+    await con.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)"
+        " select e.event_id, p.endpoint_id, now() - n * interval '2 hours', 1, n, 'refused', p.site_id"
+        " from webhooks.events e join webhooks.endpoints p using (site_id), generate_series(0, 1) n;"
+        "update webhooks.upkeep set next_hour = date_trunc('hour', now() - interval '2 hours') where what = 'activity';"
+        "select webhooks.roll_up_hour('0')"
+    )
+    await con.execute(both)
+    asked = (
+        "select sum(attempts)::int from webhooks.endpoint_activity($1, null, null)",
+        "select nullif(count(*)::int, 0) from webhooks.missed_since($1, null)",
+    )
+    site, reader = await connect(await login("webhooks_site")), await connect(await login("webhooks_reader"))
+
+    async def seen(connection):
+        return [[await connection.fetchval(ask, each) for each in (mine, theirs, 999)] for ask in asked]
+
+    assert await seen(site) == [[None] * 3] * 2
+    await site.execute("set webhooks.site_id = 's'")
+    assert await seen(site) == [[2, None, None], [1, None, None]]
+    assert await seen(reader) == [[2, 2, None], [1, 1, None]]
+    await refused(
+        site,
+        "select * from webhooks.endpoint_hours",
+        "select * from webhooks.count_attempts('-infinity', 'infinity')",
+        "select webhooks.roll_up_hour('0')",
+    )
 
 
 # Operations by hand -------------------------------------------------------------------------------------------------

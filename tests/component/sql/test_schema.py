@@ -587,8 +587,8 @@ async def test_changes_of_endpoints_notify_the_daemon(con, database, connect, en
     )
     await con.execute("update webhooks.endpoints set url = 'http://many'")
     await con.execute("delete from webhooks.endpoints where endpoint_id = $1", endpoint_id)
-    await until(lambda: len(heard) >= 3)
-    assert heard == [f"endpoints:{endpoint_id}", "endpoints", f"endpoints:{endpoint_id}"]
+    await until(lambda: len(heard) >= 4)
+    assert heard == [f"endpoints:{endpoint_id}", "endpoints", "endpoints", f"endpoints:{endpoint_id}"]
 
 
 # How many endpoints a site may have ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Creates the days' partitions ahead, moves the sequence into the current day, and has old days removed.
 
-It also encrypts secrets and erases old data.
+It also counts attempts, encrypts secrets and erases old data.
 
 It never waits for a lock that a producer might queue behind: it tries, and tries again later. If it never ran, ids
 would stay in the old day's range and nothing would break. All other work is done in pages of a few milliseconds, with a
@@ -28,6 +28,7 @@ from pghookd.postgres.client import DatabaseError, Session, query
 from pghookd.postgres.owner import as_owner
 from pghookd.process import beating
 from pghookd.process.logs import LogEvent
+from pghookd.runtime.upkeep.activity import count_hours
 from pghookd.runtime.upkeep.retention import KEEP_ALL, Policy, Retention
 from pghookd.runtime.upkeep.unclaimed_reports import UnclaimedReports
 from pghookd.settings.schema import Settings
@@ -88,6 +89,7 @@ async def maintain(
                 session, logger=logger, days=days, own_day=own_day, warnings=warnings, leave=leave
             )
             left_s = LOOK_EVERY_S if await beating.while_working(stepping, beat) else LOOK_AGAIN_S
+            await beating.while_working(count_hours(session, logger), beat)
         await tidy(session, duties(), logger=logger, beat=beat)
         await reports.write(unclaimed)
         wait_s = min(left_s, TIDY_EVERY_S)
