@@ -5,7 +5,8 @@ create or replace function webhooks.recent_deliveries(
   site_id text, endpoint_id bigint, states text[], low bigint, top_event bigint, top_endpoint bigint, lim int)
 returns table (event bigint, endpoint bigint)
 language plpgsql stable set search_path = pg_catalog, webhooks, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set max_parallel_workers_per_gather = 0 as $$
 #variable_conflict use_column
 begin
   return query

@@ -7,7 +7,8 @@ create or replace function webhooks.site_deliveries(
   lim int default 50)
 returns setof webhooks.site_delivery
 language plpgsql stable security definer set search_path = pg_catalog, webhooks, pg_temp
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set max_parallel_workers_per_gather = 0 as $$
 #variable_conflict use_column
 declare
   states constant text[] :=
