@@ -44,7 +44,7 @@ grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_re
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
-  webhooks.emails, webhooks.replays, webhooks.audit to webhooks_admin;
+  webhooks.emails, webhooks.replays, webhooks.audit, webhooks.endpoint_revisions to webhooks_admin;
 grant execute on function webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;

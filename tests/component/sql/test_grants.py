@@ -57,7 +57,7 @@ TABLES = {
     "webhooks_admin": {
         **dict.fromkeys(
             ("deliveries", "endpoint_health", "attempts", "backlog", "dead", "events", "operations", "audit", "emails",
-             "replays"), "s"),
+             "replays", "endpoint_revisions"), "s"),
         **dict.fromkeys(("sites", "endpoints", "owners", "event_types"), "siud"),
     },
 }  # fmt: skip

@@ -528,6 +528,7 @@ def parameters(day, event_id):
         "prune_emails": (400, 10),
         "prune_operations": (400, 10),
         "prune_replays": (400, 10),
+        "prune_revisions": (400, 10),
         "note_left_day": (0, "dropped"),
         "note_archive_dropped": (0,),
         "note_migration": (99, "later", "x", None),
@@ -545,7 +546,7 @@ NOT_THE_DAEMONS = {
     "plan_replay", "start_replay", "pause_replay", "resume_replay", "cancel_replay", "add_endpoint", "enable_endpoint",
     "disable_endpoint", "rotate_secret", "send_test",
     # By retention, as the owner.
-    "prune_emails", "prune_operations", "prune_replays",
+    "prune_emails", "prune_operations", "prune_replays", "prune_revisions",
     # By `migrate` and the demo, as the owner.
     "note_migration", "note_function", "prepare_days", "insert_event", "put_sites", "move_endpoint", "insert_endpoint",
 }  # fmt: skip
