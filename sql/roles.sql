@@ -35,7 +35,8 @@ end $$;
 revoke all on webhooks.operations from webhooks_reader;
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit to webhooks_reader;
 grant select (at, actor, what) on webhooks.operations to webhooks_reader;
-grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
+grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id, revision, cause)
+  on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
 
 -- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.

@@ -43,7 +43,7 @@ FUNCTIONS = {
     },
 }  # fmt: skip
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"
-ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id"
+ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id revision cause"
 # Of whole tables; the daemon reads all of them. A letter each: select, insert, update, delete.
 TABLES = {
     None: {},

@@ -1,4 +1,4 @@
-"""Revisions of endpoints: each change leaves one row with its time, actor and columns, and no row shows a credential."""
+"""Revisions of endpoints: each change leaves one row with its time, actor and columns, and no credential is shown."""
 
 from __future__ import annotations
 

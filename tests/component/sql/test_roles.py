@@ -433,10 +433,10 @@ def parameters(day, event_id):
         "walk_lines": (1, 0, 10),
         "place_in_line": ([event_id], [1]),
         "record_attempts": (
-            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200])),
-            ["delivered"], [None], [None], sites,
+            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200], [1])),
+            ["delivered"], [None], [None], sites, ["live"],
         ),
-        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0)], 9),
+        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0, "retry")], 10),
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
         "clear_backlog": (events, endpoints),
         "disable_endpoints": (endpoints, ["gone"]),
