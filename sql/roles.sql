@@ -35,12 +35,13 @@ end $$;
 revoke all on webhooks.operations from webhooks_reader;
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit to webhooks_reader;
 grant select (at, actor, what) on webhooks.operations to webhooks_reader;
-grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id, revision, cause)
-  on webhooks.attempts to webhooks_reader;
+grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id, revision,
+  cause) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
 
 -- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.
-grant execute on function webhooks.site_deliveries to webhooks_site, webhooks_reader, webhooks_admin;
+grant execute on function webhooks.site_deliveries, webhooks.delivery_detail
+  to webhooks_site, webhooks_reader, webhooks_admin;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
@@ -83,7 +84,7 @@ grant execute on function
   webhooks.takes, webhooks.matches, webhooks.shard_of,  -- the endpoints and the shard of an event
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
   webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.forget_page,  -- privacy
-  webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
+  webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.delivery_detail  -- what `pghookd event` shows
   to webhooks_daemon;
 
 -- DETACH CONCURRENTLY, DROP and ANALYZE need the tables' owner, and no role is made a member of a superuser. So what a

@@ -1,6 +1,6 @@
--- Compares the rows of an endpoint before and after a change, as JSON: {"column": [old, new]}. Shows of credentials only
--- that they changed, and of headers only the names. Encrypting a secret does not count. The CHECKs of the table come
--- later.
+-- Compares the rows of an endpoint before and after a change, as JSON: {"column": [old, new]}. Shows of credentials
+-- only that they changed, and of headers only the names. Encrypting a secret does not count. The CHECKs of the table
+-- come later.
 create or replace function webhooks.endpoint_difference(old jsonb, new jsonb) returns jsonb
 language sql stable set search_path = pg_catalog, webhooks, pg_temp as $$
   select coalesce(jsonb_object_agg(c.name, case

@@ -101,7 +101,7 @@ async def test_an_event_that_a_start_reads_may_have_been_sent_before(database, c
     assert await evidence(con) == ["recovery", "live"]
 
 
-async def test_a_probe_is_one_and_what_follows_is_not(database, con, receiver, until):
+async def test_a_probe_is_one_and_the_next_event_is_live_again(database, con, receiver, until):
     receiver.script = lambda _request: 500
     async with living(
         database, breaker={"attempts": 2, "share": 0.5, "probe_s": 0.1}, retry={"schedule": (0.01,) * 9}

@@ -25,7 +25,7 @@ ROLES = ("webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_si
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
 LOOKUPS = {"webhook_id", "event_id", "explain"}
-SITE_LOG = {"site_deliveries"}
+SITE_LOG = {"site_deliveries", "delivery_detail"}
 FUNCTIONS = {
     None: set(),
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
@@ -34,7 +34,7 @@ FUNCTIONS = {
     "webhooks_daemon": LOOKUPS | {
         "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
         "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
-        "wrap_secrets", "erase_payloads", "erase_responses", "forget_page",
+        "wrap_secrets", "erase_payloads", "erase_responses", "forget_page", "delivery_detail",
     },
     "webhooks_admin": LOOKUPS | SITE_LOG | {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",
