@@ -172,8 +172,10 @@ def _is_test(delivery: Delivery) -> bool:
 
 def _attempt_row(write: AttemptWrite) -> tuple[object, ...]:
     delivery = write.delivery
+    event = delivery.event
+    cause = delivery.cause if event.endpoint_id is None else AttemptCause.TEST
     return (
-        delivery.event.event_id,
+        event.event_id,
         delivery.endpoint_id,
         delivery.attempts + 1,
         write.attempted_at_us,
@@ -183,13 +185,9 @@ def _attempt_row(write: AttemptWrite) -> tuple[object, ...]:
         write.outcome.value,
         write.error,
         write.response,
-        delivery.event.site_id,
-        _cause_of(delivery).value,
+        event.site_id,
+        cause.value,
     )
-
-
-def _cause_of(delivery: Delivery) -> AttemptCause:
-    return delivery.cause if delivery.event.endpoint_id is None else AttemptCause.TEST
 
 
 def _add_state(batch: Batch, write: Write) -> None:
