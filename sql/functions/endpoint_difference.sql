@@ -14,7 +14,8 @@ language sql stable set search_path = pg_catalog, webhooks, pg_temp as $$
     select jsonb_path_query_array(v.old, '$.keyvalue().key', '{}', true) as old,
       jsonb_path_query_array(v.new, '$.keyvalue().key', '{}', true) as new) n
   where v.old is distinct from v.new
-    and c.name not in ('endpoint_id', 'created_at', 'revision', 'disabled_at', 'from_event_id', 'secret_kind')
+    and c.name not in ('endpoint_id', 'created_at', 'revision', 'disabled_at', 'from_event_id', 'secret_kind',
+      'ready', 'why', 'judged_at')
     and not (c.name in ('secret', 'previous_secret', 'auth') and v.old is not null
       and coalesce(v.new #>> '{}' like 'enc:v1:%', false))
 $$;
