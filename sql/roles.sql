@@ -38,7 +38,8 @@ revoke all on webhooks.operations from webhooks_reader;
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.event_types, webhooks.audit, webhooks.unclaimed to webhooks_reader;
 grant execute on function webhooks.nearest_name to webhooks_reader, webhooks_admin;
 grant select (at, actor, what) on webhooks.operations to webhooks_reader;
-grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id) on webhooks.attempts to webhooks_reader;
+grant select (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, error, site_id, revision,
+  cause) on webhooks.attempts to webhooks_reader;
 grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_id to webhooks_reader;
 
 -- Support staff help an owner: they see answers, emails and causes, enable endpoints and replay; no payload, no secret, no
@@ -52,14 +53,15 @@ grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_
   to webhooks_support;
 
 -- A site's own pages: what the functions show of the site that webhooks.site_id names, and no table.
-grant execute on function webhooks.site_deliveries, webhooks.missed_since, webhooks.endpoint_activity
+grant execute on function webhooks.site_deliveries, webhooks.missed_since, webhooks.endpoint_activity,
+  webhooks.delivery_detail
   to webhooks_site, webhooks_reader, webhooks_support, webhooks_admin;
 grant execute on function webhooks.send_again to webhooks_site, webhooks_support, webhooks_admin;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.
 grant select, insert, update, delete on webhooks.sites, webhooks.endpoints, webhooks.owners, webhooks.event_types to webhooks_admin;
 grant select on webhooks.deliveries, webhooks.endpoint_health, webhooks.attempts, webhooks.backlog, webhooks.dead, webhooks.events, webhooks.operations,
-  webhooks.emails, webhooks.replays, webhooks.audit, webhooks.unclaimed to webhooks_admin;
+  webhooks.emails, webhooks.replays, webhooks.audit, webhooks.unclaimed, webhooks.endpoint_revisions to webhooks_admin;
 grant execute on function webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.new_secret,
   webhooks.enable_endpoint, webhooks.disable_endpoint, webhooks.rotate_secret, webhooks.takes, webhooks.snooze_endpoint,
   webhooks.mute_owner, webhooks.unsubscribe to webhooks_admin;
@@ -99,7 +101,7 @@ grant execute on function
   webhooks.advance_replay, webhooks.replay_page, webhooks.replay_any, webhooks.replay_dead, webhooks.is_erased,  -- replays
   webhooks.wrap_secrets, webhooks.erase_payloads, webhooks.erase_responses, webhooks.erase_subject, webhooks.forget_page,  -- privacy
   webhooks.roll_up_hour,  -- activity
-  webhooks.webhook_id, webhooks.event_id, webhooks.explain  -- what `pghookd event` shows
+  webhooks.webhook_id, webhooks.event_id, webhooks.explain, webhooks.delivery_detail  -- what `pghookd event` shows
   to webhooks_daemon;
 
 -- DETACH CONCURRENTLY, DROP and ANALYZE need the tables' owner, and no role is made a member of a superuser. So the

@@ -18,6 +18,10 @@ begin
   delete from webhooks.sites s where s.site_id = forget.site_id returning s.owner_email into owner;
   get diagnostics total = row_count;
   ids := coalesce(ids, '{}');
+  -- Those of endpoints that are gone, too; one that has moved keeps the others, without the name of this site.
+  delete from webhooks.endpoint_revisions r where r.site_id = forget.site_id;
+  update webhooks.endpoint_revisions r set changed = r.changed - 'site_id'
+  where r.changed -> 'site_id' ? forget.site_id;
   total := total + cardinality(ids) + webhooks.forget_owner(owner, forget.site_id);
   update webhooks.replays r
   set state = case when r.state in ('running', 'paused') then 'cancelled' else r.state end,

@@ -7,11 +7,14 @@ create table webhooks.attempts (
   endpoint_id  bigint not null,
   attempted_at timestamptz not null,
   duration_ms  real not null,
+  revision     int,
   attempt      smallint not null,
   status       smallint,
   outcome      text not null constraint "outcome is a known one"
                check (outcome in ('delivered', 'refused', 'timeout', 'unreachable', 'blocked', 'failed')),
   error        text,
+  cause        text constraint "cause is a known one"
+               check (cause in ('live', 'retry', 'replay', 'test', 'probe', 'recovery')),
   response     bytea,
   site_id      text collate "C" not null
 ) partition by range (event_id);
@@ -21,6 +24,10 @@ create index attempts_by_time on webhooks.attempts using brin (attempted_at) wit
 comment on table webhooks.attempts is 'One row per request made; a delivered one settles its delivery';
 comment on column webhooks.attempts.attempted_at is 'Start of the request';
 comment on column webhooks.attempts.error is 'A constant name, or name: detail';
+comment on column webhooks.attempts.revision is 'The revision of the endpoint that the request was made with';
+comment on column webhooks.attempts.cause is
+  'Why it was made: live, retry, replay (the first after one), test, probe (of an open breaker), or recovery: the '
+  'first, but an earlier run of the daemon may have made one';
 
 create table webhooks.dead (
   event_id    bigint not null,
@@ -50,6 +57,7 @@ create table webhooks.backlog (
   released_at     timestamptz,
   attempts_before smallint not null default 0,
   line            text,
+  cause           text not null default 'live',
   primary key (event_id, endpoint_id),
   constraint "a waiting delivery has a time" check (state <> 'waiting' or next_attempt_at is not null)
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
@@ -64,6 +72,7 @@ comment on column webhooks.backlog.since is 'Since when it is waiting, parked or
 comment on column webhooks.backlog.released_at is 'When it last left parked or held: its age counts from here';
 comment on column webhooks.backlog.attempts_before is
   'Of the attempts, those before the latest replay: the schedule counts failures from there';
+comment on column webhooks.backlog.cause is 'Why the next attempt will be made, unless it is a test or a probe';
 comment on column webhooks.backlog.line is
   'Of an ordered endpoint: the line of the delivery, its ordering_key (empty if it has none). Null if none was '
   'given yet';

@@ -149,6 +149,7 @@ SHELL = {
     "process.logs": "standard output",
     "process.signals": "signals",
     "process.systemd": "systemd's socket",
+    "process.unix_user": "the users of the host",
     "runtime.adopt": "tasks, sessions, the clock",
     "runtime.app": "tasks, sessions, the clock",
     "runtime.assembly": "the loops",

@@ -326,7 +326,8 @@ async def test_event_show_prints_the_state_and_every_attempt(pghookd, db, endpoi
     event_id = await emit(db, payload='{"a":  1}', subject="order/1")
     await db.execute(
         "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
-        " site_id) values ($1, $2, now(), 1.25, 1, 503, 'refused', 's'), ($1, $2, now(), 2, 2, 200, 'delivered', 's')",
+        " site_id, cause, revision) values ($1, $2, now(), 1.25, 1, 503, 'refused', 's', 'live', 1),"
+        " ($1, $2, now(), 2, 2, 200, 'delivered', 's', 'retry', 1)",
         event_id,
         endpoint_id,
     )
@@ -335,11 +336,15 @@ async def test_event_show_prints_the_state_and_every_attempt(pghookd, db, endpoi
     assert (done.told["event_id"], done.told["subject"]) == (event_id, "order/1")
     assert "payload" not in done.told
     assert [each["outcome"] for each in done.told["attempts"]] == ["refused", "delivered"]
+    assert [each["cause"] for each in done.told["attempts"]] == ["live", "retry"]
+    url = await db.fetchval("select url from webhooks.endpoints")
+    assert {(each["url"], each["revision"]) for each in done.told["attempts"]} == {(url, 1)}
     assert done.told["deliveries"][0]["state"] == "delivered"
     by_name = await pghookd("events", "show", done.told["webhook_id"], "--payload", "--json")
     assert by_name.told["payload"] == {"a": 1}
     plain = await pghookd("event", "show", event_id, "--payload")
     assert "delivered endpoint" in plain.out
+    assert f"attempt 2 (retry): delivered 200, 2 ms, {url} (revision 1)" in plain.out
     assert '"a":  1' in plain.out
     other = await pghookd("event", "show", done.told["webhook_id"][:-1] + "x", "--json")
     assert other.status == 2

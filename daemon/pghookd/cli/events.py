@@ -119,6 +119,7 @@ def _tell(told: dict[str, Any]) -> None:
     for each in attempts:
         answer = " ".join(str(x) for x in (each["outcome"], each["status"], each["error"]) if x is not None)
         say(
-            f"{each['attempted_at']}  endpoint {each['endpoint_id']}, attempt {each['attempt']}:"
-            f" {answer}, {each['duration_ms']:g} ms"
+            f"{each['attempted_at']}  endpoint {each['endpoint_id']}, attempt {each['attempt']}"
+            f" ({each['cause']}): {answer}, {each['duration_ms']:g} ms, {each['url']}"
+            f" (revision {each['revision']})"
         )

@@ -21,7 +21,7 @@ from pghookd.event_log.reading.takers import Dealt, Pair, Takers
 from pghookd.event_log.reading.unclaimed import Unclaimed
 from pghookd.event_log.rows import EventRow, event_of
 from pghookd.event_log.sieve import Sieve
-from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
+from pghookd.model.delivery import AttemptCause, Delivery, Endpoint, Event, Reason, State
 from pghookd.model.event_options import EventOptions
 from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
@@ -180,6 +180,9 @@ class FanOut:
             difference: the difference in which their events were read.
             park: True if deliveries that would be queued become rows instead.
         """
+        if difference.again:
+            for _, delivery in work:
+                delivery.cause = AttemptCause.RECOVERY
         if self._has_dedupe_keys:
             work = await self._bury_duplicates(work, difference)
         filtered = [pair for pair in work if filter_of(pair[0]) is not None]

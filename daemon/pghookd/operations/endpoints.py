@@ -21,6 +21,7 @@ from pghookd.encryption.encrypt_at_rest import Progress
 from pghookd.encryption.keyring import Vault
 from pghookd.model.delivery_states import End
 from pghookd.postgres.client import DatabaseError, Row, Session, connect, query
+from pghookd.process.unix_user import unix_user
 from pghookd.settings.schema import Settings
 from pghookd.webhook.envelope import timestamp_text, webhook_id
 
@@ -61,7 +62,8 @@ async def _asking(
 ) -> AsyncIterator[Session]:
     address = settings.database.url.get_secret_value()
     with needing(role):
-        session = await connect(address, name=name, settings=_BOUNDS, writable=writable)
+        bounds = {**_BOUNDS, "webhooks.actor": unix_user()}
+        session = await connect(address, name=name, settings=bounds, writable=writable)
         try:
             yield session
         finally:

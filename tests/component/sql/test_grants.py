@@ -28,7 +28,7 @@ ROLES = (
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
 LOOKUPS = {"webhook_id", "event_id", "explain", "nearest_name"}
-SITE_LOG = {"site_deliveries", "missed_since", "endpoint_activity"}
+SITE_LOG = {"site_deliveries", "missed_since", "endpoint_activity", "delivery_detail"}
 FUNCTIONS = {
     None: set(),
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
@@ -42,6 +42,7 @@ FUNCTIONS = {
         "nearest_name",
         "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
         "wrap_secrets", "erase_payloads", "erase_responses", "erase_subject", "forget_page", "roll_up_hour",
+        "delivery_detail",
     },
     "webhooks_admin": LOOKUPS | SITE_LOG | {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",
@@ -53,7 +54,7 @@ FUNCTIONS = {
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"
 EMAIL = "email_id owner_email kind window_start message_id subject state attempts next_attempt_at created_at sent_at"
 EMAIL += " error"
-ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id"
+ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id revision cause"
 # Of whole tables; the daemon reads all of them. A letter each: select, insert, update, delete.
 TABLES = {
     None: {},
@@ -69,7 +70,7 @@ TABLES = {
     "webhooks_admin": {
         **dict.fromkeys(
             ("deliveries", "endpoint_health", "attempts", "backlog", "dead", "events", "operations", "audit", "emails",
-             "replays", "unclaimed"), "s"),
+             "replays", "unclaimed", "endpoint_revisions"), "s"),
         **dict.fromkeys(("sites", "endpoints", "owners", "event_types"), "siud"),
     },
 }  # fmt: skip

@@ -539,8 +539,8 @@ async def test_a_batch_of_attempts_costs_by_its_rows(session, today):
     events, endpoints, sites = batch(today, n)
     plan = await explain(
         session, query("record_attempts"),
-        *(number_literal(each) for each in (events, endpoints, [2] * n, [10**15] * n, [1.5] * n, [500] * n)),
-        ["refused"] * n, ["reset"] * n, [b"no"] * n, sites,
+        *(number_literal(each) for each in (events, endpoints, [2] * n, [10**15] * n, [1.5] * n, [500] * n, [1] * n)),
+        ["refused"] * n, ["reset"] * n, [b"no"] * n, sites, ["live"] * n,
     )  # fmt: skip
     assert "Seq Scan" not in plan.kinds()
     assert plan.run_pages < 25 * n
@@ -553,7 +553,7 @@ async def test_a_batch_into_the_backlog_and_out_of_it_costs_by_its_rows(session,
     await session.execute("analyze webhooks.backlog")
     put = await explain(
         session, query("put_backlog"), events, endpoints, sites, ["waiting"] * n, ["retry"] * n, [1] * n, [5.0] * n,
-        ["k"] * n, [0] * n,
+        ["k"] * n, [0] * n, ["retry"] * n,
     )  # fmt: skip
     assert not put.kinds() & {"Seq Scan"}
     assert put.run_pages < 40 * n

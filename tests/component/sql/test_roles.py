@@ -435,10 +435,10 @@ def parameters(day, event_id):
         "walk_lines": (1, 0, 10),
         "place_in_line": ([event_id], [1]),
         "record_attempts": (
-            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200])),
-            ["delivered"], [None], [None], sites,
+            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200], [1])),
+            ["delivered"], [None], [None], sites, ["live"],
         ),
-        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0)], 9),
+        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0, "retry")], 10),
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
         "clear_backlog": (events, endpoints),
         "disable_endpoints": (endpoints, ["gone"]),
@@ -539,6 +539,7 @@ def parameters(day, event_id):
         "prune_activity": (400, 10),
         "prune_operations": (400, 10),
         "prune_replays": (400, 10),
+        "prune_revisions": (400, 10),
         "note_left_day": (0, "dropped"),
         "note_archive_dropped": (0,),
         "note_migration": (99, "later", "x", None),
@@ -558,7 +559,7 @@ NOT_THE_DAEMONS = {
     "plan_replay", "start_replay", "pause_replay", "resume_replay", "cancel_replay", "add_endpoint", "enable_endpoint",
     "disable_endpoint", "rotate_secret", "send_test",
     # By retention, as the owner.
-    "prune_activity", "prune_emails", "prune_operations", "prune_replays",
+    "prune_activity", "prune_emails", "prune_operations", "prune_replays", "prune_revisions",
     # By `migrate` and the demo, as the owner.
     "note_migration", "note_function", "prepare_days", "insert_event", "put_sites", "move_endpoint", "insert_endpoint",
 }  # fmt: skip

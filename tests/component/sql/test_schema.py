@@ -31,7 +31,8 @@ PROMISED = {
     " subject text, ordering_key text, dedupe_key text, supersede_key text, traceparent text,"
     " deliver_after timestamptz, deliver_before timestamptz, endpoint_id int8",
     "attempts": "event_id int8, endpoint_id int8, attempt int2, attempted_at timestamptz, duration_ms float4,"
-    " outcome text, status int2, error text, response bytea, site_id text",
+    " outcome text, status int2, error text, response bytea, site_id text, revision int4, cause text",
+    "endpoint_revisions": "endpoint_id int8, revision int4, changed_at timestamptz, actor text, changed jsonb",
     "dead": "event_id int8, endpoint_id int8, site_id text, reason text, attempts int2, since timestamptz",
     "backlog": "event_id int8, endpoint_id int8, site_id text, state text, reason text, attempts int2,"
     " next_attempt_at timestamptz, since timestamptz",

@@ -26,7 +26,7 @@ from pghookd.settings.schema import RetentionSettings
 
 DAYS_A_STEP: Final = 50  # old days processed in one step
 PAGE: Final = 1000  # deliveries given up, or records deleted, by one statement
-RECORDS: Final = ("prune_emails", "prune_operations", "prune_replays", "prune_activity")
+RECORDS: Final = ("prune_emails", "prune_operations", "prune_replays", "prune_activity", "prune_revisions")
 PAUSE_S: Final = 0.02  # after each page and each day
 WAIT_MS: Final = 200  # for transactions that use a partition
 DELAYED_S: Final = 3600.0  # a table may be in use for so long before a warning
