@@ -1,4 +1,4 @@
-"""An endpoint proves itself: soon after it is added or changed its row says whether requests could be made, and why not."""
+"""An endpoint proves itself: once it is added or changed its row says whether requests could be made, and why not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def obstacle():
 @pytest.fixture
 def judge(session, obstacle):
     return Readiness(
-        session, 1, defaults=Defaults.of(Settings(), plain_only), obstacle=obstacle, logger=structlog.get_logger()
+        session,
+        1,
+        defaults=Defaults.of(Settings(), plain_only),
+        obstacle=obstacle,
+        logger=structlog.get_logger(),
     )
 
 
@@ -76,7 +80,9 @@ async def test_a_usable_endpoint_is_ready(session, judge):
     ],
 )  # fmt: skip
 async def test_an_endpoint_that_cannot_be_used_says_why(session, judge, url, columns, why):
-    await session.execute('alter table webhooks.endpoints drop constraint "auth.bearer is a token of RFC 6750"')
+    await session.execute(
+        'alter table webhooks.endpoints drop constraint "auth.bearer is a token of RFC 6750"'
+    )
     endpoint_id = await add(session, url, **columns)
     await judge.step()
     ready, found = await row(session, endpoint_id)
@@ -125,7 +131,9 @@ async def test_many_are_judged_in_pages(session, judge):
 async def test_a_daemon_judges_within_a_second(session, database, until):
     async with living(database):
         allowed = await add(session, "http://127.0.0.1:9/")
-        await until(lambda: session.fetchval("select ready from webhooks.endpoints where endpoint_id = $1", allowed))
+        await until(
+            lambda: session.fetchval("select ready from webhooks.endpoints where endpoint_id = $1", allowed)
+        )
         refused = await add(session, "http://10.0.0.1/")
         why = "select why from webhooks.endpoints where endpoint_id = $1"
         await until(lambda: session.fetchval(why, refused))

@@ -1,7 +1,7 @@
 """Judges endpoints that are new or have changed: whether requests to them could be made, without making one.
 
-The page of an owner shows the answer within a second (columns ready, why, judged_at). The checks are those that a request
-would meet: the options, the secrets, the URL, and every address that its name resolves to.
+The page of an owner shows the answer within a second (columns ready, why, judged_at). The checks are those that a
+request would meet: the options, the secrets, the URL, and every address that its name resolves to.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Readiness:
         while True:
             self._wake.clear()
             try:
-                while await self.step():
+                while await self.step():  # noqa: ASYNC110 - a pause, no wait
                     await asyncio.sleep(PAUSE_S)
             except DatabaseError as error:
                 self._logger.info(LogEvent.DATABASE_REFUSED, error=str(error), statement="note_readiness")
