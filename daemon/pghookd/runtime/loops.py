@@ -23,8 +23,8 @@ from pghookd.runtime.liveness import Beats, watch, watch_clock, watch_notificati
 from pghookd.runtime.mailing import Mailing
 from pghookd.runtime.notifications import NotificationRouter
 from pghookd.runtime.sessions import Sessions
-from pghookd.runtime.upkeep.readiness import Readiness
 from pghookd.runtime.upkeep.maintenance import Duties, maintain
+from pghookd.runtime.upkeep.readiness import Readiness
 from pghookd.settings.schema import Settings
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care", "mail")
