@@ -350,6 +350,26 @@ async def test_event_show_prints_the_state_and_every_attempt(pghookd, db, endpoi
     assert other.status == 2
 
 
+async def test_event_show_finds_the_newest_event_of_a_subject(pghookd, db, endpoint_id):
+    ids = [await emit(db, subject="order/1") for _ in range(3)]
+    await db.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
+        " response, site_id) values ($1, $2, now(), 1, 1, 500, 'refused', 'no room', 's')",
+        ids[2],
+        endpoint_id,
+    )
+    done = await pghookd("event", "show", "s", "order/1", "--answer", "--json")
+    assert done.told["event_id"] == ids[2]
+    assert done.told["earlier"] == [ids[1], ids[0]]
+    assert [each["answer"] for each in done.told["attempts"]] == ["no room"]
+    plain = await pghookd("event", "show", "s", "order/1", "--answer")
+    assert "    no room" in plain.out
+    assert f"earlier events of this subject: {ids[1]}, {ids[0]}" in plain.out
+    assert "no room" not in (await pghookd("event", "show", ids[2])).out
+    none = await pghookd("event", "show", "s", "order/2")
+    assert (none.status, none.err) == (1, "site s has no event with the subject order/2\n")
+
+
 async def test_event_show_of_an_unknown_event_exits_1(pghookd):
     done = await pghookd("event", "show", "7", "--json")
     assert (done.status, done.told["faults"]) == (1, ["there is no event 7"])

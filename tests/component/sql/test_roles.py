@@ -497,6 +497,8 @@ def parameters(day, event_id):
         "expire_day": (0, 10),
         "read_storage": ("webhooks",),
         "read_archive": (0,),
+        "find_events_of_subject": ("s", "order/1", 10),
+        "read_event_answers": (event_id,),
         "list_deliveries": ("s", None, None, None, None, None, None, None, 10),
         "why_no_deliveries": ("s", None, None),
         "measure_database": (),
