@@ -264,7 +264,7 @@ async def test_owners_addresses(con, email, accepted):
         ("rate_per_s", 0.5, True), ("rate_per_s", 0, False),
         ("timeout_s", 30, True), ("timeout_s", 0, False), ("timeout_s", 31, False),
         ("headers", '{"a": "b"}', True), ("headers", "[]", False),
-        ("event_types", ["x" * 129] * 200, True), ("event_types", ["x"] * 201, False), ("event_types", [], True),
+        ("event_types", ["x" * 129] * 200, True), ("event_types", ["x"] * 201, False), ("event_types", [], False),
         ("event_types", ["x", "y" * 130], False), ("event_types", ["a", None], True),
         ("event_types", ["x\n" * 20_000], False),
         ("disabled_reason", "gone", True), ("disabled_reason", "because", False),
@@ -273,6 +273,32 @@ async def test_owners_addresses(con, email, accepted):
 async def test_options_of_endpoints(con, column, value, accepted):
     sql = f"insert into webhooks.endpoints (site_id, url, enabled, {column}) values ('s', 'http://x', false, $1)"
     assert await _accepts(con, sql, value) == accepted
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (["order-created"], "'order-created' can never match; the nearest known type is order_created"),
+        (["order_created", "order *"], "'order \\*' can never match; the nearest known type is order_created"),
+        (["?"], "the nearest known type is none"),
+        (["*_created"], "can never match"),
+        ([None], "event_types is empty"),
+        ([], "event_types is empty: the endpoint would get no event"),
+    ],
+)
+async def test_types_that_can_never_match_are_refused_with_the_nearest(con, endpoint_id, types, message):
+    for sql in (
+        "insert into webhooks.endpoints (site_id, url, event_types) values ('s', 'http://x', $1)",
+        "update webhooks.endpoints set event_types = $1",
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match=message):
+            await con.execute(sql, types)
+
+
+async def test_types_and_prefixes_are_accepted(con, endpoint_id):
+    types = ["*", "order_*", "order.*", "a.b_c", "webhook_*", "Order1", "a.b*", None]
+    await con.execute("update webhooks.endpoints set event_types = $1", types)
+    assert await con.fetchval("select event_types from webhooks.endpoints") == types
 
 
 @pytest.mark.parametrize(
