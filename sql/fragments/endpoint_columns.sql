@@ -1,7 +1,7 @@
 -- The columns of endpoint p and its site s, with the shard of $2 shards. Options that are seldom set are one JSON
 -- object; null if none is set.
 p.endpoint_id, p.site_id, webhooks.shard_of(p.site_id, $2) as shard, p.url, p.event_types, p.enabled, p.from_event_id,
-p.secret, s.url as source, p.concurrency, p.timeout_s,
+p.revision, p.secret, s.url as source, p.concurrency, p.timeout_s,
 case when p.headers <> '{}' or p.profile <> 'standard' or p.previous_secret_until > now()
     or num_nonnulls(p.retry_schedule, p.success_statuses, p.filter, p.rate_per_s, nullif(p.ordered, false), p.auth) > 0
   then jsonb_strip_nulls(jsonb_build_object(

@@ -16,9 +16,11 @@ begin
   end if;
   page := webhooks.replay_page(r, looks, most);
   with queued as (
-    insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, attempts, attempts_before, next_attempt_at, released_at)
+    insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, attempts, attempts_before, cause,
+      next_attempt_at, released_at)
     select u.event, u.endpoint, u.site, case when p.enabled then 'waiting' else 'held' end,
-      case when p.enabled then 'replay' else 'disabled' end, u.attempt, u.attempt, case when p.enabled then now() end, now()
+      case when p.enabled then 'replay' else 'disabled' end, u.attempt, u.attempt, 'replay',
+      case when p.enabled then now() end, now()
     from unnest(page.events, page.endpoints, page.sites, page.attempts) as u(event, endpoint, site, attempt)
     join webhooks.endpoints p on p.endpoint_id = u.endpoint
     on conflict do nothing

@@ -34,7 +34,9 @@ begin
   select count(*) into kept from webhooks.backlog b
   where b.endpoint_id = enable_endpoint.endpoint_id and b.reason <> 'quarantined'
     and (b.state = 'held' or not was_enabled);
+  perform set_config('webhooks.recorded', 'on', true);
   update webhooks.endpoints e set enabled = true where e.endpoint_id = enable_endpoint.endpoint_id and not e.enabled;
+  perform set_config('webhooks.recorded', 'off', true);
   insert into webhooks.operations (what, detail)
   values ('enable_endpoint', jsonb_build_object('endpoint_id', enable_endpoint.endpoint_id, 'held', held, 'released', kept));
   return kept;

@@ -1,11 +1,13 @@
 -- Trigger of endpoints: a new endpoint gets only later events; an endpoint that is switched off or on gets a time and a
--- reason.
--- needs: newest_event_id
+-- reason; a change of substance is a new revision.
+-- needs: endpoint_difference, newest_event_id
 create or replace function webhooks.endpoint_changes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 begin
   if tg_op = 'INSERT' then
     new.from_event_id := webhooks.newest_event_id();
+    new.revision := 1 + coalesce(  -- an id that was deleted may be used again
+      (select max(r.revision) from webhooks.endpoint_revisions r where r.endpoint_id = new.endpoint_id), 0);
   end if;
   if new.enabled then
     new.disabled_at := null;
@@ -13,6 +15,9 @@ begin
   elsif tg_op = 'INSERT' or old.enabled then
     new.disabled_at := now();
     new.disabled_reason := coalesce(new.disabled_reason, 'owner');
+  end if;
+  if tg_op = 'UPDATE' then
+    new.revision := old.revision + (webhooks.endpoint_difference(to_jsonb(old), to_jsonb(new)) <> '{}')::int;
   end if;
   return new;
 end $$;

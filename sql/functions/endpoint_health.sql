@@ -2,7 +2,9 @@
 create or replace view webhooks.endpoint_health as
 select p.endpoint_id, p.site_id,
   case when (select has_column_privilege('webhooks.endpoints'::regclass, 'url', 'select')) then p.url
-    else substring(p.url from '^[^/]+//') || substring(p.url from '^[^/]+//(?:[^/?#\\]*@)?([^/?#\\]*)') end as url,
+    else
+      --include scheme_and_host
+    end as url,
   p.enabled, p.disabled_reason,
   case when not p.enabled then 'disabled' else coalesce(i.state, 'healthy') end as health,
   case when i.state <> 'healthy' then i.first_failure_at end as failing_since,

@@ -1,5 +1,5 @@
--- Trigger of endpoints: notifies the daemon of the endpoints that a statement changed or deleted, up to 200 by their
--- ids.
+-- Trigger of endpoints: notifies the daemon of the endpoints that a statement added, changed or deleted, up to 200 by
+-- their ids.
 create or replace function webhooks.endpoints_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 declare

@@ -7,8 +7,9 @@ language plpgsql stable security definer set search_path = pg_catalog, webhooks,
 declare
   e webhooks.events;
   nearest text;
-  -- The caller, since current_user is the owner in here.
-  caller constant name := case current_setting('role') when 'none' then session_user else current_setting('role') end;
+  caller constant name :=
+    --include caller
+  ;
   sees constant boolean := has_column_privilege(caller, 'webhooks.endpoints', 'filter', 'select');
 begin
   select * into e from webhooks.events v where v.event_id = explain.event_id;
@@ -45,11 +46,14 @@ begin
       case
         when b.event_id is not null then
           concat_ws(', ', s.reason, case when s.reason = 'filter_slow' then 'the filter of the endpoint takes too long' || shown.filter end,
-            b.attempts || ' attempts', 'next at ' || s.next_attempt_at, 'last answer ' || concat_ws(' ', a.outcome, a.status, a.error))
+            b.attempts || ' attempts', 'next at ' || s.next_attempt_at,
+            'last answer ' || concat_ws(' ', a.outcome, a.status, a.error), 'revision ' || a.revision)
         when d.event_id is not null then
-          concat_ws(', ', d.reason, d.attempts || ' attempts', 'last answer ' || concat_ws(' ', a.outcome, a.status, a.error))
+          concat_ws(', ', d.reason, d.attempts || ' attempts',
+            'last answer ' || concat_ws(' ', a.outcome, a.status, a.error), 'revision ' || a.revision)
         when a.outcome = 'delivered' then
           concat_ws(', ', format('at attempt %s, answered %s in %s ms', a.attempt, a.status, round(a.duration_ms)),
+            'revision ' || a.revision,
             case when m.asked and m.says is null then 'the filter of the endpoint says neither true nor false of it' || shown.filter end)
         when e.endpoint_id is not null and e.endpoint_id <> p.endpoint_id then format('the event is for endpoint %s only', e.endpoint_id)
         when e.event_id <= p.from_event_id then 'the endpoint was made after the event'

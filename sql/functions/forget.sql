@@ -1,6 +1,6 @@
 -- Erases a site, for operators. Its own rows go at once. The log has no index by site, and nobody may wait for a scan
 -- of it: it is walked in pages, by this function for a second, and by the daemon for the rest; then once more two
--- minutes later, for events that were in flight.
+-- minutes later, for events that were in flight. When no attempts are left, a third walk erases the counts of them.
 -- needs: forget_owner, forget_page, newest_event_id
 create or replace function webhooks.forget(site_id text) returns bigint
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
@@ -18,6 +18,10 @@ begin
   delete from webhooks.sites s where s.site_id = forget.site_id returning s.owner_email into owner;
   get diagnostics total = row_count;
   ids := coalesce(ids, '{}');
+  -- Those of endpoints that are gone, too; one that has moved keeps the others, without the name of this site.
+  delete from webhooks.endpoint_revisions r where r.site_id = forget.site_id;
+  update webhooks.endpoint_revisions r set changed = r.changed - 'site_id'
+  where r.changed -> 'site_id' ? forget.site_id;
   total := total + cardinality(ids) + webhooks.forget_owner(owner, forget.site_id);
   update webhooks.replays r
   set state = case when r.state in ('running', 'paused') then 'cancelled' else r.state end,
@@ -28,7 +32,8 @@ begin
   insert into webhooks.forgotten as g (site_id, to_event_id) values (forget.site_id, webhooks.newest_event_id())
   on conflict on constraint forgotten_pkey do update
   set asked_at = excluded.asked_at, asked_xid = excluded.asked_xid, to_event_id = excluded.to_event_id,
-    walk = 1, after_event_id = case when g.walk = 1 and total = 0 then g.after_event_id else 0 end;
+    walk = 1, after_hour = excluded.after_hour,
+    after_event_id = case when g.walk = 1 and total = 0 then g.after_event_id else 0 end;
   insert into webhooks.operations (what, detail)
   values ('forget', jsonb_build_object('site_sha256', encode(sha256(convert_to(forget.site_id, 'UTF8')), 'hex'),
     'endpoints', cardinality(ids)));

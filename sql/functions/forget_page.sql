@@ -1,5 +1,6 @@
--- A part of forget: erases the rows that the next events of the log have of a site. Called by the daemon as well.
--- needs: newest_event_id
+-- A part of forget: erases the rows that the next events of the log have of a site, in two walks, then those of the next
+-- day of the archive, and last the counts by hour. Called by the daemon as well.
+-- needs: forget_archived_day, forget_hours, newest_event_id
 create or replace function webhooks.forget_page(site_id text, looks int) returns bigint
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp set plan_cache_mode = force_custom_plan
 set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
@@ -12,6 +13,17 @@ begin
   select * into f from webhooks.forgotten g where g.site_id = forget_page.site_id for update skip locked;
   if not found then
     return null;
+  elsif f.walk = 3 then
+    page := webhooks.forget_archived_day(f.site_id, f.after_event_id::int);
+    if page.day is not null then
+      update webhooks.forgotten g set erased = g.erased + page.gone, after_event_id = page.day
+      where g.site_id = f.site_id;
+      return page.gone;
+    end if;
+    update webhooks.forgotten g set walk = 4 where g.site_id = f.site_id;
+    return 0;
+  elsif f.walk = 4 then
+    return webhooks.forget_hours(f.site_id, looks);
   elsif f.walk = 2 and f.after_event_id = 0 then
     -- Requests have ended by then, and so have transactions that may have inserted for it.
     if f.asked_at > now() - interval '2 minutes' or pg_snapshot_xmin(pg_current_snapshot()) < f.asked_xid then
@@ -43,13 +55,9 @@ begin
   if page.seen = looks then
     update webhooks.forgotten g set after_event_id = page.last, to_event_id = f.to_event_id, erased = g.erased + total
     where g.site_id = f.site_id;
-    return total;
-  elsif f.walk = 1 then
-    update webhooks.forgotten g set walk = 2, after_event_id = 0, erased = g.erased + total where g.site_id = f.site_id;
   else
-    delete from webhooks.forgotten g where g.site_id = f.site_id;
-    insert into webhooks.operations (what, detail)
-    values ('forgotten', jsonb_build_object('site_sha256', encode(sha256(convert_to(f.site_id, 'UTF8')), 'hex'), 'rows', f.erased + total));
+    update webhooks.forgotten g set walk = f.walk + 1, after_event_id = 0, erased = g.erased + total
+    where g.site_id = f.site_id;
   end if;
   return total;
 end $$;

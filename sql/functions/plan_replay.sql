@@ -51,6 +51,8 @@ begin
     'states', array(select distinct s from unnest(states) s order by 1)));
   r.after_event_id := coalesce(case when event_ids is not null then (select min(i) from unnest(event_ids) i)
     when isfinite(since) and since > '2020-01-02' then webhooks.first_event_id(since) end, 0);
+  r.after_event_id := greatest(r.after_event_id,  -- a day that is leaving is not replayed
+    (select (max(p.day) + 1) * 4294967296 from webhooks.partitions p where p.leaving_at is not null));
   r.after_endpoint_id := -9223372036854775808;
   r.last_event_id := webhooks.newest_event_id();
   if event_ids is not null then

@@ -23,6 +23,7 @@ begin
   elsif fresh = old then
     raise exception 'that is the secret of endpoint % already', endpoint_id using errcode = 'invalid_parameter_value';
   end if;
+  perform set_config('webhooks.recorded', 'on', true);
   begin
     update webhooks.endpoints e
     set secret = fresh,
@@ -33,6 +34,7 @@ begin
     get stacked diagnostics broken = constraint_name;
     raise exception 'the secret cannot be used: %', broken using errcode = 'check_violation', constraint = broken;
   end;
+  perform set_config('webhooks.recorded', 'off', true);
   insert into webhooks.operations (what, detail)
   values ('rotate_secret', jsonb_build_object('endpoint_id', rotate_secret.endpoint_id, 'overlap', overlap::text));
   return fresh;

@@ -4,6 +4,10 @@
 create schema webhooks;
 comment on schema webhooks is 'pghookd: webhook events, endpoints and deliveries (made by pghookd migrate)';
 
+create schema if not exists webhooks_archive;  -- one from an earlier installation stays
+comment on schema webhooks_archive is
+  'pghookd: days that retention has detached (retention.action = detach), for pg_dump; dropped by hand';
+
 create table webhooks.migrations (
   version    int primary key,
   name       text not null,

@@ -65,6 +65,10 @@ create table webhooks.endpoints (
   previous_secret       text,
   previous_secret_until timestamptz,
   secret_kind           text constraint "secret_kind is a known one" check (secret_kind in ('standard', 'ed25519', 'legacy')),
+  ready                 bool,
+  why                   text,
+  judged_at             timestamptz,
+  revision              int not null default 1,
 
   -- Each page of the log reads the lists of its sites' endpoints, and compares them with its types.
   constraint "event_types has at most 200 entries of at most 129 characters" check (
@@ -185,6 +189,7 @@ create table webhooks.endpoints (
 -- The endpoints that the daemon has still to encrypt; every endpoint with a secret, if there is no key.
 create index endpoints_plain on webhooks.endpoints (endpoint_id)
   where left(secret, 7) <> 'enc:v1:' or left(previous_secret, 7) <> 'enc:v1:' or jsonb_typeof(auth) = 'object';
+create index endpoints_unjudged on webhooks.endpoints (endpoint_id) where judged_at is null;
 create index endpoints_of_site on webhooks.endpoints (site_id, endpoint_id);
 comment on column webhooks.endpoints.event_types is
   'Types this endpoint takes; order_* is every type that begins so, * every type. Those that begin with webhook_ are '
@@ -230,8 +235,36 @@ comment on column webhooks.endpoints.auth is
 comment on column webhooks.endpoints.previous_secret is
   'Signs beside secret until previous_secret_until; set by rotate_secret';
 comment on column webhooks.endpoints.previous_secret_until is 'From then on previous_secret is of no use';
+comment on column webhooks.endpoints.ready is
+  'Whether requests could be made when the daemon last judged the endpoint, from its options, its URL and DNS; null: not '
+  'judged yet';
+comment on column webhooks.endpoints.why is 'Why not';
+comment on column webhooks.endpoints.judged_at is 'When it was judged; set back when the endpoint changes';
 comment on column webhooks.endpoints.secret_kind is
   'The kind of an encrypted secret: whsec_, whsk_, or any other text. Set with it';
+comment on column webhooks.endpoints.revision is
+  'Counts the changes of the endpoint, each of which is a row of endpoint_revisions. Set by a trigger';
+
+-- No foreign key: the revisions outlive their endpoint.
+create table webhooks.endpoint_revisions (
+  endpoint_id bigint not null,
+  revision    int not null,
+  site_id     text collate "C" not null,
+  changed_at  timestamptz not null default clock_timestamp(),
+  actor       text not null,
+  changed     jsonb not null,
+  replaced    bool not null default false,
+  primary key (endpoint_id, revision)
+);
+create index endpoint_revisions_replaced on webhooks.endpoint_revisions (changed_at) where replaced;
+comment on table webhooks.endpoint_revisions is
+  'One row per change of an endpoint, the first and the last one included: its time, its actor, and the columns';
+comment on column webhooks.endpoint_revisions.actor is
+  'The role that logged in, its application_name, and the Unix user of a command';
+comment on column webhooks.endpoint_revisions.changed is
+  'Maps each column to [old, new]: credentials to ["changed"], headers to their names; {"deleted": [false, true]}';
+comment on column webhooks.endpoint_revisions.replaced is
+  'There is a later revision, or the endpoint is gone: the row is kept for retention.records_days';
 
 -- The catalogue of types --------------------------------------------------------------------------------------------
 

@@ -60,8 +60,11 @@ comment on column webhooks.events.endpoint_id is 'Only to this endpoint; not for
 create table webhooks.partitions (
   day         int primary key,
   attached_at timestamptz not null default now(),
-  holders     text[] not null
+  holders     text[] not null,
+  leaving_at  timestamptz
 );
+comment on column webhooks.partitions.leaving_at is
+  'Since when retention removes the day; no replay reaches it any more';
 comment on table webhooks.partitions is
   'Days whose partitions are attached, and the transactions that were open then and may not know them; the daemon''s '
   'own';
@@ -90,3 +93,16 @@ comment on column webhooks.shards.upto is
 comment on column webhooks.shards.floor is 'No event that is not visible in snapshot has an id at or below this';
 comment on column webhooks.shards.front is
   'No event whose xid is at or above the xmax of snapshot has an id at or below this';
+
+create table webhooks.unclaimed_events (
+  day      date not null,
+  what     text not null constraint "what is site or type" check (what in ('site', 'type')),
+  name     text not null,
+  events   bigint not null,
+  first_at timestamptz not null default now(),
+  last_at  timestamptz not null default now(),
+  primary key (day, what, name)
+);
+comment on table webhooks.unclaimed_events is
+  'Events that nobody took, since their site or type is not known, counted by day; see the view unclaimed. The '
+  'daemon''s own';

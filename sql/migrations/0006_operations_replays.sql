@@ -41,16 +41,20 @@ comment on column webhooks.replays.settled_event_id is
 comment on column webhooks.replays.after_event_id is 'With after_endpoint_id: how far it has read';
 
 create table webhooks.upkeep (
-  what           text primary key constraint "what is a known one" check (what in ('payloads', 'responses')),
+  what           text primary key constraint "what is a known one"
+                 check (what in ('payloads', 'responses', 'activity')),
   after_event_id bigint not null default 0,
   again_from     bigint,
   began_at       timestamptz,
-  ended_at       timestamptz
+  ended_at       timestamptz,
+  next_hour      timestamptz
 );
+insert into webhooks.upkeep (what, next_hour) values ('activity', date_trunc('hour', now(), 'UTC'));
 comment on table webhooks.upkeep is
-  'How far the log was read for payloads and answers that have to be erased; the daemon''s own';
+  'How far the log was read for payloads and answers that have to be erased, and for endpoint_hours; the daemon''s own';
 comment on column webhooks.upkeep.again_from is
   'The first event that could not be erased yet: the next walk begins there';
+comment on column webhooks.upkeep.next_hour is 'Of activity: the first hour that is not in endpoint_hours yet';
 
 create table webhooks.forgotten (
   site_id        text collate "C" primary key,
@@ -59,6 +63,23 @@ create table webhooks.forgotten (
   walk           smallint not null default 1,
   after_event_id bigint not null default 0,
   to_event_id    bigint not null,
-  erased         bigint not null default 0
+  erased         bigint not null default 0,
+  after_hour     timestamptz not null default '-infinity'
 );
 comment on table webhooks.forgotten is 'Sites that are being erased, until nothing is left of them; the daemon''s own';
+
+create table webhooks.erasures (
+  site_id     text collate "C" not null,
+  subject     text not null,
+  pending     text not null constraint "pending is deliver or cancel" check (pending in ('deliver', 'cancel')),
+  asked_at    timestamptz not null default now(),
+  asked_xid   xid8 not null default pg_current_xact_id(),
+  actor       text not null default session_user,
+  to_event_id bigint not null,
+  events      bigint not null default 0,
+  answers     bigint not null default 0,
+  primary key (site_id, subject)
+);
+comment on table webhooks.erasures is
+  'Subjects whose payloads and answers are being erased, until nothing is left of them; the daemon''s own';
+comment on column webhooks.erasures.to_event_id is 'Events that are inserted later are not erased';

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
-import os
-import sys
-from dataclasses import dataclass
 
 import pytest
 
+from support.command import command
 from support.events import emit
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 SECRET = "whsec_" + "A" * 32
 
 
-@dataclass
-class Done:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def told(self):
-        return json.loads(self.out)
-
-
 @pytest.fixture
 def pghookd(database):
-    """Return `await pghookd(*words)`: a command as a process of its own, on the test's database."""
-
-    async def call(*words, url=database, stdin=b"", **variables):
-        environ = {key: value for key, value in os.environ.items() if not key.startswith(("PGHOOKD_", "PG"))}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "pghookd", *map(str, words),
-            env=environ | {"PGHOOKD_DATABASE_URL": url} | variables,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await asyncio.wait_for(process.communicate(stdin), 60)
-        assert b"Traceback" not in err, err.decode()
-        return Done(process.returncode, out.decode(), err.decode())
-
-    return call
+    """Return `await pghookd(*words)`: a command on the test's database."""
+    return functools.partial(command, url=database)
 
 
 @pytest.fixture
@@ -350,7 +326,8 @@ async def test_event_show_prints_the_state_and_every_attempt(pghookd, db, endpoi
     event_id = await emit(db, payload='{"a":  1}', subject="order/1")
     await db.execute(
         "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
-        " site_id) values ($1, $2, now(), 1.25, 1, 503, 'refused', 's'), ($1, $2, now(), 2, 2, 200, 'delivered', 's')",
+        " site_id, cause, revision) values ($1, $2, now(), 1.25, 1, 503, 'refused', 's', 'live', 1),"
+        " ($1, $2, now(), 2, 2, 200, 'delivered', 's', 'retry', 1)",
         event_id,
         endpoint_id,
     )
@@ -359,14 +336,38 @@ async def test_event_show_prints_the_state_and_every_attempt(pghookd, db, endpoi
     assert (done.told["event_id"], done.told["subject"]) == (event_id, "order/1")
     assert "payload" not in done.told
     assert [each["outcome"] for each in done.told["attempts"]] == ["refused", "delivered"]
+    assert [each["cause"] for each in done.told["attempts"]] == ["live", "retry"]
+    url = await db.fetchval("select url from webhooks.endpoints")
+    assert {(each["url"], each["revision"]) for each in done.told["attempts"]} == {(url, 1)}
     assert done.told["deliveries"][0]["state"] == "delivered"
     by_name = await pghookd("events", "show", done.told["webhook_id"], "--payload", "--json")
     assert by_name.told["payload"] == {"a": 1}
     plain = await pghookd("event", "show", event_id, "--payload")
     assert "delivered endpoint" in plain.out
+    assert f"attempt 2 (retry): delivered 200, 2 ms, {url} (revision 1)" in plain.out
     assert '"a":  1' in plain.out
     other = await pghookd("event", "show", done.told["webhook_id"][:-1] + "x", "--json")
     assert other.status == 2
+
+
+async def test_event_show_finds_the_newest_event_of_a_subject(pghookd, db, endpoint_id):
+    ids = [await emit(db, subject="order/1") for _ in range(3)]
+    await db.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
+        " response, site_id) values ($1, $2, now(), 1, 1, 500, 'refused', 'no room', 's')",
+        ids[2],
+        endpoint_id,
+    )
+    done = await pghookd("event", "show", "s", "order/1", "--answer", "--json")
+    assert done.told["event_id"] == ids[2]
+    assert done.told["earlier"] == [ids[1], ids[0]]
+    assert [each["answer"] for each in done.told["attempts"]] == ["no room"]
+    plain = await pghookd("event", "show", "s", "order/1", "--answer")
+    assert "    no room" in plain.out
+    assert f"earlier events of this subject: {ids[1]}, {ids[0]}" in plain.out
+    assert "no room" not in (await pghookd("event", "show", ids[2])).out
+    none = await pghookd("event", "show", "s", "order/2")
+    assert (none.status, none.err) == (1, "site s has no event with the subject order/2\n")
 
 
 async def test_event_show_of_an_unknown_event_exits_1(pghookd):

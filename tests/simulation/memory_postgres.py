@@ -513,17 +513,22 @@ class Database:
     # Writing
 
     def record_attempts(self, transaction, *columns):
-        numbers = [orjson.loads(f"[{text[1:-1]}]") for text in columns[:6]]
-        rows = zip(*numbers, *columns[6:], strict=True)
-        for event_id, endpoint_id, attempt, _, _, status, outcome, *_ in rows:
+        numbers = [orjson.loads(f"[{text[1:-1]}]") for text in columns[:7]]
+        rows = zip(*numbers, *columns[7:], strict=True)
+        for event_id, endpoint_id, attempt, _, _, status, revision, outcome, *_, cause in rows:
             key = (event_id, endpoint_id, attempt)
             if self.row(transaction, "attempts", key) is None:
-                transaction.rows["attempts", key] = {"outcome": outcome, "status": status}
+                transaction.rows["attempts", key] = {
+                    "outcome": outcome,
+                    "status": status,
+                    "revision": revision,
+                    "cause": cause,
+                }
         return []
 
     def put_backlog(self, transaction, *columns):
         now = self.now_us()
-        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line, spared in zip(
+        for event_id, endpoint_id, site_id, state, reason, attempts, wait_s, line, spared, cause in zip(
             *columns, strict=True
         ):
             key = (event_id, endpoint_id)
@@ -548,6 +553,7 @@ class Database:
                 "released_at": released,
                 "attempts_before": max(spared, before["attempts_before"]) if before else spared,
                 "line": before["line"] if line is None and before else line,
+                "cause": cause,
             }
         return []
 
@@ -663,6 +669,7 @@ class Database:
                 "next_attempt_at": now,
                 "released_at": now,
                 "line": None,
+                "cause": "replay",
             }
             transaction.rows["dead", key] = None
         ended = len(page) == len(found)

@@ -158,6 +158,7 @@ class World:
                 "concurrency": None,
                 "timeout_s": None,
                 "options": '{"ordered":true}' if ordered else None,
+                "revision": endpoint_id,
             }
             self.moods[endpoint_id] = self.rng.choice(("good", *MOODS))
 
@@ -464,6 +465,7 @@ class World:
             raise BrokenError(f"unexpected {sorted(unexpected)}")
         self._check_keys()
         self._check_attempts(replayed)
+        self._check_evidence()
         self._check_order(dead | replayed.keys())
         lanes, capacity = self.crew.lanes, self.crew.lanes.capacity
         if lanes.turns.in_flight or capacity.queued or capacity.queued_bytes or lanes.backlog_index.in_memory:
@@ -501,6 +503,16 @@ class World:
                 raise BrokenError(f"phantom attempt {key} {row}")
         if repeated := [f for (*key, _), f in successes.items() if len(f) > 1 + replayed[tuple(key)]]:
             raise BrokenError(f"delivered twice without a crash {repeated[0]}")
+
+    def _check_evidence(self):
+        """Compare the cause and the revision of each attempt with those that the rows of all replays leave open."""
+        table = self.database.table
+        replayed = {(*key, n + 1) for replay in table["replays"].values() for key, n in replay["taken"]}
+        for key, row in table["attempts"].items():
+            first = {"replay"} if key in replayed else {"live", "recovery"}
+            causes = first if key[2] == 1 or key in replayed else {"retry"}
+            if row["cause"] not in {"probe", *causes} or row["revision"] != key[1]:
+                raise BrokenError(f"evidence of {key} {row}")
 
     def _check_order(self, dead):
         first, delivered = {}, {}  # when

@@ -296,7 +296,8 @@ class Desk:
         """Record deliveries as delivered."""
         for delivery in deliveries:
             self.recorder.put(
-                AttemptWrite(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered()), self.clock()
+                AttemptWrite(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered(), 1),
+                self.clock(),
             )
         while self.recorder.waiting:
             await self.recorder._flush(500)

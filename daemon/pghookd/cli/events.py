@@ -1,4 +1,4 @@
-"""The commands about events: `event why` and `event show`.
+"""The commands about events: `event why`, `event show` and `event unclaimed`.
 
 Never here: work. A command loads the settings, calls one function of operations/endpoints.py and prints its result.
 """
@@ -58,29 +58,73 @@ def event_why(identity: str, config: Path | None, *, as_json: bool) -> None:
 
 
 @event.command("show")
-@click.argument("identity", metavar="ID")
+@click.argument("identity", metavar="ID|SITE")
+@click.argument("subject", metavar="[SUBJECT]", required=False)
 @click.option("--payload", is_flag=True, help="Include the payload, which may contain personal data.")
+@click.option("--answer", "answers", is_flag=True, help="Include the answers of receivers, as text.")
 @with_config
 @with_json
-def event_show(identity: str, config: Path | None, *, payload: bool, as_json: bool) -> None:
-    """Show an event, its deliveries and every attempt. ID is an event_id or a webhook-id."""
-    event_id = event_id_of(identity)
+def event_show(
+    identity: str, subject: str | None, config: Path | None, *, payload: bool, answers: bool, as_json: bool
+) -> None:
+    """Show an event, its deliveries and every attempt. ID is an event_id or a webhook-id.
+
+    With a site and a subject such as order/1042, show the newest event of that subject and name the earlier ones.
+    """
+    event_id = event_id_of(identity) if subject is None else 0
     with expected_faults(as_json=as_json):
         settings = load(config)
         from pghookd.operations import endpoints
 
-        told = asyncio.run(endpoints.show_event(settings, event_id, identity, payload=payload))
+        earlier: list[int] = []
+        if subject is not None:
+            found = asyncio.run(endpoints.find_events(settings, identity, subject))
+            if not found:
+                text = f"site {identity} has no event with the subject {subject}"
+                fail(NO, text, [text], as_json=as_json)
+            event_id, *earlier = found
+            identity = str(event_id)
+        asked = endpoints.show_event(settings, event_id, identity, payload=payload, answers=answers)
+        told = asyncio.run(asked)
         if isinstance(told, str):
             fail(NO, told, [told], as_json=as_json)
-        elif as_json:
+        if earlier:
+            told["earlier"] = earlier
+        if as_json:
             click.echo(json_of(told))
         else:
             _tell(told)
 
 
+@event.command("unclaimed")
+@click.option(
+    "--days", type=click.IntRange(1, 400), default=7, show_default=True, help="Of so many days, with today."
+)
+@click.option(
+    "-n", "most", type=click.IntRange(1, 10_000), default=50, show_default=True, help="How many names."
+)
+@with_config
+@with_json
+def event_unclaimed(days: int, most: int, config: Path | None, *, as_json: bool) -> None:
+    """List unknown sites and types of events that nobody took, with the nearest known name."""
+    with expected_faults(as_json=as_json):
+        settings = load(config)
+        from pghookd.operations import deliveries
+
+        rows = asyncio.run(deliveries.list_unclaimed(settings, days, most))
+        if as_json:
+            click.echo(json_of({"unclaimed": rows}))
+            return
+        for row in rows:
+            nearest = f", the nearest known is {row['nearest']}" if row["nearest"] else ""
+            say(f"{row['day']}  {row['what']} {row['name']}: {row['events']} events{nearest}")
+        if not rows:
+            say("no event of an unknown site or type")
+
+
 def _tell(told: dict[str, Any]) -> None:
     deliveries, attempts = told.pop("deliveries"), told.pop("attempts")
-    payload = told.pop("payload", None)
+    payload, earlier = told.pop("payload", None), told.pop("earlier", ())
     for line in wanted(told):
         say(line)
     if payload is not None:
@@ -93,6 +137,11 @@ def _tell(told: dict[str, Any]) -> None:
     for each in attempts:
         answer = " ".join(str(x) for x in (each["outcome"], each["status"], each["error"]) if x is not None)
         say(
-            f"{each['attempted_at']}  endpoint {each['endpoint_id']}, attempt {each['attempt']}:"
-            f" {answer}, {each['duration_ms']:g} ms"
+            f"{each['attempted_at']}  endpoint {each['endpoint_id']}, attempt {each['attempt']}"
+            f" ({each['cause']}): {answer}, {each['duration_ms']:g} ms, {each['url']}"
+            f" (revision {each['revision']})"
         )
+        if each.get("answer"):
+            say(f"    {each['answer']}")
+    if earlier:
+        say(f"earlier events of this subject: {', '.join(map(str, earlier))}")

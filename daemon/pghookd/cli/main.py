@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pghookd import __version__
+from pghookd.cli.deliveries import delivery
 from pghookd.cli.endpoints import endpoint, secret
 from pghookd.cli.events import event
 from pghookd.cli.receivers import receive, send, show_received
 from pghookd.cli.replays import replay
+from pghookd.cli.storage import archive, storage
 from pghookd.cli.terminal import (
     DONE,
     NO,
@@ -52,7 +54,7 @@ def cli() -> None:
     """Deliver webhooks from a Postgres table: signed, retried, recorded."""
 
 
-for _command in (endpoint, secret, event, replay, send, receive):
+for _command in (endpoint, secret, event, delivery, replay, storage, archive, send, receive):
     cli.add_command(_command)
 
 

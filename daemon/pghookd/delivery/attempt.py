@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from pghookd.delivery.oauth_tokens import Tokens
 from pghookd.egress.sender import Sender, Target
 from pghookd.event_log.supersede import is_superseded, note_sent
-from pghookd.model.delivery import Answer, Delivery, Event, Fault, Outcome, Reason, Reply, State
+from pghookd.model.delivery import Answer, AttemptCause, Delivery, Event, Fault, Outcome, Reason, Reply, State
 from pghookd.model.event_options import EventOptions
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.process.context import Context
@@ -126,21 +126,23 @@ class Attempts:
         except Exception as error:
             self._logger.exception(LogEvent.DELIVERY_BROKEN, event_id=delivery.event.event_id)
             fault = Fault(Outcome.FAILED, type(error).__name__)
-            return self._attempted(delivery, fault, self._monotonic(), self.terms.defaults.retry)
+            policy, revision = self.terms.defaults.retry, lane.endpoint.revision
+            return self._attempted(lane, delivery, fault, self._monotonic(), policy, revision)
 
     async def _attempt(self, lane: Lane, delivery: Delivery, payload: bytes) -> Write:
         request = self._ready(lane, delivery, payload)
         if not isinstance(request, PreparedRequest):
             return request
         event, prepared, target = delivery.event, request.prepared, request.target
+        revision = lane.endpoint.revision  # it may change before the answer
         token: Granted | None = None
         if isinstance(target, Fault):
-            return self._attempted(delivery, target, self._monotonic(), prepared.policy)
+            return self._attempted(lane, delivery, target, self._monotonic(), prepared.policy, revision)
         if request.tokens is not None:
             started = self._monotonic()
             found = await request.tokens.token()
             if isinstance(found, Fault):
-                return self._attempted(delivery, found, started, prepared.policy)
+                return self._attempted(lane, delivery, found, started, prepared.policy, revision)
             token = found
         if self._gate.closed(self._monotonic()):  # checked just before sending: the lease may have expired
             await self._held_back()
@@ -157,7 +159,7 @@ class Attempts:
             self._heed(lane, answer, prepared.policy)
         if token is not None and request.tokens is not None:
             request.tokens.heed(token, answer)
-        return self._attempted(delivery, answer, started, prepared.policy)
+        return self._attempted(lane, delivery, answer, started, prepared.policy, revision)
 
     def _ready(self, lane: Lane, delivery: Delivery, payload: bytes) -> PreparedRequest | DeadWrite:
         """Return the endpoint's prepared request, or the death of a delivery that must not be attempted."""
@@ -224,8 +226,16 @@ class Attempts:
         )
 
     def _attempted(
-        self, delivery: Delivery, answer: Answer, started: float, policy: judge.RetryPolicy
+        self,
+        lane: Lane,
+        delivery: Delivery,
+        answer: Answer,
+        started: float,
+        policy: judge.RetryPolicy,
+        revision: int,
     ) -> AttemptWrite:
+        if lane.probe is delivery:
+            delivery.cause = AttemptCause.PROBE
         took_s = self._monotonic() - started
         now_us = self._wall_us()
         record = judge.record(answer, policy.successes)
@@ -250,6 +260,7 @@ class Attempts:
             now_us - int(took_s * 1e6),
             took_s * 1e3,
             judged,
+            revision,
         )
 
     def _heed(self, lane: Lane, reply: Reply, policy: judge.RetryPolicy) -> None:

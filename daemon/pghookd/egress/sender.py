@@ -407,6 +407,21 @@ class Sender:
         request = _Request(_Host(destination.host), destination.port, key, certificate=certificate)
         return Target(prefix, request, destination.named)
 
+    async def obstacle(self, url: str) -> str | None:
+        """Return why a request to a URL could not be made, a clause for the operator; None if it could. Queries DNS."""
+        destination = parse_by(self._judge, url)
+        if isinstance(destination, Refusal):
+            return destination.why
+        if destination.address is not None or self.diverted_to is not None:
+            return None
+        try:
+            await self._resolver.resolve(destination.host, destination.port)
+        except AddressRefused as error:
+            return error.refusal.why
+        except OSError:  # NameUnknown, among others
+            return "its host name has no address"
+        return None
+
     async def post(
         self, target: Target, head: bytes, body: bytes, timeout_s: float, *, kept_bytes: int | None = None
     ) -> Answer:

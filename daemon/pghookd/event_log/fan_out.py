@@ -18,9 +18,10 @@ from pghookd.event_log.endpoint_changes import EndpointChanges
 from pghookd.event_log.payload_filter import filter_of
 from pghookd.event_log.position import Difference, EventLog, Ticket, settle
 from pghookd.event_log.reading.takers import Dealt, Pair, Takers
+from pghookd.event_log.reading.unclaimed import Unclaimed
 from pghookd.event_log.rows import EventRow, event_of
 from pghookd.event_log.sieve import Sieve
-from pghookd.model.delivery import Delivery, Endpoint, Event, Reason, State
+from pghookd.model.delivery import AttemptCause, Delivery, Endpoint, Event, Reason, State
 from pghookd.model.event_options import EventOptions
 from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
@@ -80,6 +81,7 @@ class FanOut:
         self._has_dedupe_keys = False  # of the events being processed
         self._unwritten = Unwritten()
         self._hands = Hands()
+        self.unclaimed = Unclaimed()  # events that nobody takes
 
     # Making deliveries ------------------------------------------------------------------------------------------------
 
@@ -129,10 +131,14 @@ class FanOut:
             if of_site is None:
                 continue
             wanting = of_site.of(kind) if only is None else of_site.only(only)
+            if not wanting:
+                if only is None and of_site.is_whole:
+                    self.unclaimed.of_type(kind)
+                continue
             if settled:
                 wanting = [each for each in wanting if (event_id, each.endpoint_id) not in settled]
-            if not wanting:
-                continue
+                if not wanting:
+                    continue
             room = rooms.get(site_id)
             if room is None:
                 room = self.room_for(site_id, of_site.count)
@@ -174,6 +180,9 @@ class FanOut:
             difference: the difference in which their events were read.
             park: True if deliveries that would be queued become rows instead.
         """
+        if difference.again:
+            for _, delivery in work:
+                delivery.cause = AttemptCause.RECOVERY
         if self._has_dedupe_keys:
             work = await self._bury_duplicates(work, difference)
         filtered = [pair for pair in work if filter_of(pair[0]) is not None]

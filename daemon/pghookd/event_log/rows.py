@@ -39,6 +39,7 @@ def endpoint_of(row: Row) -> Endpoint:
         concurrency=row["concurrency"],
         timeout_s=row["timeout_s"],
         options=None if row["options"] is None else endpoint_options.read(row["options"]),
+        revision=row["revision"],
     )
 
 

@@ -35,13 +35,13 @@ def why_refuse(*, id_day: int, today: int, own_day: int, event_day: int | None) 
     if today - id_day <= STEP_DAYS_MAX:
         return None
     if abs(today - own_day) > AGREE_DAYS:
-        return f"the server's clock says {_date(today)} and the daemon's clock {_date(own_day)}"
+        return f"the server's clock says {date_of(today)} and the daemon's clock {date_of(own_day)}"
     if event_day is not None and abs(today - event_day) > AGREE_DAYS:
-        return f"the clocks say {_date(today)} and the newest event {_date(event_day)}"
+        return f"the clocks say {date_of(today)} and the newest event {date_of(event_day)}"
     return None
 
 
-def _date(day: int) -> str:
+def date_of(day: int) -> str:
     """Return a day as an ISO date, or as its number if the calendar has no such date."""
     try:
         return (_FIRST + dt.timedelta(days=day)).isoformat()

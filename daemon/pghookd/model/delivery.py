@@ -77,6 +77,17 @@ class Reason(enum.StrEnum):
     DROPPED = "dropped"
 
 
+class AttemptCause(enum.StrEnum):
+    """Why an attempt was made. A closed set (column `attempts.cause`)."""
+
+    LIVE = "live"  # the first attempt at an event
+    RETRY = "retry"  # an earlier attempt has failed
+    REPLAY = "replay"  # the first attempt after an operator replayed the delivery
+    TEST = "test"  # the event is for one endpoint alone
+    PROBE = "probe"  # the endpoint's breaker was open
+    RECOVERY = "recovery"  # the first attempt, but an earlier run of the daemon may have made one
+
+
 class DisabledReason(enum.StrEnum):
     """Why an endpoint was disabled (column `endpoints.disabled_reason`)."""
 
@@ -113,6 +124,9 @@ class Endpoint:
     concurrency: int | None = None  # null means delivery.endpoint_concurrency
     timeout_s: float | None = None  # null means delivery.timeout_s
     options: EndpointOptions | None = None  # rarely used options; None if none is set
+    revision: int = dataclasses.field(
+        default=1, compare=False
+    )  # requests may be the same in several revisions
 
     def takes(self, event_type: str) -> bool:
         """Return True if it subscribes to the type; `order_*` matches by prefix, `*` all but reserved types."""
@@ -205,6 +219,7 @@ class Delivery:
     in_backlog: bool = False
     age_from_us: int = 0  # start of the age that age_max_s limits, microseconds since 1970
     late: bool = False  # back from `parked` or `held`, or replayed: live traffic goes first
+    cause: AttemptCause = AttemptCause.LIVE  # of its next attempt, unless that is a test or a probe
     attempts_before: int = 0  # those of `attempts` before a replay: the schedule starts after them
     newest: Newest | None = None  # the newest event of its supersede_key; None if it has no such key
     line: Line | None = None  # its line, if the endpoint is ordered

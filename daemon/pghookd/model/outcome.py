@@ -26,6 +26,7 @@ class AttemptWrite:
     attempted_at_us: int
     duration_ms: float
     verdict: Verdict
+    revision: int  # of the endpoint, as the request was made
 
 
 @dataclasses.dataclass(slots=True, eq=False)

@@ -21,6 +21,7 @@ from pghookd.event_log.doorbell import HOLDERS_NAMED, QUEUE_SHARE_MAX
 from pghookd.event_log.identity import Here, why_foreign, why_moved
 from pghookd.event_log.position import Snapshot
 from pghookd.event_log.rows import endpoint_of, holder_of, server_of, shard_of, stay_of
+from pghookd.model.day import date_of
 from pghookd.owner_mail import samples
 from pghookd.postgres import client, lock_keys, migrate
 from pghookd.postgres.client import POOLER, DatabaseAway, DatabaseError, Session, Unfit, query
@@ -30,6 +31,7 @@ from pghookd.webhook.envelope import timestamp_text
 from pghookd.webhook.prepared import Defaults, PreparedEndpoint
 
 POSTGRES_LEAST: Final = 140_000  # server_version_num
+OLD_DAYS_NAMED: Final = 10
 EXPIRES_SOON_S: Final = 14 * 86400.0  # before the end of a client certificate
 
 # The privileges that the daemon's role needs on each table.
@@ -319,10 +321,12 @@ async def _privileges(session: Session, _settings: Settings) -> AsyncIterator[Fi
         yield Finding(Grade.FAULT, "privileges", f"role {role} lacks {lacking}: {_REMEDY.format(role)}")
     else:
         yield Finding(Grade.FINE, "privileges", f"role {role} may do what the daemon does")
-    # No role is made a member of a superuser: deliveries work without it, but old partitions cannot be dropped.
+    # No role is made a member of a superuser: deliveries work without it, but old days cannot be removed.
     owner = await session.fetchval(query("find_superuser_owner"))
     if owner is not None:
-        text = f"the tables belong to the superuser {owner}: dropping old partitions needs their owner"
+        text = (
+            f"the tables belong to the superuser {owner}, so that old days stay: run pghookd migrate --roles"
+        )
         yield Finding(Grade.WARNING, "privileges", text)
 
 
@@ -369,10 +373,19 @@ async def _shards(session: Session, settings: Settings) -> AsyncIterator[Finding
         )
 
 
-async def _days(session: Session, _settings: Settings) -> AsyncIterator[Finding]:
+async def _days(session: Session, settings: Settings) -> AsyncIterator[Finding]:
     if not await session.fetchval(query("has_next_day")):
         text = "no partition takes the next event, so that producers fail: run pghookd migrate"
         yield Finding(Grade.FAULT, "days", text)
+    kept = {}
+    if settings.retention.days:
+        first = await session.fetchval(query("find_today")) - settings.retention.days
+        for row in await session.fetch(query("find_old_days"), first, OLD_DAYS_NAMED):
+            if reasons := await session.fetchval(query("why_kept"), row["day"]):
+                kept[date_of(row["day"])] = ", ".join(reasons)
+    if kept:
+        days = "; ".join(f"{date} by {reasons}" for date, reasons in kept.items())
+        yield Finding(Grade.WARNING, "days", f"older than retention.days, but kept: {days}")
 
 
 async def _endpoints(session: Session, settings: Settings, *, now_s: float) -> AsyncIterator[Finding]:

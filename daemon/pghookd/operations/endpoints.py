@@ -21,6 +21,7 @@ from pghookd.encryption.encrypt_at_rest import Progress
 from pghookd.encryption.keyring import Vault
 from pghookd.model.delivery_states import End
 from pghookd.postgres.client import DatabaseError, Row, Session, connect, query
+from pghookd.process.unix_user import unix_user
 from pghookd.settings.schema import Settings
 from pghookd.webhook.envelope import timestamp_text, webhook_id
 
@@ -29,6 +30,7 @@ Told: TypeAlias = dict[str, Any]
 ADMIN: Final = "webhooks_admin"
 READER: Final = "webhooks_reader"
 LOOK_EVERY_S: Final = 0.1
+SUBJECT_EVENTS: Final = 20  # events of a subject that `event show` names
 _BOUNDS: Final = {"statement_timeout": "30s"}
 _NO_SUCH_SITE: Final = "23503"
 _DENIED: Final = "42501"  # insufficient_privilege
@@ -61,7 +63,8 @@ async def _asking(
 ) -> AsyncIterator[Session]:
     address = settings.database.url.get_secret_value()
     with needing(role):
-        session = await connect(address, name=name, settings=_BOUNDS, writable=writable)
+        bounds = {**_BOUNDS, "webhooks.actor": unix_user()}
+        session = await connect(address, name=name, settings=bounds, writable=writable)
         try:
             yield session
         finally:
@@ -187,7 +190,16 @@ def _another(identity: str, event_id: int, created_at_us: int) -> str | None:
     return f"event {event_id} of this database is another: {ours}"
 
 
-async def show_event(settings: Settings, event_id: int, identity: str, *, payload: bool) -> Told | str:
+async def find_events(settings: Settings, site_id: str, subject: str) -> list[int]:
+    """Return the ids of the newest events of a site with a subject, newest first, SUBJECT_EVENTS at most."""
+    async with _asking(settings, "event") as session:
+        rows = await session.fetch(query("find_events_of_subject"), site_id, subject, SUBJECT_EVENTS)
+    return [row["event_id"] for row in rows]
+
+
+async def show_event(
+    settings: Settings, event_id: int, identity: str, *, payload: bool, answers: bool = False
+) -> Told | str:
     """Return an event, its deliveries and its attempts; a sentence if there is none. Arguments as for `explain`."""
     async with _asking(settings, "event") as session:
         event = await session.fetchrow(query("read_event"), event_id)
@@ -201,4 +213,11 @@ async def show_event(settings: Settings, event_id: int, identity: str, *, payloa
             told["payload"] = orjson.Fragment(text)
         deliveries = [_told(row) for row in await session.fetch(query("read_event_deliveries"), event_id)]
         attempts = [_told(row) for row in await session.fetch(query("read_event_attempts"), event_id)]
+        if answers:
+            kept = {
+                (row["endpoint_id"], row["attempt"]): row["response"].decode(errors="replace")
+                for row in await session.fetch(query("read_event_answers"), event_id)
+            }
+            for each in attempts:
+                each["answer"] = kept.get((each["endpoint_id"], each["attempt"]))
     return {**told, "deliveries": deliveries, "attempts": attempts}

@@ -27,6 +27,7 @@ from pghookd.postgres.client import DatabaseError, Session, query
 from pghookd.postgres.function_plan import AppliedFunction, FunctionPlan, SchemaFunction
 from pghookd.postgres.includes import expand
 from pghookd.postgres.migration_plan import Applied, Migration, MigrationPlan
+from pghookd.postgres.owner import as_owner
 
 LOCK_WAIT_S: Final = 60.0
 _LOCK_PAUSE_S: Final = 0.25
@@ -221,7 +222,8 @@ async def migrate(
             return _report(found, found.functions.pending, roles=roles)
         async with _locked(session, say, lock_wait_s):
             found = await _looked_at(session, available)
-            functions = await _apply_patiently(session, available, found, say, table_wait_s)
+            async with as_owner(session):
+                functions = await _apply_patiently(session, available, found, say, table_wait_s)
             await session.execute(
                 query("prepare_days")
             )  # by itself: it waits for transactions with locks on events

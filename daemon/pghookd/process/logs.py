@@ -49,6 +49,12 @@ class LogEvent(enum.StrEnum):
     OUTCOME_DELAYED = "outcome.delayed"  # its row is locked or rejected; retried while its endpoint is paused
     OUTCOME_RESUMED = "outcome.resumed"  # all delayed outcomes of an endpoint are recorded
     OUTCOME_REFUSED = "outcome.refused"  # Postgres rejects this one row; retried once a minute
+    DAY_DROPPED = "day.dropped"  # retention: a whole day was removed
+    DAY_ARCHIVED = "day.archived"  # the same, to the schema webhooks_archive
+    DAY_KEPT = "day.kept"  # older than retention.days, but not settled: `days` and why; logged once a day
+    DAY_DELAYED = "day.delayed"  # transactions have kept a table in use for an hour: the day goes later
+    DAY_EXPIRED = "day.expired"  # what a day had unsettled after retention.unsettled_days was given up
+    EVENT_UNCLAIMED = "event.unclaimed"  # of an unknown site or type: `name`, and the `nearest` known one
     DAY_GONE = "day.gone"  # deliveries of a dropped day are neither recorded nor sent again
     DELIVERY_ATTEMPTED = "delivery.attempted"
     DELIVERY_PARKED = "delivery.parked"

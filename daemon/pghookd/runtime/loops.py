@@ -21,9 +21,10 @@ from pghookd.process.logs import LogEvent
 from pghookd.runtime.assembly import Engine, EngineTerms, Listeners, Start
 from pghookd.runtime.liveness import Beats, watch, watch_clock, watch_notifications
 from pghookd.runtime.mailing import Mailing
-from pghookd.runtime.maintenance import Duties, maintain
 from pghookd.runtime.notifications import NotificationRouter
 from pghookd.runtime.sessions import Sessions
+from pghookd.runtime.upkeep.maintenance import Duties, maintain
+from pghookd.runtime.upkeep.readiness import Readiness
 from pghookd.settings.schema import Settings
 
 LOOPS: Final = ("read", "record", "deliver", "maintain", "care", "mail")
@@ -87,10 +88,11 @@ class Loops:
         place = Place(world.host, start.record.address, world.run)
         chores_due = Listeners()
         self._guard = PoisonGuard(place, arrival, wake=chores_due, monotonic=context.monotonic)
+        terms = EngineTerms.of(settings)
         self._engine = Engine(
             start,
             world.sender,
-            EngineTerms.of(settings),
+            terms,
             context,
             beats=world.beats.of,
             guard=self._guard,
@@ -102,11 +104,22 @@ class Loops:
         )
         self._monitor = self._make_monitor()
         self._engine.has_failed.add(self._monitor.failed)
+        self._readiness = Readiness(
+            sessions["care"],
+            len(start.stored),
+            defaults=terms.delivery.defaults,
+            obstacle=world.sender.obstacle,
+            logger=context.logger,
+        )
         self._bell = self._make_bell(router.wake)
         router.route(
             due=self._engine.backlog.ring,
             replay=self._engine.replays.ring,
-            endpoints=[self._engine.fan_out.endpoints_changed, self._engine.backlog.endpoints_changed],
+            endpoints=[
+                self._engine.fan_out.endpoints_changed,
+                self._engine.backlog.endpoints_changed,
+                self._readiness.endpoints_changed,
+            ],
         )
         world.reloads.follow(self.apply)
 
@@ -117,7 +130,9 @@ class Loops:
         """
         self._grace_s = settings.delivery.grace_s
         self._duties = Duties.of(settings)
-        self._engine.apply(sender, EngineTerms.of(settings))
+        terms = EngineTerms.of(settings)
+        self._engine.apply(sender, terms)
+        self._readiness.apply(terms.delivery.defaults, sender.obstacle)
         self._bell.apply(settings.poll.fallback_s)
         self._monitor.apply(settings)
         self._mailing.apply(settings)
@@ -197,9 +212,11 @@ class Loops:
                     beat=world.beats.of("maintain"),
                     wall_us=world.context.wall_us,
                     monotonic=world.context.monotonic,
+                    unclaimed=self._engine.fan_out.unclaimed,
                 )
             ),
             group.create_task(self._monitor.run()),
+            group.create_task(self._readiness.run()),
         ]
         recording = group.create_task(self._engine.recorder.run())
         behind = [

@@ -80,6 +80,8 @@ class Lanes:
             lane.change(endpoint, self._host(endpoint), self._limit(endpoint))
             self.backlog_index.parked.look(endpoint.endpoint_id, FIRST)
             self.turns.go_on(lane)
+        elif lane.endpoint.revision < endpoint.revision:  # of a change that concerns no request
+            lane.endpoint = endpoint
         return lane
 
     def _make(self, key: LaneKey, endpoint: Endpoint) -> Lane:

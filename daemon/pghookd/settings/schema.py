@@ -125,6 +125,14 @@ def _fit_unsubscribe(text: str) -> None:
         raise ValueError("must contain {token}")
 
 
+def _fit_days(days: int) -> int:
+    if days == 1:
+        raise ValueError(
+            "must be 0, which keeps all days, or at least 2: an event may be a day older than its id"
+        )
+    return days
+
+
 def _fit_header(text: str) -> None:
     if not (text.isascii() and text.isprintable()) or text != text.strip():
         raise ValueError("must be printable ASCII, without spaces at either end")
@@ -324,8 +332,12 @@ class StormSettings(SettingsSection):
 
 
 class RetentionSettings(SettingsSection):
-    """How long held deliveries, payloads and responses are kept."""
+    """How long whole days, held deliveries, payloads and responses are kept."""
 
+    days: Annotated[int, _Number(_no_bool), Field(ge=0), pydantic.AfterValidator(_fit_days)] = 90
+    action: Literal["drop", "detach"] = "drop"
+    unsettled_days: Annotated[int, _Number(_no_bool), Field(ge=0)] = 30
+    records_days: Annotated[int, _Number(_no_bool), Field(ge=0)] = 400
     held_days: Positive = 14
     payload_days: OrOff = 0
     response_days: OrOff = 0

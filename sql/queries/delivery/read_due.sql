@@ -8,7 +8,7 @@ with page as materialized (
 ),
 --include due_days
 select b.event_id, b.endpoint_id, b.site_id, b.state, b.reason, b.attempts, b.attempts_before, b.next_attempt_at,
-  b.released_at, b.line,
+  b.released_at, b.line, b.cause,
   --include due_event
 --include due_from
 order by b.next_attempt_at, b.event_id, b.endpoint_id

@@ -8,7 +8,7 @@ with page as materialized (
 ),
 --include due_days
 select b.event_id, b.endpoint_id, b.site_id, b.state, b.reason, b.attempts, b.attempts_before, b.next_attempt_at,
-  case when b.state = 'waiting' then b.released_at else now() end as released_at,
+  case when b.state = 'waiting' then b.released_at else now() end as released_at, b.cause,
   b.reason <> 'quarantined' and (b.state <> 'waiting' or b.next_attempt_at <= now()) as due,
   --include due_event
 --include due_from

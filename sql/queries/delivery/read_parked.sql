@@ -10,7 +10,7 @@ with page as materialized (
 ),
 --include due_days
 select b.event_id, b.endpoint_id, b.site_id, b.state, b.reason, b.attempts, b.attempts_before, b.next_attempt_at,
-  now() as released_at,
+  now() as released_at, b.cause,
   --include due_event
 --include due_from
 order by b.event_id

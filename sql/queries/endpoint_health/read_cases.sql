@@ -1,8 +1,8 @@
 -- Every incident of some owners, with the endpoint's data from other tables. $1 text[]: owners, in lower case; $2
 -- timestamptz: now; $3 text[]: sites that name no owner; $4 text[]: errors of the outcome blocked that are due to the
--- platform's policy and not to the URL: these do not count. Failed attempts are counted along attempts_failed, over the
--- days in which an event that is still alive may lie; not more than 10,000 of them. As many rows are searched for
--- events that a filter holds up.
+-- platform's policy and not to the URL: these do not count. Failed attempts are counted along attempts_of_endpoint,
+-- over the days in which an event that is still alive may lie; not more than 10,000 of them. As many rows are searched
+-- for events that a filter holds up.
 select coalesce(lower(s.owner_email), '') as owner_email, i.endpoint_id, i.state, i.first_failure_at, i.last_failure_at,
   i.last_success_at, i.recovering_at, i.window_at, i.successes, i.last_outcome, i.last_status, i.last_error, i.last_event_id,
   i.last_attempt, i.marks, p.url, p.description, p.enabled, p.disabled_reason, p.snoozed_until, p.timeout_s, s.site_id,

@@ -3,7 +3,7 @@
 -- timestamptz: when it began; $3 timestamptz: failures up to here are reported already; $4 timestamptz: now.
 -- A delivery is reported by the mail that follows the end of its first failed attempt, unless it has been delivered
 -- since. A delivery that was in flight when a mail was made is reported by the next one. Deliveries that people gave up
--- are not counted as given up by us. Lives on attempts_failed, then a step into the primary keys of each event's day;
+-- are not counted as given up by us. Lives on attempts_of_endpoint, and on the primary keys of each event's day;
 -- not more than 50,000 deliveries.
 with failed as (
   select event_id from (

@@ -31,8 +31,8 @@ with shards as (
     and not exists (select from webhooks.backlog b where b.event_id = decided.event_id and b.endpoint_id = decided.endpoint_id)
   on conflict do nothing
 ), queued as (
-  insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, next_attempt_at)
-  select event_id, endpoint_id, site_id, 'waiting', 'adopted', now() from decided where not is_duplicate
+  insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, cause, next_attempt_at)
+  select event_id, endpoint_id, site_id, 'waiting', 'adopted', 'recovery', now() from decided where not is_duplicate
   on conflict do nothing
   returning 1
 )

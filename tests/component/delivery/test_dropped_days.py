@@ -118,7 +118,7 @@ async def test_one_batch_with_a_dropped_day_records_the_others(database, con):
     async with desk(database) as it:
         for number in (gone, event, gone + 1):
             delivery = Delivery(Event(number, "b", "order_created", 0, b"{}"), 2, 0, 0.0)
-            write = AttemptWrite(delivery, Outcome.REFUSED, 500, None, None, 1, 1.0, Retry(5.0))
+            write = AttemptWrite(delivery, Outcome.REFUSED, 500, None, None, 1, 1.0, Retry(5.0), 1)
             it.recorder.put(write, it.clock())
         await it.recorder._flush(500)
         assert it.recorder.waiting == 0

@@ -102,10 +102,10 @@ async def test_rows_to_hold_for_an_enabled_endpoint_go_out(con):
     """It was off when the delivery came, and on again when the row was written."""
     await put(con, 2, "held", "disabled")
     ids = [row[0] for row in await con.fetch("select event_id from webhooks.backlog order by 1")]
-    rows = [(event_id, 1, "s", "held", "disabled", 3, None, None, 0) for event_id in ids]
-    await con.execute(query("put_backlog"), *columns(rows[:1], 9))
+    rows = [(event_id, 1, "s", "held", "disabled", 3, None, None, 0, "live") for event_id in ids]
+    await con.execute(query("put_backlog"), *columns(rows[:1], 10))
     await con.execute(SWITCH.format("false"))
-    await con.execute(query("put_backlog"), *columns(rows[1:], 9))
+    await con.execute(query("put_backlog"), *columns(rows[1:], 10))
     found = await con.fetch(
         "select state, reason, attempts, next_attempt_at <= now(), released_at is not null"
         " from webhooks.backlog order by event_id"

@@ -37,7 +37,7 @@ def delivery(event_id, endpoint_id=1):
 
 
 def outcome(event_id):
-    return AttemptWrite(delivery(event_id), Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered())
+    return AttemptWrite(delivery(event_id), Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered(), 1)
 
 
 # Outcomes first -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pghookd.encryption.keyring import Vault, revealing
 from pghookd.model.delivery import Endpoint, Fault, Outcome
 from pghookd.operations import check, endpoints
 from pghookd.postgres import client
-from pghookd.runtime.maintenance import Duties, tidy
+from pghookd.runtime.upkeep.maintenance import Duties, tidy
 from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
 from pghookd.webhook.prepared import Defaults, PreparedEndpoint

@@ -112,6 +112,7 @@ class House:
             at,
             took_ms,
             verdict,
+            revision=1,
         )
         self.desk.recorder.put(write, 0.0)
 

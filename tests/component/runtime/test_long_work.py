@@ -8,10 +8,11 @@ import time
 import pytest
 
 from pghookd.event_log.doorbell import Bell
+from pghookd.event_log.reading.unclaimed import Unclaimed
 from pghookd.postgres import client
 from pghookd.process import beating
-from pghookd.runtime import maintenance
 from pghookd.runtime.sessions import Sessions
+from pghookd.runtime.upkeep import maintenance
 from support import crew, producers
 from support.crew import Diary, desk, living
 from support.events import Sql, emit
@@ -72,6 +73,7 @@ async def test_the_watchdog_is_fed_while_a_long_statement_runs(
             beat=lambda: beats.append(time.monotonic()),
             wall_us=lambda: time.time_ns() // 1000,
             monotonic=time.monotonic,
+            unclaimed=Unclaimed(),
         )
     )
     await until(lambda: session.fetchval(WAITS, "pghookd/tend"))

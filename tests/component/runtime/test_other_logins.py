@@ -10,8 +10,8 @@ import pytest
 
 from pghookd.operations import check
 from pghookd.postgres import client
-from pghookd.runtime import maintenance
 from pghookd.runtime.liveness import watch_notifications
+from pghookd.runtime.upkeep import maintenance
 from support import crew, producers
 from support.crew import Diary, serving
 from support.events import Sql, emit

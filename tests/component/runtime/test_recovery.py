@@ -361,7 +361,7 @@ async def test_no_request_starts_while_outcomes_cannot_be_recorded(
 
 def outcome(number):
     delivery = Delivery(Event(number, producers.SITES[0], "order_created", 0, b"{}"), 1, 0, 0.0)
-    return AttemptWrite(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered())
+    return AttemptWrite(delivery, Outcome.DELIVERED, 200, None, None, 1, 1.0, Delivered(), 1)
 
 
 async def test_the_age_of_outcomes_is_that_of_the_oldest_unrecorded_one(database, session):

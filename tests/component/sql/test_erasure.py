@@ -11,7 +11,7 @@ import structlog
 
 from pghookd.postgres import client
 from pghookd.postgres.client import query
-from pghookd.runtime.maintenance import Duties, tidy
+from pghookd.runtime.upkeep.maintenance import Duties, tidy
 from support.crew import living
 from support.events import Sql, emit
 
@@ -339,3 +339,136 @@ async def test_a_daemon_stops_sending_to_a_site_that_is_forgotten(con, database,
         await until(lambda: con.fetchval("select count(*) > 0 from webhooks.attempts where site_id = 't'"))
         assert len(receiver.requests) == 1
         assert not life.diary.of("database.refused")
+
+
+async def test_archived_days_forget_a_site_as_well(con, session):
+    event_id, other = await emit(con, payload=PAYLOAD), await emit(con, site="t", payload=PAYLOAD)
+    for each, site in ((event_id, "s"), (other, "t")):
+        await settle(con, each, site_id=site)
+        await bury(con, each, site)
+    day = event_id // 2**32
+    for table in ("events", "attempts", "dead"):
+        await con.execute(
+            f"alter table webhooks.{table} detach partition webhooks.{table}_{day} concurrently"
+        )
+        await con.execute(f"alter table webhooks.{table}_{day} set schema webhooks_archive")
+    await con.execute("select webhooks.forget('s')")
+    await con.execute("update webhooks.forgotten set asked_at = now() - interval '1 hour'")
+    await tidied(session)
+    for table in ("events", "attempts", "dead"):
+        left = await con.fetch(f"select event_id from webhooks_archive.{table}_{day}")
+        assert [row["event_id"] for row in left] == [other]
+    assert (
+        await con.fetchval("select detail ->> 'rows' from webhooks.operations where what = 'forgotten'")
+        == "3"
+    )
+
+
+# A subject ----------------------------------------------------------------------------------------------------------
+
+ADA = "contact/ada"
+
+
+async def of_ada(con, **columns):
+    return await emit(con, **{"payload": PAYLOAD, "subject": ADA, **columns})
+
+
+async def receipts(con):
+    rows = await con.fetch("select detail from webhooks.operations where what = 'erased'")
+    return [json.loads(row["detail"]) for row in rows]
+
+
+async def is_over(con):
+    """Pretend that the two minutes are over after which the daemon checks once more."""
+    await con.execute("update webhooks.erasures set asked_at = now() - interval '1 hour'")
+
+
+async def test_a_subjects_payloads_and_answers_are_erased_and_nobody_elses(con, session):
+    ours = [await of_ada(con) for _ in range(3)]
+    others = [
+        await of_ada(con, subject="contact/ada/2"), await of_ada(con, site="t"), await of_ada(con, subject=None),
+    ]  # fmt: skip
+    for event_id in (*ours, others[0]):
+        await settle(con, event_id)
+    assert await con.fetchval("select webhooks.erase('s', $1)", ADA) == 3
+    rows = await con.fetch("select event_id, payload from webhooks.events order by 1")
+    assert [row["event_id"] for row in rows if row["payload"] == ERASED] == ours
+    answered = await con.fetch("select event_id from webhooks.attempts where response is not null")
+    assert [row["event_id"] for row in answered] == [others[0]]
+    assert await receipts(con) == []
+    await is_over(con)
+    await tidied(session)
+    digest = hashlib.sha256(ADA.encode()).hexdigest()
+    assert await receipts(con) == [{"site_id": "s", "subject_sha256": digest, "events": 3, "answers": 3}]
+    assert await con.fetchval("select count(*) from webhooks.erasures") == 0
+
+
+async def test_a_pending_event_is_delivered_before_it_is_erased(con, session):
+    waiting, unread = await of_ada(con), await of_ada(con)
+    await queue(con, waiting)
+    await con.execute("update webhooks.shards set floor = $1", waiting)
+    assert await con.fetchval("select webhooks.erase('s', $1)", ADA) == 0
+    await is_over(con)
+    await tidied(session)
+    assert await payloads(con) == [PAYLOAD, PAYLOAD]
+    await con.execute("delete from webhooks.backlog")
+    await settle(con, waiting)
+    await tidied(session)
+    assert await payloads(con) == [ERASED, PAYLOAD]
+    assert await receipts(con) == []
+    await con.execute("update webhooks.shards set floor = $1", unread)
+    await tidied(session)
+    assert await payloads(con) == [ERASED, ERASED]
+    assert [each["events"] for each in await receipts(con)] == [2]
+
+
+async def test_a_pending_event_is_given_up_if_the_caller_wants_that(con):
+    event_id = await of_ada(con)
+    await queue(con, event_id)
+    assert await con.fetchval("select webhooks.erase('s', $1, 'cancel')", ADA) == 1
+    assert await payloads(con) == [ERASED]
+    assert await con.fetchval("select reason from webhooks.dead") == "cancelled"
+
+
+async def test_an_event_that_comes_later_is_not_erased(con, session):
+    await of_ada(con)
+    await con.execute("select webhooks.erase('s', $1)", ADA)
+    await of_ada(con)
+    await is_over(con)
+    await tidied(session)
+    assert await payloads(con) == [ERASED, PAYLOAD]
+
+
+async def test_a_producer_that_was_open_is_waited_for(con, session, connect, database):
+    producer = await connect(database)
+    await producer.execute("begin")
+    await of_ada(producer)
+    await con.execute("select webhooks.erase('s', $1)", ADA)
+    await is_over(con)
+    await tidied(session)
+    assert await receipts(con) == []
+    await producer.execute("commit")
+    await tidied(session)
+    assert await payloads(con) == [ERASED]
+    assert [each["events"] for each in await receipts(con)] == [1]
+
+
+async def test_archived_days_are_erased_as_well(con):
+    event_id = await of_ada(con)
+    await settle(con, event_id)
+    day = event_id // 2**32
+    for table in ("events", "attempts", "dead"):
+        await con.execute(
+            f"alter table webhooks.{table} detach partition webhooks.{table}_{day} concurrently"
+        )
+        await con.execute(f"alter table webhooks.{table}_{day} set schema webhooks_archive")
+    assert await con.fetchval("select webhooks.erase('s', $1)", ADA) == 1
+    assert await con.fetchval(f"select payload from webhooks_archive.events_{day}") == ERASED
+    assert await con.fetchval(f"select response from webhooks_archive.attempts_{day}") is None
+
+
+async def test_an_erasure_says_what_it_wants(con):
+    with pytest.raises(asyncpg.NullValueNotAllowedError):
+        await con.execute("select webhooks.erase('s', null)")
+    with pytest.raises(asyncpg.InvalidParameterValueError, match="pending is deliver or cancel, not keep"):
+        await con.execute("select webhooks.erase('s', 'x', 'keep')")

@@ -21,40 +21,56 @@ from pghookd.postgres import migrate
 from pghookd.settings.schema import Settings
 from support.events import emit
 
-ROLES = ("webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_admin", None)
+ROLES = (
+    "webhooks_daemon", "webhooks_producer", "webhooks_reader", "webhooks_support", "webhooks_site", "webhooks_admin",
+    None,
+)  # fmt: skip
 PRIVILEGES = ("select", "insert", "update", "delete", "truncate", "references", "trigger")
 DENIED = asyncpg.InsufficientPrivilegeError
-LOOKUPS = {"webhook_id", "event_id", "explain"}
+LOOKUPS = {"webhook_id", "event_id", "explain", "nearest_name"}
+SITE_LOG = {"site_deliveries", "missed_since", "endpoint_activity", "delivery_detail"}
 FUNCTIONS = {
     None: set(),
     "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
-    "webhooks_reader": LOOKUPS,
-    "webhooks_daemon": LOOKUPS | {
-        "day_of", "attach_day", "note_day", "enter_day", "takes", "matches", "shard_of",
-        "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
-        "wrap_secrets", "erase_payloads", "erase_responses", "forget_page",
+    "webhooks_reader": LOOKUPS | SITE_LOG,
+    "webhooks_support": LOOKUPS | SITE_LOG | {
+        "enable_endpoint", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "send_again",
     },
-    "webhooks_admin": LOOKUPS | {
+    "webhooks_site": SITE_LOG | {"send_again"},
+    "webhooks_daemon": LOOKUPS | {
+        "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
+        "nearest_name",
+        "advance_replay", "replay_page", "replay_any", "replay_dead", "is_erased",
+        "wrap_secrets", "erase_payloads", "erase_responses", "erase_subject", "forget_page", "roll_up_hour",
+        "delivery_detail",
+    },
+    "webhooks_admin": LOOKUPS | SITE_LOG | {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",
         "enable_endpoint", "disable_endpoint", "snooze_endpoint", "mute_owner", "unsubscribe", "send_test", "cancel",
-        "release", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "forget",
+        "release", "why_kept", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "forget",
+        "erase", "send_again",
     },
 }  # fmt: skip
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"
-ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id"
+EMAIL = "email_id owner_email kind window_start message_id subject state attempts next_attempt_at created_at sent_at"
+EMAIL += " error"
+ATTEMPT = "event_id endpoint_id attempted_at duration_ms attempt status outcome error site_id revision cause"
 # Of whole tables; the daemon reads all of them. A letter each: select, insert, update, delete.
 TABLES = {
     None: {},
     "webhooks_producer": {},
-    "webhooks_reader": dict.fromkeys(("deliveries", "endpoint_health", "event_types", "audit"), "s"),
+    "webhooks_support": dict.fromkeys(
+        ("deliveries", "endpoint_health", "event_types", "audit", "unclaimed", "attempts"), "s"),
+    "webhooks_site": {},
+    "webhooks_reader": dict.fromkeys(("deliveries", "endpoint_health", "event_types", "audit", "unclaimed"), "s"),
     "webhooks_daemon": {
         "attempts": "i", "dead": "id", "partitions": "id", "emails": "iu", "owners": "iu", "replays": "u",
-        "backlog": "iud", "shards": "iud", "incidents": "iud", "home": "iud",
+        "backlog": "iud", "shards": "iud", "incidents": "iud", "home": "iud", "unclaimed_events": "iu",
     },
     "webhooks_admin": {
         **dict.fromkeys(
             ("deliveries", "endpoint_health", "attempts", "backlog", "dead", "events", "operations", "audit", "emails",
-             "replays"), "s"),
+             "replays", "unclaimed", "endpoint_revisions"), "s"),
         **dict.fromkeys(("sites", "endpoints", "owners", "event_types"), "siud"),
     },
 }  # fmt: skip
@@ -62,9 +78,10 @@ COLUMNS = {
     ("webhooks_producer", "events", "insert"): EVENT,
     ("webhooks_producer", "events", "select"): "event_id created_at xid",
     ("webhooks_reader", "attempts", "select"): ATTEMPT,
+    ("webhooks_support", "emails", "select"): EMAIL,
     ("webhooks_reader", "operations", "select"): "at actor what",
     ("webhooks_daemon", "operations", "insert"): "what detail",
-    ("webhooks_daemon", "endpoints", "update"): "enabled disabled_reason",
+    ("webhooks_daemon", "endpoints", "update"): "enabled disabled_reason ready why judged_at",
 }
 RELATIONS = """
 select c.oid, c.relname as name, c.relispartition and c.relkind = 'r' as is_partition, c.relkind::text as kind,

@@ -539,8 +539,8 @@ async def test_a_batch_of_attempts_costs_by_its_rows(session, today):
     events, endpoints, sites = batch(today, n)
     plan = await explain(
         session, query("record_attempts"),
-        *(number_literal(each) for each in (events, endpoints, [2] * n, [10**15] * n, [1.5] * n, [500] * n)),
-        ["refused"] * n, ["reset"] * n, [b"no"] * n, sites,
+        *(number_literal(each) for each in (events, endpoints, [2] * n, [10**15] * n, [1.5] * n, [500] * n, [1] * n)),
+        ["refused"] * n, ["reset"] * n, [b"no"] * n, sites, ["live"] * n,
     )  # fmt: skip
     assert "Seq Scan" not in plan.kinds()
     assert plan.run_pages < 25 * n
@@ -553,7 +553,7 @@ async def test_a_batch_into_the_backlog_and_out_of_it_costs_by_its_rows(session,
     await session.execute("analyze webhooks.backlog")
     put = await explain(
         session, query("put_backlog"), events, endpoints, sites, ["waiting"] * n, ["retry"] * n, [1] * n, [5.0] * n,
-        ["k"] * n, [0] * n,
+        ["k"] * n, [0] * n, ["retry"] * n,
     )  # fmt: skip
     assert not put.kinds() & {"Seq Scan"}
     assert put.run_pages < 40 * n
@@ -773,3 +773,56 @@ async def test_a_filter_is_asked_for_by_a_step_into_each_events_own_day(session,
     plan = await explain(session, query("match_filter"), ids, [1] * 100)
     assert {kind for kind, _, _ in plan.scans("events", today)} == {"Index Scan"}
     assert plan.run_pages < 8 * 100
+
+
+# Activity -------------------------------------------------------------------------------------------------------
+
+COUNT = (
+    "select count(*) from webhooks.count_attempts($1::text::timestamptz, $2::text::timestamptz, $3::bigint)"
+)
+
+
+async def test_the_attempts_of_an_hour_are_found_by_their_pages(session, today):
+    """20,000 of a later hour, half of them of yesterday's events, and one endpoint has a tenth; 90 days before them."""
+    await session.execute(
+        f"""insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)
+        select {today * DAY} - n % 2 * {DAY} + 100000 + n, case when n % 10 = 0 then 7 else n % 5000 end,
+          date_trunc('hour', now()) + interval '3 hours' + n * interval '0.1 s', 12, 1, 'delivered', 's7'
+        from generate_series(0, 19999) n"""
+    )
+    summarize = (
+        "select brin_summarize_new_values(inhrelid) from pg_inherits where inhparent = $1::text::regclass"
+    )
+    await session.fetch(summarize, "webhooks.attempts_by_time")
+    pages_of_them = 20_000 // 80
+    hours = [
+        await session.fetchval(f"select (date_trunc('hour', now()) + interval '{n} hours')::text")
+        for n in (3, 4)
+    ]
+    for low, high, which, most in (
+        (*hours, None, pages_of_them),
+        (*hours, 7, pages_of_them),
+        (*hours, 8, 40),
+        (hours[1], "infinity", None, 0),
+        (hours[1], "infinity", 7, 0),
+    ):
+        await explain(session, COUNT, low, high, which)  # so that catalogues are read
+        plan = await explain(session, COUNT, low, high, which)
+        assert plan.run_pages < most + 12 * (DAYS + 8), (which, plan.run_pages)
+
+
+async def test_an_endpoint_shows_its_hours_at_one_index_step_each(session):
+    """30 days of 200 endpoints."""
+    await session.execute(
+        """insert into webhooks.endpoint_hours
+        select hour, n, 1, 1, '{10}', '{1}', 's' || n from generate_series(1, 200) n,
+          generate_series(date_trunc('hour', now()) - interval '30 days', now() - interval '2 hours', '1 hour') hour
+        order by 1, 2"""
+    )
+    since, until = "now() - interval '10 days'", "now() - interval '2 hours'"
+    ask = f"select count(*) from webhooks.endpoint_activity(7, {since}, {until}, $1)"
+    await session.execute("update webhooks.upkeep set next_hour = now() where what = 'activity'")
+    for unit, rows in (("hour", 10 * 24 - 1), ("day", 11)):
+        assert await session.fetchval(ask, unit) in {rows, rows + 1}
+        plan = await explain(session, ask, unit)
+        assert plan.run_pages < 4 * 10 * 24 + 12 * (DAYS + 8)

@@ -25,8 +25,10 @@ def written():
 
 
 def statement(name):
-    """Return the text of a query; one that names its bounds is filled by the reader."""
-    return read_new_events(0, 2**62) if name == "read_new_events" else FILES[name]
+    """Return the text of a query; one that names its bounds is filled by the reader, one that names a table here."""
+    if name == "read_new_events":
+        return read_new_events(0, 2**62)
+    return FILES[name].replace("{table}", "events").replace("{day}", "1")
 
 
 async def types_of(connection, sql):

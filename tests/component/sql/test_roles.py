@@ -16,7 +16,9 @@ import structlog
 from pghookd.event_log.reading.reader import read_new_events
 from pghookd.postgres import client, migrate
 from pghookd.postgres.client import columns, number_literal, query
-from pghookd.runtime import maintenance
+from pghookd.postgres.owner import as_owner
+from pghookd.runtime.upkeep import maintenance
+from pghookd.runtime.upkeep.activity import count_hours
 
 INSERT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
 DENIED = asyncpg.InsufficientPrivilegeError
@@ -97,7 +99,8 @@ async def test_roles_are_made_once_for_a_cluster_and_granted_in_each_database(
             "select rolname, rolcanlogin, rolsuper from pg_roles where rolname like 'webhooks\\_%'"
         )
         assert {row["rolname"] for row in roles} == {
-            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_daemon",
+            "webhooks_producer", "webhooks_admin", "webhooks_reader", "webhooks_support", "webhooks_site",
+            "webhooks_daemon", "webhooks_owner",
         }  # fmt: skip
         assert not any(row["rolcanlogin"] or row["rolsuper"] for row in roles)
     finally:
@@ -184,7 +187,7 @@ TRAPS = (
 async def test_nobody_was_granted_a_partition(con):
     granted = await con.fetch(
         "select relname from pg_class, aclexplode(relacl) a where relispartition and relkind = 'r'"
-        " and a.grantee in (select oid from pg_roles where rolname like 'webhooks\\_%')"
+        " and a.grantee <> relowner and a.grantee in (select oid from pg_roles where rolname like 'webhooks\\_%')"
     )
     assert granted == []
 
@@ -432,10 +435,10 @@ def parameters(day, event_id):
         "walk_lines": (1, 0, 10),
         "place_in_line": ([event_id], [1]),
         "record_attempts": (
-            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200])),
-            ["delivered"], [None], [None], sites,
+            *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200], [1])),
+            ["delivered"], [None], [None], sites, ["live"],
         ),
-        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0)], 9),
+        "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0, "retry")], 10),
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),
         "clear_backlog": (events, endpoints),
         "disable_endpoints": (endpoints, ["gone"]),
@@ -479,8 +482,26 @@ def parameters(day, event_id):
         "erase_payloads": (30.0, 10),
         "erase_responses": (30.0, 10),
         "forget_sites": (10,),
+        "erase_subjects": (),
         "store_positions": ([0], [SNAPSHOT], [None], [0], [0], [0], event_id, *server),
         "find_today": (),
+        "find_old_days": (0, 10),
+        "find_unjudged": (10, 16),
+        "note_readiness": ([1], ["0"], [None]),
+        "note_unclaimed": (["site", "type"], ["x", "order_creatd"], [1, 2]),
+        "list_unclaimed": (7, 10),
+        "leave_day": (0,),
+        "roll_up_hour": (600.0,),
+        "read_day_tables": (day,),
+        "why_kept": (0,),
+        "expire_day": (0, 10),
+        "read_storage": ("webhooks",),
+        "read_archive": (0,),
+        "find_events_of_subject": ("s", "order/1", 10),
+        "read_event_answers": (event_id,),
+        "list_deliveries": ("s", None, None, None, None, None, None, None, 10),
+        "why_no_deliveries": ("s", None, None),
+        "measure_database": (),
         "analyze_events": (),
         "analyze_attempts": (),
         "analyze_dead": (),
@@ -516,6 +537,13 @@ def parameters(day, event_id):
         "pause_replay": (1,),
         "resume_replay": (1,),
         "cancel_replay": (1,),
+        "prune_emails": (400, 10),
+        "prune_activity": (400, 10),
+        "prune_operations": (400, 10),
+        "prune_replays": (400, 10),
+        "prune_revisions": (400, 10),
+        "note_left_day": (0, "dropped"),
+        "note_archive_dropped": (0,),
         "note_migration": (99, "later", "x", None),
         "note_function": ("later", "x", "1.0"),
         "prepare_days": (),
@@ -527,11 +555,21 @@ def parameters(day, event_id):
 
 
 NOT_THE_DAEMONS = {
+    # Run by commands, as a member of webhooks_reader.
+    "list_deliveries", "why_no_deliveries",
     # Run by commands, as a member of webhooks_admin.
     "plan_replay", "start_replay", "pause_replay", "resume_replay", "cancel_replay", "add_endpoint", "enable_endpoint",
     "disable_endpoint", "rotate_secret", "send_test",
+    # By retention, as the owner.
+    "prune_activity", "prune_emails", "prune_operations", "prune_replays", "prune_revisions",
     # By `migrate` and the demo, as the owner.
     "note_migration", "note_function", "prepare_days", "insert_event", "put_sites", "move_endpoint", "insert_endpoint",
+}  # fmt: skip
+
+
+# Only by the owner of the tables, whose role the daemon takes for a moment (postgres/owner.py).
+THE_OWNERS = {
+    "act_as_owner", "detach_partition", "finish_detaching", "drop_partition", "archive_partition", "drop_archived",
 }  # fmt: skip
 
 
@@ -551,7 +589,7 @@ async def test_the_daemons_role_can_run_every_query(con, daemon):
     event_id = await con.fetchval(f"{INSERT} returning event_id")
     day = await con.fetchval("select max(day) + 1 from webhooks.partitions")
     given = parameters(day, event_id)
-    assert given.keys() == client.queries().keys()
+    assert given.keys() == client.queries().keys() - THE_OWNERS
     for name, arguments in given.items():
         if name in NOT_THE_DAEMONS:
             with pytest.raises(client.DatabaseError, match=r"permission denied for (function|table)"):
@@ -560,6 +598,35 @@ async def test_the_daemons_role_can_run_every_query(con, daemon):
             await daemon.fetch(statement(name), *arguments)
     assert await con.fetchval("select count(*) from webhooks.attempts") == 1
     assert await con.fetchval("select last_value from webhooks.events_event_id_seq") == day * 2**32
+
+
+async def test_the_daemons_role_removes_a_day_only_as_the_owner(con, daemon):
+    """It inherits nothing from the owner: what the daemon runs by mistake or by injection is refused."""
+    day = await con.fetchval("select min(day) from webhooks.partitions")
+    detach, drop = (
+        query(name).format(table="dead", day=day) for name in ("detach_partition", "drop_partition")
+    )
+    for sql in (detach, drop):
+        with pytest.raises(client.DatabaseError, match="must be owner"):
+            await daemon.execute(sql)
+    async with as_owner(daemon):
+        await daemon.execute(detach)
+        await daemon.execute(drop)
+    with pytest.raises(client.DatabaseError, match="permission denied"):
+        await daemon.execute("delete from webhooks.events")
+
+
+async def test_what_a_superuser_made_belongs_to_a_role_of_its_own(con, database, login):
+    """Also what a superuser adds by a later migrate."""
+    owners = (
+        "select distinct pg_get_userbyid(relowner)::text from pg_class where relnamespace = 'webhooks'::regnamespace"
+        " union select pg_get_userbyid(proowner)::text from pg_proc where pronamespace = 'webhooks'::regnamespace"
+        " union select pg_get_userbyid(nspowner)::text from pg_namespace where nspname like 'webhooks%'"
+    )
+    assert [row[0] for row in await con.fetch(owners)] == ["webhooks_owner"]
+    await con.execute("drop function webhooks.explain")
+    await migrate.migrate(database, roles=True)
+    assert [row[0] for row in await con.fetch(owners)] == ["webhooks_owner"]
 
 
 async def test_the_daemons_role_can_do_nothing_more(con, login, connect):
@@ -609,6 +676,23 @@ async def test_the_daemons_role_makes_days_and_enters_them(con, daemon):
     await daemon.execute("select pg_notify('pghookd', 'echo'); listen pghookd")
 
 
+async def test_the_daemons_role_counts_hours_and_summarizes_their_pages(con, daemon):
+    event_id = await con.fetchval(f"{INSERT} returning event_id")
+    await con.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)"
+        f" values ({event_id}, 1, now() - interval '2 hours', 1, 1, 'refused', 's');"
+        "update webhooks.upkeep set next_hour = date_trunc('hour', now() - interval '2 hours') where what = 'activity'"
+    )
+    await count_hours(daemon, structlog.get_logger())
+    assert await con.fetchval("select attempts from webhooks.endpoint_hours") == 1
+    summarize = (
+        "select brin_summarize_new_values(inhrelid) from pg_inherits where inhparent = $1::text::regclass"
+    )
+    assert {row[0] for row in await con.fetch(summarize, "webhooks.attempts_by_time")} == {
+        0
+    }  # nothing is left
+
+
 async def test_the_daemons_role_reads_the_log_it_did_not_make(daemon, login, connect):
     producer = await connect(await login("webhooks_producer"))
     await producer.execute(INSERT)
@@ -637,10 +721,11 @@ async def test_a_schema_of_a_plain_owner_is_the_daemons_as_well(server_url, admi
         assert (
             await con.fetchval("select reltuples from pg_class where oid = 'webhooks.events'::regclass") == 0
         )
-        await daemon.execute(
-            f"alter table webhooks.events detach partition webhooks.events_{day - 1} concurrently"
-        )
-        await daemon.execute(f"drop table webhooks.events_{day - 1}")
+        async with as_owner(daemon):
+            await daemon.execute(
+                f"alter table webhooks.events detach partition webhooks.events_{day - 1} concurrently"
+            )
+            await daemon.execute(f"drop table webhooks.events_{day - 1}")
         await daemon.close()
         await con.close()
     finally:
@@ -664,6 +749,73 @@ async def test_an_owner_that_made_the_roles_itself_is_told_and_not_stopped(own_s
     day = await owner.fetchval("select max(day) + 1 from webhooks.partitions")
     assert await maintenance.step(daemon, logger=structlog.get_logger(), days=1, today=day)
     await daemon.close()
+
+
+# The pages of a site ------------------------------------------------------------------------------------------------
+
+
+async def test_a_site_sees_its_own_deliveries_and_nothing_else(con, login, connect):
+    await con.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
+    await con.execute("insert into webhooks.endpoints (site_id, url) values ('t', 'http://x')")
+    mine = await con.fetchval(f"{INSERT} returning event_id")
+    theirs = await con.fetchval(
+        f"{INSERT.replace(chr(39) + 's' + chr(39), chr(39) + 't' + chr(39))} returning event_id"
+    )
+    site = await connect(await login("webhooks_site"))
+    ask = "select array_agg(event_id) from webhooks.site_deliveries($1)"
+    assert [await site.fetchval(ask, each) for each in ("s", "t")] == [None, None]
+    await site.execute("set webhooks.site_id = 's'")
+    assert [await site.fetchval(ask, each) for each in ("s", "t", None)] == [[mine], None, None]
+    await site.execute("set webhooks.site_id = ''")
+    assert [await site.fetchval(ask, each) for each in ("s", "t", "")] == [None, None, None]
+    await refused(
+        site,
+        "select * from webhooks.deliveries",
+        "select * from webhooks.events",
+        "select * from webhooks.sites",
+        "select * from webhooks.recent_deliveries('s', null, '{delivered}', 0, 9, 9, 9)",
+        "select last_value from webhooks.events_event_id_seq",
+        f"select webhooks.explain({mine})",
+    )
+    both = await connect(await login("webhooks_reader"))
+    assert [await both.fetchval(ask, each) for each in ("s", "t")] == [[mine], [theirs]]
+
+
+async def test_a_site_sees_what_its_own_endpoints_did_and_missed(con, login, connect):
+    await con.execute("insert into webhooks.sites (site_id, name) values ('t', 'Another')")
+    mine = await con.fetchval("select endpoint_id from webhooks.endpoints")
+    theirs = await con.fetchval(
+        "insert into webhooks.endpoints (site_id, url) values ('t', 'http://x') returning endpoint_id"
+    )
+    both = "insert into webhooks.events (site_id, type, payload) values ('s', 't', '1'), ('t', 't', '1')"
+    await con.execute(both)
+    await con.execute(
+        "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)"
+        " select e.event_id, p.endpoint_id, now() - n * interval '2 hours', 1, n, 'refused', p.site_id"
+        " from webhooks.events e join webhooks.endpoints p using (site_id), generate_series(0, 1) n;"
+        "update webhooks.upkeep set next_hour = date_trunc('hour', now() - interval '2 hours') where what = 'activity';"
+        "select webhooks.roll_up_hour('0')"
+    )
+    await con.execute(both)
+    asked = (
+        "select sum(attempts)::int from webhooks.endpoint_activity($1, null, null)",
+        "select nullif(count(*)::int, 0) from webhooks.missed_since($1, null)",
+    )
+    site, reader = await connect(await login("webhooks_site")), await connect(await login("webhooks_reader"))
+
+    async def seen(connection):
+        return [[await connection.fetchval(ask, each) for each in (mine, theirs, 999)] for ask in asked]
+
+    assert await seen(site) == [[None] * 3] * 2
+    await site.execute("set webhooks.site_id = 's'")
+    assert await seen(site) == [[2, None, None], [1, None, None]]
+    assert await seen(reader) == [[2, 2, None], [1, 1, None]]
+    await refused(
+        site,
+        "select * from webhooks.endpoint_hours",
+        "select * from webhooks.count_attempts('-infinity', 'infinity')",
+        "select webhooks.roll_up_hour('0')",
+    )
 
 
 # Operations by hand -------------------------------------------------------------------------------------------------

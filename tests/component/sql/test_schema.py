@@ -31,7 +31,8 @@ PROMISED = {
     " subject text, ordering_key text, dedupe_key text, supersede_key text, traceparent text,"
     " deliver_after timestamptz, deliver_before timestamptz, endpoint_id int8",
     "attempts": "event_id int8, endpoint_id int8, attempt int2, attempted_at timestamptz, duration_ms float4,"
-    " outcome text, status int2, error text, response bytea, site_id text",
+    " outcome text, status int2, error text, response bytea, site_id text, revision int4, cause text",
+    "endpoint_revisions": "endpoint_id int8, revision int4, changed_at timestamptz, actor text, changed jsonb",
     "dead": "event_id int8, endpoint_id int8, site_id text, reason text, attempts int2, since timestamptz",
     "backlog": "event_id int8, endpoint_id int8, site_id text, state text, reason text, attempts int2,"
     " next_attempt_at timestamptz, since timestamptz",
@@ -263,7 +264,7 @@ async def test_owners_addresses(con, email, accepted):
         ("rate_per_s", 0.5, True), ("rate_per_s", 0, False),
         ("timeout_s", 30, True), ("timeout_s", 0, False), ("timeout_s", 31, False),
         ("headers", '{"a": "b"}', True), ("headers", "[]", False),
-        ("event_types", ["x" * 129] * 200, True), ("event_types", ["x"] * 201, False), ("event_types", [], True),
+        ("event_types", ["x" * 129] * 200, True), ("event_types", ["x"] * 201, False), ("event_types", [], False),
         ("event_types", ["x", "y" * 130], False), ("event_types", ["a", None], True),
         ("event_types", ["x\n" * 20_000], False),
         ("disabled_reason", "gone", True), ("disabled_reason", "because", False),
@@ -272,6 +273,32 @@ async def test_owners_addresses(con, email, accepted):
 async def test_options_of_endpoints(con, column, value, accepted):
     sql = f"insert into webhooks.endpoints (site_id, url, enabled, {column}) values ('s', 'http://x', false, $1)"
     assert await _accepts(con, sql, value) == accepted
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        (["order-created"], "'order-created' can never match; the nearest known type is order_created"),
+        (["order_created", "order *"], "'order \\*' can never match; the nearest known type is order_created"),
+        (["?"], "the nearest known type is none"),
+        (["*_created"], "can never match"),
+        ([None], "event_types is empty"),
+        ([], "event_types is empty: the endpoint would get no event"),
+    ],
+)
+async def test_types_that_can_never_match_are_refused_with_the_nearest(con, endpoint_id, types, message):
+    for sql in (
+        "insert into webhooks.endpoints (site_id, url, event_types) values ('s', 'http://x', $1)",
+        "update webhooks.endpoints set event_types = $1",
+    ):
+        with pytest.raises(asyncpg.CheckViolationError, match=message):
+            await con.execute(sql, types)
+
+
+async def test_types_and_prefixes_are_accepted(con, endpoint_id):
+    types = ["*", "order_*", "order.*", "a.b_c", "webhook_*", "Order1", "a.b*", None]
+    await con.execute("update webhooks.endpoints set event_types = $1", types)
+    assert await con.fetchval("select event_types from webhooks.endpoints") == types
 
 
 @pytest.mark.parametrize(
@@ -587,8 +614,8 @@ async def test_changes_of_endpoints_notify_the_daemon(con, database, connect, en
     )
     await con.execute("update webhooks.endpoints set url = 'http://many'")
     await con.execute("delete from webhooks.endpoints where endpoint_id = $1", endpoint_id)
-    await until(lambda: len(heard) >= 3)
-    assert heard == [f"endpoints:{endpoint_id}", "endpoints", f"endpoints:{endpoint_id}"]
+    await until(lambda: len(heard) >= 4)
+    assert heard == [f"endpoints:{endpoint_id}", "endpoints", "endpoints", f"endpoints:{endpoint_id}"]
 
 
 # How many endpoints a site may have ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from pghookd.operations.check import check
 from pghookd.postgres import client
 from pghookd.postgres.client import query
 from pghookd.runtime import app
-from pghookd.runtime.maintenance import Duties, tidy
+from pghookd.runtime.upkeep.maintenance import Duties, tidy
 from pghookd.settings.keys import parse_keys
 from pghookd.settings.schema import Settings
 from pghookd.webhook.prepared import Defaults, PreparedEndpoint

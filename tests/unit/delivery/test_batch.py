@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pghookd.delivery.recording.batch import batch_of, failures
-from pghookd.model.delivery import Delivery, DisabledReason, Event, Outcome, Reason, State
+from pghookd.model.delivery import AttemptCause, Delivery, DisabledReason, Event, Outcome, Reason, State
 from pghookd.model.outcome import AttemptWrite, BacklogWrite, DeadWrite
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry
 
@@ -15,7 +15,7 @@ def delivery(event_id=1, endpoint_id=7, *, attempts=0, in_backlog=False):
 
 
 def attempted(to, verdict, outcome=Outcome.REFUSED, status=500):
-    return AttemptWrite(to, outcome, status, None, b"no", 1_000_000, 12.5, verdict)
+    return AttemptWrite(to, outcome, status, None, b"no", 1_000_000, 12.5, verdict, 4)
 
 
 def delivered(to):
@@ -24,7 +24,7 @@ def delivered(to):
 
 def test_a_success_on_the_healthy_path_is_one_row_and_one_statement():
     batch = batch_of([delivered(delivery())])
-    assert batch.attempts == [(1, 7, 1, 1_000_000, 12.5, 200, "delivered", None, b"no", "site")]
+    assert batch.attempts == [(1, 7, 1, 1_000_000, 12.5, 200, 4, "delivered", None, b"no", "site", "live")]
     assert (batch.backlog, batch.cleared, batch.dead, batch.disabled) == ([], [], [], {})
     assert batch.single
 
@@ -36,15 +36,21 @@ def test_a_success_clears_only_deliveries_with_a_row():
     assert not batch.single
 
 
+def test_an_event_for_one_endpoint_alone_is_a_test():
+    to = delivery()
+    to.event.endpoint_id = 7
+    assert [row[-1] for row in batch_of([delivered(to), delivered(delivery(2))]).attempts] == ["test", "live"]
+
+
 def test_a_failure_waits_for_its_next_attempt():
     batch = batch_of([attempted(delivery(attempts=2), Retry(30.0))])
-    assert batch.backlog == [(1, 7, "site", "waiting", "retry", 3, 30.0, None, 0)]
+    assert batch.backlog == [(1, 7, "site", "waiting", "retry", 3, 30.0, None, 0, "retry")]
     assert len(batch.attempts) == 1
 
 
 def test_an_attempt_that_failed_by_our_own_fault_is_not_counted():
     again = batch_of([attempted(delivery(attempts=2), Retry(5.0, is_spared=True))])
-    assert again.backlog == [(1, 7, "site", "waiting", "retry", 3, 5.0, None, 1)]
+    assert again.backlog == [(1, 7, "site", "waiting", "retry", 3, 5.0, None, 1, "retry")]
 
 
 def test_a_dead_one_leaves_the_backlog_if_it_was_there():
@@ -63,12 +69,14 @@ def test_death_without_an_attempt_counts_none():
 def test_a_disabling_answer_holds_its_own_delivery_and_says_why():
     batch = batch_of([attempted(delivery(), Disable(DisabledReason.GONE))])
     assert batch.disabled == {7: "gone"}
-    assert batch.backlog == [(1, 7, "site", "held", "disabled", 1, None, None, 0)]
+    assert batch.backlog == [(1, 7, "site", "held", "disabled", 1, None, None, 0, "retry")]
 
 
 def test_rows_without_an_attempt_keep_the_number_of_attempts():
-    batch = batch_of([BacklogWrite(delivery(attempts=4), State.PARKED, Reason.LANE_FULL)])
-    assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None, None, 0)]
+    to = delivery(attempts=4)
+    to.cause = AttemptCause.REPLAY
+    batch = batch_of([BacklogWrite(to, State.PARKED, Reason.LANE_FULL)])
+    assert batch.backlog == [(1, 7, "site", "parked", "lane_full", 4, None, None, 0, "replay")]
     assert not batch.single
 
 

@@ -20,7 +20,7 @@ def delivery(event_id=1, endpoint_id=7):
 
 
 def outcome(of=None, response=None):
-    return AttemptWrite(of or delivery(), Outcome.DELIVERED, 200, None, response, 1, 1.0, Delivered())
+    return AttemptWrite(of or delivery(), Outcome.DELIVERED, 200, None, response, 1, 1.0, Delivered(), 1)
 
 
 def kept(of=None):

@@ -96,7 +96,7 @@ class House:
             opened = None
         else:
             opened = self.lanes.failed(self.lane, delivery, self.now, 0.5)
-        self.put(AttemptWrite(delivery, outcome, 200, None, None, 0, 1.0, verdict))
+        self.put(AttemptWrite(delivery, outcome, 200, None, None, 0, 1.0, verdict, 1))
         for other in opened or ():
             self.put(BacklogWrite(other, State.PARKED, Reason.BREAKER_OPEN))
 

@@ -70,7 +70,15 @@ DEFAULTS = {
         "check_s": 30,
     },
     "storm": {"share": 0.3, "hosts_min": 20},
-    "retention": {"held_days": 14, "payload_days": 0, "response_days": 0},
+    "retention": {
+        "days": 90,
+        "action": "drop",
+        "unsettled_days": 30,
+        "records_days": 400,
+        "held_days": 14,
+        "payload_days": 0,
+        "response_days": 0,
+    },
     "secrets": {"key": ""},
     "log": {"format": "auto", "level": "info", "successes": 0},
 }

@@ -20,7 +20,7 @@ from pghookd.event_log.position import EventLog
 from pghookd.event_log.rows import endpoint_of
 from pghookd.event_log.supersede import DEDUPE_DAYS, NEWER_MAX
 from pghookd.model import event_options
-from pghookd.model.delivery import DAY_IDS, Delivery, Endpoint, Event, Reason, State
+from pghookd.model.delivery import DAY_IDS, AttemptCause, Delivery, Endpoint, Event, Reason, State
 from pghookd.model.delivery_states import NOT_LOST
 from pghookd.model.event_type import valid_type
 from pghookd.model.outcome import BacklogWrite, DeadWrite, Write
@@ -301,5 +301,6 @@ def _delivery_of(row: Row, payloads: Mapping[int, bytes], now: float) -> Deliver
         in_backlog=True,
         age_from_us=max(event.created_at_us, row["released_at"] or 0, after_us),
         late=row["state"] != State.WAITING.value or row["reason"] == Reason.REPLAY.value,
+        cause=AttemptCause(row["cause"]),
         attempts_before=row["attempts_before"],
     )

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Container, Iterable, Mapping
 from typing import Final, assert_never
 
-from pghookd.model.delivery import Delivery, Outcome, Reason, State
+from pghookd.model.delivery import AttemptCause, Delivery, Outcome, Reason, State
 from pghookd.model.outcome import UNSENT, AttemptWrite, BacklogWrite, DeadWrite, Write
 from pghookd.model.verdict import Dead, Delivered, Disable, Retry, Verdict
 
@@ -172,17 +172,21 @@ def _is_test(delivery: Delivery) -> bool:
 
 def _attempt_row(write: AttemptWrite) -> tuple[object, ...]:
     delivery = write.delivery
+    event = delivery.event
+    cause = delivery.cause if event.endpoint_id is None else AttemptCause.TEST
     return (
-        delivery.event.event_id,
+        event.event_id,
         delivery.endpoint_id,
         delivery.attempts + 1,
         write.attempted_at_us,
         write.duration_ms,
         write.status,
+        write.revision,
         write.outcome.value,
         write.error,
         write.response,
-        delivery.event.site_id,
+        event.site_id,
+        cause.value,
     )
 
 
@@ -191,7 +195,8 @@ def _add_state(batch: Batch, write: Write) -> None:
         case AttemptWrite():
             _add_verdict(batch, write.delivery, write.verdict)
         case BacklogWrite():
-            _keep(batch, write.delivery, write.state, write.reason, write.delivery.attempts, write.wait_s)
+            delivery = write.delivery
+            _keep(batch, delivery, write.state, write.reason, delivery.attempts, write.wait_s, delivery.cause)
         case DeadWrite():
             _die(batch, write.delivery, write.reason, write.delivery.attempts)
         case _:
@@ -213,6 +218,7 @@ def _add_verdict(batch: Batch, delivery: Delivery, verdict: Verdict) -> None:
                 Reason.RETRY,
                 attempts,
                 verdict.wait_s,
+                AttemptCause.RETRY,
                 spared=verdict.is_spared,
             )
         case Dead():
@@ -222,7 +228,7 @@ def _add_verdict(batch: Batch, delivery: Delivery, verdict: Verdict) -> None:
             if _is_test(delivery):  # the receiver's request counts, but a test is not sent a second time
                 _die(batch, delivery, Reason.EXHAUSTED, attempts)
             else:
-                _keep(batch, delivery, State.HELD, Reason.DISABLED, attempts, None)
+                _keep(batch, delivery, State.HELD, Reason.DISABLED, attempts, None, AttemptCause.RETRY)
         case _:
             assert_never(verdict)
 
@@ -234,6 +240,7 @@ def _keep(
     reason: Reason,
     attempts: int,
     wait_s: float | None,
+    cause: AttemptCause,
     *,
     spared: bool = False,
 ) -> None:
@@ -241,7 +248,7 @@ def _keep(
     line = None if delivery.line is None else delivery.line.name
     place = (event.event_id, delivery.endpoint_id, event.site_id)
     before = delivery.attempts_before + spared
-    batch.backlog.append((*place, state.value, reason.value, attempts, wait_s, line, before))
+    batch.backlog.append((*place, state.value, reason.value, attempts, wait_s, line, before, cause.value))
 
 
 def _die(batch: Batch, delivery: Delivery, reason: Reason, attempts: int) -> None:

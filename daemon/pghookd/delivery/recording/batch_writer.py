@@ -27,9 +27,9 @@ RETRY_WAIT_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0)
 TABLE_AGAIN_S: Final = 1.0  # after a table was locked, until the next try
 UNRECORDABLE: Final = "unrecordable"  # replaces an error text that Postgres does not accept
 
-_ATTEMPT_COLUMNS: Final = 10
-_NUMBER_COLUMNS: Final = 6
-_BACKLOG_COLUMNS: Final = 9
+_ATTEMPT_COLUMNS: Final = 12
+_NUMBER_COLUMNS: Final = 7
+_BACKLOG_COLUMNS: Final = 10
 _DEAD_COLUMNS: Final = 5
 _KEY_COLUMNS: Final = 2
 

@@ -7,11 +7,14 @@ from typing import Protocol
 
 from pghookd.event_log.position import Difference, Ticket
 from pghookd.event_log.reading.takers import Dealt, Pair, Takers
+from pghookd.event_log.reading.unclaimed import Unclaimed
 from pghookd.event_log.rows import EventRow
 
 
 class DeliveryMaker(Protocol):
     """The fan-out, as the reader uses it."""
+
+    unclaimed: Unclaimed
 
     @property
     def hands(self) -> int:

@@ -121,4 +121,5 @@ class Endpoints:
 
 def _takers_of(rows: list[Row], span: Span) -> Takers:
     endpoints = [endpoint_of(row) for row in rows]
-    return Takers(endpoints, span.upto or (endpoints[-1].endpoint_id if len(endpoints) == SLICE else None))
+    slice_end = span.upto or (endpoints[-1].endpoint_id if len(endpoints) == SLICE else None)
+    return Takers(endpoints, slice_end, is_whole=span is WHOLE and slice_end is None)

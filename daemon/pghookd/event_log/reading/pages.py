@@ -176,14 +176,20 @@ class Pages:
         takers = self._endpoints.known(sites)
         unread = [site_id for site_id in sites if site_id not in takers] if len(takers) < len(sites) else []
         is_first, endpoints = True, 0
+        without: set[str] = set()
         for start in range(0, len(unread), SITES_A_READ):
             if endpoints >= ENDPOINTS_AT_ONCE:
                 yield [row for row in rows if row[1] in takers], takers
                 takers, is_first, endpoints = {}, False, 0
-            found = await self._endpoints.of_sites(dict.fromkeys(unread[start : start + SITES_A_READ], WHOLE))
+            asked = unread[start : start + SITES_A_READ]
+            found = await self._endpoints.of_sites(dict.fromkeys(asked, WHOLE))
+            if len(found) < len(asked):
+                without.update(site_id for site_id in asked if site_id not in found)
             takers |= found
             endpoints += sum(of_site.count for of_site in found.values())
         yield (rows if is_first else [row for row in rows if row[1] in takers]), takers
+        if without:
+            self._fan_out.unclaimed.of_sites(row[1] for row in rows if row[1] in without)
 
     async def _deal(
         self, rows: Sequence[EventRow], takers: Mapping[str, Takers], page: Page, difference: Difference

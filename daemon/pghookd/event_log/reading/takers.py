@@ -59,14 +59,18 @@ class Takers:
         shard: the shard of the site.
         has_ordered: True if one of them is ordered.
         slice_end: the last endpoint id of the slice; None if no endpoint comes after it.
+        is_whole: True if these are all endpoints of the site.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], slice_end: int | None = None) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], slice_end: int | None = None, *, is_whole: bool = True
+    ) -> None:
         self.endpoints = endpoints
         self.count = len(endpoints)
         self.shard = endpoints[0].shard
         self.has_ordered = any(each.options is not None and each.options.ordered for each in endpoints)
         self.slice_end = slice_end
+        self.is_whole = is_whole
         self._exact: dict[str, list[Endpoint]] = {}
         self._prefixed: dict[str, list[Endpoint]] = {}
         self._known: dict[str, list[Endpoint]] = {}

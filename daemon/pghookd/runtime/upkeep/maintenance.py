@@ -1,4 +1,6 @@
-"""Creates the days' partitions ahead and moves the sequence into the current day; encrypts secrets, erases old data.
+"""Creates the days' partitions ahead, moves the sequence into the current day, and has old days removed.
+
+It also counts attempts, encrypts secrets and erases old data.
 
 It never waits for a lock that a producer might queue behind: it tries, and tries again later. If it never ran, ids
 would stay in the old day's range and nothing would break. All other work is done in pages of a few milliseconds, with a
@@ -9,20 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
 from pghookd.encryption.encrypt_at_rest import wrap_plain
 from pghookd.encryption.keyring import Vault
+from pghookd.event_log.reading.unclaimed import Unclaimed
 from pghookd.event_log.rows import holder_of
 from pghookd.model import day
 from pghookd.model.day import Reminder
 from pghookd.postgres import lock_keys
 from pghookd.postgres.client import DatabaseError, Session, query
+from pghookd.postgres.owner import as_owner
 from pghookd.process import beating
 from pghookd.process.logs import LogEvent
+from pghookd.runtime.upkeep.activity import count_hours
+from pghookd.runtime.upkeep.retention import KEEP_ALL, Policy, Retention
+from pghookd.runtime.upkeep.unclaimed_reports import UnclaimedReports
 from pghookd.settings.schema import Settings
 
 LOOK_EVERY_S: Final = 60.0
@@ -36,14 +44,16 @@ REMIND_S: Final = 3600.0  # how often a lock held by others, or clocks that disa
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Duties:
-    """The data to encrypt and erase.
+    """The data to encrypt, to erase and to remove.
 
     Attributes:
+        days: which days are removed.
         payload_days: payloads older than this many days are erased; 0 keeps them.
         response_days: the same for responses.
         vault: encrypts secrets; None if they stay in plain text.
     """
 
+    days: Policy = KEEP_ALL
     payload_days: float = 0.0
     response_days: float = 0.0
     vault: Vault | None = None
@@ -52,7 +62,7 @@ class Duties:
     def of(cls, settings: Settings) -> Duties:
         """Make them from the settings."""
         kept = settings.retention
-        return cls(kept.payload_days, kept.response_days, Vault.of(settings))
+        return cls(Policy.of(kept), kept.payload_days, kept.response_days, Vault.of(settings))
 
 
 async def maintain(
@@ -63,17 +73,25 @@ async def maintain(
     beat: Callable[[], None],
     wall_us: Callable[[], int],
     monotonic: Callable[[], float],
+    unclaimed: Unclaimed,
     days: int = DAYS_AHEAD,
 ) -> None:
     """Keep the partitions ahead and the rest in order until cancelled; `duties` returns the current ones."""
+    reports = UnclaimedReports(session, logger, monotonic)
     warnings = Warnings(logger, monotonic)
+    retention = Retention(session, logger, monotonic)
     left_s = 0.0
     while True:
         if left_s <= 0:
             own_day = day.day_of(wall_us())
-            stepping = step(session, logger=logger, days=days, own_day=own_day, warnings=warnings)
+            leave = functools.partial(retention.step, duties().days)
+            stepping = step(
+                session, logger=logger, days=days, own_day=own_day, warnings=warnings, leave=leave
+            )
             left_s = LOOK_EVERY_S if await beating.while_working(stepping, beat) else LOOK_AGAIN_S
+            await beating.while_working(count_hours(session, logger), beat)
         await tidy(session, duties(), logger=logger, beat=beat)
+        await reports.write(unclaimed)
         wait_s = min(left_s, TIDY_EVERY_S)
         left_s -= wait_s
         for _ in range(int(wait_s)):
@@ -99,6 +117,8 @@ async def _pages(session: Session, duties: Duties) -> AsyncIterator[None]:
             yield
     while any(row["erased"] is not None for row in await session.fetch(query("forget_sites"), PAGE)):
         yield
+    await session.fetch(query("erase_subjects"))
+    yield
     for name, kept_days in (
         ("erase_payloads", duties.payload_days),
         ("erase_responses", duties.response_days),
@@ -144,6 +164,7 @@ async def step(
     today: int | None = None,
     own_day: int | None = None,
     warnings: Warnings | None = None,
+    leave: Callable[[int], Awaitable[None]] | None = None,
 ) -> bool:
     """Do the work that is due now; return True if nothing is left to do.
 
@@ -154,12 +175,15 @@ async def step(
         today: the day as `webhooks.day_of()` counts days; None for the server's clock.
         own_day: the same by the daemon's clock; None if the server's clock needs no confirmation.
         warnings: reports lasting conditions.
+        leave: removes old days, given the day that ids are drawn from; None if all are kept.
     """
     got = await session.fetchval(lock_keys.TRY, lock_keys.MAINTENANCE)
     try:
         if warnings is not None:
             await warnings.held(session, lasts=not got)
-        return got and await _step(session, days, today, own_day, logger=logger, warnings=warnings)
+        return got and await _step(
+            session, days, today, own_day, logger=logger, warnings=warnings, leave=leave
+        )
     except DatabaseError as error:
         logger.info(LogEvent.PARTITIONS_DELAYED, error=str(error))
         return False
@@ -176,6 +200,7 @@ async def _step(
     *,
     logger: FilteringBoundLogger,
     warnings: Warnings | None,
+    leave: Callable[[int], Awaitable[None]] | None,
 ) -> bool:
     if today is None:
         today = await session.fetchval(query("find_today"))
@@ -189,6 +214,8 @@ async def _step(
         await session.fetchval(query("attach_day"), row["day"])
         await session.fetchval(query("note_day"), row["day"])
     if entered:
+        if leave is not None:
+            await leave(today)
         return True
     if not await session.fetchval(query("enter_day"), today):
         return False
@@ -208,6 +235,7 @@ async def _analyze(session: Session, logger: FilteringBoundLogger) -> None:
     """
     for name in ("analyze_events", "analyze_attempts", "analyze_dead"):
         try:
-            await session.execute(query(name))
+            async with as_owner(session):
+                await session.execute(query(name))
         except DatabaseError as error:
             logger.warning(LogEvent.DATABASE_REFUSED, error=str(error), statement=name.replace("_", " "))

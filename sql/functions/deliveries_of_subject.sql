@@ -1,0 +1,23 @@
+-- The events of a site with one subject, each with every endpoint of the site: newest first. Lives on
+-- events_by_subject.
+create or replace function webhooks.deliveries_of_subject(
+  site_id text, endpoint_id bigint, subject text, low bigint, top_event bigint, top_endpoint bigint, lim int)
+returns table (event bigint, endpoint bigint)
+language plpgsql stable set search_path = pg_catalog, webhooks, pg_temp
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set max_parallel_workers_per_gather = 0 as $$
+#variable_conflict use_column
+begin
+  return query
+    select e.event_id, p.endpoint_id
+    from webhooks.events e
+    join webhooks.endpoints p on p.site_id = e.site_id
+    where e.site_id = deliveries_of_subject.site_id and left(e.subject, 400) = left(deliveries_of_subject.subject, 400)
+      and e.subject = deliveries_of_subject.subject and e.event_id >= low and e.event_id <= top_event
+      and (deliveries_of_subject.endpoint_id is null or p.endpoint_id = deliveries_of_subject.endpoint_id)
+      and (e.event_id, p.endpoint_id) < (top_event, top_endpoint)
+    order by 1 desc, 2 desc
+    limit lim;
+end $$;
+comment on function webhooks.deliveries_of_subject is
+  'Deliveries that a site may have of one subject, newest first. A part of site_deliveries';

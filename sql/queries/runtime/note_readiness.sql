@@ -1,0 +1,6 @@
+-- Records for endpoints whether requests to them could be made, and why not. A row that has changed since it was read is
+-- left for the next time. $1 bigint[]: endpoint ids; $2 text[]: versions of the rows; $3 text[]: why not, null if ready.
+update webhooks.endpoints p
+set ready = u.why is null, why = u.why, judged_at = now()
+from unnest($1::bigint[], $2::text[], $3::text[]) u(endpoint_id, version, why)
+where p.endpoint_id = u.endpoint_id and p.xmin::text = u.version
