@@ -7,13 +7,14 @@ declare
 begin
   if not exists (select from unnest(new.event_types) t where t is not null) then
     raise exception 'event_types is empty: the endpoint would get no event; * stands for every type'
-      using errcode = 'check_violation';
+      using errcode = 'check_violation', constraint = 'event_types can match an event';
   end if;
   select t into wrong from unnest(new.event_types) t
   where t !~ '^[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*$' and t !~ '^([a-zA-Z0-9_]+\.)*[a-zA-Z0-9_]*\*$' limit 1;
   if found then
-    raise exception 'event_types: % can never match; the nearest known type is %', quote_literal(left(wrong, 130)),
-      coalesce(webhooks.nearest_name('type', left(wrong, 130)), 'none') using errcode = 'check_violation';
+    raise exception 'event_types: % can never match%', quote_literal(left(wrong, 130)),
+      coalesce('; the nearest known type is ' || webhooks.nearest_name('type', left(wrong, 130)), '')
+      using errcode = 'check_violation', constraint = 'event_types can match an event';
   end if;
   return new;
 end $$;

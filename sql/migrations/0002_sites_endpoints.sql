@@ -236,8 +236,8 @@ comment on column webhooks.endpoints.previous_secret is
   'Signs beside secret until previous_secret_until; set by rotate_secret';
 comment on column webhooks.endpoints.previous_secret_until is 'From then on previous_secret is of no use';
 comment on column webhooks.endpoints.ready is
-  'Whether requests could be made when the daemon last judged the endpoint, from its options, its URL and DNS; null: not '
-  'judged yet';
+  'True if a request could be made when the daemon last judged the endpoint: from its options, its URL and DNS; null '
+  'before that';
 comment on column webhooks.endpoints.why is 'Why not';
 comment on column webhooks.endpoints.judged_at is 'When it was judged; set back when the endpoint changes';
 comment on column webhooks.endpoints.secret_kind is

@@ -5,7 +5,8 @@ replace`. The schema stores the checksum of each file as it was applied, and the
 file is applied again if its text has changed. A later version's text is left alone, so that an earlier program never
 undoes an upgrade.
 
-A trigger has a file of its own because creating it locks its table: a change of its function alone locks nothing.
+A trigger has a file of its own because creating it locks its table: a change of its function alone locks nothing. The
+triggers come last, those of `events` last of all, so that a transaction that applies them holds the locks briefly.
 
 Never here: running SQL, files.
 """
@@ -37,6 +38,7 @@ class SchemaFunction:
         sha256: its checksum.
         needs: names of those that must exist before it.
         signatures: number of functions that it creates; 0 for a view or a trigger.
+        table: of a trigger, without the schema; None for a function or a view.
     """
 
     name: str
@@ -44,6 +46,12 @@ class SchemaFunction:
     sha256: str
     needs: tuple[str, ...]
     signatures: int
+    table: str | None
+
+    @property
+    def file(self) -> str:
+        """Return the path in the folder `sql`."""
+        return f"{'triggers' if self.table else 'functions'}/{self.name}.sql"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,41 +76,53 @@ class FunctionPlan:
     newer: tuple[str, ...]
 
 
-def parse(texts: Mapping[str, str]) -> tuple[SchemaFunction, ...]:
-    """Parse files, given as text by name; return them in an order that respects their needs.
+def parse(functions: Mapping[str, str], triggers: Mapping[str, str]) -> tuple[SchemaFunction, ...]:
+    """Parse the files of the two folders, given as text by name; return them in an order that respects their needs.
 
     Raises:
-        ValueError: a file does not create what its name says, or the needs have no order.
+        ValueError: a file does not create what its name says, two have one name, or the needs have no order.
     """
-    found = {name: _function(name, text) for name, text in sorted(texts.items())}
+    if twice := sorted(functions.keys() & triggers.keys()):
+        raise ValueError(f"both sql/functions and sql/triggers have a file {twice[0]}.sql")
+    found = {name: _function(name, text) for name, text in sorted(functions.items())}
+    found |= {name: _trigger(name, text) for name, text in sorted(triggers.items())}
     for each in found.values():
         for need in each.needs:
             if need not in found:
-                raise ValueError(f"{each.name}.sql needs {need}, which has no file")
+                raise ValueError(f"{each.file} needs {need}, which has no file")
     sorter = graphlib.TopologicalSorter({name: each.needs for name, each in found.items()})
     try:
-        return tuple(found[name] for name in sorter.static_order())
+        ordered = [found[name] for name in sorter.static_order()]
     except graphlib.CycleError as error:
         raise ValueError(f"functions need each other in a circle: {' -> '.join(error.args[1])}") from error
+    return tuple(sorted(ordered, key=lambda each: (each.table is not None, each.table == "events")))
 
 
 def _function(name: str, text: str) -> SchemaFunction:
     created = re.findall(
-        rf"^create or replace (?:(function|view) webhooks\.|(trigger) ){re.escape(name)}\b",
-        text,
-        re.MULTILINE,
+        rf"^create or replace (function|view) webhooks\.{re.escape(name)}\b", text, re.MULTILINE
     )
     if not created:
-        raise ValueError(f"{name}.sql does not create or replace webhooks.{name}, nor a trigger {name}")
-    needs = _NEEDS.search(text)
-    names = tuple(need.strip() for need in needs[1].split(",")) if needs else ()
-    return SchemaFunction(
-        name,
-        text,
-        hashlib.sha256(text.encode()).hexdigest(),
-        names,
-        sum(1 for kind, _ in created if kind == "function"),
+        raise ValueError(f"functions/{name}.sql does not create or replace webhooks.{name}")
+    return SchemaFunction(name, text, _sha256(text), _needs(text), created.count("function"), None)
+
+
+def _trigger(name: str, text: str) -> SchemaFunction:
+    created = re.search(
+        rf"^create or replace trigger {re.escape(name)}\b[^;]*? on webhooks\.(\w+)", text, re.MULTILINE
     )
+    if not created:
+        raise ValueError(f"triggers/{name}.sql does not create or replace a trigger {name}")
+    return SchemaFunction(name, text, _sha256(text), _needs(text), 0, created[1])
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _needs(text: str) -> tuple[str, ...]:
+    needs = _NEEDS.search(text)
+    return tuple(need.strip() for need in needs[1].split(",")) if needs else ()
 
 
 def plan(

@@ -112,10 +112,11 @@ def load(folder: Traversable | None = None) -> SchemaFiles:
         {file.name: file.read_bytes() for file in files if file.name.endswith(".sql")}
     )
     fragments = client.texts(sql.joinpath("fragments"))
-    functions = client.texts(sql.joinpath("functions")) | client.texts(sql.joinpath("triggers"))
-    return SchemaFiles(
-        migrations, function_plan.parse({name: expand(text, fragments) for name, text in functions.items()})
-    )
+    functions = {
+        name: expand(text, fragments) for name, text in client.texts(sql.joinpath("functions")).items()
+    }
+    triggers = client.texts(sql.joinpath("triggers"))
+    return SchemaFiles(migrations, function_plan.parse(functions, triggers))
 
 
 def script(folder: Traversable | None = None, *, roles: bool = False) -> str:
@@ -296,17 +297,18 @@ async def _replace(session: Session, function: SchemaFunction) -> None:
     Raises:
         SchemaFault: the one in the database has another signature.
     """
-    file = f"functions/{function.name}.sql"
     remedy = "drop the old one in a migration"
     try:
         await session.execute(function.sql)
     except DatabaseError as error:
         if error.sqlstate not in _IRREPLACEABLE:
             raise
-        raise SchemaFault(f"{file} cannot replace webhooks.{function.name}: {error}; {remedy}") from error
+        raise SchemaFault(
+            f"{function.file} cannot replace webhooks.{function.name}: {error}; {remedy}"
+        ) from error
     if await session.fetchval(query("count_signatures"), function.name) != function.signatures:
         raise SchemaFault(
-            f"webhooks.{function.name} exists with a signature that {file} does not have: {remedy}"
+            f"webhooks.{function.name} exists with a signature that {function.file} does not have: {remedy}"
         )
 
 

@@ -405,7 +405,7 @@ async def test_an_undecided_filter_is_logged_once_an_hour(database, con, receive
     assert [(line["endpoint_id"], line["event_id"]) for line in lines] == [(1, first), (1, again)]
     detail = await con.fetchval("select detail from webhooks.explain($1) where endpoint_id = 1", again)
     assert detail.endswith(
-        'ms, the filter of the endpoint says neither true nor false of it: ($."total" > 100)'
+        ' ms, revision 2, the filter of the endpoint says neither true nor false of it: ($."total" > 100)'
     )
 
 

@@ -238,11 +238,18 @@ async def test_no_hour_of_a_day_is_counted_that_no_ids_are_drawn_from(attempts, 
     assert (await roll_up(con))[0] == counted[-1] + HOUR
 
 
-async def test_an_hour_that_was_not_committed_is_counted_again(scattered, database, connect):
+async def test_an_hour_that_was_not_committed_is_counted_again(scattered, database, connect, until):
     dying = await connect(database)
     await dying.execute("begin")
     counted = await roll_up(dying, hours=30)
+    backend = dying.get_server_pid()
     dying.terminate()
+
+    async def has_ended():
+        found = await scattered.con.fetchval("select count(*) from pg_stat_activity where pid = $1", backend)
+        return found == 0
+
+    await until(has_ended)
     assert await roll_up(scattered.con, hours=30) == counted
     await roll_up(scattered.con)
     await scattered.check()

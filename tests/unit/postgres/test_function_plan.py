@@ -14,8 +14,15 @@ def text(name, needs="", body="1"):
     return f"{head}create or replace function webhooks.{name}() returns int language sql as $$ select {body} $$;\n"
 
 
+def trigger(name, needs="a", table="endpoints"):
+    return (
+        f"-- needs: {needs}\ncreate or replace trigger {name} after insert\n  on webhooks.{table}"
+        " execute function webhooks.a();\n"
+    )
+
+
 def parse(**needs):
-    return function_plan.parse({name: text(name, of) for name, of in needs.items()})
+    return function_plan.parse({name: text(name, of) for name, of in needs.items()}, {})
 
 
 def applied(functions, **changes):
@@ -32,24 +39,46 @@ def test_functions_come_after_those_they_need():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"a": text("a", "b")}, "a.sql needs b, which has no file"),
+        ({"a": text("a", "b")}, "functions/a.sql needs b, which has no file"),
         ({"a": text("a", "b"), "b": text("b", "a")}, "in a circle: "),
-        ({"a": text("b")}, "a.sql does not create or replace webhooks.a"),
+        ({"a": text("b")}, "functions/a.sql does not create or replace webhooks.a"),
         (
             {"a": text("a").replace("create or replace", "create")},
-            "a.sql does not create or replace webhooks.a",
+            "functions/a.sql does not create or replace webhooks.a",
         ),
-        ({"a": text("ab")}, "a.sql does not create or replace webhooks.a"),
+        ({"a": text("ab")}, "functions/a.sql does not create or replace webhooks.a"),
     ],
 )
 def test_files_that_cannot_be_applied_are_refused(texts, message):
     with pytest.raises(ValueError, match=message):
-        function_plan.parse(texts)
+        function_plan.parse(texts, {})
+
+
+@pytest.mark.parametrize(
+    ("triggers", "message"),
+    [
+        ({"a": trigger("a")}, "both sql/functions and sql/triggers have a file a.sql"),
+        ({"t": trigger("t", "b")}, "triggers/t.sql needs b, which has no file"),
+        ({"t": trigger("s")}, "triggers/t.sql does not create or replace a trigger t"),
+        ({"t": text("t")}, "triggers/t.sql does not create or replace a trigger t"),
+    ],
+)
+def test_triggers_that_cannot_be_applied_are_refused(triggers, message):
+    with pytest.raises(ValueError, match=message):
+        function_plan.parse({"a": text("a")}, triggers)
+
+
+def test_triggers_come_last_and_those_of_events_last_of_all():
+    triggers = {"b": trigger("b", "a", table="events"), "c": trigger("c", "z")}
+    found = function_plan.parse({"a": text("a"), "z": text("z", "a")}, triggers)
+    assert [each.file for each in found] == [
+        "functions/a.sql", "functions/z.sql", "triggers/c.sql", "triggers/b.sql"
+    ]  # fmt: skip
 
 
 def test_signatures_are_counted():
-    (function,) = function_plan.parse({"a": text("a") + text("a").replace("()", "(n int)")})
-    (view,) = function_plan.parse({"v": "create or replace view webhooks.v as select 1;\n"})
+    (function,) = function_plan.parse({"a": text("a") + text("a").replace("()", "(n int)")}, {})
+    (view,) = function_plan.parse({"v": "create or replace view webhooks.v as select 1;\n"}, {})
     assert (function.signatures, view.signatures) == (2, 0)
 
 
