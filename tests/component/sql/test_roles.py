@@ -5,7 +5,6 @@ Each test connects as a login role of its own, a member of one of the four: a su
 
 from __future__ import annotations
 
-import itertools
 import os
 from urllib.parse import urlsplit
 
@@ -19,44 +18,11 @@ from pghookd.postgres.client import columns, number_literal, query
 from pghookd.postgres.owner import as_owner
 from pghookd.runtime.upkeep import maintenance
 from pghookd.runtime.upkeep.activity import count_hours
+from support.logins import as_user
 
 INSERT = "insert into webhooks.events (site_id, type, payload) values ('s', 'order_created', '{}')"
 DENIED = asyncpg.InsufficientPrivilegeError
 SNAPSHOT = (3, 3, [])
-_numbers = itertools.count(1)
-
-
-def as_user(url, user):
-    """Return a URL for another role; the tests' servers ask no password on their socket or loopback."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{user}:pw-{user}@{host}").geturl()
-
-
-@pytest.fixture
-async def with_roles(database):
-    await migrate.migrate(database, roles=True)
-    return database
-
-
-@pytest.fixture
-async def login(admin, with_roles, connect):
-    """Return `await login(role)`: the URL of a new login role that is a member of it."""
-    made = []
-
-    async def make(role, *options):
-        name = f"pghookd_test_{os.getpid()}_login_{next(_numbers)}"
-        made.append(name)
-        await admin.execute(f"create role {name} login password 'pw-{name}' {' '.join(options)}")
-        if role:
-            await admin.execute(f"grant {role} to {name}")
-        return as_user(with_roles, name)
-
-    yield make
-    owner = await connect(with_roles)
-    for name in made:
-        await owner.execute(f"drop owned by {name}")
-        await admin.execute(f"drop role {name}")
 
 
 @pytest.fixture
