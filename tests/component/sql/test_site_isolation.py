@@ -92,8 +92,8 @@ def calls(types, guesses):
     return found
 
 
-async def told(session, sql, *args):
-    """Return all that a statement tells but its own arguments: its rows, or its error with all fields."""
+async def shown(session, sql, *args):
+    """Return all that a statement shows, without its own arguments: its rows, or its error with all fields."""
     try:
         answer = repr([tuple(row) for row in await session.fetch(sql, *args)])
     except asyncpg.InvalidParameterValueError as error:  # an argument that the function refuses
@@ -107,24 +107,24 @@ async def told(session, sql, *args):
 
 
 async def answers(site, con, guesses):
-    """Yield what each function that a site may call tells, for many arguments."""
+    """Yield the result of each function that a site may call, for many arguments."""
     for name, types in await may_call(con):
         called = ", ".join(f"${n}::text::{each}" for n, each in enumerate(types, 1))
         for args in calls(types, guesses):
-            yield name, args, await told(site, f"select * from webhooks.{name}({called})", *args)
+            yield name, args, await shown(site, f"select * from webhooks.{name}({called})", *args)
 
 
-async def test_no_function_tells_of_another_site(site, con, guesses):
+async def test_no_function_reveals_another_site(site, con, guesses):
     theirs = await con.fetchval(
         "select array_agg(event_id::text) from webhooks.events where site_id = 'theirs'"
     )
-    tell = set()
+    found = set()
     async for name, args, answer in answers(site, con, guesses):
         assert WORD not in answer, (name, args)
         assert not [each for each in theirs if each in answer], (name, args)
         if answer != "[]" and "sqlstate" not in answer:
-            tell.add(name)
-    assert tell == {"site_deliveries", "delivery_detail", "missed_since", "endpoint_activity", "send_again"}
+            found.add(name)
+    assert found == {"site_deliveries", "delivery_detail", "missed_since", "endpoint_activity", "send_again"}
 
 
 async def test_another_sites_ids_are_answered_as_unknown_ones(site, con, guesses):
@@ -138,11 +138,11 @@ async def test_another_sites_ids_are_answered_as_unknown_ones(site, con, guesses
             others = [unknown.get(str(arg), "nobodys" if arg == "theirs" else arg) for arg in args]
             if others != args:
                 asked += 1
-                assert await told(site, sql, *args) == await told(site, sql, *others), (name, args)
+                assert await shown(site, sql, *args) == await told(site, sql, *others), (name, args)
     assert asked
 
 
-async def test_without_a_site_no_function_tells_of_any(site, con, guesses):
+async def test_without_a_site_no_function_reveals_any(site, con, guesses):
     for value in ("''", "default", "'S'"):
         await site.execute(f"set webhooks.site_id = {value}")
         async for name, args, answer in answers(site, con, guesses):
@@ -157,14 +157,14 @@ async def test_no_relation_and_no_sequence_can_be_read(site, con):
     )
     assert {"S", "p", "r", "v"} <= {row["kind"] for row in names}
     for name, kind in names:
-        assert "permission denied" in await told(site, f"select * from {name}"), name
+        assert "permission denied" in await shown(site, f"select * from {name}"), name
         if kind == "S":
-            assert "permission denied" in await told(site, f"select nextval('{name}')"), name
+            assert "permission denied" in await shown(site, f"select nextval('{name}')"), name
     seen = await site.fetchval("select count(*) from pg_stats where schemaname like 'webhooks%'")
     assert seen == 0
 
 
-async def test_a_condition_of_the_callers_is_asked_about_its_own_rows_only(site, con):
+async def test_a_condition_of_the_caller_runs_on_its_own_rows_only(site, con):
     """A cheap function in a condition, which a planner would like to run first, and joins, see no other row."""
     await con.execute("create schema mine; grant usage, create on schema mine to public")
     await site.execute(
@@ -182,11 +182,11 @@ async def test_a_condition_of_the_callers_is_asked_about_its_own_rows_only(site,
     assert not [each for each in seen if WORD in each]
 
 
-async def test_a_plan_tells_another_site_from_none_by_nothing(site, con):
+async def test_the_plan_for_another_site_is_that_for_an_unknown_one(site, con):
     """Rows and pages read are the same for both, once the catalogues have been read; the text names nothing."""
 
     async def plan(call):
-        for _ in range(8):  # the first five plans are made anew, which reads catalogues
+        for _ in range(8):  # the first five runs are planned, which reads catalogues
             text = await site.fetchval(
                 f"explain (analyze, verbose, buffers, costs off, timing off, summary off, format json)"
                 f" select from webhooks.{call}"
