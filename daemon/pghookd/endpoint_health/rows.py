@@ -128,5 +128,7 @@ def section_of(row: Row, case: Case, kind: Kind, told: Told, waiting: Row | None
         disable_at_us=None if ended else disable_us(case),
         disabled_reason=None if facts.enabled else facts.disabled_reason,
         held_until_us=held_until,
+        changed_us=None if ended else row["changed_at"],
+        changed=() if ended else tuple(row["changed"] or ()),
         event_ids=told.event_ids,
     )

@@ -158,6 +158,8 @@ class MailSection:
         disabled_reason: why it was disabled; None if it is enabled.
         held_until_us: when the first held delivery is dropped; None if none is held.
         event_ids: the oldest reported deliveries, as webhook ids.
+        changed_us: the change of the endpoint that the first failure followed; None if there was none.
+        changed: what was changed: `auth`, `headers`, `secret`, `url`.
     """
 
     kind: Kind
@@ -190,6 +192,8 @@ class MailSection:
     disabled_reason: str | None = None
     held_until_us: int | None = None
     event_ids: tuple[str, ...] = ()
+    changed_us: int | None = None
+    changed: tuple[str, ...] = ()
 
     @property
     def host(self) -> str:
@@ -288,13 +292,18 @@ def digest_of(stored: dict[str, Any]) -> Digest:
 
 
 def _section_of(stored: dict[str, Any]) -> MailSection:
-    rest = {k: v for k, v in stored.items() if k not in {"kind", "cause", "types", "dead_by", "event_ids"}}
+    rest = {
+        k: v
+        for k, v in stored.items()
+        if k not in {"kind", "cause", "types", "dead_by", "event_ids", "changed"}
+    }
     return MailSection(
         kind=Kind(stored["kind"]),
         cause=Cause(stored["cause"]),
         types=tuple((str(name), int(count)) for name, count in stored["types"]),
         dead_by=tuple((str(fate), int(count)) for fate, count in stored.get("dead_by", ())),
         event_ids=tuple(stored["event_ids"]),
+        changed=tuple(stored.get("changed", ())),
         **rest,
     )
 

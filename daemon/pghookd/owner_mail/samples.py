@@ -89,6 +89,8 @@ def _reminder() -> list[MailSection]:
         dataclasses.replace(
             _SHOP,
             kind=Kind.REMINDER,
+            changed_us=NOW_US - 27 * HOUR_US - HOUR_US // 20,
+            changed=("url",),
             cause=Cause.TIMEOUT,
             status=None,
             error="response",

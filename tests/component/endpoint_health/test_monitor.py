@@ -40,6 +40,7 @@ class House:
         self.policy = IncidentPolicy.of(self.settings)
         self.diary = Diary()
         self.attempts = {}
+        self.revision = 1  # of the endpoint, as attempts are made
         self.in_backlog = set()
         self.traffic = 1000
         self.unwatched = []
@@ -112,7 +113,7 @@ class House:
             at,
             took_ms,
             verdict,
-            revision=1,
+            revision=self.revision,
         )
         self.desk.recorder.put(write, 0.0)
 
@@ -322,6 +323,27 @@ async def test_health_names_the_fault(house, story):
     await story.fail(7)
     assert (await house.health(story.endpoint))["health"] == "failing"
     assert await kinds(house) == [("failing", "queued")]
+
+
+@pytest.mark.parametrize("worked", [False, True])
+async def test_a_mail_names_the_change_after_which_nothing_worked(house, story, worked):
+    await story.work()
+    await house.session.execute(
+        "update webhooks.endpoints set url = 'https://new.example/', headers = '{\"a\": \"b\"}' where endpoint_id = $1",
+        story.endpoint,
+    )
+    house.revision = 2
+    story.now = story.start = now_us() + SECOND
+    if worked:
+        await story.work()
+        story.now += SECOND
+    await story.fail(12)
+    (section,) = digest_in((await house.mails())[0]).sections
+    if worked:
+        assert (section.changed_us, section.changed) == (None, ())
+    else:
+        assert story.start - 60 * SECOND < section.changed_us <= section.since_us == story.start
+        assert section.changed == ("headers", "url")
 
 
 async def test_a_first_wait_of_nothing_reports_the_first_failure(make_house):

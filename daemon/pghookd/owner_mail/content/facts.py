@@ -57,6 +57,9 @@ class FactsWriter:
             return self._words.moment(at_us, zone) if at_us is not None else ""
 
         yield "since", moment(section.since_us)
+        if section.changed_us is not None:
+            changed = ", ".join(self._say(f"change.{name}") for name in section.changed)
+            yield "changed", f"{moment(section.changed_us)} ({changed})"
         yield "last_failure", moment(section.last_failure_us)
         if section.kind is Kind.RECOVERED:
             yield "ended", moment(ended(section))

@@ -143,6 +143,7 @@ def technical(section: MailSection, agent: str) -> Iterator[str]:
     yield f"url: {section.url or '-'}"
     yield f"failure: {section.cause}{status}{error}"
     for name in (
+        "changed",
         "since",
         "last_failure",
         "last_success",
