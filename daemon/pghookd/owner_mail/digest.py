@@ -159,7 +159,7 @@ class MailSection:
         held_until_us: when the first held delivery is dropped; None if none is held.
         event_ids: the oldest reported deliveries, as webhook ids.
         changed_us: the change of the endpoint that the first failure followed; None if there was none.
-        changed: what was changed: `auth`, `headers`, `secret`, `url`.
+        changed: its columns: `auth`, `headers`, `secret`, `url`.
     """
 
     kind: Kind
