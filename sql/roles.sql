@@ -56,6 +56,7 @@ grant execute on function webhooks.explain, webhooks.webhook_id, webhooks.event_
 grant execute on function webhooks.site_deliveries, webhooks.missed_since, webhooks.endpoint_activity,
   webhooks.delivery_detail
   to webhooks_site, webhooks_reader, webhooks_support, webhooks_admin;
+grant execute on function webhooks.event_payload to webhooks_site, webhooks_admin;
 grant execute on function webhooks.send_again to webhooks_site, webhooks_support, webhooks_admin;
 
 -- Administrators register sites and endpoints and act on deliveries through the functions.

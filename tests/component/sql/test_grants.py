@@ -36,7 +36,7 @@ FUNCTIONS = {
     "webhooks_support": LOOKUPS | SITE_LOG | {
         "enable_endpoint", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "send_again",
     },
-    "webhooks_site": SITE_LOG | {"send_again"},
+    "webhooks_site": SITE_LOG | {"send_again", "event_payload"},
     "webhooks_daemon": LOOKUPS | {
         "day_of", "attach_day", "note_day", "enter_day", "leave_day", "why_kept", "takes", "matches", "shard_of",
         "nearest_name",
@@ -48,7 +48,7 @@ FUNCTIONS = {
         "emit", "emit_changes", "watch_table", "takes", "new_secret", "rotate_secret", "wrap_secrets", "add_endpoint",
         "enable_endpoint", "disable_endpoint", "snooze_endpoint", "mute_owner", "unsubscribe", "send_test", "cancel",
         "release", "why_kept", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "forget",
-        "erase", "send_again",
+        "erase", "send_again", "event_payload",
     },
 }  # fmt: skip
 EVENT = "site_id type payload subject traceparent ordering_key dedupe_key supersede_key deliver_after deliver_before"

@@ -784,6 +784,21 @@ async def test_a_site_sees_what_its_own_endpoints_did_and_missed(con, login, con
     )
 
 
+async def test_a_payload_is_for_the_site_and_for_administrators(con, login, connect):
+    mine = await con.fetchval(f"{INSERT} returning event_id")
+    ask = "select webhooks.event_payload($1)::text"
+    both = await connect(await login("webhooks_site, webhooks_support"))
+    for site in (await connect(await login("webhooks_site")), both):
+        assert await site.fetchval(ask, mine) is None
+        await site.execute("set webhooks.site_id = 't'")
+        assert await site.fetchval(ask, mine) is None
+        await site.execute("set webhooks.site_id = 's'")
+        assert [await site.fetchval(ask, each) for each in (mine, mine + 1)] == ["{}", None]
+    assert await (await connect(await login("webhooks_admin"))).fetchval(ask, mine) == "{}"
+    for role in ("webhooks_reader", "webhooks_support", "webhooks_producer"):
+        await refused(await connect(await login(role)), f"select webhooks.event_payload({mine})")
+
+
 # Operations by hand -------------------------------------------------------------------------------------------------
 
 
