@@ -23,13 +23,14 @@ async def main(*, quick: bool) -> None:
             ratios, rates, peaks = [], [], []
             for _ in range(rounds):
                 before = await _median(own, receiver, few)
-                rate, rss = await ours(own, receiver, many)
+                run = await ours(own, receiver, many)
                 after = await _median(own, receiver, few)
-                rates.append(rate)
-                peaks.append(rss)
-                ratios.append(rate / ((before + after) / 2))
+                rates.append(run.rate)
+                peaks.append(run.rss)
+                ratios.append(run.rate / ((before + after) / 2))
                 print(
-                    f"caught up at {rate:.0f}/s, {ratios[-1]:.2f} of figure 3, peak {rss:.0f} MB", flush=True
+                    f"caught up at {run.rate:.0f}/s, {ratios[-1]:.2f} of figure 3, peak {run.rss:.0f} MB",
+                    flush=True,
                 )
             keep(
                 "catch_up",
@@ -46,7 +47,7 @@ async def main(*, quick: bool) -> None:
 
 
 async def _median(own: EmbeddedServer, receiver: Nginx, events: int) -> float:
-    return sorted([(await ours(own, receiver, events))[0] for _ in range(3)])[1]
+    return sorted([(await ours(own, receiver, events)).rate for _ in range(3)])[1]
 
 
 if __name__ == "__main__":
