@@ -300,6 +300,7 @@ async def test_a_reader_sees_what_happened_and_no_secret(con, login, connect):
         "select secret from webhooks.endpoints",
         "select previous_secret, auth, headers from webhooks.endpoints",
         "select response from webhooks.attempts",
+        "select evidence from webhooks.attempts",
         "select * from webhooks.attempts",
         "select unsubscribe_token from webhooks.owners",
         "select * from webhooks.shards",
