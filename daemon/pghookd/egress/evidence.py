@@ -45,14 +45,17 @@ class Dial:
         address: the address and port dialled last; None if none was.
         dns_at: when the addresses were known; None if they were not.
         connected_at: when the address, or the tunnel to it, was connected; None if it was not.
+        is_race: True if several addresses were dialled, so that an earlier one may have been connected.
     """
 
     address: tuple[str, int] | None = None
     dns_at: float | None = None
     connected_at: float | None = None
+    is_race: bool = False
 
     def to(self, address: tuple[str, int]) -> None:
         """Note that an address is about to be dialled; one dialled before has failed, or is slow."""
+        self.is_race = self.address is not None
         self.address, self.connected_at = address, None
 
     def times(self) -> dict[str, float | None]:

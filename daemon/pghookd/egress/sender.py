@@ -13,9 +13,9 @@ tests/component/egress/test_sender.py pins it):
 - `connector._create_connection` opens a connection if the pool has none, and may be overridden (for a proxy it is);
   `_resolve_host` calls the resolver, through the cache; `_get_ssl_context` returns the TLS context, which is the
   request's own if it has one;
-- `connector._factory` makes the protocol of each connection, once it is open and before TLS; `connect` opens it in the
-  caller's context, except for the sockets; the argument of `socket_factory` ends with the sockaddr
-  to connect to;
+- `connector._factory` makes the protocol of each connection, once it is open and before TLS; it and `_resolve_host` run
+  in the context of the task that calls `connect`, `socket_factory` in that or a copy;
+- the argument of `socket_factory` ends with the sockaddr to connect to;
 - `ResponseHandler`: `set_response_params` makes the parser, which may be reused for the next response; its
   `feed_eof()` returns None only between two responses (in the pure Python parser `_tail` and `_lines` are empty then);
   `read()` returns queued messages before it raises; `_payload` is the body being received; `should_close`, `abort()`
@@ -157,8 +157,9 @@ class _Wire(ResponseHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        peer = transport.get_extra_info("peername")
-        if peer is not None:  # of several addresses that were dialled, the one that answered
+        if (
+            self.dial.is_race and (peer := transport.get_extra_info("peername")) is not None
+        ):  # 10 us in uvloop
             self.dial.address = peer[:2]
         self._wires.add(self)
         self._make_parser()

@@ -227,9 +227,9 @@ class Delivery:
     flight: object | None = None  # its slot while it is in flight (scheduling/slots)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Reply:
-    """A response of which at least the head was received.
+    """A response of which at least the head was received. Not frozen, because thousands are made per second.
 
     Attributes:
         status: the status code sent by the receiver.

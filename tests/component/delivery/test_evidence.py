@@ -191,7 +191,7 @@ async def test_no_secret_of_an_endpoint_is_in_evidence(database, con, receiver, 
 
 
 async def test_an_attempt_that_dials_nothing_has_no_evidence(database, con, until):
-    await con.execute("update webhooks.endpoints set url = 'http://127.0.0.1:22/'")
+    await con.execute("update webhooks.endpoints set url = 'http://10.0.0.1/'")
     async with living(database):
         await emit(con)
         await until(count_is(con, 1))

@@ -437,7 +437,7 @@ def parameters(day, event_id):
         "place_in_line": ([event_id], [1]),
         "record_attempts": (
             *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200], [1])),
-            ["delivered"], [None], [None], sites, ["live"],
+            ["delivered"], [None], [None], sites, ["live"], None,
         ),
         "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0, "retry")], 10),
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),

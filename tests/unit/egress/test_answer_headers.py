@@ -104,7 +104,7 @@ def test_no_value_contains_a_secret(raw, secret):
     assert not any(secret in value for value in found.values())
 
 
-def test_the_text_has_what_is_known_and_nothing_else():
+def test_the_text_has_no_key_for_an_unknown_value():
     times = {"dns": 10.003, "connect": 10.0104, "tls": None, "sent": 10.011, "headers": None}
     told = text_of(10.0, times, address=("203.0.113.9", 443), is_proxied=True, is_reused=True)
     assert json.loads(told) == {
