@@ -31,7 +31,8 @@ comment on column webhooks.attempts.cause is
   'first, but an earlier run of the daemon may have made one';
 
 comment on column webhooks.attempts.evidence is
-  'Of a failed attempt: the address, how far it came and when, and headers of its answer. Null if nothing was dialled';
+  'Of a failed attempt: the address, how far it came and when, and headers of its answer. Null if no connection was '
+  'begun';
 
 create table webhooks.dead (
   event_id    bigint not null,

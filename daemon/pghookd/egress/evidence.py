@@ -82,7 +82,7 @@ def text_of(
         is_proxied: True if the address is the proxy's.
         is_reused: True if an earlier request made the connection.
         headers: the headers of the answer.
-        secrets: texts that no value may contain.
+        secrets: texts that no header may contain.
     """
     ms = {phase: max(round((at - started) * 1e3), 0) for phase, at in times.items() if at is not None}
     kept, left_out = kept_headers(headers, secrets)
@@ -100,7 +100,8 @@ def text_of(
 def kept_headers(raw: RawHeaders, secrets: Collection[str]) -> tuple[dict[str, str], int]:
     """Return the headers to keep, by their name in lower case, and the number of lines left out.
 
-    Lines of the same name become one, as RFC 9110, 5.3 allows. A line that would exceed the bound is left out.
+    Lines of the same name become one, as RFC 9110, 5.3 allows. A line that would exceed the bound is left out. The
+    parser bounds their number (128).
     """
     kept: dict[str, str] = {}
     room, left_out = HEADERS_BYTES_MAX, 0
@@ -108,12 +109,16 @@ def kept_headers(raw: RawHeaders, secrets: Collection[str]) -> tuple[dict[str, s
         name, value = _text(raw_name).lower(), _text(raw_value)
         size = len(value.encode()) + len(", " if name in kept else name.encode())
         value = f"{kept[name]}, {value}" if name in kept else value
-        if size > room or _PRIVATE.search(name) or any(secret in value for secret in secrets):
+        if size > room or _PRIVATE.search(name) or _repeats(name, value, secrets):
             left_out += 1
         else:
             kept[name] = value
             room -= size
     return kept, left_out
+
+
+def _repeats(name: str, value: str, secrets: Collection[str]) -> bool:
+    return any(secret in value or secret.lower() in name for secret in secrets)
 
 
 def secrets_of(request: bytes, of_endpoint: Collection[str] = ()) -> list[str]:

@@ -227,9 +227,11 @@ class Delivery:
     flight: object | None = None  # its slot while it is in flight (scheduling/slots)
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Reply:
-    """A response of which at least the head was received. Not frozen, because thousands are made per second.
+    """A response of which at least the head was received.
+
+    Not frozen, because thousands are made per second; nothing changes one.
 
     Attributes:
         status: the status code sent by the receiver.

@@ -57,6 +57,10 @@ def test_what_repeats_a_secret_of_the_request_is_left_out(value):
     assert kept(f"x-echo: {value}", secrets=secrets_of(REQUEST, ["the-own-secret"])) == ({}, 1)
 
 
+def test_a_name_that_repeats_a_secret_is_left_out():
+    assert kept("x-The-Own: 1", secrets=["The-Own"]) == ({}, 1)
+
+
 @pytest.mark.parametrize("value", ["application/json", "evt_1", "order_created", "pghookd/1", "a", "/", "17"])
 def test_what_repeats_the_rest_of_the_request_is_kept(value):
     assert kept(f"x-echo: {value}", secrets=secrets_of(REQUEST)) == ({"x-echo": value}, 0)
