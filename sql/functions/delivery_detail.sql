@@ -1,10 +1,12 @@
 -- The attempts at one delivery, for a platform's own settings page, each with the URL that it went to. The nearest
 -- change of the URL has it: the newest one up to the revision of the attempt, or else the next one. Without any, the
--- endpoint has it. If the revisions of the time have been pruned, the URL is null: it may have changed since.
+-- endpoint has it. If the revisions of the time have been pruned, the URL is null: it may have changed since. Of the
+-- evidence, the headers are a part of the answer: they are for callers that may read answers, and for the site itself,
+-- to which the address of the operator's proxy is not shown.
 -- needs: sees_site
 create or replace function webhooks.delivery_detail(event_id bigint, endpoint_id bigint)
 returns table (attempt smallint, attempted_at timestamptz, duration_ms real, outcome text, status smallint, error text,
-  cause text, revision int, url text)
+  cause text, revision int, url text, evidence jsonb)
 language plpgsql stable security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 #variable_conflict use_column
 declare
@@ -12,11 +14,19 @@ declare
     --include caller
   ;
   sees_url constant boolean := has_column_privilege(caller, 'webhooks.endpoints', 'url', 'select');
+  sees_answer constant boolean := has_column_privilege(caller, 'webhooks.attempts', 'response', 'select');
+  is_reader constant boolean := has_column_privilege(caller, 'webhooks.attempts', 'outcome', 'select');
 begin
   return query
     select a.attempt, a.attempted_at, a.duration_ms, a.outcome, a.status, a.error, a.cause, a.revision,
       case when sees_url then p.url else
         --include scheme_and_host
+      end,
+      case when sees_answer then a.evidence
+        when is_reader or a.site_id is distinct from current_setting('webhooks.site_id', true)
+          then a.evidence - '{headers,headers_left_out}'::text[]
+        when a.evidence ? 'via' then a.evidence - 'address'
+        else a.evidence
       end
     from webhooks.attempts a
     left join webhooks.endpoints e on e.endpoint_id = a.endpoint_id
@@ -37,5 +47,6 @@ begin
     order by a.attempt;
 end $$;
 comment on function webhooks.delivery_detail is
-  'The attempts at one delivery, each with its cause and with the URL that the endpoint had. Of the URL, scheme and '
-  'host unless the caller may read endpoints.url';
+  'The attempts at one delivery, each with its cause, the URL that the endpoint had, and the evidence of a failure. Of '
+  'the URL, scheme and host unless the caller may read endpoints.url; no headers for callers that read attempts '
+  'without answers';

@@ -16,8 +16,8 @@ begin
       ' where site_id = $1 and left(subject, 400) = left($2, 400) and subject = $2 and not webhooks.is_erased(payload)'
       ' returning event_id) select array_agg(event_id) from gone', day) into ids using site_id, subject;
     if to_regclass('webhooks_archive.attempts_' || day) is not null then
-      execute format('update webhooks_archive.attempts_%s set response = null'
-        ' where event_id = any ($1) and response is not null', day) using ids;
+      execute format('update webhooks_archive.attempts_%s set response = null, evidence = null'
+        ' where event_id = any ($1) and num_nonnulls(response, evidence) > 0', day) using ids;
     end if;
     total := total + coalesce(cardinality(ids), 0);
   end loop;

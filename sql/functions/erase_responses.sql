@@ -1,4 +1,4 @@
--- The daemon's step of retention.response_days: erases the answers of the next attempts.
+-- The daemon's step of retention.response_days: erases the answers and the evidence of the next attempts.
 create or replace function webhooks.erase_responses(days float8, looks int, rest interval default '6 hours') returns table (erased bigint, ended boolean)
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp set plan_cache_mode = force_custom_plan
 set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
@@ -29,11 +29,12 @@ begin
   select max(t.event_id) into last from (
     select a.event_id from webhooks.attempts a where a.event_id > u.after_event_id order by a.event_id limit looks) t;
   select count(*) as seen, coalesce(bool_or(a.attempted_at < bound), false) as has_old,
-    min(a.event_id) filter (where a.response is not null and a.attempted_at >= bound) as left_over
+    min(a.event_id) filter (where num_nonnulls(a.response, a.evidence) > 0 and a.attempted_at >= bound) as left_over
   into page
   from webhooks.attempts a where a.event_id > u.after_event_id and a.event_id <= last;
-  update webhooks.attempts a set response = null
-  where a.event_id > u.after_event_id and a.event_id <= last and a.response is not null and a.attempted_at < bound;
+  update webhooks.attempts a set response = null, evidence = null
+  where a.event_id > u.after_event_id and a.event_id <= last and a.attempted_at < bound
+    and num_nonnulls(a.response, a.evidence) > 0;
   get diagnostics erased = row_count;
   ended := page.seen < looks or not page.has_old;
   u.again_from := least(u.again_from, page.left_over);
@@ -45,4 +46,4 @@ begin
   return next;
 end $$;
 comment on function webhooks.erase_responses is
-  'Erases the answers kept with the next attempts that are older; the daemon''s own';
+  'Erases the answers and the evidence kept with the next attempts that are older; the daemon''s own';

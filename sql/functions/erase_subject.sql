@@ -31,7 +31,8 @@ begin
   cross join lateral (select exists (select from webhooks.backlog b where b.event_id = e.event_id) as waits) k
   where e.site_id = r.site_id and left(e.subject, 400) = left(r.subject, 400) and e.subject = r.subject
     and e.event_id <= r.to_event_id;
-  update webhooks.attempts a set response = null where a.event_id = any (ripe) and a.response is not null;
+  update webhooks.attempts a set response = null, evidence = null
+  where a.event_id = any (ripe) and num_nonnulls(a.response, a.evidence) > 0;
   get diagnostics n = row_count;
   r.answers := r.answers + n;
   update webhooks.events e set payload = '{"pghookd":"erased"}'

@@ -16,6 +16,7 @@ create table webhooks.attempts (
   cause        text constraint "cause is a known one"
                check (cause in ('live', 'retry', 'replay', 'test', 'probe', 'recovery')),
   response     bytea,
+  evidence     jsonb,
   site_id      text collate "C" not null
 ) partition by range (event_id);
 create unique index attempts_once on webhooks.attempts (event_id, endpoint_id, attempt);
@@ -28,6 +29,10 @@ comment on column webhooks.attempts.revision is 'The revision of the endpoint th
 comment on column webhooks.attempts.cause is
   'Why it was made: live, retry, replay (the first after one), test, probe (of an open breaker), or recovery: the '
   'first, but an earlier run of the daemon may have made one';
+
+comment on column webhooks.attempts.evidence is
+  'Of a failed attempt: the address, how far it came and when, and headers of its answer. Null if no connection was '
+  'begun';
 
 create table webhooks.dead (
   event_id    bigint not null,
@@ -83,6 +88,7 @@ begin
   if exists (select 1 from pg_settings where name = 'default_toast_compression' and 'lz4' = any (enumvals)) then
     alter table webhooks.events alter column payload set compression lz4;
     alter table webhooks.attempts alter column response set compression lz4;
+    alter table webhooks.attempts alter column evidence set compression lz4;
   end if;
 end $$;
 

@@ -13,6 +13,10 @@ from support.events import emit
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
 SECRET = "whsec_" + "A" * 32
+EVIDENCE = (
+    '{"address": "203.0.113.9:443", "reached": "headers", "ms": {"connect": 12, "headers": 84},'
+    ' "headers": {"server": "nginx"}, "headers_left_out": 1}'
+)
 
 
 @pytest.fixture
@@ -354,18 +358,23 @@ async def test_event_show_finds_the_newest_event_of_a_subject(pghookd, db, endpo
     ids = [await emit(db, subject="order/1") for _ in range(3)]
     await db.execute(
         "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome,"
-        " response, site_id) values ($1, $2, now(), 1, 1, 500, 'refused', 'no room', 's')",
+        " response, site_id, evidence) values ($1, $2, now(), 1, 1, 500, 'refused', 'no room', 's', $3)",
         ids[2],
         endpoint_id,
+        EVIDENCE,
     )
     done = await pghookd("event", "show", "s", "order/1", "--answer", "--json")
     assert done.told["event_id"] == ids[2]
     assert done.told["earlier"] == [ids[1], ids[0]]
     assert [each["answer"] for each in done.told["attempts"]] == ["no room"]
+    assert [each["evidence"] for each in done.told["attempts"]] == [json.loads(EVIDENCE)]
     plain = await pghookd("event", "show", "s", "order/1", "--answer")
-    assert "    no room" in plain.out
+    assert "    203.0.113.9:443, connected after 12 ms, headers after 84 ms" in plain.out
+    assert "    server: nginx\n    headers left out: 1\n    no room" in plain.out
     assert f"earlier events of this subject: {ids[1]}, {ids[0]}" in plain.out
-    assert "no room" not in (await pghookd("event", "show", ids[2])).out
+    short = await pghookd("event", "show", ids[2])
+    assert "    203.0.113.9:443, connected after 12 ms" in short.out
+    assert not {word for word in ("no room", "nginx", "left out") if word in short.out}
     none = await pghookd("event", "show", "s", "order/2")
     assert (none.status, none.err) == (1, "site s has no event with the subject order/2\n")
 

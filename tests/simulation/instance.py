@@ -65,7 +65,7 @@ class Receivers:
         self._world = instance.world
         self._holding = collections.Counter()  # requests in flight of this life, by site and by host
 
-    def target_of(self, url):
+    def target_of(self, url, _certificate, **_options):
         return url
 
     async def post(self, target, head, _body, timeout_s):

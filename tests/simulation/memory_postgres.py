@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 
 import orjson
 
@@ -514,8 +515,8 @@ class Database:
 
     def record_attempts(self, transaction, *columns):
         numbers = [orjson.loads(f"[{text[1:-1]}]") for text in columns[:7]]
-        rows = zip(*numbers, *columns[7:], strict=True)
-        for event_id, endpoint_id, attempt, _, _, status, revision, outcome, *_, cause in rows:
+        rows = itertools.zip_longest(*numbers, *columns[7:12], columns[12] or ())  # as unnest does
+        for event_id, endpoint_id, attempt, _, _, status, revision, outcome, *_, cause, evidence in rows:
             key = (event_id, endpoint_id, attempt)
             if self.row(transaction, "attempts", key) is None:
                 transaction.rows["attempts", key] = {
@@ -523,6 +524,7 @@ class Database:
                     "status": status,
                     "revision": revision,
                     "cause": cause,
+                    "evidence": evidence,
                 }
         return []
 

@@ -81,8 +81,8 @@ class AimsAtOthers(Sender):
 
     first = None
 
-    def target_of(self, url):
-        self.first = self.first or super().target_of(url)
+    def target_of(self, url, *args, **options):
+        self.first = self.first or super().target_of(url, *args, **options)
         return self.first
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -28,6 +28,15 @@ from pghookd.cli.terminal import (
     with_config,
     with_json,
 )
+
+_PHASES: Final = {
+    "dns": "resolved",
+    "connect": "connected",
+    "tls": "TLS",
+    "sent": "sent",
+    "headers": "headers",
+    "body": "body",
+}
 
 
 @click.group(cls=Group)
@@ -61,7 +70,12 @@ def event_why(identity: str, config: Path | None, *, as_json: bool) -> None:
 @click.argument("identity", metavar="ID|SITE")
 @click.argument("subject", metavar="[SUBJECT]", required=False)
 @click.option("--payload", is_flag=True, help="Include the payload, which may contain personal data.")
-@click.option("--answer", "answers", is_flag=True, help="Include the answers of receivers, as text.")
+@click.option(
+    "--answer",
+    "answers",
+    is_flag=True,
+    help="Include the answers of receivers, as text, and headers of failed ones.",
+)
 @with_config
 @with_json
 def event_show(
@@ -141,7 +155,23 @@ def _tell(told: dict[str, Any]) -> None:
             f" ({each['cause']}): {answer}, {each['duration_ms']:g} ms, {each['url']}"
             f" (revision {each['revision']})"
         )
+        if each["evidence"] is not None:
+            _tell_evidence(each["evidence"])
         if each.get("answer"):
             say(f"    {each['answer']}")
     if earlier:
         say(f"earlier events of this subject: {', '.join(map(str, earlier))}")
+
+
+def _tell_evidence(evidence: dict[str, Any]) -> None:
+    """Print where a failed attempt went and how far it came, and the headers of its answer if they are there."""
+    address, ms = evidence.get("address", "nothing dialled"), evidence["ms"]
+    parts = [f"the proxy {address}" if "via" in evidence else address]
+    if "reused" in evidence:
+        parts.append("on an open connection")
+    parts += [f"{words} after {ms[phase]} ms" for phase, words in _PHASES.items() if phase in ms]
+    say(f"    {', '.join(parts)}")
+    for name, value in evidence.get("headers", {}).items():
+        say(f"    {name}: {value}")
+    if "headers_left_out" in evidence:
+        say(f"    headers left out: {evidence['headers_left_out']}")

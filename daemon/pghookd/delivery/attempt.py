@@ -197,15 +197,19 @@ class Attempts:
             prepared = PreparedEndpoint.of(lane.endpoint, terms.defaults)
         except ValueError:
             return None
-        url = lane.endpoint.url
-        if prepared.auth is None or prepared.fault is not None:
-            return PreparedRequest(terms, prepared.fault or self._sender.target_of(url), prepared)
-        asked, tokens = prepared.auth.scheme, None
-        if isinstance(asked, ClientCredentials) and self._sender.diverted_to is None:
-            tokens = Tokens(self._sender, asked, terms.defaults.user_agent, self._monotonic)
-        return PreparedRequest(
-            terms, self._sender.target_of(url, prepared.auth.certificate), prepared, tokens
+        if prepared.fault is not None:
+            return PreparedRequest(terms, prepared.fault, prepared)
+        auth = prepared.auth
+        target = self._sender.target_of(
+            lane.endpoint.url,
+            None if auth is None else auth.certificate,
+            successes=prepared.policy.successes,
+            secrets=prepared.secrets,
         )
+        tokens, scheme = None, None if auth is None else auth.scheme
+        if isinstance(scheme, ClientCredentials) and self._sender.diverted_to is None:
+            tokens = Tokens(self._sender, scheme, terms.defaults.user_agent, self._monotonic)
+        return PreparedRequest(terms, target, prepared, tokens)
 
     def _head(
         self, prepared: PreparedEndpoint, delivery: Delivery, body: bytes, token: Granted | None
@@ -261,6 +265,7 @@ class Attempts:
             took_s * 1e3,
             judged,
             revision,
+            None if record.outcome is Outcome.DELIVERED else answer.evidence,
         )
 
     def _heed(self, lane: Lane, reply: Reply, policy: judge.RetryPolicy) -> None:

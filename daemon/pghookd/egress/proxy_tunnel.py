@@ -23,6 +23,7 @@ import ssl
 from collections.abc import Sequence
 from typing import Final
 
+from pghookd.egress.evidence import Dial
 from pghookd.model.delivery import Fault, Outcome
 from pghookd.settings.network import Proxy
 
@@ -82,13 +83,16 @@ class Tunnels:
         self._found_until = 0.0
         self._last_opened = 0.0  # when the proxy last opened a tunnel, by the loop's clock
 
-    async def open(self, addresses: Sequence[str], port: int, budget_s: float) -> asyncio.Transport:
+    async def open(
+        self, addresses: Sequence[str], port: int, budget_s: float, dial: Dial
+    ) -> asyncio.Transport:
         """Open a tunnel to the first address that can be reached.
 
         Args:
             addresses: judged addresses of either family. IPv4 goes first, because the proxy may have no IPv6.
             port: the port of every address.
             budget_s: seconds for all addresses together.
+            dial: notes the proxy's address.
 
         Returns:
             A transport on which no byte of the tunnel has been read or written yet.
@@ -99,7 +103,7 @@ class Tunnels:
         deadline = asyncio.get_running_loop().time() + budget_s
         first: NoTunnel | None = None
         for address in sorted(addresses, key=lambda text: ":" in text)[:ADDRESSES_MAX]:
-            transport, answer = await self._dial(deadline)
+            transport, answer = await self._reach(deadline, dial)
             try:
                 await self._ask(transport, answer, address, port, deadline)
             except NoTunnel as exc:
@@ -112,12 +116,13 @@ class Tunnels:
                 return transport
         raise first or _ours("no address")
 
-    async def _dial(self, deadline: float) -> tuple[asyncio.Transport, _Answer]:
+    async def _reach(self, deadline: float, dial: Dial) -> tuple[asyncio.Transport, _Answer]:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):
                 error: OSError = OSError()
                 for host in await self._addresses():
+                    dial.to((host, self._proxy.port))
                     try:
                         return await loop.create_connection(
                             _Answer,

@@ -13,8 +13,9 @@ tests/component/egress/test_sender.py pins it):
 - `connector._create_connection` opens a connection if the pool has none, and may be overridden (for a proxy it is);
   `_resolve_host` calls the resolver, through the cache; `_get_ssl_context` returns the TLS context, which is the
   request's own if it has one;
-- `connector._factory` makes the protocol of each connection; the argument of `socket_factory` ends with the sockaddr
-  to connect to;
+- `connector._factory` makes the protocol of each connection, once it is open and before TLS; it and `_resolve_host` run
+  in the context of the task that calls `connect`, `socket_factory` in that or a copy;
+- the argument of `socket_factory` ends with the sockaddr to connect to;
 - `ResponseHandler`: `set_response_params` makes the parser, which may be reused for the next response; its
   `feed_eof()` returns None only between two responses (in the pure Python parser `_tail` and `_lines` are empty then);
   `read()` returns queued messages before it raises; `_payload` is the body being received; `should_close`, `abort()`
@@ -37,12 +38,12 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self, cast
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import AddrInfoType, Connection
@@ -54,6 +55,7 @@ from multidict import istr
 
 from pghookd.egress.client_certificates import ClientContexts, Unusable, identity_of
 from pghookd.egress.destination import ORIGINS_MAX, Refusal, judge_address, judge_origin, parse_by
+from pghookd.egress.evidence import Dial, secrets_of, text_of
 from pghookd.egress.proxy_tunnel import NoTunnel, Tunnels
 from pghookd.egress.resolver import AddressRefused, GuardedResolver
 from pghookd.egress.tls import trust
@@ -78,6 +80,7 @@ _INTERIM: Final = frozenset(range(100, 200)) - {
 }  # RFC 9110, 15.2; 101 is an error: no upgrade was requested
 _STATUS_FIRST, _STATUS_LAST = 200, 599
 _REDIRECTS_FROM = 300
+_ANY_2XX: Final = frozenset(range(_STATUS_FIRST, _REDIRECTS_FROM))
 _NEVER: Final = float("inf")
 _TUNNEL_SHARE: Final = 0.95
 _HERE: Final = "127.0.0.1"
@@ -89,6 +92,8 @@ _QUOTED_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 # True if the operator allowed the host being connected to by name; only the address checks read it.
 _named: contextvars.ContextVar[bool] = contextvars.ContextVar("_named", default=False)
+# The connection that is being made, or could not be made: only a failed attempt reads it. None once it is made.
+_dialling: contextvars.ContextVar[Dial | None] = contextvars.ContextVar("_dialling", default=None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,11 +121,13 @@ class _Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """An endpoint's prepared URL; the caller keeps it until the URL changes."""
+    """An endpoint's prepared URL; the caller keeps it until the endpoint changes."""
 
     prefix: bytes = dataclasses.field(repr=False)  # the path may contain a customer's token
     request: _Request = dataclasses.field(repr=False)
     named: bool = False
+    successes: frozenset[int] = _ANY_2XX  # statuses that need no evidence
+    secrets: tuple[str, ...] = dataclasses.field(default=(), repr=False)  # never in evidence
 
 
 class _Overdue(Exception):  # noqa: N818 -- a signal of the sweeper
@@ -134,10 +141,11 @@ class _TooMuch(Exception):  # noqa: N818 -- a signal of the byte budget
 class _Wire(ResponseHandler):
     """One connection: aiohttp's protocol with a byte budget, a deadline and a parser for all its responses."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wires: set[_Wire], budget: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, wires: set[_Wire], budget: int, dial: Dial) -> None:
         super().__init__(loop)
         self._wires = wires
         self._budget = budget
+        self.dial = dial
         self._heard = bytearray()  # bytes of the response being received
         self._room = 0  # bytes still accepted; 0 between requests
         self.deadline = _NEVER  # monotonic seconds
@@ -145,9 +153,14 @@ class _Wire(ResponseHandler):
         self.key: ConnectionKey | None = None  # the origin's key; None until a request has begun
         self.begun_at = _NEVER  # monotonic seconds, start of the first request
         self.idle_at = _NEVER  # monotonic seconds from which the connection is idle
+        self._cut = False  # True if it was given up while bytes of the request waited to be sent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if (
+            self.dial.is_race and (peer := transport.get_extra_info("peername")) is not None
+        ):  # 10 us in uvloop
+            self.dial.address = peer[:2]
         self._wires.add(self)
         self._make_parser()
 
@@ -191,6 +204,11 @@ class _Wire(ResponseHandler):
             return False
 
     @property
+    def is_unsent(self) -> bool:
+        """Return True if bytes of the request are known to wait, or to have waited at the end, to be sent."""
+        return self._cut or (self.transport is not None and not _is_flushed(self))
+
+    @property
     def silent(self) -> bool:
         """Return True if no byte of the response has arrived."""
         return not self._heard
@@ -213,6 +231,7 @@ class _Wire(ResponseHandler):
     def give_up(self, why: Exception) -> None:
         """End the request with an exception, and close the connection."""
         self.deadline = _NEVER
+        self._cut = self.is_unsent
         if self._payload is not None:
             _end_payload(self._payload, why)
         self.set_exception(why)
@@ -236,10 +255,43 @@ class _Wire(ResponseHandler):
         return None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Exchange:
+    """A request that failed on an established connection.
+
+    Attributes:
+        target: its target.
+        head: its header lines.
+        wire: its connection.
+        started: when the attempt began, monotonic seconds.
+        message: the head of its answer; None if there was none.
+        head_at: when that head had arrived, monotonic seconds; None if there was none.
+        whole: True if the body has arrived as well.
+    """
+
+    target: Target
+    head: bytes
+    wire: _Wire
+    started: float
+    message: RawResponseMessage | None = None
+    head_at: float | None = None
+    whole: bool = False
+
+    def times(self, now: float) -> dict[str, float | None]:
+        """Return the times of its phases; those of the connection only if the request made it."""
+        wire, times, written_at = self.wire, {}, self.started
+        if wire.used == 1:
+            written_at = wire.begun_at
+            times = {**wire.dial.times(), "tls": written_at if self.target.request.is_ssl() else None}
+        times["sent"] = None if wire.is_unsent else written_at
+        return {**times, "headers": self.head_at, "body": now if self.whole else None}
+
+
 class _Connector(aiohttp.TCPConnector):
     """aiohttp's connection pool; new connections present the request's client certificate if it has one."""
 
     contexts: ClientContexts
+    monotonic: Callable[[], float]
 
     async def _create_connection(
         self,
@@ -247,11 +299,22 @@ class _Connector(aiohttp.TCPConnector):
         traces: list[aiohttp.tracing.Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 -- aiohttp's signature
     ) -> ResponseHandler:
+        _dialling.set(Dial())
         ours = cast("_Request", req)
         if ours.certificate is not None:
             context = await self.contexts.context(ours.certificate)
             req = cast("ClientRequest", dataclasses.replace(ours, ssl=context))
-        return await self._open_connection(req, traces, timeout)
+        wire = await self._open_connection(req, traces, timeout)
+        _dialling.set(None)
+        return wire
+
+    async def _resolve_host(
+        self, host: str, port: int, traces: Sequence[aiohttp.tracing.Trace] | None = None
+    ) -> list[ResolveResult]:
+        found = await super()._resolve_host(host, port, traces)
+        if (dial := _dialling.get()) is not None:
+            dial.dns_at = self.monotonic()
+        return found
 
     async def _open_connection(
         self,
@@ -277,7 +340,8 @@ class _ProxiedConnector(_Connector):
         host, port = str(req.url.raw_host), int(req.port or 0)
         addresses = await self._judged(req, host, port, traces)
         # A little less than the connector's own timeout, whose error could not be attributed.
-        transport = await self.tunnels.open(addresses, port, _TUNNEL_SHARE * (timeout.connect or 0))
+        budget_s = _TUNNEL_SHARE * (timeout.connect or 0)
+        transport = await self.tunnels.open(addresses, port, budget_s, _dialling.get() or Dial())
         wire = self._factory()
         try:
             await _hand_over(transport, wire, self._get_ssl_context(req), host)
@@ -379,12 +443,21 @@ class Sender:
         if self._given_resolver is None:
             await self._resolver.close()
 
-    def target_of(self, url: str, certificate: ClientCertificate | None = None) -> Target | Fault:
+    def target_of(
+        self,
+        url: str,
+        certificate: ClientCertificate | None = None,
+        *,
+        successes: frozenset[int] | None = None,
+        secrets: tuple[str, ...] = (),
+    ) -> Target | Fault:
         """Judge a URL and prepare it for requests. No I/O; a Fault is always BLOCKED.
 
         Args:
             url: the endpoint's URL.
             certificate: presented in the TLS handshake; only targets with the same certificate share connections.
+            successes: statuses that need no evidence; None if no 2xx does.
+            secrets: secrets of the endpoint, which evidence never contains even if an answer does.
         """
         destination = parse_by(self._judge, url)
         if isinstance(destination, Refusal):
@@ -405,7 +478,7 @@ class Sender:
             proxy_headers_hash=None if certificate is None else identity_of(certificate),
         )
         request = _Request(_Host(destination.host), destination.port, key, certificate=certificate)
-        return Target(prefix, request, destination.named)
+        return Target(prefix, request, destination.named, successes or _ANY_2XX, secrets)
 
     async def obstacle(self, url: str) -> str | None:
         """Return why a request to a URL could not be made, a clause for the operator; None if it could. Queries DNS."""
@@ -437,7 +510,7 @@ class Sender:
         Returns:
             A Reply if a final head was received, even if the body then failed; otherwise a Fault.
         """
-        deadline = self._monotonic() + timeout_s
+        started = self._monotonic()
         if not self.in_flight:
             self._idle.clear()
         self.in_flight += 1
@@ -445,31 +518,66 @@ class Sender:
             try:
                 connection = await self._connect(target, timeout_s)
             except NoTunnel as exc:
-                return exc.fault
+                return self._unconnected(exc.fault, started)
             except Exception as exc:  # noqa: BLE001 -- foreign exceptions end here, each as a named fault
-                return _connect_fault(exc)
+                return self._unconnected(_connect_fault(exc), started)
             wire = cast("_Wire", connection.protocol)
             whole = False
             try:
-                wire.begin(deadline)
+                wire.begin(started + timeout_s)
                 if wire.used == 1:
                     wire.key, wire.begun_at = target.request.connection_key, self._monotonic()
                 _write(wire, target.prefix + head, body)
                 message, payload = await wire.read()
                 while message.code in _INTERIM:
                     message, payload = await wire.read()
+                head_at = None if message.code in target.successes else self._monotonic()
                 text = await _read_body(payload)
                 reply = _reply(
                     message, text[: self._response_bytes_max if kept_bytes is None else kept_bytes]
                 )
                 whole = payload.is_eof() and payload.exception() is None
+                if head_at is not None:
+                    exchange = _Exchange(target, head, wire, started, message, head_at, whole)
+                    reply = self._explained(reply, exchange)
             except Exception as exc:  # noqa: BLE001 -- as above
-                return _exchange_fault(exc, wire)
+                return self._failed(exc, _Exchange(target, head, wire, started))
             finally:
                 self._finish(connection, wire, whole=whole)
             return reply
         finally:
             self._land()
+
+    def _unconnected(self, fault: Fault, started: float) -> Fault:
+        """Add the evidence to the fault of a connection that could not be made."""
+        dial = _dialling.get()
+        if dial is None:
+            return fault
+        _dialling.set(None)
+        found = text_of(started, dial.times(), address=dial.address, is_proxied=self._proxy is not None)
+        return dataclasses.replace(fault, evidence=found)
+
+    def _failed(self, exc: Exception, exchange: _Exchange) -> Answer:
+        """Return the answer for a request that failed on an established connection."""
+        message = exchange.wire.salvage() if isinstance(exc, HttpProcessingError) else None
+        if message is None:
+            return self._explained(_exchange_fault(exc, exchange.wire), exchange)
+        exchange = dataclasses.replace(exchange, message=message, head_at=self._monotonic())
+        return self._explained(_reply(message, b""), exchange)
+
+    def _explained(self, answer: Answer, exchange: _Exchange) -> Answer:
+        """Add the evidence to the answer of a request that failed."""
+        wire, message = exchange.wire, exchange.message
+        found = text_of(
+            exchange.started,
+            exchange.times(self._monotonic()),
+            address=wire.dial.address,
+            is_proxied=self._proxy is not None,
+            is_reused=wire.used > 1,
+            headers=() if message is None else message.raw_headers,
+            secrets=secrets_of(exchange.target.prefix + exchange.head, exchange.target.secrets),
+        )
+        return dataclasses.replace(answer, evidence=found)
 
     def _land(self) -> None:
         """Record that a request has ended."""
@@ -522,17 +630,21 @@ class Sender:
             dns_cache_max_size=DNS_CACHE_MAX,
             socket_factory=self._open_socket,
         )
-        connector._factory = functools.partial(  # type: ignore[assignment] # noqa: SLF001 -- the list at the top
-            _Wire,
-            asyncio.get_running_loop(),
-            self._wires,
-            self._response_bytes_max + RESPONSE_SLACK_BYTES,
-        )
+        connector._factory = self._make_wire  # type: ignore[assignment] # noqa: SLF001 -- the list at the top
         connector.contexts = self._contexts
+        connector.monotonic = self._monotonic
         if self._proxy is not None and isinstance(connector, _ProxiedConnector):
             connector.tunnels = Tunnels(self._proxy, self._ssl_context)
             connector.policy = self._policy
         return connector
+
+    def _make_wire(self) -> _Wire:
+        """Make the protocol of a connection that has just been opened; TLS, if any, comes after it."""
+        dial = _dialling.get() or Dial()
+        dial.connected_at = self._monotonic()
+        return _Wire(
+            asyncio.get_running_loop(), self._wires, self._response_bytes_max + RESPONSE_SLACK_BYTES, dial
+        )
 
     def _open_socket(self, info: AddrInfoType) -> socket.socket:
         """Judge the address that is about to be connected to: the last check, whatever resolved it."""
@@ -541,6 +653,8 @@ class Sender:
             refusal = judge_address(str(sockaddr[0]), self._policy, named=_named.get())
             if refusal is not None:
                 raise AddressRefused(refusal)
+        if (dial := _dialling.get()) is not None:
+            dial.to(sockaddr[:2])
         return socket.socket(family, kind, protocol)
 
     def _sweep(self) -> None:
@@ -624,15 +738,14 @@ def _clean(value: str) -> str:
     return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _exchange_fault(exc: Exception, wire: _Wire) -> Answer:
-    """Return the answer for a request that failed on an established connection."""
+def _exchange_fault(exc: Exception, wire: _Wire) -> Fault:
+    """Return the fault of a request that failed on an established connection."""
     if isinstance(exc, _Overdue):
         return Fault(Outcome.TIMEOUT, "response")
     if isinstance(exc, _TooMuch):
         return Fault(Outcome.UNREACHABLE, "too_much_response")
     if isinstance(exc, HttpProcessingError):
-        message = wire.salvage()
-        return Fault(Outcome.UNREACHABLE, "bad_response") if message is None else _reply(message, b"")
+        return Fault(Outcome.UNREACHABLE, "bad_response")
     if isinstance(exc, aiohttp.ClientConnectionError | OSError):
         return _loss(exc, wire)
     return Fault(Outcome.FAILED, type(exc).__name__)

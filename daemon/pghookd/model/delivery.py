@@ -227,9 +227,11 @@ class Delivery:
     flight: object | None = None  # its slot while it is in flight (scheduling/slots)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True, unsafe_hash=True)
 class Reply:
     """A response of which at least the head was received.
+
+    Not frozen, because thousands are made per second; nothing changes one.
 
     Attributes:
         status: the status code sent by the receiver.
@@ -237,6 +239,7 @@ class Reply:
         retry_after: the raw header's value, if present.
         control: the raw value of `webhook-delivery`, lower case, if present.
         location: the raw value of `Location`, if present.
+        evidence: JSON text (egress/evidence); None if the status needs none.
     """
 
     status: int
@@ -244,6 +247,7 @@ class Reply:
     retry_after: str | None = None
     control: str | None = None
     location: str | None = None
+    evidence: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -254,10 +258,12 @@ class Fault:
         outcome: TIMEOUT, UNREACHABLE, BLOCKED or FAILED; REFUSED if a token endpoint refused before any request.
         error: a constant name, or `name: detail` (names: timeout connect, response; unreachable dns, refused,
             reset, stale_connection, ...; blocked url, scheme, port, ...).
+        evidence: JSON text (egress/evidence); None if no connection was begun.
     """
 
     outcome: Outcome
     error: str
+    evidence: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 Answer: TypeAlias = Reply | Fault

@@ -27,6 +27,9 @@ class AttemptWrite:
     duration_ms: float
     verdict: Verdict
     revision: int  # of the endpoint, as the request was made
+    evidence: str | None = (
+        None  # JSON text (egress/evidence); None if it succeeded, or no connection was begun
+    )
 
 
 @dataclasses.dataclass(slots=True, eq=False)

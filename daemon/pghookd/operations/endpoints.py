@@ -212,7 +212,8 @@ async def show_event(
             text = await session.fetchval(query("read_payload"), event_id)
             told["payload"] = orjson.Fragment(text)
         deliveries = [_told(row) for row in await session.fetch(query("read_event_deliveries"), event_id)]
-        attempts = [_told(row) for row in await session.fetch(query("read_event_attempts"), event_id)]
+        rows = await session.fetch(query("read_event_attempts"), event_id)
+        attempts = [{**_told(row), "evidence": _evidence(row["evidence"], answers=answers)} for row in rows]
         if answers:
             kept = {
                 (row["endpoint_id"], row["attempt"]): row["response"].decode(errors="replace")
@@ -221,3 +222,12 @@ async def show_event(
             for each in attempts:
                 each["answer"] = kept.get((each["endpoint_id"], each["attempt"]))
     return {**told, "deliveries": deliveries, "attempts": attempts}
+
+
+def _evidence(text: str | None, *, answers: bool) -> dict[str, Any] | None:
+    """Return the evidence of an attempt, with the headers of its answer only if answers are wanted."""
+    found: dict[str, Any] | None = None if text is None else orjson.loads(text)
+    if found is not None and not answers:
+        found.pop("headers", None)
+        found.pop("headers_left_out", None)
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Final
 
 from pghookd.encryption.ciphertext import AUTH, SECRET, Reveal, Unopened, plain_only
@@ -19,7 +20,7 @@ from pghookd.model.endpoint_options import EndpointOptions
 from pghookd.settings.durations import parse_schedule
 from pghookd.settings.schema import Settings
 from pghookd.webhook import auth, judge, profile, signing
-from pghookd.webhook.auth import Auth, Basic, Bearer
+from pghookd.webhook.auth import Auth, Basic, Bearer, ClientCredentials
 from pghookd.webhook.envelope import StaticHead
 from pghookd.webhook.profile import ProfileHead, SigningSecrets
 
@@ -71,6 +72,7 @@ class PreparedEndpoint:
         fault: the result of every attempt, without sending, if the secret or auth cannot be decrypted (for the
             secret, `sign` raises too); None if both can.
         auth: authentication, whose fixed header line is already in `head`; None if the endpoint requires none.
+        secrets: its secrets that no request contains.
     """
 
     head: StaticHead
@@ -80,6 +82,7 @@ class PreparedEndpoint:
     policy: judge.RetryPolicy
     fault: Fault | None = None
     auth: Auth | None = None
+    secrets: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     @classmethod
     def of(cls, endpoint: Endpoint, defaults: Defaults) -> PreparedEndpoint:
@@ -113,6 +116,7 @@ class PreparedEndpoint:
             policy=_policy(asked, defaults.retry),
             fault=fault,
             auth=identified,
+            secrets=tuple(_unsent(secrets, identified)),
         )
 
 
@@ -135,6 +139,14 @@ def _secrets(
     except Unopened as error:
         return SigningSecrets(), error
     return SigningSecrets(newest, previous, asked.previous_until_s), None
+
+
+def _unsent(secrets: SigningSecrets, identified: Auth | None) -> Iterator[str]:
+    """Yield the secrets that are not sent: of `whsec_` and `whsk_` the part behind, which is all that is secret."""
+    for secret in filter(None, (secrets.secret, secrets.previous)):
+        yield secret.removeprefix("whsec_").removeprefix(signing.PRIVATE_PREFIX)
+    if identified is not None and isinstance(identified.scheme, ClientCredentials):
+        yield identified.scheme.client_secret
 
 
 def _sign(secrets: SigningSecrets) -> signing.Sign | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 
 import pytest
 
 from support.crew import Clock, living
 from support.events import emit
+from support.receiver import Response
 
 NO_BREAKER = {"breaker": {"share": 0}}
 PROBE_S = 60.0
@@ -153,3 +156,43 @@ async def test_an_attempt_has_the_revision_that_its_request_was_made_with(databa
         await emit(con)
         await until(count_is(con, 3))
     assert await evidence(con, "revision") == [1, 2, 3]
+
+
+async def test_failed_attempts_have_evidence_and_others_none(database, con, receiver, until):
+    """A batch has evidence up to its last failure only."""
+    receiver.script = lambda request: 503 if request.number in {3, 6} else 200
+    async with living(database, recorder={"batch_wait_ms": 50}, **NO_BREAKER):
+        await emit(con, 10)
+        await until(count_is(con, 12))
+    rows = await con.fetch("select status, evidence from webhooks.attempts where evidence is not null")
+    assert [row["status"] for row in rows] == [503, 503]
+    assert [json.loads(row["evidence"])["headers"] for row in rows] == [{"content-length": "0"}] * 2
+    assert {json.loads(row["evidence"])["reached"] for row in rows} == {"body"}
+
+
+async def test_no_secret_of_an_endpoint_is_in_evidence(database, con, receiver, until):
+    """A receiver that knows the secret repeats it, and the token that the request had."""
+    secret = "whsec_" + base64.b64encode(b"s" * 32).decode()
+    await con.execute(
+        "update webhooks.endpoints set secret = $1, auth = $2",
+        secret,
+        json.dumps({"bearer": {"token": "b34rer-t0ken"}}),
+    )
+    receiver.script = lambda _request: Response(
+        500, headers=(("x-a", secret), ("x-b", "b34rer-t0ken"), ("x-c", "fine"))
+    )
+    async with living(database, **NO_BREAKER):
+        await emit(con)
+        await until(count_is(con, 1))
+    [text] = await evidence(con, "evidence")
+    told = json.loads(text)
+    assert (told["headers"]["x-c"], told["headers_left_out"]) == ("fine", 2)
+    assert not {"x-a", "x-b"} & set(told["headers"])
+
+
+async def test_an_attempt_that_dials_nothing_has_no_evidence(database, con, until):
+    await con.execute("update webhooks.endpoints set url = 'http://10.0.0.1/'")
+    async with living(database):
+        await emit(con)
+        await until(count_is(con, 1))
+    assert (await evidence(con, "outcome"), await evidence(con, "evidence")) == (["blocked"], [None])

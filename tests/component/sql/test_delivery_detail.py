@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -28,6 +29,14 @@ class Delivery:
             self.endpoint_id,
             number,
         )
+
+    async def explain(self, **evidence):
+        """Give all attempts this evidence."""
+        await self.con.execute("update webhooks.attempts set evidence = $1", json.dumps(evidence))
+
+    async def evidence(self, con):
+        [row] = await self.detail(con)
+        return json.loads(row["evidence"])
 
     async def change(self, assigned):
         await self.con.execute(
@@ -90,6 +99,7 @@ async def test_an_attempt_has_its_answer_its_cause_and_its_revision(delivery):
         "cause": "retry",
         "revision": 1,
         "url": FIRST,
+        "evidence": None,
     }
 
 
@@ -157,3 +167,30 @@ async def test_a_site_sees_no_url_that_the_endpoint_got_elsewhere(delivery, logi
         "https://a.example",
         "https://b.example:8443",
     ]
+
+
+WAY = {"reached": "body", "ms": {"dns": 3}}
+HEADERS = {"headers": {"server": "nginx"}, "headers_left_out": 2}
+
+
+@pytest.mark.parametrize("role", ["webhooks_support", "webhooks_admin", "webhooks_daemon"])
+async def test_who_reads_answers_sees_all_evidence(delivery, login, role):
+    whole = {"address": "10.0.0.8:3128", "via": "proxy", **WAY, **HEADERS}
+    await delivery.explain(**whole)
+    assert await delivery.evidence(await login(role)) == whole
+
+
+async def test_a_reader_sees_no_header_of_an_answer(delivery, login):
+    await delivery.explain(address="203.0.113.9:443", **WAY, **HEADERS)
+    for site in (None, "s"):
+        reader = await login("webhooks_reader", site)
+        assert await delivery.evidence(reader) == {"address": "203.0.113.9:443", **WAY}
+
+
+async def test_a_site_sees_the_headers_of_its_receiver_but_no_proxy(delivery, login):
+    whole = {"address": "203.0.113.9:443", **WAY, **HEADERS}
+    await delivery.explain(**whole)
+    site = await login("webhooks_site", "s")
+    assert await delivery.evidence(site) == whole
+    await delivery.explain(address="10.0.0.8:3128", via="proxy", **WAY, **HEADERS)
+    assert await delivery.evidence(site) == {"via": "proxy", **WAY, **HEADERS}

@@ -52,7 +52,8 @@ async def endpoint_of(con, site_id="s"):
 async def settle(con, event_id, *, days_ago=0.0, site_id="s", outcome="delivered"):
     await con.execute(
         "insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id,"
-        " response) values ($1, $2, now() - make_interval(secs => $3 * 86400), 1, 1, $4, $5, 'thanks, Ada')",
+        " response, evidence) values ($1, $2, now() - make_interval(secs => $3 * 86400), 1, 1, $4, $5, 'thanks, Ada',"
+        """ '{"headers": {"x-name": "Ada"}}')""",
         event_id,
         await endpoint_of(con, site_id),
         days_ago,
@@ -168,16 +169,16 @@ async def test_old_answers_are_erased_and_those_that_come_late_too(con, session)
     await queue(con, third)
 
     async def kept():
-        return [
-            row["event_id"]
-            for row in await con.fetch(
-                "select event_id from webhooks.attempts where response is not null order by 1"
-            )
-        ]
+        rows = await con.fetch(
+            "select event_id from webhooks.attempts where num_nonnulls(response, evidence) > 0 order by 1"
+        )
+        return [row["event_id"] for row in rows]
 
     await tidied(session, response_days=2.0)
     assert await kept() == [second]
-    await con.execute("update webhooks.attempts set attempted_at = now() - interval '3 days'")
+    await con.execute(
+        "update webhooks.attempts set attempted_at = now() - interval '3 days', response = null"
+    )
     await settle(con, third, days_ago=3)
     await rest_is_over(con)
     await tidied(session, response_days=2.0)
@@ -393,7 +394,9 @@ async def test_a_subjects_payloads_and_answers_are_erased_and_nobody_elses(con, 
     assert await con.fetchval("select webhooks.erase('s', $1)", ADA) == 3
     rows = await con.fetch("select event_id, payload from webhooks.events order by 1")
     assert [row["event_id"] for row in rows if row["payload"] == ERASED] == ours
-    answered = await con.fetch("select event_id from webhooks.attempts where response is not null")
+    answered = await con.fetch(
+        "select event_id from webhooks.attempts where num_nonnulls(response, evidence) > 0"
+    )
     assert [row["event_id"] for row in answered] == [others[0]]
     assert await receipts(con) == []
     await is_over(con)
@@ -464,7 +467,8 @@ async def test_archived_days_are_erased_as_well(con):
         await con.execute(f"alter table webhooks.{table}_{day} set schema webhooks_archive")
     assert await con.fetchval("select webhooks.erase('s', $1)", ADA) == 1
     assert await con.fetchval(f"select payload from webhooks_archive.events_{day}") == ERASED
-    assert await con.fetchval(f"select response from webhooks_archive.attempts_{day}") is None
+    row = await con.fetchrow(f"select response, evidence from webhooks_archive.attempts_{day}")
+    assert tuple(row) == (None, None)
 
 
 async def test_an_erasure_says_what_it_wants(con):

@@ -540,7 +540,7 @@ async def test_a_batch_of_attempts_costs_by_its_rows(session, today):
     plan = await explain(
         session, query("record_attempts"),
         *(number_literal(each) for each in (events, endpoints, [2] * n, [10**15] * n, [1.5] * n, [500] * n, [1] * n)),
-        ["refused"] * n, ["reset"] * n, [b"no"] * n, sites, ["live"] * n,
+        ["refused"] * n, ["reset"] * n, [b"no"] * n, sites, ["live"] * n, ['{"ms": {}}'] * n,
     )  # fmt: skip
     assert "Seq Scan" not in plan.kinds()
     assert plan.run_pages < 25 * n

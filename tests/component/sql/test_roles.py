@@ -266,6 +266,7 @@ async def test_a_reader_sees_what_happened_and_no_secret(con, login, connect):
         "select secret from webhooks.endpoints",
         "select previous_secret, auth, headers from webhooks.endpoints",
         "select response from webhooks.attempts",
+        "select evidence from webhooks.attempts",
         "select * from webhooks.attempts",
         "select unsubscribe_token from webhooks.owners",
         "select * from webhooks.shards",
@@ -402,7 +403,7 @@ def parameters(day, event_id):
         "place_in_line": ([event_id], [1]),
         "record_attempts": (
             *(number_literal(each) for each in (events, endpoints, [1], [10**15], [1.5], [200], [1])),
-            ["delivered"], [None], [None], sites, ["live"],
+            ["delivered"], [None], [None], sites, ["live"], None,
         ),
         "put_backlog": columns([(event_id, 1, "s", "waiting", "retry", 1, 5.0, "k", 0, "retry")], 10),
         "put_dead": columns([(event_id, 1, "s", "exhausted", 1)], 5),

@@ -29,6 +29,14 @@ def test_a_success_on_the_healthy_path_is_one_row_and_one_statement():
     assert batch.single
 
 
+def test_evidence_is_kept_by_the_row_of_its_attempt():
+    failed = attempted(delivery(2), Retry(1.0))
+    failed.evidence = '{"ms":{}}'
+    batch = batch_of([delivered(delivery(1)), BacklogWrite(delivery(9), State.PARKED, Reason.PAUSED), failed])
+    assert batch.evidence == {1: '{"ms":{}}'}
+    assert batch.attempts[1][0] == 2
+
+
 def test_a_success_clears_only_deliveries_with_a_row():
     batch = batch_of([delivered(delivery(1)), delivered(delivery(2, attempts=3, in_backlog=True))])
     assert batch.cleared == [(2, 7)]

@@ -23,6 +23,12 @@ def outcome(of=None, response=None):
     return AttemptWrite(of or delivery(), Outcome.DELIVERED, 200, None, response, 1, 1.0, Delivered(), 1)
 
 
+def failure(evidence):
+    write = outcome()
+    write.evidence = evidence
+    return write
+
+
 def kept(of=None):
     return BacklogWrite(of or delivery(), State.PARKED, Reason.LANE_FULL)
 
@@ -71,6 +77,13 @@ def test_a_batch_is_bounded_by_the_bytes_of_its_responses():
     assert [len(pending.take(500)) for _ in range(3)] == [10, 10, 10]
     pending.put(outcome(response=bytes(2 * BATCH_BYTES_MAX)), 1.0)
     assert len(pending.take(500)) == 1
+
+
+def test_evidence_counts_as_bytes_of_a_batch():
+    pending = Pending()
+    for _ in range(20):
+        pending.put(failure("x" * (BATCH_BYTES_MAX // 10)), 1.0)
+    assert [len(pending.take(500)) for _ in range(2)] == [10, 10]
 
 
 def test_only_outcomes_have_an_age_for_the_gate():

@@ -111,10 +111,12 @@ def successes(troubles: Mapping[int, Trouble]) -> list[tuple[object, ...]]:
 class Batch:
     """The rows of one transaction, with columns in the order of the statements.
 
-    `troubles` are not part of it: they are noted afterwards (delivery/recording/notes).
+    `evidence` has the last column of `attempts`, by the index of the row: successes have none. `troubles` are not part
+    of it: they are noted afterwards (delivery/recording/notes).
     """
 
     attempts: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
+    evidence: dict[int, str] = dataclasses.field(default_factory=dict)
     backlog: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
     cleared: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     dead: list[tuple[object, ...]] = dataclasses.field(default_factory=list)
@@ -139,6 +141,8 @@ def batch_of(writes: Iterable[Write], watched: Container[int] = ()) -> Batch:
     for write in writes:
         delivery = write.delivery
         if isinstance(write, AttemptWrite):
+            if write.evidence is not None:
+                batch.evidence[len(batch.attempts)] = write.evidence
             batch.attempts.append(_attempt_row(write))
             # A success counts if the endpoint was in trouble before, or has failed in this batch.
             if (

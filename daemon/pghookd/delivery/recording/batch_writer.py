@@ -181,9 +181,10 @@ class BatchWriter:
             return
         [write] = writes
         if isinstance(write, AttemptWrite) and (
-            write.response is not None or write.error not in {None, UNRECORDABLE}
+            (write.response, write.evidence) != (None, None) or write.error not in {None, UNRECORDABLE}
         ):
-            write.response, write.error = None, UNRECORDABLE if write.error else None
+            write.response = write.evidence = None
+            write.error = UNRECORDABLE if write.error else None
             await self._write(writes, written)
             return
         event_id, endpoint_id = key_of(write)
@@ -271,4 +272,10 @@ def _day_of(write: Write) -> int:
 def _attempts(batch: Batch) -> list[object]:
     """Return the columns of record_attempts; numbers as literals, at a third of the cost of the driver's arrays."""
     found = columns(batch.attempts, _ATTEMPT_COLUMNS)
-    return [*map(number_literal, found[:_NUMBER_COLUMNS]), *found[_NUMBER_COLUMNS:]]
+    return [*map(number_literal, found[:_NUMBER_COLUMNS]), *found[_NUMBER_COLUMNS:], _evidence(batch)]
+
+
+def _evidence(batch: Batch) -> list[str | None] | None:
+    """Return the column of evidence up to the last row that has any; None if no row has."""
+    evidence = batch.evidence
+    return [evidence.get(row) for row in range(max(evidence) + 1)] if evidence else None

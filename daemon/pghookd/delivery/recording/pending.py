@@ -19,7 +19,9 @@ from pghookd.model.delivery import Delivery
 from pghookd.model.outcome import AttemptWrite, Write
 
 OTHERS_LEAST: Final = 50  # rows of a batch that outcomes leave to other writes, so that these never starve
-BATCH_BYTES_MAX: Final = 100_000  # response bytes in a batch: a statement that a socket takes at once
+BATCH_BYTES_MAX: Final = (
+    100_000  # of responses and evidence in a batch: a statement that a socket takes at once
+)
 OUTCOMES_ASIDE_MAX: Final = 2000  # requests that a crash would repeat; beyond this no request starts
 ASIDE_MAX: Final = 20_000  # writes of any kind set aside, as many as deliveries fit in memory
 
@@ -90,7 +92,7 @@ class Pending:
     # Out --------------------------------------------------------------------------------------------------------------
 
     def take(self, most: int) -> list[Write]:
-        """Take the next batch: outcomes, then others, at most `most` rows and BATCH_BYTES_MAX of responses."""
+        """Take the next batch: outcomes, then others, at most `most` rows and BATCH_BYTES_MAX."""
         others = 0 if self.others_rest else len(self._others)
         count = self._fitting(most - min(others, OTHERS_LEAST, most // 2))
         taken: list[Write] = [*self._outcomes[:count]]
@@ -103,8 +105,8 @@ class Pending:
         """Return how many outcomes fit into a batch: at least one, if there is one."""
         size = 0
         for number, write in enumerate(islice(self._outcomes, most)):
-            if write.response is not None:
-                size += len(write.response)
+            if write.response is not None or write.evidence is not None:
+                size += len(write.response or b"") + len(write.evidence or "")
                 if size > BATCH_BYTES_MAX and number:
                     return number
         return min(most, len(self._outcomes))
