@@ -100,7 +100,29 @@ async def test_an_attempt_has_its_answer_its_cause_and_its_revision(delivery):
         "revision": 1,
         "url": FIRST,
         "evidence": None,
+        "response": None,
     }
+
+
+async def test_an_answer_is_shown_where_it_is_asked_for(delivery, login):
+    await delivery.con.execute("update webhooks.attempts set response = 'busy'")
+    shown = {
+        "webhooks_site": b"busy",
+        "webhooks_support": b"busy",
+        "webhooks_admin": b"busy",
+        "webhooks_reader": None,
+    }
+    for role, answer in shown.items():
+        con = await login(role, "s")
+        [row] = await con.fetch(
+            "select * from webhooks.delivery_detail($1, $2, answers => true)",
+            delivery.event_id,
+            delivery.endpoint_id,
+        )
+        assert row["response"] == answer
+        assert [row["response"] for row in await delivery.detail(con)] == [None]
+    other = await login("webhooks_site", "t")
+    assert await other.fetch("select from webhooks.delivery_detail($1, $2, true)", delivery.event_id, 1) == []
 
 
 async def change_twice(delivery):
@@ -147,7 +169,13 @@ async def test_scheme_and_host_unless_the_caller_may_read_urls(delivery, login):
     await change_twice(delivery)
     shown = ["https://a.example", "https://a.example", "https://b.example:8443", "https://b.example:8443"]
     assert await delivery.urls(await login("webhooks_reader")) == shown
-    assert await delivery.urls(await login("webhooks_site", "s")) == shown
+    path = [
+        "https://a.example/hook",
+        "https://a.example/hook",
+        "https://b.example:8443/x",
+        "https://b.example:8443/x",
+    ]
+    assert await delivery.urls(await login("webhooks_site", "s")) == path
     for role in ("webhooks_admin", "webhooks_daemon"):
         assert await delivery.urls(await login(role)) == [FIRST, FIRST, SECOND, SECOND]
 
@@ -162,7 +190,7 @@ async def test_a_site_sees_no_url_that_the_endpoint_got_elsewhere(delivery, logi
     await delivery.change("site_id = 't'")
     await delivery.change(f"url = '{SECOND}'")
     await delivery.attempt(2)
-    assert await delivery.urls(await login("webhooks_site", "s")) == ["https://a.example", None]
+    assert await delivery.urls(await login("webhooks_site", "s")) == ["https://a.example/hook", None]
     assert await delivery.urls(await login("webhooks_reader")) == [
         "https://a.example",
         "https://b.example:8443",
