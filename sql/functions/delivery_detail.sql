@@ -49,6 +49,6 @@ begin
     order by a.attempt;
 end $$;
 comment on function webhooks.delivery_detail is
-  'The attempts at one delivery: cause, the URL that the endpoint had, evidence of a failure, and the answer where it is '
-  'asked for. A caller that may not read endpoints.url sees scheme and host, the site itself the path as well; one that '
-  'may not read answers sees no headers';
+  'The attempts at one delivery: cause, the URL that the endpoint had, evidence of a failure, and the answer where it '
+  'is asked for. A caller that may not read endpoints.url sees scheme and host, the site itself the path as well; one '
+  'that may not read answers sees no headers';
