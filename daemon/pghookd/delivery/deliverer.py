@@ -12,6 +12,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+import orjson
+
 from pghookd.delivery.attempt import Attempts, DeliveryTerms, Gate, Guard, park
 from pghookd.delivery.payloads import PayloadLoader
 from pghookd.egress.sender import Sender
@@ -204,6 +206,7 @@ class Deliverer:
     # Log lines --------------------------------------------------------------------------------------------------------
 
     def _log(self, write: AttemptWrite) -> None:
+        way = orjson.loads(write.evidence or "{}")
         self._logger.info(
             LogEvent.DELIVERY_ATTEMPTED,
             event_id=write.delivery.event.event_id,
@@ -214,6 +217,9 @@ class Deliverer:
             status=write.status,
             error=write.error,
             duration_ms=round(write.duration_ms, 1),
+            revision=write.revision,
+            address=way.get("address"),
+            reached=way.get("reached"),
         )
 
     def _log_breaker(self, event: LogEvent, lane: Lane, **more: object) -> None:

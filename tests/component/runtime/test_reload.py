@@ -116,7 +116,8 @@ async def test_a_request_in_flight_ends_as_it_began(database, db, receiver, unti
         await until(lambda: is_count(db, 1))
         await emit(db, site="a")
         [line] = await daemon.diary.wait_for("delivery.attempted")
-        assert (line["outcome"], line["error"]) == ("timeout", "response")
+        assert (line["outcome"], line["error"], line["revision"]) == ("timeout", "response", 1)
+        assert (line["address"], line["reached"]) == (f"127.0.0.1:{receiver.port}", "sent")
         assert line["duration_ms"] < 5000
 
 
