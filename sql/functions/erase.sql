@@ -1,7 +1,7 @@
 -- Erases the data of a person in the log, for operators: payloads and answers of the events of one subject. Settled
 -- events go at once, archived days included. The daemon erases the others as they are settled, and checks once more
 -- after two minutes, for events that were in flight.
--- needs: erase_archived, erase_subject, newest_event_id
+-- needs: erase_archived, erase_excerpts, erase_subject, newest_event_id
 create or replace function webhooks.erase(site_id text, subject text, pending text default 'deliver') returns bigint
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 declare
@@ -17,6 +17,7 @@ begin
   on conflict on constraint erasures_pkey do update
   set pending = excluded.pending, asked_at = excluded.asked_at, asked_xid = excluded.asked_xid, actor = excluded.actor,
     to_event_id = excluded.to_event_id, events = e.events + archived;
+  perform webhooks.erase_excerpts(erase.site_id);
   return archived + coalesce(webhooks.erase_subject(erase.site_id, erase.subject), 0);
 end $$;
 comment on function webhooks.erase is

@@ -27,6 +27,7 @@ begin
   set state = case when r.state in ('running', 'paused') then 'cancelled' else r.state end,
     ended_at = coalesce(r.ended_at, now()), spec = r.spec - '{site_id,endpoint_id,types,event_ids}'::text[]
   where r.spec ->> 'site_id' = forget.site_id or (r.spec ->> 'endpoint_id') = any (ids::text[]);
+  delete from webhooks.erasures e where e.site_id = forget.site_id;  -- first: one that ends just now leaves a receipt
   update webhooks.operations o set detail = '{}'
   where o.detail ->> 'site_id' = forget.site_id or (o.detail ->> 'endpoint_id') = any (ids::text[]);
   insert into webhooks.forgotten as g (site_id, to_event_id) values (forget.site_id, webhooks.newest_event_id())
