@@ -255,7 +255,6 @@ async def test_a_producer_can_do_nothing_more(con, login, connect):
         "select * from webhooks.deliveries",
         "select * from webhooks.attempts",
         "select webhooks.enable_endpoint(1)",
-        "select webhooks.explain(1)",
         "select webhooks.attach_day(99)",
         "select webhooks.replay(site_id => 's', dry_run => false)",
         "select webhooks.rotate_secret(1)",
