@@ -15,8 +15,10 @@ begin
     raise exception 'forget wants a site' using errcode = 'null_value_not_allowed';
   end if;
   select array_agg(p.endpoint_id) into ids from webhooks.endpoints p where p.site_id = forget.site_id;
+  perform set_config('webhooks.recorded', 'on', true);
   delete from webhooks.sites s where s.site_id = forget.site_id returning s.owner_email into owner;
   get diagnostics total = row_count;
+  perform set_config('webhooks.recorded', 'off', true);
   ids := coalesce(ids, '{}');
   -- Those of endpoints that are gone, too; one that has moved keeps the others, without the name of this site.
   delete from webhooks.endpoint_revisions r where r.site_id = forget.site_id;

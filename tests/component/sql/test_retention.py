@@ -323,7 +323,7 @@ async def test_a_removal_goes_on_after_a_crash_at_each_statement(log, database, 
     assert not [name for name in await log.tables() if not name.startswith("webhooks_archive.")]
 
 
-async def test_a_day_that_has_begun_to_leave_goes_before_an_older_one_that_was_kept(log, database, connect):
+async def test_a_day_that_leaves_goes_before_an_older_one_that_was_kept(log, database, connect):
     """Postgres detaches no second partition of a table while one is pending."""
     reader = await connect(database)
     await log.backlog()

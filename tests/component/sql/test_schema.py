@@ -586,7 +586,7 @@ async def test_operations_say_who_did_what(con, endpoint_id):
     await con.execute("select webhooks.enable_endpoint($1)", endpoint_id)
     rows = await con.fetch("select actor, what, detail from webhooks.operations order by at")
     assert [row["what"] for row in rows] == ["disable_endpoint", "enable_endpoint"]
-    assert {row["actor"] for row in rows} == {await con.fetchval("select session_user")}
+    assert {row["actor"] for row in rows} == {await con.fetchval("select webhooks.current_actor()")}
     assert json.loads(rows[0]["detail"]) == {"endpoint_id": endpoint_id, "reason": "failing"}
 
 

@@ -27,7 +27,9 @@ KEPT = 30
 PRODUCERS = 16
 OPEN = range(33, 53)  # a transaction is open for an hour around the beginning of each of these days
 PREPARED = range(40, 65)  # a transaction is prepared on the first of these days, and ended on the last one
-KILLED = range(70, 120)  # the daemon is killed before its first statement, the next day before its second one, ...
+KILLED = range(
+    70, 120
+)  # the daemon is killed before its first statement, the next day before its second one, ...
 UNSETTLED = {15: 60, 40: 119}  # days whose delivery waits, and on which day it is done
 
 
