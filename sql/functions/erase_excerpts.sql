@@ -1,5 +1,5 @@
--- A part of erase: erases the answers that emails about a site's endpoints quote. An email does not record to which event
--- an answer was, so all of them go.
+-- A part of erase: erases the answers that emails about a site's endpoints quote. An email does not record to which
+-- event an answer was, so all of them go.
 create or replace function webhooks.erase_excerpts(site_id text) returns void
 language sql set search_path = pg_catalog, webhooks, pg_temp as $$
   update webhooks.emails e

@@ -27,7 +27,8 @@ begin
   if tg_op = 'UPDATE' and not recorded then
     insert into webhooks.operations (what, detail)
     values ('endpoint_changed', jsonb_build_object('endpoint_id', new.endpoint_id, 'revision', new.revision)
-      || case when old.enabled and not new.enabled then jsonb_build_object('reason', new.disabled_reason) else '{}' end);
+      || case when old.enabled and not new.enabled then jsonb_build_object('reason', new.disabled_reason)
+        else '{}' end);
   end if;
   return null;
 end $$;

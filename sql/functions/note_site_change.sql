@@ -1,5 +1,5 @@
--- Trigger of sites: an UPDATE is an operation, with the names of the columns that it changed, and so is a DELETE, unless
--- the function that makes it records itself (webhooks.recorded). No values, since addresses are personal.
+-- Trigger of sites: an UPDATE is an operation, with the names of the columns that it changed, and so is a DELETE,
+-- unless the function that makes it records itself (webhooks.recorded). No values, since addresses are personal.
 create or replace function webhooks.note_site_change() returns trigger
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 begin
