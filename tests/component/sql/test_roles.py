@@ -541,6 +541,7 @@ def parameters(day, event_id):
         "prune_operations": (400, 10),
         "prune_replays": (400, 10),
         "prune_revisions": (400, 10),
+        "note_expired_day": (1, 1),
         "note_left_day": (0, "dropped"),
         "note_archive_dropped": (0,),
         "note_migration": (99, "later", "x", None),
