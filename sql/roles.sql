@@ -23,7 +23,8 @@ grant usage on schema webhooks to webhooks_producer, webhooks_admin, webhooks_re
 -- Producers insert events. They may read back what Postgres filled in, since Django, SQLAlchemy and others add RETURNING.
 grant insert (site_id, type, payload, subject, traceparent, ordering_key, dedupe_key, supersede_key, deliver_after, deliver_before),
   select (event_id, created_at, xid) on webhooks.events to webhooks_producer;
-grant execute on function webhooks.webhook_id, webhooks.emit_changes, webhooks.watch_table to webhooks_producer;
+grant execute on function webhooks.webhook_id, webhooks.explain, webhooks.emit_changes, webhooks.watch_table
+  to webhooks_producer;
 do $$
 declare
   f regprocedure;

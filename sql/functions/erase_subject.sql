@@ -1,7 +1,7 @@
 -- A part of erase: erases the settled events of a subject, and ends the erasure if nothing is left. Returns how many
 -- events it erased; null: another call is at it. Called by the daemon as well. As in erase_payloads, a running replay
 -- is waited for.
--- needs: cancel, is_erased
+-- needs: cancel, erase_excerpts, is_erased
 create or replace function webhooks.erase_subject(site_id text, subject text) returns bigint
 language plpgsql security definer set search_path = pg_catalog, webhooks, pg_temp
 set plan_cache_mode = force_custom_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off
@@ -41,6 +41,7 @@ begin
   r.events := r.events + n;
   if rest is null and r.asked_at < now() - interval '2 minutes'
     and pg_snapshot_xmin(pg_current_snapshot()) >= r.asked_xid then
+    perform webhooks.erase_excerpts(r.site_id);  -- of emails that were written meanwhile
     delete from webhooks.erasures e where e.site_id = r.site_id and e.subject = r.subject;
     insert into webhooks.operations (actor, what, detail)
     values (r.actor, 'erased', jsonb_build_object('site_id', r.site_id, 'events', r.events, 'answers', r.answers,

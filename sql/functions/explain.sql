@@ -1,6 +1,7 @@
--- Explains for each endpoint of an event's site why the event went there, or did not. Shows the text of a filter only
--- to a caller that may read endpoints.filter.
--- needs: matches, takes, webhook_id
+-- Explains for each endpoint of an event's site why the event went there, or did not. Producers call it as well: it
+-- shows no URL, payload, answer or address. The text of a filter is for callers that may read endpoints.filter, the
+-- details of an error, which may name hosts, for those that may read attempts.error.
+-- needs: matches, nearest_name, takes, webhook_id
 create or replace function webhooks.explain(event_id bigint) returns table (endpoint_id bigint, at timestamptz, what text, detail text)
 language plpgsql stable security definer set search_path = pg_catalog, webhooks, pg_temp as $$
 #variable_conflict use_column
@@ -11,6 +12,7 @@ declare
     --include caller
   ;
   sees constant boolean := has_column_privilege(caller, 'webhooks.endpoints', 'filter', 'select');
+  sees_errors constant boolean := has_column_privilege(caller, 'webhooks.attempts', 'error', 'select');
 begin
   select * into e from webhooks.events v where v.event_id = explain.event_id;
   if not found then
@@ -20,7 +22,8 @@ begin
   return query select null::bigint, e.created_at, 'inserted',
     format('%s of site %s, %s', e.type, e.site_id, webhooks.webhook_id(e.event_id, e.created_at));
   if not exists (select from webhooks.sites s where s.site_id = e.site_id) then
-    return query select null::bigint, null::timestamptz, 'no_site', format('site %s is not known', e.site_id);
+    return query select null::bigint, null::timestamptz, 'no_site',
+      concat('site ', e.site_id, ' is not known', '; the nearest is ' || webhooks.nearest_name('site', e.site_id));
   elsif not exists (select from webhooks.endpoints p where p.site_id = e.site_id) then
     return query select null::bigint, null::timestamptz, 'no_endpoint', format('site %s has no endpoint', e.site_id);
   elsif e.endpoint_id is null
@@ -46,11 +49,12 @@ begin
       case
         when b.event_id is not null then
           concat_ws(', ', s.reason, case when s.reason = 'filter_slow' then 'the filter of the endpoint takes too long' || shown.filter end,
-            b.attempts || ' attempts', 'next at ' || s.next_attempt_at,
-            'last answer ' || concat_ws(' ', a.outcome, a.status, a.error), 'revision ' || a.revision)
+            b.attempts || ' attempts', 'next at ' || s.next_attempt_at, shown.answer, 'revision ' || a.revision)
         when d.event_id is not null then
-          concat_ws(', ', d.reason, d.attempts || ' attempts',
-            'last answer ' || concat_ws(' ', a.outcome, a.status, a.error), 'revision ' || a.revision)
+          concat_ws(', ', d.reason,
+            case when d.reason = 'invalid' and e.type !~ '^[a-zA-Z0-9_]+(\.[a-zA-Z0-9_]+)*$'
+              then 'a type is letters, digits and _, joined by dots' end,
+            d.attempts || ' attempts', shown.answer, 'revision ' || a.revision)
         when a.outcome = 'delivered' then
           concat_ws(', ', format('at attempt %s, answered %s in %s ms', a.attempt, a.status, round(a.duration_ms)),
             'revision ' || a.revision,
@@ -63,7 +67,6 @@ begin
         else 'the daemon has not settled it yet'
       end
     from webhooks.endpoints p
-    cross join lateral (select case when sees then ': ' || p.filter::text else '' end as filter) shown
     left join webhooks.backlog b on b.event_id = e.event_id and b.endpoint_id = p.endpoint_id
     cross join lateral (select
       --include delivery_state
@@ -72,6 +75,10 @@ begin
     left join lateral (
       select * from webhooks.attempts t where t.event_id = e.event_id and t.endpoint_id = p.endpoint_id
       order by t.attempt desc limit 1) a on true
+    cross join lateral (
+      select case when sees then ': ' || p.filter::text else '' end as filter,
+        'last answer ' || nullif(concat_ws(' ', a.outcome, a.status,
+          case when sees_errors then a.error else split_part(a.error, ':', 1) end), '') as answer) shown
     left join lateral (
       select true as asked,
         case when octet_length(e.payload::text) <= 1000000 then webhooks.matches(e.payload, p.filter) end as says

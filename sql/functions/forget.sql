@@ -15,8 +15,10 @@ begin
     raise exception 'forget wants a site' using errcode = 'null_value_not_allowed';
   end if;
   select array_agg(p.endpoint_id) into ids from webhooks.endpoints p where p.site_id = forget.site_id;
+  perform set_config('webhooks.recorded', 'on', true);
   delete from webhooks.sites s where s.site_id = forget.site_id returning s.owner_email into owner;
   get diagnostics total = row_count;
+  perform set_config('webhooks.recorded', 'off', true);
   ids := coalesce(ids, '{}');
   -- Those of endpoints that are gone, too; one that has moved keeps the others, without the name of this site.
   delete from webhooks.endpoint_revisions r where r.site_id = forget.site_id;
@@ -27,6 +29,7 @@ begin
   set state = case when r.state in ('running', 'paused') then 'cancelled' else r.state end,
     ended_at = coalesce(r.ended_at, now()), spec = r.spec - '{site_id,endpoint_id,types,event_ids}'::text[]
   where r.spec ->> 'site_id' = forget.site_id or (r.spec ->> 'endpoint_id') = any (ids::text[]);
+  delete from webhooks.erasures e where e.site_id = forget.site_id;  -- first: one that ends just now leaves a receipt
   update webhooks.operations o set detail = '{}'
   where o.detail ->> 'site_id' = forget.site_id or (o.detail ->> 'endpoint_id') = any (ids::text[]);
   insert into webhooks.forgotten as g (site_id, to_event_id) values (forget.site_id, webhooks.newest_event_id())

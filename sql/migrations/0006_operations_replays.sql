@@ -3,7 +3,9 @@
 
 create table webhooks.operations (
   at     timestamptz not null default now(),
-  actor  text not null default session_user,
+  actor  text not null default  -- as webhooks.current_actor(), which is made after the tables
+         session_user || coalesce(' (' || nullif(concat_ws(', ', nullif(current_setting('application_name'), ''),
+           nullif(left(current_setting('webhooks.actor', true), 100), '')), '') || ')', ''),
   what   text not null,
   detail jsonb not null default '{}'
 );
@@ -74,7 +76,7 @@ create table webhooks.erasures (
   pending     text not null constraint "pending is deliver or cancel" check (pending in ('deliver', 'cancel')),
   asked_at    timestamptz not null default now(),
   asked_xid   xid8 not null default pg_current_xact_id(),
-  actor       text not null default session_user,
+  actor       text not null,
   to_event_id bigint not null,
   events      bigint not null default 0,
   answers     bigint not null default 0,

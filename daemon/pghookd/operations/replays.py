@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from pghookd.operations.endpoints import ADMIN, needing
 from pghookd.postgres.client import Session, connect, query
+from pghookd.process.unix_user import unix_user
 from pghookd.settings.schema import Settings
 
 LOOK_EVERY_S: Final = 0.5
@@ -120,7 +121,8 @@ async def act(settings: Settings, what: str, replay_id: int) -> None:
 @asynccontextmanager
 async def _session(settings: Settings) -> AsyncIterator[Session]:
     with needing(ADMIN):
-        session = await connect(settings.database.url.get_secret_value(), name="replay", settings=_SETTINGS)
+        bounds = {**_SETTINGS, "webhooks.actor": unix_user()}
+        session = await connect(settings.database.url.get_secret_value(), name="replay", settings=bounds)
         try:
             yield session
         finally:

@@ -16,6 +16,7 @@ from pghookd.operations.endpoints import ADMIN, needing
 from pghookd.operations.forecast import day_reached, growth
 from pghookd.postgres.client import Session, connect, query
 from pghookd.postgres.owner import as_owner
+from pghookd.process.unix_user import unix_user
 from pghookd.settings.schema import Settings
 
 _SETTINGS: Final = {"statement_timeout": "5min", "lock_timeout": "2s", "TimeZone": "UTC"}
@@ -105,7 +106,8 @@ async def drop_archived(settings: Settings, day: int) -> bool:
 @asynccontextmanager
 async def _session(settings: Settings) -> AsyncIterator[Session]:
     with needing(ADMIN):
-        session = await connect(settings.database.url.get_secret_value(), name="storage", settings=_SETTINGS)
+        bounds = {**_SETTINGS, "webhooks.actor": unix_user()}
+        session = await connect(settings.database.url.get_secret_value(), name="storage", settings=bounds)
         try:
             yield session
         finally:

@@ -22,6 +22,7 @@ from pghookd.event_log.rows import server_of, shard_of
 from pghookd.model.suspect import write_suspects
 from pghookd.postgres.client import DatabaseAway, DatabaseError, Session, connect, query
 from pghookd.process.host_id import host_id
+from pghookd.process.unix_user import unix_user
 from pghookd.runtime import ownership
 from pghookd.settings.schema import Settings
 
@@ -58,7 +59,9 @@ async def adopt(settings: Settings, *, skip_backlog: bool, host: str | None = No
             privilege.
     """
     session = await connect(
-        settings.database.url.get_secret_value(), name="adopt", settings={"lock_timeout": "2s"}
+        settings.database.url.get_secret_value(),
+        name="adopt",
+        settings={"lock_timeout": "2s", "webhooks.actor": unix_user()},
     )
     try:
         await _own(session, settings.delivery.shards)

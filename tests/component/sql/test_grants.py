@@ -31,7 +31,7 @@ LOOKUPS = {"webhook_id", "event_id", "explain", "nearest_name"}
 SITE_LOG = {"site_deliveries", "missed_since", "endpoint_activity", "delivery_detail"}
 FUNCTIONS = {
     None: set(),
-    "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id"},
+    "webhooks_producer": {"emit", "emit_changes", "watch_table", "webhook_id", "explain"},
     "webhooks_reader": LOOKUPS | SITE_LOG,
     "webhooks_support": LOOKUPS | SITE_LOG | {
         "enable_endpoint", "plan_replay", "replay", "pause_replay", "resume_replay", "cancel_replay", "send_again",
@@ -247,7 +247,7 @@ async def test_the_daemon_can_only_erase_a_site_that_is_forgotten(login_as, data
         ("webhooks_daemon", "replay --site s", "webhooks_admin"),
         ("webhooks_reader", "endpoint show 1", "webhooks_admin"),
         ("webhooks_producer", "endpoint list", "webhooks_reader"),
-        ("webhooks_producer", "event why 1", "webhooks_reader"),
+        ("webhooks_producer", "delivery list --site s", "webhooks_reader"),
     ],
 )
 async def test_a_command_that_is_refused_names_the_role_it_needs(login, role, command, needed):
@@ -353,6 +353,29 @@ async def test_a_reader_sees_no_text_of_a_filter(endpoints, login_as, database):
     reader, admin = await login_as("webhooks_reader"), await login_as("webhooks_admin")
     assert await reader.fetchval(ask, event_id) == "the filter of the endpoint leaves it out"
     assert "a@b.example" in await admin.fetchval(ask, event_id)
+
+
+async def test_explain_shows_a_producer_no_more_than_the_reason(endpoints, login_as):
+    event_id = await emit(endpoints, payload='{"email": "a@b.example", "n": "canary"}')
+    await endpoints.execute(
+        "insert into webhooks.attempts"
+        " (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, error, site_id, response)"
+        " select $1, min(endpoint_id), now(), 1, 1, 'unreachable', 'dns: canary.example', 's', 'canary'"
+        " from webhooks.endpoints",
+        event_id,
+    )
+    await endpoints.execute(
+        "insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts)"
+        " select $1, min(endpoint_id), 's', 'exhausted', 1 from webhooks.endpoints",
+        event_id,
+    )
+    ask = "select detail from webhooks.explain($1)"
+    producer, reader = await login_as("webhooks_producer"), await login_as("webhooks_reader")
+    told = [row["detail"] for row in await producer.fetch(ask, event_id)]
+    assert "exhausted, 1 attempts, last answer unreachable dns" in told
+    hidden = ("canary", "a@b.example", *(urlsplit(url).hostname for url in URLS))
+    assert not [text for text in told if any(word in text for word in hidden)]
+    assert "dns: canary.example" in str(await reader.fetch(ask, event_id))
 
 
 async def test_a_reader_sees_no_address_of_an_owner(endpoints, login_as):

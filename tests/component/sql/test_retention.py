@@ -16,6 +16,7 @@ from pghookd.postgres.client import DatabaseAway, query
 from pghookd.runtime.upkeep import maintenance
 from pghookd.runtime.upkeep.retention import Policy, Retention
 from support.crew import Diary
+from support.dying_session import DyingSession
 from support.events import emit
 from support.seasoned_producer import IN_PLPGSQL, NO_WAITING, SeasonedProducer
 
@@ -301,29 +302,13 @@ async def test_old_records_are_deleted_and_those_still_open_stay(log, table):
 # Crashes ------------------------------------------------------------------------------------------------------------
 
 
-class Dying:
-    """A session that ends before one of its statements."""
-
-    def __init__(self, session, statements):
-        self._session, self._left = session, statements
-
-    def __getattr__(self, name):
-        return getattr(self._session, name)
-
-    async def execute(self, sql, *args):
-        self._left -= 1
-        if self._left < 0:
-            self._session.terminate()
-        return await self._session.execute(sql, *args)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ["drop", "detach"])
 async def test_a_removal_goes_on_after_a_crash_at_each_statement(log, database, action):
     """Before each statement of the first day, one after another."""
     policy = Policy(days=10, action=action)
     for statements in itertools.count():
-        dying = Dying(await client.connect(database, name="tend"), statements)
+        dying = DyingSession(await client.connect(database, name="tend"), statements)
         try:
             await Retention(dying, log.diary.logger, monotonic=lambda: 0.0).step(policy, log.today - 19)
         except DatabaseAway:
@@ -336,6 +321,20 @@ async def test_a_removal_goes_on_after_a_crash_at_each_statement(log, database, 
     noted = await log.session.fetch("select what from webhooks.operations")
     assert [row["what"] for row in noted] == ["day_dropped" if action == "drop" else "day_archived"]
     assert not [name for name in await log.tables() if not name.startswith("webhooks_archive.")]
+
+
+async def test_a_day_that_leaves_goes_before_an_older_one_that_was_kept(log, database, connect):
+    """Postgres detaches no second partition of a table while one is pending."""
+    reader = await connect(database)
+    await log.backlog()
+    await reader.execute("begin isolation level repeatable read")
+    await reader.execute("select count(*) from webhooks.events")
+    await log.step()
+    assert await log.is_there()
+    await log.session.execute("delete from webhooks.backlog")
+    await reader.execute("commit")
+    await log.step()
+    assert await log.tables() == await log.tables(log.old + 1) == []
 
 
 async def test_a_day_that_has_begun_to_leave_goes_even_if_its_time_is_longer_now(log, database, connect):

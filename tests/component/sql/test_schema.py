@@ -193,13 +193,13 @@ def _key_length(secret):
 
 
 async def _accepts(con, sql, *args):
-    """Return True if a row is accepted; a refusal names a constraint with a sentence for a name."""
+    """Return True if a row is accepted; a refusal is a sentence: the name of a constraint, or a trigger's message."""
     transaction = con.transaction()
     await transaction.start()
     try:
         await con.execute(sql, *args)
     except asyncpg.CheckViolationError as error:
-        if " " not in error.constraint_name:
+        if " " not in (error.constraint_name or str(error)):
             raise
         return False
     finally:
@@ -586,7 +586,7 @@ async def test_operations_say_who_did_what(con, endpoint_id):
     await con.execute("select webhooks.enable_endpoint($1)", endpoint_id)
     rows = await con.fetch("select actor, what, detail from webhooks.operations order by at")
     assert [row["what"] for row in rows] == ["disable_endpoint", "enable_endpoint"]
-    assert {row["actor"] for row in rows} == {await con.fetchval("select session_user")}
+    assert {row["actor"] for row in rows} == {await con.fetchval("select webhooks.current_actor()")}
     assert json.loads(rows[0]["detail"]) == {"endpoint_id": endpoint_id, "reason": "failing"}
 
 
@@ -699,6 +699,8 @@ async def test_explain_an_event_that_nobody_was_to_get(con):
     event_id = await emit(con, site="elsewhere")
     told = await explain(con, event_id)
     assert told["no_site"] == "site elsewhere is not known"
+    near = await explain(con, await emit(con, site="s-1"))
+    assert near["no_site"] == "site s-1 is not known; the nearest is s"
     webhook_id = await con.fetchval("select webhooks.webhook_id(event_id, created_at) from webhooks.events")
     assert told["inserted"] == f"order_created of site elsewhere, {webhook_id}"
     assert (await explain(con, await emit(con)))["no_endpoint"] == "site s has no endpoint"
@@ -736,9 +738,19 @@ async def test_explain_an_event_that_is_settled(con, endpoint_id):
     await con.execute("delete from webhooks.backlog")
     await bury(con, endpoint_id, event_id, "exhausted", 1)
     assert (await explain(con, event_id))["dead"] == "exhausted, 1 attempts, last answer refused 500"
+    await con.execute("update webhooks.attempts set revision = 2")
+    assert (await explain(con, event_id))["dead"].endswith("last answer refused 500, revision 2")
+    await con.execute("update webhooks.attempts set revision = null")
     await con.execute("delete from webhooks.dead")
     await con.execute(ATTEMPT, event_id, endpoint_id, 2, 204, "delivered", None)
     assert (await explain(con, event_id))["delivered"] == "at attempt 2, answered 204 in 12 ms"
+
+
+async def test_explain_an_event_of_an_invalid_type(con, endpoint_id):
+    event_id = await emit(con, kind="Order-Created!")
+    await bury(con, endpoint_id, event_id, "invalid", 0)
+    why = "invalid, a type is letters, digits and _, joined by dots, 0 attempts"
+    assert (await explain(con, event_id))["dead"] == why
 
 
 # The view of deliveries ------------------------------------------------------------------------------------------

@@ -6,14 +6,18 @@ The test plays the daemon: it settles a day's events as soon as nothing holds th
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 
 import pytest
 
 from pghookd.postgres import client
+from pghookd.postgres.client import DatabaseAway
 from pghookd.runtime.upkeep import maintenance
 from pghookd.runtime.upkeep.retention import Policy, Retention
 from support.crew import Diary
+from support.dying_session import DyingSession
 from support.events import emit
 from support.seasoned_producer import IN_PLPGSQL, INSERT, NO_WAITING, SeasonedProducer
 
@@ -21,42 +25,65 @@ DAY = 2**32
 DAYS = 120
 KEPT = 30
 PRODUCERS = 16
-OPEN = range(10, 70)  # days during which a transaction stays open
-PREPARED = range(20, 90)  # the same, prepared
+OPEN = range(33, 53)  # a transaction is open for an hour around the beginning of each of these days
+PREPARED = range(40, 65)  # a transaction is prepared on the first of these days, and ended on the last one
+KILLED = range(
+    70, 120
+)  # the daemon is killed before its first statement, the next day before its second one, ...
 UNSETTLED = {15: 60, 40: 119}  # days whose delivery waits, and on which day it is done
 
 
 class Year:
-    """The log, its days, and the sixteen producers."""
+    """The log, its days, and the producers."""
 
-    def __init__(self, session):
+    def __init__(self, session, first):
         self.session = session
+        self.first = first
         self.diary = Diary()
-        self.retention = Retention(session, self.diary.logger, monotonic=time.monotonic)
         self.sold = 0
         self.slowest_s = 0.0
-        self.unread = []  # ids of events in open transactions
+        self.unread = set()  # ids of events in open transactions
+        self.is_over = False
 
-    async def sell(self, producer, done):
-        while not done.is_set():
+    async def sell(self, producer):
+        """Insert until the year is over; a wait of 200 ms for a lock is an error."""
+        while not self.is_over:
             begun = time.monotonic()
             await producer.prepared.fetchval()
             self.slowest_s = max(self.slowest_s, time.monotonic() - begun)
             self.sold += 1
 
-    async def next_day(self, today):
-        async with asyncio.timeout(60):
-            while not await maintenance.step(self.session, logger=self.diary.logger, days=3, today=today):
-                pass
-        floor = min(
-            [await self.session.fetchval("select webhooks.newest_event_id()"), *(i - 1 for i in self.unread)]
-        )
+    async def turn(self, day, session=None):
+        """Enter a day, and remove the old ones that may go."""
+        session = session or self.session
+        newest = await self.session.fetchval("select webhooks.newest_event_id()")
+        floor = min([newest, *(event_id - 1 for event_id in self.unread)])
         await self.session.execute("update webhooks.shards set floor = $1", floor)
-        await self.retention.step(Policy(days=KEPT, unsettled_days=1000), today)
+        retention = Retention(session, self.diary.logger, monotonic=time.monotonic)
+        leave = functools.partial(retention.step, Policy(days=KEPT, unsettled_days=1000))
+        step = functools.partial(
+            maintenance.step, session, logger=self.diary.logger, days=3, today=self.first + day, leave=leave
+        )
+        async with asyncio.timeout(30):
+            while not await step():
+                pass
+            await step()
 
-    async def days(self):
-        rows = await self.session.fetch("select day from webhooks.partitions order by day")
-        return [row["day"] for row in rows]
+    async def queue(self):
+        """Insert an event whose delivery waits; return its id."""
+        event_id = await emit(self.session)
+        await self.session.execute(
+            "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, next_attempt_at)"
+            " select $1, endpoint_id, site_id, 'waiting', 'retry', now() from webhooks.endpoints",
+            event_id,
+        )
+        return event_id
+
+    async def finish(self, event_id):
+        """Settle an event that was queued, which must be there."""
+        found = "select count(*) from webhooks.events where event_id = $1"
+        assert await self.session.fetchval(found, event_id) == 1
+        await self.session.execute("delete from webhooks.backlog where event_id = $1", event_id)
 
 
 @pytest.fixture
@@ -66,62 +93,81 @@ async def year(database):
     await session.execute("insert into webhooks.sites (site_id, name) values ('s', 'S')")
     await session.execute("insert into webhooks.endpoints (site_id, url) values ('s', 'http://x')")
     await session.execute("insert into webhooks.shards (shard, floor) values (0, 0)")
-    yield Year(session)
+    yield Year(session, await session.fetchval("select webhooks.day_of()"))
     await session.close()
 
 
-async def hold(connect, database, **settings):
-    """Open a transaction that has inserted an event; return the connection and the event's id."""
-    connection = await connect(database, server_settings={"webhooks.bell": "off", **settings})
-    await connection.execute("begin")
-    return connection, await connection.fetchval(INSERT)
+@pytest.fixture
+def held(year, database, connect):
+    """Return `async with held(end)`: a transaction with an event, which `end` ends."""
+
+    @contextlib.asynccontextmanager
+    async def hold(*begun, end):
+        connection = await connect(database, server_settings={"webhooks.bell": "off"})
+        await connection.execute("begin")
+        event_id = await connection.fetchval(INSERT)
+        year.unread.add(event_id)
+        for statement in begun:
+            await connection.execute(statement)
+        yield
+        await connection.execute(end)
+        year.unread.remove(event_id)
+        await connection.close()
+
+    return hold
+
+
+async def killed(year, database, day, statements):
+    """Play a day with a daemon that is killed; return False if it has survived."""
+    session = DyingSession(await client.connect(database, name="tend"), statements)
+    with contextlib.suppress(DatabaseAway):
+        await year.turn(day, session)
+    session.terminate()
+    return session.died
+
+
+async def pass_days(year, database, held):
+    """Play the year; return the number of statements before which the daemon was killed."""
+    waiting, deaths = {}, 0
+    async with contextlib.AsyncExitStack() as prepared:
+        for day in range(DAYS):
+            if day == PREPARED.start:
+                two_phase = held("prepare transaction 'year'", end="commit prepared 'year'")
+                await prepared.enter_async_context(two_phase)
+            if day in UNSETTLED:
+                waiting[UNSETTLED[day]] = await year.queue()
+            if day in OPEN:
+                async with held(end="commit"):
+                    await year.turn(day)
+            if day in KILLED:
+                deaths += await killed(year, database, day, day - KILLED.start)
+            await year.turn(day)
+            if day == PREPARED[-1]:
+                await prepared.aclose()
+            if day in waiting:
+                await year.finish(waiting[day])
+    await year.turn(DAYS)
+    return deaths
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_days_turn_over_while_producers_insert(year, database, connect):
+async def test_days_turn_over_while_producers_insert(year, database, connect, held):
     session = year.session
+    if await session.fetchval("show max_prepared_transactions") == "0":
+        pytest.skip("this server has no two-phase transactions")
     producers = [SeasonedProducer(await connect(database, **NO_WAITING)) for _ in range(PRODUCERS)]
     for producer in producers:
         await producer.warm_up()
-    done = asyncio.Event()
-    selling = [asyncio.create_task(year.sell(producer, done)) for producer in producers]
-    first = await session.fetchval("select webhooks.day_of()")
-    two_phase = await session.fetchval("show max_prepared_transactions") != "0"
-    waiting = {}
-    for n in range(DAYS):
-        if n == OPEN.start:
-            held, held_id = await hold(connect, database)
-            year.unread.append(held_id)
-        if n == PREPARED.start and two_phase:
-            prepared, prepared_id = await hold(connect, database)
-            await prepared.execute("prepare transaction 'year'")
-            year.unread.append(prepared_id)
-        if n in UNSETTLED:
-            waiting[n] = await emit(session)
-            await session.execute(
-                "insert into webhooks.backlog (event_id, endpoint_id, site_id, state, reason, next_attempt_at)"
-                " select $1, endpoint_id, site_id, 'waiting', 'retry', now() from webhooks.endpoints",
-                waiting[n],
-            )
-        await year.next_day(first + n)
-        assert not [task for task in selling if task.done()], "an insert has failed or waited for 200 ms"
-        if n == OPEN.stop:
-            await held.execute("commit")
-            year.unread.remove(held_id)
-        if n == PREPARED.stop and two_phase:
-            await session.execute("commit prepared 'year'")
-            year.unread.remove(prepared_id)
-        for made, end in UNSETTLED.items():
-            if n == end:
-                assert await session.fetchval(
-                    "select count(*) from webhooks.events where event_id = $1", waiting[made]
-                )
-                await session.execute("delete from webhooks.backlog where event_id = $1", waiting[made])
-    await year.next_day(first + DAYS)
-    done.set()
-    await asyncio.gather(*selling)
-    assert (await year.days())[0] == first + DAYS - KEPT
-    assert len(year.diary.of("day.dropped")) == DAYS - KEPT
-    assert await session.fetchval("select min(event_id) from webhooks.events") >= (first + DAYS - KEPT) * DAY
-    print(f"{year.sold} inserts, the slowest took {1000 * year.slowest_s:.0f} ms")
+    async with asyncio.TaskGroup() as group:
+        for producer in producers:
+            group.create_task(year.sell(producer))
+        deaths = await pass_days(year, database, held)
+        year.is_over = True
+    assert 15 < deaths < len(KILLED), "each statement of a day is one before which the daemon was killed"
+    left = await session.fetch("select day from webhooks.partitions order by day")
+    assert left[0]["day"] == year.first + DAYS - KEPT
+    gone = await session.fetch("select detail from webhooks.operations where what = 'day_dropped'")
+    assert len(gone) == len({row["detail"] for row in gone}) == DAYS - KEPT
+    assert await session.fetchval("select min(event_id) from webhooks.events") >= left[0]["day"] * DAY
+    print(f"{year.sold} inserts, the slowest took {1000 * year.slowest_s:.0f} ms; {deaths} kills")

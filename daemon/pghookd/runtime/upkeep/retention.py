@@ -118,6 +118,7 @@ class Retention:
             await self._session.execute("select pg_notify('pghookd', 'endpoints')")
             await asyncio.sleep(PAUSE_S)
         if count:
+            await self._session.execute(query("note_expired_day"), day, count)
             self._logger.warning(LogEvent.DAY_EXPIRED, day=date_of(day), deliveries=count)
 
     async def _remove(self, day: int, policy: Policy) -> None:
