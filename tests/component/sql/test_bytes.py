@@ -73,8 +73,9 @@ select webhooks.erase('{site}', '{text}');
 select webhooks.replay(site_id => '{site}', dry_run => false)"""
 LOG_ROWS = """
 insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id, error,
-  response)
-select event_id, p.endpoint_id, now(), 1, 1, 'refused', '{site}', 'dns: {text}', convert_to(e.payload ->> 'a', 'UTF8')
+  response, evidence)
+select event_id, p.endpoint_id, now(), 1, 1, 'refused', '{site}', 'dns: {text}', convert_to(e.payload ->> 'a', 'UTF8'),
+  jsonb_build_object('headers', jsonb_build_object('a', e.payload ->> 'a'))
 from webhooks.events e join webhooks.endpoints p using (site_id) where site_id = '{site}' and event_id = any ('{ids}');
 insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts)
 select event_id, endpoint_id, site_id, 'exhausted', 1 from webhooks.attempts where event_id = any ('{ids}')"""
