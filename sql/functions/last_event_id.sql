@@ -1,5 +1,6 @@
--- Where the log of a site with `until` begins to read, searched by halves among the ids of three days: by then all of a
--- transaction's events are later, if it inserts them within an hour. Lives on the primary key of events.
+-- Where the log of a site begins to read for `until`: an id of an hour later, searched by halves among the ids of three
+-- days. An event gets its id after the beginning of its transaction, from which created_at is. Lives on the primary key
+-- of events.
 -- needs: day_of
 create or replace function webhooks.last_event_id(until timestamptz) returns bigint
 language plpgsql stable set search_path = pg_catalog, webhooks, pg_temp

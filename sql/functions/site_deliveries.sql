@@ -1,7 +1,6 @@
 -- The log of a site, for a platform's own settings page: its deliveries, newest first, in keyset pages. It reads pages
--- of candidates until enough of them pass; a filter that nearly nothing passes reads on to the end. It looks for them in
--- the newest days first, and in ever more days while there are too few: each day costs a step into its index for each
--- endpoint, whether or not it has a row.
+-- of candidates until enough of them pass; a filter that nearly nothing passes reads on to the end. The newest days are
+-- read first, then ever more of them: each day costs a step into its index for each endpoint, with a row or without.
 -- needs: day_of, deliveries_of_subject, first_event_id, last_event_id, recent_deliveries, sees_site, shard_of, unread_deliveries, webhook_id
 create or replace function webhooks.site_deliveries(
   site_id text, endpoint_id bigint default null, state text default null, type text default null,
@@ -17,7 +16,10 @@ declare
     case when site_deliveries.state is null then '{delivered,pending,failed}' else array[site_deliveries.state] end;
   low constant bigint :=
     case when isfinite(since) and since > '2020-01-02' then webhooks.first_event_id(since) else 0 end;
-  top_event bigint := case when isfinite(until) then webhooks.last_event_id(until) else 9223372036854775807 end;
+  top_event bigint := least(  -- partitions of later days are there, and empty
+    case when isfinite(until) then webhooks.last_event_id(until) end,
+    (select (greatest(webhooks.day_of(), s.last_value / 4294967296) + 1) * 4294967296 - 1
+     from webhooks.events_event_id_seq s));
   top_endpoint bigint := 9223372036854775807;
   position pg_snapshot;
   events bigint[];
@@ -48,9 +50,10 @@ begin
   position := coalesce((
     select s.snapshot from webhooks.shards s where s.shard = webhooks.shard_of(
       site_deliveries.site_id, (select greatest(count(*), 1) from webhooks.shards))), '1:1:');
-  looks := case when num_nonnulls(site_deliveries.type, since, until) = 0 then lim else greatest(lim, 200) end;
+  looks := case when num_nonnulls(site_deliveries.type, site_deliveries.subject, since, until) = 0 then lim
+    else greatest(lim, 200) end;
   loop
-    edge := greatest(low, (least(top_event / 4294967296, webhooks.day_of()) - days) * 4294967296);
+    edge := greatest(low, (top_event / 4294967296 - days) * 4294967296);
     if site_deliveries.subject is not null then
       select array_agg(c.event), array_agg(c.endpoint) into events, endpoints
       from webhooks.deliveries_of_subject(site_deliveries.site_id, site_deliveries.endpoint_id, site_deliveries.subject,
@@ -109,7 +112,7 @@ begin
     if cardinality(events) = looks then
       top_event := events[looks];
       top_endpoint := endpoints[looks];
-      looks := least(2 * looks, 1000);
+      looks := least(4 * looks, 4000);
     else
       exit when edge = low;
       top_event := edge - 1;

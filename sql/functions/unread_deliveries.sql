@@ -22,24 +22,28 @@ begin
   position := coalesce(position, '1:1:');
   return query
     with e as materialized (
-      select v.event_id, v.type, v.site_id, v.endpoint_id from webhooks.events v
+      select v.event_id, v.type, v.endpoint_id from webhooks.events v
       where v.xid >= pg_snapshot_xmax(position) and v.site_id = unread_deliveries.site_id
         and (unread_deliveries.type is null or v.type = unread_deliveries.type)
         and v.event_id + 0 >= low  -- + 0: not along the primary key
       union all
-      select v.event_id, v.type, v.site_id, v.endpoint_id from webhooks.events v
+      select v.event_id, v.type, v.endpoint_id from webhooks.events v
       where v.xid = any (array(select pg_snapshot_xip(position))) and v.site_id = unread_deliveries.site_id
         and (unread_deliveries.type is null or v.type = unread_deliveries.type)
-        and v.event_id + 0 >= low)
+        and v.event_id + 0 >= low
+    ), p as materialized (
+      select q.endpoint_id, q.event_types, q.from_event_id from webhooks.endpoints q
+      where q.site_id = unread_deliveries.site_id
+        and (unread_deliveries.endpoint_id is null or q.endpoint_id = unread_deliveries.endpoint_id)
+    )
     select c.event_id, c.endpoint_id
     from (
       select e.event_id, p.endpoint_id, p.event_types, e.type, e.endpoint_id as only_endpoint_id
-      from e join webhooks.endpoints p on p.site_id = e.site_id
+      from e cross join p
       where e.event_id <= top_event and e.event_id > p.from_event_id
-        and (unread_deliveries.endpoint_id is null or p.endpoint_id = unread_deliveries.endpoint_id)
         and (e.event_id, p.endpoint_id) < (top_event, top_endpoint)
       order by 1 desc, 2 desc
-      offset 0) c  -- what costs a call or a look is asked of the newest ones, until there are enough
+      offset 0) c  -- the conditions below cost more: they are evaluated until there are enough rows
     where (c.only_endpoint_id = c.endpoint_id or c.only_endpoint_id is null and webhooks.takes(c.event_types, c.type))
       and not exists (
         select from webhooks.attempts a where a.event_id = c.event_id and a.endpoint_id = c.endpoint_id offset 0)

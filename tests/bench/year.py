@@ -1,4 +1,4 @@
-"""What pages of a site, and the count of an hour, cost on a log of 90 days: 50 million attempts, a million endpoints.
+"""The cost of a site's pages, and of the count of an hour, on 90 days with 50 million attempts and a million endpoints.
 
 Sites have one to five endpoints, and the busiest endpoints most of the attempts. One site has 10 endpoints and 6 % of the
 attempts, another 100 endpoints and 1 %. Of the deliveries 3 % fail at first, 0.2 % for good. The last full hour has a
@@ -181,6 +181,9 @@ async def load(url: str, scale: Scale) -> None:
     )
     waiting = list(days)
     await asyncio.gather(*(count_days(url, waiting, today) for _ in range(os.cpu_count() or 1)))
+    await connection.execute(
+        "create table public.rush as select next_hour as hour from webhooks.upkeep where what = 'activity'"
+    )
     await connection.execute("drop table public.shape")
     await connection.execute("vacuum (analyze)")
     await connection.close()
@@ -226,20 +229,30 @@ async def count_days(url: str, waiting: list[int], today: int) -> None:
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 PAGE = 50
-NAMED = "select * from webhooks.site_deliveries($1, {filter} before => ${n}, lim => " + str(PAGE) + ")"
-MISSED = f"select * from webhooks.missed_since($1, now() - $2::text::interval, $3, {PAGE})"
+MISSED = "select * from webhooks.missed_since($1, now() - $2::text::interval, $3, $4)"
 ACTIVITY = "select * from webhooks.endpoint_activity($1, now() - $2::text::interval, null, $3)"
 DETAIL = "select * from webhooks.delivery_detail($1, $2)"
-FILTERS: dict[str, tuple[str, object]] = {
-    "any": ("", None),
-    "delivered": ("state => $2,", "delivered"),
-    "pending": ("state => $2,", "pending"),
-    "failed": ("state => $2,", "failed"),
-    "type": ("type => $2,", "product_created"),
-    "subject": ("subject => $2,", "customer/1"),
-    "since 30 days": ("since => now() - $2::text::interval,", "30 days"),
-    "until 30 days ago": ("until => now() - $2::text::interval,", "30 days"),
+FILTERS: dict[str, tuple[str, ...]] = {  # an argument of site_deliveries, and its value
+    "any": (),
+    "delivered": ("state => $4,", "delivered"),
+    "pending": ("state => $4,", "pending"),
+    "failed": ("state => $4,", "failed"),
+    "type": ("type => $4,", "product_created"),
+    "subject": ("subject => $4,", "customer/1"),
+    "since 30 days": ("since => now() - $4::text::interval,", "30 days"),
+    "until 30 days ago": ("until => now() - $4::text::interval,", "30 days"),
 }
+
+
+def named(argument: str = "") -> str:
+    """Return the statement of a page of a site, its cursor and its rows; a filter has the fourth parameter."""
+    return f"select * from webhooks.site_deliveries($1, {argument} before => $2, lim => $3)"
+
+
+def worked_ms(connection: asyncpg.Connection) -> float:
+    """Return the CPU time of a session's process, which a busy machine spoils less; 0 if the server runs elsewhere."""
+    schedule = Path(f"/proc/{connection.get_server_pid()}/schedstat")
+    return int(schedule.read_text().split()[0]) / 1e6 if schedule.exists() else 0.0
 
 
 class Table:
@@ -247,7 +260,6 @@ class Table:
 
     def __init__(self, connection: asyncpg.Connection, calls: int) -> None:
         self._connection, self._calls = connection, calls
-        self._schedule = Path(f"/proc/{connection.get_server_pid()}/schedstat")
 
     async def line(self, name: str, sql: str, arguments: list[tuple[object, ...]]) -> None:
         """Warm up with one call of each, then call; the rows are those of one call, on average."""
@@ -257,30 +269,33 @@ class Table:
         found = [len(await self._connection.fetch(sql, *each)) for each in arguments]
         took, worked = [], []
         for n in range(self._calls):
-            began, before = time.perf_counter(), self._worked_ms()
+            began, before = time.perf_counter(), worked_ms(self._connection)
             await self._connection.fetch(sql, *arguments[n % len(arguments)])
             took.append(1000 * (time.perf_counter() - began))
-            worked.append(self._worked_ms() - before)
+            worked.append(worked_ms(self._connection) - before)
         print(
             f"{name:55} {statistics.median(took):9.2f} {percentile(took, 0.99):9.2f} {statistics.median(worked):9.2f}"
             f" {statistics.mean(found):7.1f}",
             flush=True,
         )
 
-    def _worked_ms(self) -> float:
-        """Return the CPU time of the server's process: what a busy machine does not spoil; 0 if it runs elsewhere."""
-        return int(self._schedule.read_text().split()[0]) / 1e6 if self._schedule.exists() else 0.0
 
+async def cursor(
+    connection: asyncpg.Connection, sql: str, first: tuple[object, ...], rest: tuple[object, ...], page: int
+) -> str | None:
+    """Return the cursor before a page, or before the last one if there are fewer; None if there is one page only.
 
-async def cursor(connection: asyncpg.Connection, sql: str, *arguments: object, page: int) -> str | None:
-    """Return the cursor before a page, or before the last one if there are fewer; None if there is one page only."""
-    last = at = None
-    for _ in range(page - 1):
-        rows = await connection.fetch(sql, *arguments, at)
-        if len(rows) < PAGE:
-            return last
-        last, at = at, rows[-1]["cursor"]
-    return at
+    The cursor and the number of rows are between the first arguments and the rest.
+    """
+    cursors: list[str] = []
+    while missing := PAGE * (page - 1) - len(cursors):
+        at = cursors[-1] if cursors else None
+        rows = await connection.fetch(sql, *first, at, min(1000, missing), *rest)
+        if not rows:
+            cursors = cursors[: (len(cursors) - 1) // PAGE * PAGE]
+            break
+        cursors += [row["cursor"] for row in rows]
+    return cursors[-1] if cursors else None
 
 
 async def measure(url: str, scale: Scale, calls: int) -> None:
@@ -302,18 +317,15 @@ async def measure(url: str, scale: Scale, calls: int) -> None:
         "big site": ["big"],
     }
     print(f"{'':55} {'median ms':>9} {'p99 ms':>9} {'CPU ms':>9} {'rows':>7}")
-    for what, (text, value) in FILTERS.items():
-        sql = NAMED.format(filter=text, n=3 if text else 2)
-        chosen = [value] if text else []
+    for what, (argument, *value) in {name: found or ("",) for name, found in FILTERS.items()}.items():
+        sql = named(argument)
         for kind, names in sites.items():
-            await table.line(
-                f"site_deliveries, {what}, {kind}, page 1", sql, [(name, *chosen, None) for name in names]
-            )
-            if kind in {"100 endpoints", "big site"}:
-                at = await cursor(connection, sql, names[0], *chosen, page=100)
-                await table.line(
-                    f"site_deliveries, {what}, {kind}, page 100", sql, [(names[0], *chosen, at)] if at else []
-                )
+            for page in (1,) if len(names) > 1 else (1, 100):
+                pages = []
+                for site in names:
+                    at = await cursor(connection, sql, (site,), tuple(value), page)
+                    pages += [(site, at, PAGE, *value)] if at or page == 1 else []
+                await table.line(f"site_deliveries, {what}, {kind}, page {page}", sql, pages)
     await endpoints(connection, table, small)
     await table.line("unclaimed", query("list_unclaimed"), [(90, PAGE)])
     await table.line("storage", query("read_storage"), [("webhooks",)])
@@ -322,37 +334,45 @@ async def measure(url: str, scale: Scale, calls: int) -> None:
 
 
 async def endpoints(connection: asyncpg.Connection, table: Table, small: list[str]) -> None:
-    few = [
-        row[0]
-        for row in await connection.fetch(
-            "select min(endpoint_id) from webhooks.endpoints where site_id = any ($1::text[]) group by site_id",
-            small,
-        )
-    ]
-    one = NAMED.format(filter="endpoint_id => $2,", n=3)
+    """Measure the functions that are asked for an endpoint."""
+    rows = await connection.fetch(
+        "select site_id, min(endpoint_id) from webhooks.endpoints where site_id = any ($1::text[]) group by 1",
+        small,
+    )
+    one = named("endpoint_id => $4,")
     kinds = {
-        "small endpoints": (few, [(site, endpoint) for site, endpoint in zip(small, few, strict=False)]),
-        "big endpoints": (list(range(1, BIG + 1)), [("big", endpoint) for endpoint in range(1, BIG + 1)]),
+        "small endpoints": [tuple(row) for row in rows],
+        "big endpoints": [("big", endpoint) for endpoint in range(1, BIG + 1)],
     }
-    for kind, (ids, pairs) in kinds.items():
-        await table.line(f"site_deliveries, endpoint, {kind}, page 1", one, [(*pair, None) for pair in pairs])
+    for kind, pairs in kinds.items():
+        await table.line(
+            f"site_deliveries, endpoint, {kind}, page 1",
+            one,
+            [(site, None, PAGE, which) for site, which in pairs],
+        )
         for days in ("1 day", "90 days"):
-            await table.line(f"missed_since, {days}, {kind}, page 1", MISSED, [(i, days, None) for i in ids])
+            await table.line(
+                f"missed_since, {days}, {kind}, page 1",
+                MISSED,
+                [(which, days, None, PAGE) for _, which in pairs],
+            )
         for days, unit in (("1 day", "hour"), ("90 days", "hour"), ("90 days", "day")):
             await table.line(
-                f"endpoint_activity, {days} by {unit}, {kind}", ACTIVITY, [(i, days, unit) for i in ids]
+                f"endpoint_activity, {days} by {unit}, {kind}",
+                ACTIVITY,
+                [(which, days, unit) for _, which in pairs],
             )
-    at = await cursor(connection, one, "big", 1, page=100)
+    at = await cursor(connection, one, ("big",), (1,), 100)
     await table.line(
-        "site_deliveries, endpoint, big endpoints, page 100", one, [("big", 1, at)] if at else []
+        "site_deliveries, endpoint, big endpoints, page 100", one, [("big", at, PAGE, 1)] if at else []
     )
-    at = await cursor(connection, MISSED, 1, "90 days", page=100)
+    at = await cursor(connection, MISSED, (1, "90 days"), (), 100)
     await table.line(
-        "missed_since, 90 days, big endpoints, last page", MISSED, [(1, "90 days", at)] if at else []
+        "missed_since, 90 days, big endpoints, last page", MISSED, [(1, "90 days", at, PAGE)] if at else []
     )
     for page in (1, 100):
-        at = await cursor(connection, NAMED.format(filter="", n=2), "big", page=page)
-        rows = await connection.fetch(NAMED.format(filter="", n=2), "big", at)
+        at = await cursor(connection, named(), ("big",), (), page)
+        rows = await connection.fetch(named("state => $4,"), "big", at, PAGE, "delivered")
         await table.line(
             f"delivery_detail, of page {page}",
             DETAIL,
@@ -361,13 +381,13 @@ async def endpoints(connection: asyncpg.Connection, table: Table, small: list[st
 
 
 async def as_site(url: str, small: list[str], calls: int) -> None:
-    """The same as the role of a site's own pages."""
+    """Measure the first pages as the role of a site's own pages."""
     connection = await asyncpg.connect(url)
     await connection.execute("set role webhooks_site")
     for kind, site in (("a small site", small[0]), ("100 endpoints", "many"), ("big site", "big")):
         await connection.execute("select set_config('webhooks.site_id', $1, false)", site)
         await Table(connection, calls).line(
-            f"site_deliveries, as webhooks_site, {kind}", NAMED.format(filter="", n=2), [(site, None)]
+            f"site_deliveries, as webhooks_site, {kind}", named(), [(site, None, PAGE)]
         )
     await connection.close()
 
@@ -376,15 +396,16 @@ async def as_site(url: str, small: list[str], calls: int) -> None:
 
 INSERT = """insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, outcome, site_id)
 select (last_value / 4294967296) * 4294967296 + 4294967295, 1, now(), 1, 1, 'delivered', 'big' from webhooks.events_event_id_seq"""
-LOCKS = "select distinct mode from pg_locks where pid = $1 and relation = any (array(select oid from pg_class where relnamespace = 'webhooks'::regnamespace))"
+LOCKS = """select distinct l.mode from pg_locks l join pg_class c on c.oid = l.relation
+where l.pid = $1 and l.locktype = 'relation' and c.relnamespace = 'webhooks'::regnamespace"""
 NOT_GRANTED = "select count(*) from pg_locks where not granted"
 
 
 async def roll_up(url: str) -> None:
     """Count the hour beside inserts of attempts."""
     counting, inserting, looking = [await asyncpg.connect(url) for _ in range(3)]
-    pid = await counting.fetchval("select pg_backend_pid()")
-    began = time.perf_counter()
+    pid = counting.get_server_pid()
+    began, before = time.perf_counter(), worked_ms(counting)
     counted = asyncio.create_task(counting.fetchval("select webhooks.roll_up_hour('0')"))
     modes: set[str] = set()
     slowest_ms, waits, inserts = 0.0, 0, 0
@@ -399,11 +420,11 @@ async def roll_up(url: str) -> None:
         modes |= {row[0] for row in await looking.fetch(LOCKS, pid)}
         waits += await looking.fetchval(NOT_GRANTED)
         await asyncio.sleep(0.01)
-    took = time.perf_counter() - began
+    took, worked = time.perf_counter() - began, (worked_ms(counting) - before) / 1000
     counts = "select sum(attempts), count(*) from webhooks.endpoint_hours where hour = $1"
     attempts, rows = await counting.fetchrow(counts, await counted)
     print(
-        f"roll_up_hour: {took:.2f} s for {attempts} attempts, {rows} endpoints; {inserts} inserts beside it, the slowest"
+        f"roll_up_hour: {took:.2f} s, {worked:.2f} s of them CPU, for {attempts} attempts, {rows} endpoints; {inserts} inserts beside it, the slowest"
         f" {slowest_ms:.1f} ms; locks {', '.join(sorted(modes))}; {waits} waits seen"
     )
     for each in (counting, inserting, looking):
@@ -411,13 +432,13 @@ async def roll_up(url: str) -> None:
 
 
 async def uncount(url: str) -> None:
-    """Take the last hour out of the counts: it is counted again."""
+    """Take the hour out of the counts: it is counted again."""
     connection = await asyncpg.connect(url)
     await connection.execute(
-        "update webhooks.upkeep set next_hour = (select max(hour) from webhooks.endpoint_hours) where what = 'activity'"
+        "update webhooks.upkeep set next_hour = (select hour from public.rush) where what = 'activity'"
     )
     await connection.execute(
-        "delete from webhooks.endpoint_hours where hour = (select next_hour from webhooks.upkeep where what = 'activity')"
+        "delete from webhooks.endpoint_hours where hour >= (select hour from public.rush)"
     )
     await connection.execute("vacuum (analyze) webhooks.endpoint_hours")
     await connection.close()
@@ -453,9 +474,8 @@ async def main() -> None:
         else:
             url = await fresh(own, DATABASE)
             await load(url, scale)
-        for n in range(1 if given.quick else 3):
-            if n or given.reuse:
-                await uncount(url)
+        for _ in range(1 if given.quick else 3):
+            await uncount(url)
             await roll_up(url)
         await measure(url, scale, 2 if given.quick else CALLS)
 
