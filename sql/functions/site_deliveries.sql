@@ -24,8 +24,8 @@ declare
   position pg_snapshot;
   events bigint[];
   endpoints bigint[];
-  edge bigint;
-  days int := 1;
+  edge bigint;  -- no id below it is read in this round
+  days int := 1;  -- how many before that of the top event
   looks int;
   n int;
   found_rows int := 0;

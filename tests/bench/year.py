@@ -6,7 +6,8 @@ million attempts and is not counted yet; some thousand events at the end are unr
 
 usage: year.py [--quick] [--attempts N] [--endpoints N] [--days N] [--rush N] [--reuse]
 Takes the server of PGHOOKD_TEST_DATABASE_URL, a superuser's, or one of its own. The database `year` is left there, and
---reuse measures it again. Prints milliseconds and keeps no baseline.
+--reuse measures it again. Prints milliseconds and keeps no baseline; CPU is that of the server's process, which a busy
+machine changes less.
 """
 
 from __future__ import annotations
