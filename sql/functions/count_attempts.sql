@@ -10,14 +10,15 @@ begin
   return query
     select s.hour, s.endpoint_id, sum(s.n)::int, sum(s.delivered)::int, array_agg(s.slot), array_agg(s.n), s.site_id
     from (
-      select date_trunc('hour', a.attempted_at, 'UTC') as hour, a.endpoint_id, a.site_id,
+      select date_trunc('hour', a.attempted_at, 'UTC') as hour, a.site_id,
+        a.endpoint_id + 0 as endpoint_id,  -- + 0: not in the order of an index
         floor(10 * log(least(greatest(a.duration_ms, 1), 99999)))::smallint as slot,
         count(*)::int as n, count(*) filter (where a.outcome = 'delivered') as delivered
       from webhooks.attempts a
       where a.attempted_at >= low and a.attempted_at < high
         and (count_attempts.endpoint_id is null or a.endpoint_id = count_attempts.endpoint_id)
-      group by 1, 2, 3, 4) s
-    group by s.hour, s.endpoint_id, s.site_id;
+      group by 3, 2, 1, 4) s  -- the endpoint first: a sort is fast if its first key differs
+    group by s.endpoint_id, s.site_id, s.hour;
 end $$;
 comment on function webhooks.count_attempts is
   'Counts the attempts of a time by endpoint and hour. A part of roll_up_hour and endpoint_activity';

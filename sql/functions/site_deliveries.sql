@@ -1,6 +1,7 @@
 -- The log of a site, for a platform's own settings page: its deliveries, newest first, in keyset pages. It reads pages
--- of candidates until enough of them pass; a filter that nearly nothing passes reads on to the end.
--- needs: day_of, deliveries_of_subject, first_event_id, recent_deliveries, sees_site, shard_of, unread_deliveries, webhook_id
+-- of candidates until enough of them pass; a filter that nearly nothing passes reads on to the end. The newest days are
+-- read first, then ever more of them: each day costs a step into its index for each endpoint, with a row or without.
+-- needs: day_of, deliveries_of_subject, first_event_id, last_event_id, recent_deliveries, sees_site, shard_of, unread_deliveries, webhook_id
 create or replace function webhooks.site_deliveries(
   site_id text, endpoint_id bigint default null, state text default null, type text default null,
   subject text default null, since timestamptz default null, until timestamptz default null, before text default null,
@@ -15,12 +16,16 @@ declare
     case when site_deliveries.state is null then '{delivered,pending,failed}' else array[site_deliveries.state] end;
   low constant bigint :=
     case when isfinite(since) and since > '2020-01-02' then webhooks.first_event_id(since) else 0 end;
-  top_event bigint := case when isfinite(until)  -- an id may be drawn a day after its transaction began
-    then (greatest(0, webhooks.day_of(until)) + 2) * 4294967296 - 1 else 9223372036854775807 end;
+  top_event bigint := least(  -- partitions of later days are there, and empty
+    case when isfinite(until) then webhooks.last_event_id(until) end,
+    (select (greatest(webhooks.day_of(), s.last_value / 4294967296) + 1) * 4294967296 - 1
+     from webhooks.events_event_id_seq s));
   top_endpoint bigint := 9223372036854775807;
   position pg_snapshot;
   events bigint[];
   endpoints bigint[];
+  edge bigint;  -- no id below it is read in this round
+  days int := 1;  -- how many before that of the top event
   looks int;
   n int;
   found_rows int := 0;
@@ -45,27 +50,28 @@ begin
   position := coalesce((
     select s.snapshot from webhooks.shards s where s.shard = webhooks.shard_of(
       site_deliveries.site_id, (select greatest(count(*), 1) from webhooks.shards))), '1:1:');
-  looks := case when num_nonnulls(site_deliveries.type, since, until) = 0 then lim else greatest(lim, 200) end;
+  looks := case when num_nonnulls(site_deliveries.type, site_deliveries.subject, since, until) = 0 then lim
+    else greatest(lim, 200) end;
   loop
+    edge := greatest(low, (top_event / 4294967296 - days) * 4294967296);
     if site_deliveries.subject is not null then
       select array_agg(c.event), array_agg(c.endpoint) into events, endpoints
       from webhooks.deliveries_of_subject(site_deliveries.site_id, site_deliveries.endpoint_id, site_deliveries.subject,
-        low, top_event, top_endpoint, looks) c;
+        edge, top_event, top_endpoint, looks) c;
     else
       select array_agg(c.event order by c.event desc, c.endpoint desc),
         array_agg(c.endpoint order by c.event desc, c.endpoint desc)
       into events, endpoints
       from (
         select r.event, r.endpoint from webhooks.recent_deliveries(
-          site_deliveries.site_id, site_deliveries.endpoint_id, states, low, top_event, top_endpoint, looks) r
+          site_deliveries.site_id, site_deliveries.endpoint_id, states, edge, top_event, top_endpoint, looks) r
         union
-        select u.event, u.endpoint from webhooks.unread_deliveries(
-          site_deliveries.site_id, site_deliveries.endpoint_id, low, top_event, top_endpoint, looks) u
+        select u.event, u.endpoint from webhooks.unread_deliveries(site_deliveries.site_id,
+          site_deliveries.endpoint_id, site_deliveries.type, edge, top_event, top_endpoint, looks) u
         where 'pending' = any (states)
         order by 1 desc, 2 desc
         limit looks) c;
     end if;
-    exit when events is null;
     return query
       select k.event_id || '.' || k.endpoint_id, k.event_id, webhooks.webhook_id(e.event_id, e.created_at),
         k.endpoint_id, e.type, e.subject, s.state, s.detail, coalesce(b.attempts, d.attempts, a.attempt, 0)::int,
@@ -102,9 +108,17 @@ begin
       limit lim - found_rows;
     get diagnostics n = row_count;
     found_rows := found_rows + n;
-    exit when found_rows = lim or cardinality(events) < looks;
-    top_event := events[looks];
-    top_endpoint := endpoints[looks];
+    exit when found_rows = lim;
+    if cardinality(events) = looks then
+      top_event := events[looks];
+      top_endpoint := endpoints[looks];
+      looks := least(4 * looks, 4000);
+    else
+      exit when edge = low;
+      top_event := edge - 1;
+      top_endpoint := 9223372036854775807;
+      days := 16 * days;
+    end if;
   end loop;
 end $$;
 comment on function webhooks.site_deliveries is

@@ -826,3 +826,98 @@ async def test_an_endpoint_shows_its_hours_at_one_index_step_each(session):
         assert await session.fetchval(ask, unit) in {rows, rows + 1}
         plan = await explain(session, ask, unit)
         assert plan.run_pages < 4 * 10 * 24 + 12 * (DAYS + 8)
+
+
+# The log of a site ------------------------------------------------------------------------------------------------
+
+LOG = f"""
+set webhooks.bell = off;
+insert into webhooks.sites (site_id, name, endpoints_max) values ('log', 'L', null), ('wide', 'W', null);
+insert into webhooks.endpoints (endpoint_id, site_id, url)
+select 900000 + n, case when n <= 3 then 'log' else 'wide' end, 'http://x' from generate_series(1, 103) n;
+insert into webhooks.events (xid, event_id, site_id, type, payload, created_at, subject) overriding system value
+select '{FIRST_XID}', (webhooks.day_of() - d) * {DAY} + 500000 + n * 2000,
+  case when n <= 100 then 'log' else 'wide' end,
+  case n % 2 when 0 then 'order_created' else 'order_updated' end, '{{}}',
+  date_trunc('day', now(), 'UTC') - d * interval '1 day' + n * interval '10 minutes', 'order/' || n % 4
+from generate_series(0, {DAYS - 1}) d, generate_series(1, 101) n;
+insert into webhooks.attempts (event_id, endpoint_id, attempted_at, duration_ms, attempt, status, outcome, site_id)
+select e.event_id, p.endpoint_id, e.created_at, 12, 1, 200, 'delivered', e.site_id
+from webhooks.events e join webhooks.endpoints p using (site_id)
+where e.site_id in ('log', 'wide') and e.event_id % {DAY} % 100000 <> 0;
+insert into webhooks.dead (event_id, endpoint_id, site_id, reason, attempts)
+select e.event_id, p.endpoint_id, e.site_id, 'exhausted', 10
+from webhooks.events e join webhooks.endpoints p using (site_id)
+where e.site_id in ('log', 'wide') and e.event_id % {DAY} % 100000 = 0;
+insert into webhooks.shards (shard, snapshot) values (0, pg_current_snapshot());
+"""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def logged(filled):
+    """Two sites whose events are settled: 3 endpoints with 100 deliveries a day each, and 100 endpoints with one.
+
+    For the last tests here: the others count pages in the same tables.
+    """
+    connection = await asyncpg.connect(filled)
+    await connection.execute(LOG)
+    await connection.close()
+
+
+@pytest.fixture
+async def log(logged, session):
+    return session
+
+
+async def page_of(session, site, before, **asked):
+    """Return the plan of a page, and its rows."""
+    names = "".join(f", {name} => {literal(value)}" for name, value in asked.items())
+    sql = f"select * from webhooks.site_deliveries('{site}', before => $1{names})"
+    rows = await session.fetch(sql, before)  # so that catalogues are read
+    return await explain(session, sql, before), rows
+
+
+async def test_a_page_of_a_site_costs_the_same_wherever_it_is(log, today):
+    """The first page, and those 16 and 80 days back: page 100, and one of the last."""
+    for asked, most in (
+        ({}, 1_500),
+        ({"state": "delivered"}, 1_500),
+        ({"state": "pending"}, 1_500),
+        ({"state": "failed"}, 1_500),
+        ({"endpoint_id": 900_002}, 1_500),
+        ({"type": "order_created"}, 3_000),
+        ({"subject": "order/3"}, 1_500),
+    ):
+        first, rows = await page_of(log, "log", None, **asked)
+        assert first.run_pages < most, (asked, first.run_pages)
+        for days in (16, 80):
+            at = f"{(today - days) * DAY + 500_000 + 50 * 2_000}.900001"
+            later, more = await page_of(log, "log", at, **asked)
+            assert later.run_pages < 1.2 * first.run_pages + 200, (asked, days, later.run_pages)
+            assert len(more) == len(rows)
+
+
+async def test_a_page_reads_the_newest_days_if_they_have_enough(log):
+    """Not of each endpoint as many as the page has: that would be 50 days of a hundred endpoints."""
+    plan, rows = await page_of(log, "wide", None)
+    assert len(rows) == 50
+    assert plan.run_pages < 4_000
+
+
+async def test_unread_events_are_looked_up_until_the_page_is_full(log, today):
+    """2,000 unread events of three endpoints."""
+    await log.execute(
+        f"""insert into webhooks.events (event_id, site_id, type, payload) overriding system value
+        select {today * DAY} + 900000 + n, 'log', 'order_created', '{{}}' from generate_series(1, 2000) n"""
+    )
+    await log.execute("update webhooks.endpoints set from_event_id = 0 where site_id = 'log'")
+    plan, rows = await page_of(log, "log", None, state="pending")
+    assert [row["detail"] for row in rows] == ["unread"] * 50
+    assert plan.run_pages < 3_000
+
+
+async def test_the_end_of_a_time_is_searched_by_halves(log):
+    sql = "select webhooks.last_event_id(now() - interval '30 days')"
+    await log.fetchval(sql)  # so that catalogues are read
+    plan = await explain(log, sql)
+    assert plan.run_pages < 200

@@ -178,6 +178,26 @@ async def test_a_time(log):
     assert first < middle < last
 
 
+async def test_a_time_includes_events_of_slow_transactions(log):
+    """An event every half hour of yesterday; that of 9:50 was inserted at 10:40."""
+    con = log.con
+    await con.execute("select webhooks.attach_day(webhooks.day_of() - 1)")
+    await con.execute("update webhooks.endpoints set from_event_id = 0")
+    await con.execute(
+        "insert into webhooks.events (event_id, site_id, type, payload, created_at) overriding system value"
+        " select (webhooks.day_of() - 1) * 4294967296 + k * 10000, 's', 'order_created', '{}',"
+        "   date_trunc('day', now(), 'UTC') - interval '1 day' + case k when 21 then interval '590 minutes'"
+        "   else k * interval '30 minutes' end"
+        " from generate_series(0, 47) k"
+    )
+    ten = "date_trunc('day', now(), 'UTC') - interval '14 hours'"
+    until = await con.fetchval(f"select {ten}")
+    last = await con.fetchval(f"select webhooks.last_event_id({ten}) % 4294967296")
+    assert 21 * 10_000 <= last < 21 * 10_000 + 1_000  # the next one is that of 11:00, an hour later
+    numbers = [row["event_id"] % DAY // 10_000 for row in await log.all(50, until=until)]
+    assert numbers == [k for k in (21, *range(19, -1, -1)) for _ in range(2)]
+
+
 async def test_an_event_that_was_read_and_not_taken_makes_no_delivery(log):
     """Filtered, for example: read to the end, and no row."""
     await log.con.execute(
