@@ -71,6 +71,17 @@ async def test_a_usable_endpoint_is_ready(session, judge):
     assert await judge.step() == 0
 
 
+async def test_a_judgement_rings_no_bell(session, judge, database, connect):
+    heard = []
+    listener = await connect(database)
+    await listener.add_listener("pghookd", lambda *said: heard.append(said[-1]))
+    endpoint_id = await add(session)
+    await judge.step()
+    await session.execute("update webhooks.endpoints set description = 'd'")  # the setting ended with the judgement
+    await listener.execute("select")  # brings what was sent before
+    assert heard == [f"endpoints:{endpoint_id}"] * 2
+
+
 @pytest.mark.parametrize(
     ("url", "columns", "why"),
     [
