@@ -23,12 +23,12 @@ begin
   return query
     with e as materialized (
       select v.event_id, v.type, v.endpoint_id from webhooks.events v
-      where v.xid >= pg_snapshot_xmax(position) and v.site_id = unread_deliveries.site_id
+      where v.xid >= pg_snapshot_xmax(position) and v.site_id || '' = unread_deliveries.site_id
         and (unread_deliveries.type is null or v.type = unread_deliveries.type)
-        and v.event_id + 0 >= low  -- + 0: not along the primary key
+        and v.event_id + 0 >= low  -- + 0, || '': along no other index
       union all
       select v.event_id, v.type, v.endpoint_id from webhooks.events v
-      where v.xid = any (array(select pg_snapshot_xip(position))) and v.site_id = unread_deliveries.site_id
+      where v.xid = any (array(select pg_snapshot_xip(position))) and v.site_id || '' = unread_deliveries.site_id
         and (unread_deliveries.type is null or v.type = unread_deliveries.type)
         and v.event_id + 0 >= low
     ), p as materialized (

@@ -77,7 +77,9 @@ async def test_a_judgement_rings_no_bell(session, judge, database, connect):
     await listener.add_listener("pghookd", lambda *said: heard.append(said[-1]))
     endpoint_id = await add(session)
     await judge.step()
-    await session.execute("update webhooks.endpoints set description = 'd'")  # the setting ended with the judgement
+    await session.execute(
+        "update webhooks.endpoints set description = 'd'"
+    )  # the setting ended with the judgement
     await listener.execute("select")  # brings what was sent before
     assert heard == [f"endpoints:{endpoint_id}"] * 2
 
