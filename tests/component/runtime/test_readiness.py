@@ -80,7 +80,7 @@ async def test_a_judgement_rings_no_bell(session, judge, database, connect):
     await session.execute(
         "update webhooks.endpoints set description = 'd'"
     )  # the setting ended with the judgement
-    await listener.execute("select")  # brings what was sent before
+    await listener.execute("select")  # notifications sent before come first
     assert heard == [f"endpoints:{endpoint_id}"] * 2
 
 
