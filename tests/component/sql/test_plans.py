@@ -850,7 +850,8 @@ select e.event_id, p.endpoint_id, e.site_id, 'exhausted', 10
 from webhooks.events e join webhooks.endpoints p using (site_id)
 where e.site_id in ('log', 'wide') and e.event_id % {DAY} % 100000 = 0;
 insert into webhooks.shards (shard, snapshot)
-select 0, format('%1$s:%1$s:', greatest({LAST_XID + 1}, pg_snapshot_xmax(pg_current_snapshot())::text::bigint))::pg_snapshot;
+select 0, format('%1$s:%1$s:', greatest({LAST_XID + 1}, pg_snapshot_xmax(now.snapshot)::text::bigint))::pg_snapshot
+from pg_current_snapshot() now(snapshot);
 """
 
 
