@@ -23,7 +23,7 @@ DDL = [
     "alter table webhooks.events drop column note",
     "alter table webhooks.attempts add column note text",
     "alter table webhooks.attempts alter column duration_ms type double precision",
-    "create index attempts_by_time on webhooks.attempts (attempted_at)",
+    "create index attempts_by_start on webhooks.attempts (attempted_at)",
     "alter table webhooks.endpoints add column note text",
     "alter table webhooks.endpoints alter column description type varchar(500)",
     "alter table webhooks.endpoints alter column timeout_s type double precision",

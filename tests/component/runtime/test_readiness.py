@@ -77,9 +77,8 @@ async def test_a_judgement_rings_no_bell(session, judge, database, connect):
     await listener.add_listener("pghookd", lambda *said: heard.append(said[-1]))
     endpoint_id = await add(session)
     await judge.step()
-    await session.execute(
-        "update webhooks.endpoints set description = 'd'"
-    )  # the setting ended with the judgement
+    # The setting ended with the judgement.
+    await session.execute("update webhooks.endpoints set description = 'd'")
     await listener.execute("select")  # notifications sent before come first
     assert heard == [f"endpoints:{endpoint_id}"] * 2
 
