@@ -879,7 +879,7 @@ async def page_of(session, site, before, **asked):
 
 
 async def cheapest(session, sql, *args):
-    """Return the plan of the cheapest of three runs: others may plan anew, which reads catalogues."""
+    """Return the plan of the cheapest of three runs: others may have to be planned, which reads catalogues."""
     return min([await explain(session, sql, *args) for _ in range(3)], key=lambda plan: plan.run_pages)
 
 
