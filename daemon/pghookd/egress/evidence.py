@@ -22,6 +22,7 @@ import orjson
 
 HEADERS_BYTES_MAX: Final = 1024  # of names and values
 SECRET_LENGTH_MIN: Final = 4  # characters; shorter texts occur in too many values by chance
+PART_LENGTH_MIN: Final = 12  # of a part of path or query that may be a token; shorter ones are mostly words
 
 _PRIVATE: Final = re.compile("auth|cookie|key|location|passw|refresh|secret|session|signature|token")
 # Request headers that an answer may repeat: the daemon makes their values, which grant nothing.
@@ -32,6 +33,7 @@ _HARMLESS: Final = frozenset(
         "x-webhook-triggered-at",
     }
 )  # fmt: skip
+_BETWEEN: Final = re.compile("[/?&=]")  # parts of path and query
 _UNFIT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # jsonb has no \x00, and no terminal needs the others
 
 RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
@@ -131,7 +133,8 @@ def secrets_of(request: bytes, of_endpoint: Collection[str] = ()) -> list[str]:
     first, *lines = request.decode("latin-1").split("\r\n")
     target = first.split(" ")[1]
     path, _, query = target.partition("?")
-    texts = [path, query, *of_endpoint]
+    parts = (part for part in _BETWEEN.split(target) if len(part) >= PART_LENGTH_MIN)
+    texts = [path, query, *parts, *of_endpoint]
     for line in lines:
         name, _, value = line.partition(": ")
         if name.lower() not in _HARMLESS:

@@ -2,8 +2,8 @@
 -- timestamptz: now; $3 text[]: sites that name no owner; $4 text[]: errors of the outcome blocked that are due to the
 -- platform's policy and not to the URL: these do not count. Failed attempts are counted along attempts_of_endpoint,
 -- over the days in which an event that is still alive may lie; not more than 10,000 of them. As many rows are searched
--- for events that a filter holds up. An incident follows a change of the endpoint if that came in the week before, and
--- nothing was delivered with it until the first failure.
+-- for events that a filter holds up. An incident follows the last change of the endpoint before it, one of its newest
+-- 1,000, if that came in the week before and nothing was delivered with it until the first failure.
 select coalesce(lower(s.owner_email), '') as owner_email, i.endpoint_id, i.state, i.first_failure_at, i.last_failure_at,
   i.last_success_at, i.recovering_at, i.window_at, i.successes, i.last_outcome, i.last_status, i.last_error, i.last_event_id,
   i.last_attempt, i.marks, p.url, p.description, p.enabled, p.disabled_reason, p.snoozed_until, p.timeout_s, s.site_id,
@@ -47,14 +47,18 @@ left join lateral (
 left join lateral (
   select r.changed_at, array(
     select k from jsonb_object_keys(r.changed) k where k in ('url', 'secret', 'auth', 'headers') order by k) as changed
-  from webhooks.endpoint_revisions r
-  where r.endpoint_id = i.endpoint_id and r.revision > 1 and r.changed ?| '{url,secret,auth,headers}'
-    and r.changed_at between i.first_failure_at - interval '7 days' and i.first_failure_at
+  from (
+    select v.* from (
+      select t.revision, t.changed_at, t.changed from webhooks.endpoint_revisions t
+      where t.endpoint_id = i.endpoint_id and t.revision > 1
+      order by t.revision desc limit 1000) v
+    where v.changed ?| '{url,secret,auth,headers}' and v.changed_at <= i.first_failure_at
+    order by v.revision desc limit 1) r
+  where r.changed_at >= i.first_failure_at - interval '7 days'
     and not exists (
       select from (
         select t.outcome, t.revision, t.attempted_at from webhooks.attempts t
         where t.endpoint_id = i.endpoint_id and t.event_id >= (webhooks.day_of(r.changed_at) - 1)::bigint << 32
         order by t.event_id limit 10000) t
-      where t.outcome = 'delivered' and t.revision >= r.revision and t.attempted_at < i.first_failure_at)
-  order by r.revision desc limit 1) c on true
+      where t.outcome = 'delivered' and t.revision >= r.revision and t.attempted_at < i.first_failure_at)) c on true
 where lower(s.owner_email) = any ($1) or s.owner_email is null and s.site_id = any ($3)

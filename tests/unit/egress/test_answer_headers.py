@@ -66,6 +66,12 @@ def test_what_repeats_the_rest_of_the_request_is_kept(value):
     assert kept(f"x-echo: {value}", secrets=secrets_of(REQUEST)) == ({"x-echo": value}, 0)
 
 
+@pytest.mark.parametrize("part", [b"T0KEN-in-a-path", b"T0KEN-in-a-query"])
+def test_a_long_part_of_path_or_query_alone_is_hidden(part):
+    request = b"POST /hooks/T0KEN-in-a-path/x?a=1&sig=T0KEN-in-a-query HTTP/1.1\r\nhost: a.example\r\n\r\n"
+    assert kept(f"x-echo: <{part.decode()}>", secrets=secrets_of(request)) == ({}, 1)
+
+
 def test_a_root_path_and_a_short_query_hide_nothing():
     assert secrets_of(b"POST /?a HTTP/1.1\r\nhost: a.example\r\n\r\n") == []
 
